@@ -1,0 +1,1 @@
+"""Text to batches: tokenizers, records of every input form, padded batches."""

@@ -1,0 +1,169 @@
+"""Tokenizers: loading one, its end-of-text ids and chat template, and the vocabulary that several share."""
+
+import hashlib
+import json
+import os
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from colm_jax.checkpoints.huggingface import DEFER_TOKEN, read_json
+from colm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A Hugging Face fast tokenizer and what the pipeline needs to know of it."""
+
+    backend: Any  # transformers.PreTrainedTokenizerFast
+    directory: Path
+    words: tuple[str, ...]  # token of every id, without the deferral token; "" where an id has none
+    eos_ids: tuple[int, ...]  # every id that ends a text
+    has_defer_token: bool  # the model is in the original Co-LLM's format
+
+    @property
+    def size(self) -> int:
+        """How many words it has, the deferral token not counted."""
+        return len(self.words)
+
+    @property
+    def eos_id(self) -> int:
+        """The id that training appends to a completion."""
+        if not self.eos_ids:
+            raise UserError(f"{self.directory}: the tokenizer names no end-of-text token (eos_token)")
+        return self.eos_ids[0]
+
+    @property
+    def digest(self) -> str:
+        """A hash of words, chat template and special ids: what scores of one tokenizer are bound to."""
+        facts = [self.words, self.eos_ids, self.backend.chat_template, self.encode("a b")]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with the tokenizer's own special tokens (BOS)."""
+        return self.backend(text, add_special_tokens=True)["input_ids"]
+
+    def encode_pair(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
+        """Ids of prompt + completion + EOS, read as one text, and which of them belong to the completion.
+
+        A token that spans the border belongs to the completion.
+        """
+        read = self.backend(prompt + completion, add_special_tokens=True, return_offsets_mapping=True)
+        offsets = read["offset_mapping"]
+        targets = [end > len(prompt) and end > start for start, end in offsets]
+        return [*read["input_ids"], self.eos_id], [*targets, True]
+
+    def encode_chat(self, messages: list[dict[str, str]], where: str) -> tuple[list[int], list[bool]]:
+        """Ids of a conversation by the chat template, and which of them an assistant wrote.
+
+        Spans come from rendering each prefix of the conversation, not from searching strings.
+
+        Raises:
+          UserError: there is no template, or it renders a prefix differently from the whole.
+        """
+        ids: list[int] = []
+        targets: list[bool] = []
+        for i, message in enumerate(messages):
+            whole = self._render(messages[: i + 1], False, where)
+            if whole[: len(ids)] != ids:
+                raise UserError(f"{where}: the chat template changes earlier messages when one follows; cannot mask")
+            own = len(whole)
+            if message["role"] == "assistant":
+                opening = self._render(messages[:i], True, where) if i else ids
+                if whole[: len(opening)] != opening:
+                    raise UserError(f"{where}: the chat template's generation prompt is no prefix of the answer")
+                own = len(opening)
+            targets += [False] * (own - len(ids)) + [True] * (len(whole) - own)
+            ids = whole
+        return ids, targets
+
+    def encode_chat_prompt(self, messages: list[dict[str, str]], where: str) -> list[int]:
+        """Ids of a conversation up to where the assistant begins to write."""
+        return self._render(messages, True, where)
+
+    def _render(self, messages: list[dict[str, str]], opening: bool, where: str) -> list[int]:
+        if not self.backend.chat_template:
+            raise UserError(f"{where}: 'messages' need a chat template; {self.directory} has none (use 'prompt')")
+        from jinja2 import TemplateError
+
+        try:
+            return self.backend.apply_chat_template(
+                messages, add_generation_prompt=opening, tokenize=True, return_dict=False
+            )
+        except TemplateError as error:
+            raise UserError(f"{where}: the chat template refuses these messages: {error}") from None
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of written tokens, special tokens left out."""
+        return self.backend.decode(ids, skip_special_tokens=True)
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """Loads the tokenizer of a Hugging Face directory.
+
+    Raises:
+      UserError: none there, or one that transformers cannot read.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # it would note that PyTorch is missing, which is as it should be
+    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(f"{directory}: no tokenizer (tokenizer.json) in it")
+    try:
+        backend = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{directory}: the tokenizer cannot be read: {reason}") from error
+    vocabulary = backend.get_vocab()
+    if not vocabulary:
+        raise UserError(f"{directory}: the tokenizer has no words")
+    words = [""] * (max(vocabulary.values()) + 1)
+    for word, index in vocabulary.items():
+        words[index] = word
+    has_defer = words[-1] == DEFER_TOKEN
+    return Tokenizer(
+        backend=backend,
+        directory=directory,
+        words=tuple(words[:-1] if has_defer else words),
+        eos_ids=_eos_ids(directory, backend),
+        has_defer_token=has_defer,
+    )
+
+
+def _eos_ids(directory: Path, backend: Any) -> tuple[int, ...]:
+    """The tokenizer's EOS first, then what config.json and generation_config.json add."""
+    found = [] if backend.eos_token_id is None else [backend.eos_token_id]
+    for name in ("config.json", "generation_config.json"):
+        if (directory / name).exists():
+            ids = read_json(directory / name).get("eos_token_id")
+            found += [] if ids is None else [ids] if isinstance(ids, int) else ids
+    return tuple(dict.fromkeys(found))
+
+
+def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarray:
+    """The ids that any of these models may write: [V] bool, V the fewest rows of an LM head.
+
+    Args:
+      tokenizers: base first.
+      heads: rows of each model's LM head; rows beyond a tokenizer's words are padding and never written.
+
+    Raises:
+      UserError: two tokenizers give an id that both have to different words.
+    """
+    base = tokenizers[0]
+    size = min(heads)
+    allowed = np.zeros(size, bool)
+    allowed[: min(tokenizer.size for tokenizer in tokenizers)] = True
+    for other in tokenizers[1:]:
+        for index, (ours, theirs) in enumerate(zip(base.words, other.words)):
+            if ours != theirs:
+                raise UserError(
+                    f"tokenizers disagree: id {index} is {ours!r} in {base.directory} and {theirs!r} in "
+                    f"{other.directory}; base and expert must share one vocabulary"
+                )
+    return allowed

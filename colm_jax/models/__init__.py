@@ -1,0 +1,1 @@
+"""The networks: the decoder that is base and expert alike, its KV cache, and the gate."""

@@ -1,0 +1,69 @@
+"""The KV cache: what a model has read of each sequence, and how far.
+
+A pass over new tokens only *reads* the cache and returns the keys and values of those tokens (`Rows`); `write` stores
+them afterwards. So a pass can stand inside `lax.cond` while the write stands outside, and no branch ever returns (and
+copies) a cache. Rows at or beyond a sequence's length are never read: writing rubbish there is harmless.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from colm_jax.models.config import ModelConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """Keys and values of T newly read tokens, one pair per layer."""
+
+    keys: tuple[Float[Array, "B K T h"], ...]
+    values: tuple[Float[Array, "B K T h"], ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of all tokens read so far, one pair per layer."""
+
+    keys: tuple[Float[Array, "B K S h"], ...]  # RoPE already applied
+    values: tuple[Float[Array, "B K S h"], ...]
+    lengths: Int[Array, "B"]  # tokens read of each sequence
+
+    @classmethod
+    def empty(cls, config: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> "KVCache":
+        """A cache of `size` positions. It must exceed the longest text by the longest chunk ever written to it."""
+        shape = (batch, config.kv_heads, size, config.head_dim)
+        layers = range(config.depth)
+        return cls(
+            keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
+            values=tuple(jnp.zeros(shape, dtype) for _ in layers),
+            lengths=jnp.zeros((batch,), jnp.int32),
+        )
+
+    def write(self, rows: Rows, count: Int[Array, "B"]) -> "KVCache":
+        """Stores `rows` behind each sequence's length and lengthens it by `count` (0..T, the valid rows).
+
+        One slice update per sequence: as a scatter (`vmap`) the same write costs five times a whole step on CPU.
+        """
+
+        def put(buffer: Float[Array, "B K S h"], new: Float[Array, "B K T h"]) -> Float[Array, "B K S h"]:
+            for b in range(buffer.shape[0]):
+                start = (b, 0, self.lengths[b], 0)
+                buffer = jax.lax.dynamic_update_slice(buffer, new[b : b + 1].astype(buffer.dtype), start)
+            return buffer
+
+        return KVCache(
+            keys=tuple(map(put, self.keys, rows.keys)),
+            values=tuple(map(put, self.values, rows.values)),
+            lengths=self.lengths + count,
+        )
+
+
+def no_rows(config: ModelConfig, batch: int, time: int, dtype: jnp.dtype) -> Rows:
+    """Rows of a pass that did not happen: what the idle branch of a `lax.cond` returns."""
+    shape = (batch, config.kv_heads, time, config.head_dim)
+    zeros = tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
+    return Rows(keys=zeros, values=zeros)

@@ -1,0 +1,63 @@
+"""Objectives in which nobody says who writes a token: the exact marginal likelihood, and its EM form.
+
+Source: arXiv 2403.03870, section 2.2, generalised to M experts. Shapes: B batch, T predicted positions, M experts.
+Scores under the base are log-probabilities over the vocabulary *without* any deferral column.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from colm_jax.models.gate import log_writers
+
+
+def _joint(
+    gate_logits: Float[Array, "B T M"],
+    base_log_prob: Float[Array, "B T"],
+    expert_log_probs: Float[Array, "B T M"],
+    mask: Bool[Array, "B T"],
+) -> tuple[Float[Array, "B T W"], Float[Array, "B T W"]]:
+    """log P(Z = z) and log P(Z = z) + log p_z(x), with masked positions replaced by zeros before any arithmetic.
+
+    Replacing at the input, not the output, is what keeps gradients there zero even where scores are infinite.
+    """
+    kept = mask.astype(bool)
+    writers = log_writers(jnp.where(kept[..., None], gate_logits, 0.0))
+    scores = jnp.concatenate([base_log_prob[..., None], expert_log_probs], axis=-1)
+    return writers, writers + jnp.where(kept[..., None], scores, 0.0)
+
+
+def marginal_nll(gate_logits, base_log_prob, expert_log_probs, mask):
+    """−Σ mask · log Σ_z P(Z=z) p_z(x).
+
+    Args:
+      gate_logits: [B,T,M] logits g of P(Z) = softmax(0, g).
+      base_log_prob: [B,T] log p_0 of the text's own token, in nats.
+      expert_log_probs: [B,T,M] the same under each expert.
+      mask: [B,T], true where the token counts.
+
+    Returns:
+      (sum, count), two scalars; their quotient is nats per token.
+    """
+    _, joint = _joint(gate_logits, base_log_prob, expert_log_probs, mask)
+    kept = mask.astype(joint.dtype)
+    return -jnp.sum(kept * jax.nn.logsumexp(joint, axis=-1)), jnp.sum(kept)
+
+
+def responsibilities(gate_logits, base_log_prob, expert_log_probs, mask):
+    """P(Z = z | text) at each position, [B,T,M+1], the base first: the E step. Rows where mask is false are zero."""
+    _, joint = _joint(gate_logits, base_log_prob, expert_log_probs, mask)
+    return jax.nn.softmax(joint, axis=-1) * mask[..., None].astype(joint.dtype)
+
+
+def em_loss(gate_logits, base_log_prob, expert_log_probs, mask):
+    """−Σ mask · Σ_z r_z (log P(Z=z) + [z=0] log p_0(x)), r the responsibilities under stop_gradient.
+
+    Arguments and result as `marginal_nll`; the value differs, the gradient is the same (Fisher's identity).
+    """
+    writers, joint = _joint(gate_logits, base_log_prob, expert_log_probs, mask)
+    kept = mask.astype(joint.dtype)
+    r = jax.lax.stop_gradient(jax.nn.softmax(joint, axis=-1))
+    base = jnp.where(mask.astype(bool), base_log_prob, 0.0)
+    expected = jnp.sum(r * writers, axis=-1) + r[..., 0] * base
+    return -jnp.sum(kept * expected), jnp.sum(kept)

@@ -1,0 +1,43 @@
+"""Objectives with labels: plain fine-tuning of the base, and weak supervision of the gate (the paper's baseline)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def sft_loss(base_log_prob, mask):
+    """−Σ mask · log p_0(x): plain cross-entropy of the base, as (sum, count). Shapes [B,T]."""
+    kept = mask.astype(base_log_prob.dtype)
+    return -jnp.sum(kept * jnp.where(mask.astype(bool), base_log_prob, 0.0)), jnp.sum(kept)
+
+
+def weighted_bce(gate_logits, labels, mask, positive_weight):
+    """Binary cross-entropy of each expert's logit against its weak label, positives weighted; (sum, count).
+
+    Args:
+      gate_logits: [B,T,M].
+      labels: [B,T,M], or [B,T] for one expert; 1 where that expert should write.
+      mask: [B,T].
+      positive_weight: factor on the positive term, > 0.
+
+    Returns:
+      The sum over positions of the mean over experts, and the number of positions (not of weights), as in PyTorch's
+      `binary_cross_entropy_with_logits(pos_weight=...)`.
+    """
+    if labels.ndim == gate_logits.ndim - 1:
+        labels = labels[..., None]
+    kept = mask.astype(bool)[..., None]
+    logits = jnp.where(kept, gate_logits, 0.0)
+    labels = jnp.where(kept, labels, 0).astype(logits.dtype)
+    losses = -positive_weight * labels * jax.nn.log_sigmoid(logits) - (1 - labels) * jax.nn.log_sigmoid(-logits)
+    count = mask.astype(logits.dtype)
+    return jnp.sum(count * jnp.mean(losses, axis=-1)), jnp.sum(count)
+
+
+def weak_loss(gate_logits, base_log_prob, labels, mask, positive_weight=5.0):
+    """2/3 · cross-entropy of the base + 1/3 · weighted BCE of the gate against weak labels; (sum, count).
+
+    Shapes: gate_logits [B,T,M], base_log_prob and mask [B,T], labels [B,T] or [B,T,M]. DESIGN, objective `weak`.
+    """
+    nll, count = sft_loss(base_log_prob, mask)
+    bce, _ = weighted_bce(gate_logits, labels, mask, positive_weight)
+    return (2.0 * nll + bce) / 3.0, count
