@@ -1,0 +1,150 @@
+"""Who writes the next token, and which one: every strategy of DESIGN section 1 as one small object.
+
+A strategy says which models must read at a step, and turns their logits into weights over the vocabulary from which
+the token is taken (argmax, or sampling), together with who is named as its source.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from colm_jax.errors import UserError
+from colm_jax.models.gate import log_writers
+
+ALPHA, BETA = 0.1, 0.5  # contrastive_v2 (O'Brien & Lewis 2023, arXiv 2309.09117)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Step:
+    """What is known when a token is to be written. Logits are float32, -inf outside the shared vocabulary."""
+
+    base: Float[Array, "B V"]
+    experts: tuple[Float[Array, "B V"], ...]  # zeros where an expert was not called
+    gate: Float[Array, "B M"]  # gate logits; zeros without a gate
+    deferred: Bool[Array, "B"]  # p_defer > threshold (or the coin of `random`)
+
+
+Choice = tuple[Float[Array, "B V"], Int[Array, "B"]]  # weights to take the token from; source 0..M
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to decide."""
+
+    name: str
+    choose: Callable[[Step], Choice]
+    needs_gate: bool  # reports p_defer, obeys the threshold
+    reads_base: bool = True
+    calls: str = "deferred"  # when experts are called: "never", "deferred", "always"
+    one_expert: bool = True  # of a deferred step only the most probable expert is called
+    experts: tuple[int, int | None] = (1, None)  # fewest and most experts it can work with
+
+
+def _writer(step: Step) -> Int[Array, "B"]:
+    """The most probable expert where deferred (1..M), else the base (0)."""
+    return jnp.where(step.deferred, 1 + jnp.argmax(step.gate, axis=-1), 0)
+
+
+def called(strategy: Strategy, step_gate: Float[Array, "B M"], deferred: Bool[Array, "B"], expert: int):
+    """[B] bool: whether this expert (0-based) must read, for each sequence."""
+    if strategy.calls == "never":
+        return jnp.zeros_like(deferred)
+    if strategy.calls == "always":
+        return jnp.ones_like(deferred)
+    return deferred & (jnp.argmax(step_gate, axis=-1) == expert) if strategy.one_expert else deferred
+
+
+def _defer(step: Step) -> Choice:
+    writer = _writer(step)
+    logits = jnp.stack([step.base, *step.experts])
+    return jnp.take_along_axis(logits, writer[None, :, None], axis=0)[0], writer
+
+
+def _compose(step: Step) -> Choice:
+    """Where deferred, the mixture Σ_z P(Z=z) p_z; the source named is the model that gave the token the most of it."""
+    models = jnp.stack([step.base, *step.experts], axis=1)  # [B, M+1, V]
+    joint = log_writers(step.gate)[..., None] + jax.nn.log_softmax(models, axis=-1)
+    mixture = jax.nn.logsumexp(joint, axis=1)
+    best = jnp.argmax(mixture, axis=-1)
+    source = jnp.argmax(jnp.take_along_axis(joint, best[:, None, None], axis=2)[..., 0], axis=-1)
+    return jnp.where(step.deferred[:, None], mixture, step.base), jnp.where(step.deferred, source, 0)
+
+
+def _base(step: Step) -> Choice:
+    return step.base, jnp.zeros(step.base.shape[:1], jnp.int32)
+
+
+def _expert(step: Step) -> Choice:
+    return step.experts[0], jnp.ones(step.base.shape[:1], jnp.int32)
+
+
+def _confidence(step: Step) -> Choice:
+    models = jnp.stack([step.base, *step.experts])
+    top = jnp.max(jax.nn.log_softmax(models, axis=-1), axis=-1)  # [M+1, B]
+    expert = 1 + jnp.argmax(top[1:], axis=0)
+    writer = jnp.where(jnp.max(top[1:], axis=0) >= top[0], expert, 0)  # a tie goes to the expert
+    return jnp.take_along_axis(models, writer[None, :, None], axis=0)[0], writer
+
+
+def _difference(high: Float[Array, "B V"], low: Float[Array, "B V"], high_factor: float, low_factor: float):
+    """high_factor · high − low_factor · low, -inf where an id is not allowed (rather than inf − inf)."""
+    allowed = jnp.isfinite(high)
+    return jnp.where(allowed, high_factor * jnp.where(allowed, high, 0) - low_factor * jnp.where(allowed, low, 0), -jnp.inf)
+
+
+def _contrastive(step: Step) -> Choice:
+    expert, base = jax.nn.log_softmax(step.experts[0]), jax.nn.log_softmax(step.base)
+    return _difference(expert, base, 1.0, 1.0), jnp.ones(step.base.shape[:1], jnp.int32)
+
+
+def _contrastive_v2(step: Step) -> Choice:
+    value = _difference(step.experts[0], step.base, 1 + BETA, BETA)
+    bound = jnp.log(ALPHA) + jnp.max(step.experts[0], axis=-1, keepdims=True)
+    return jnp.where(value < bound, -jnp.inf, value), jnp.ones(step.base.shape[:1], jnp.int32)
+
+
+def _proxy(step: Step) -> Choice:
+    """Expert 1 is the large model, the base the tuned small one, expert 2 the small one before tuning."""
+    shifted = _difference(step.base, step.experts[1], 1.0, 1.0)
+    return _difference(step.experts[0], -shifted, 1.0, 1.0), jnp.ones(step.base.shape[:1], jnp.int32)
+
+
+STRATEGIES = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy("defer", _defer, needs_gate=True),
+        Strategy("compose", _compose, needs_gate=True, one_expert=False),
+        Strategy("base", _base, needs_gate=False, calls="never", experts=(0, None)),
+        Strategy("expert", _expert, needs_gate=False, calls="always", reads_base=False),
+        Strategy("random", _defer, needs_gate=False, experts=(1, 1)),
+        Strategy("confidence", _confidence, needs_gate=False, calls="always"),
+        Strategy("contrastive", _contrastive, needs_gate=False, calls="always", experts=(1, 1)),
+        Strategy("contrastive_v2", _contrastive_v2, needs_gate=False, calls="always", experts=(1, 1)),
+        Strategy("proxy", _proxy, needs_gate=False, calls="always", experts=(2, 2)),
+    )
+}
+
+
+def find_strategy(name: str, experts: int, has_gate: bool) -> Strategy:
+    """The named strategy, if this team can follow it.
+
+    Raises:
+      UserError: no such strategy, too few or too many experts, or no gate where one is needed.
+    """
+    if name not in STRATEGIES:
+        raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}")
+    strategy = STRATEGIES[name]
+    fewest, most = strategy.experts
+    if experts < fewest or (most is not None and experts > most):
+        wanted = f"{fewest}" if fewest == most else f"at least {fewest}"
+        raise UserError(f"strategy {name!r} needs {wanted} expert(s), this team has {experts}")
+    if strategy.needs_gate and not has_gate:
+        raise UserError(
+            f"strategy {name!r} needs a gate and this base has none; train one (colm train), or use "
+            "--strategy base, expert, random or confidence"
+        )
+    return strategy

@@ -1,0 +1,24 @@
+"""Weak labels from "was the text's token the model's argmax", the bit that scoring stored (paper, appendix A)."""
+
+import numpy as np
+from jaxtyping import Bool
+
+from colm_jax.errors import UserError
+
+METHODS = ("a", "b")
+
+
+def weak_labels(
+    base_is_argmax: Bool[np.ndarray, "*N"], expert_is_argmax: Bool[np.ndarray, "*N M"], method: str
+) -> Bool[np.ndarray, "*N M"]:
+    """Where each expert should write.
+
+    Method `a`: the expert's argmax is the text's token and the base's is not. Method `b`: the base's is not.
+
+    Raises:
+      UserError: another method.
+    """
+    if method not in METHODS:
+        raise UserError(f"label method must be one of {', '.join(METHODS)}, got {method!r}")
+    wrong = ~base_is_argmax[..., None]
+    return wrong & expert_is_argmax if method == "a" else np.broadcast_to(wrong, expert_is_argmax.shape).copy()

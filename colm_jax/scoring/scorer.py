@@ -1,0 +1,136 @@
+"""One model over the data: float32 log-probability of each text's own next token, and whether it was the argmax.
+
+Written in shards, each beside its place and then renamed, so that a stopped run goes on behind the last whole shard.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from colm_jax.data.batches import collate, in_order, padded_length
+from colm_jax.data.records import Examples
+from colm_jax.errors import UserError
+from colm_jax.models.decoder import Decoder
+
+SHARD_BATCHES = 16  # batches in a shard: what a kill can cost
+_BATCH = 8
+
+Progress = Callable[[int], None]  # told how many examples are done
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a whole data file; entry i belongs to example i, its element t to the token at t + 1."""
+
+    log_prob: tuple[np.ndarray, ...]  # float32 [n-1], nats
+    is_argmax: tuple[np.ndarray, ...]  # bool [n-1]: the model's own greedy choice is the text's token
+
+    def padded(self, rows: np.ndarray, length: int) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+        """The rows of a batch, right-padded with zeros to T = length - 1; row -1 is empty."""
+        log_prob = np.zeros((len(rows), length - 1), np.float32)
+        is_argmax = np.zeros((len(rows), length - 1), bool)
+        for b, row in enumerate(rows):
+            if row >= 0:
+                log_prob[b, : len(self.log_prob[row])] = self.log_prob[row]
+                is_argmax[b, : len(self.is_argmax[row])] = self.is_argmax[row]
+        return log_prob, is_argmax
+
+
+def token_scores(
+    logits: Float[Array, "B T V"], tokens: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """log p(token) and "token is the argmax" at each position, float32."""
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == tokens
+
+
+@jax.jit(static_argnames="graph")
+def _score_batch(graph, state, tokens):
+    decoder = nnx.merge(graph, state)
+    hidden, _ = decoder(tokens[:, :-1])
+    log_prob, is_argmax = token_scores(decoder.logits(hidden), tokens[:, 1:])
+    return log_prob, is_argmax, hidden
+
+
+def _passes(decoder: Decoder, examples: Examples, groups: list[list[int]]) -> Iterator[tuple[list[int], tuple]]:
+    graph, state = nnx.split(decoder)
+    length = padded_length(examples.items)
+    for rows in groups:
+        yield rows, _score_batch(graph, state, collate(examples.items, rows, _BATCH, length).tokens)
+
+
+def score_examples(decoder: Decoder, examples: Examples, progress: Progress = lambda done: None) -> Scores:
+    """Scores in memory, for data that is small or read once."""
+    log_probs: list[np.ndarray] = []
+    argmaxes: list[np.ndarray] = []
+    for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, in_order(examples.items, _BATCH)):
+        _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
+        progress(len(log_probs))
+    return Scores(tuple(log_probs), tuple(argmaxes))
+
+
+def hidden_states(decoder: Decoder, examples: Examples, progress: Progress = lambda done: None) -> list[np.ndarray]:
+    """The final hidden states that predict each example's tokens, [n-1, D] float32 each."""
+    states: list[np.ndarray] = []
+    for rows, (_, _, hidden) in _passes(decoder, examples, in_order(examples.items, _BATCH)):
+        wide = np.asarray(hidden, np.float32)
+        states += [wide[b, : len(examples.items[row].ids) - 1] for b, row in enumerate(rows)]
+        progress(len(states))
+    return states
+
+
+def score_to_directory(
+    decoder: Decoder, examples: Examples, directory: Path, progress: Progress = lambda done: None
+) -> Scores:
+    """Scores into `directory` as shard-NNNNN.npz; shards already there are kept. Returns all of them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    groups = in_order(examples.items, _BATCH)
+    for number, first in enumerate(range(0, len(groups), SHARD_BATCHES)):
+        shard = groups[first : first + SHARD_BATCHES]
+        path = directory / f"shard-{number:05d}.npz"
+        if not path.exists():
+            log_probs: list[np.ndarray] = []
+            argmaxes: list[np.ndarray] = []
+            for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, shard):
+                _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
+                progress(rows[-1] + 1)
+            beside = path.with_suffix(".tmp.npz")
+            lengths = np.array([len(scores) for scores in log_probs], np.int64)
+            np.savez(
+                beside, lengths=lengths, log_prob=np.concatenate(log_probs), is_argmax=np.concatenate(argmaxes)
+            )
+            beside.replace(path)
+        progress(shard[-1][-1] + 1)
+    return load_scores(directory, examples)
+
+
+def load_scores(directory: Path, examples: Examples) -> Scores:
+    """Reads what `score_to_directory` wrote for these examples.
+
+    Raises:
+      UserError: the shards hold other lengths than the data, so they were made from other data or another tokenizer.
+    """
+    log_probs: list[np.ndarray] = []
+    argmaxes: list[np.ndarray] = []
+    for path in sorted(directory.glob("shard-?????.npz")):
+        with np.load(path) as shard:
+            borders = np.cumsum(shard["lengths"])[:-1]
+            log_probs += np.split(shard["log_prob"], borders)
+            argmaxes += np.split(shard["is_argmax"], borders)
+    if [len(scores) for scores in log_probs] != [len(example.ids) - 1 for example in examples.items]:
+        raise UserError(f"{directory}: these scores belong to other data or another tokenizer; delete them")
+    return Scores(tuple(log_probs), tuple(argmaxes))
+
+
+def _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes) -> None:
+    log_prob, is_argmax = np.asarray(log_prob, np.float32), np.asarray(is_argmax)
+    for b, row in enumerate(rows):
+        length = len(examples.items[row].ids) - 1
+        log_probs.append(log_prob[b, :length])
+        argmaxes.append(is_argmax[b, :length])

@@ -1,0 +1,47 @@
+"""What a training run is; the defaults are the paper's for 7B models."""
+
+from dataclasses import dataclass
+
+from colm_jax.errors import UserError
+
+OBJECTIVES = ("marginal", "em", "sft", "weak")
+TRAINABLE = ("all", "gate")
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Objective, optimizer and length of a run."""
+
+    objective: str = "marginal"
+    trainable: str = "all"  # base and gate; or the gate alone, fitted to its optimum (no rate, batch or epochs)
+    learning_rate: float = 2e-5
+    gate_learning_rate: float | None = None  # None: as learning_rate
+    schedule: str = "linear"  # decay to 0 after the warm-up
+    warmup_fraction: float = 0.04
+    weight_decay: float = 0.0
+    clip_norm: float | None = None  # largest global gradient norm; None: no clipping
+    batch_size: int = 128
+    epochs: int = 2
+    seed: int = 0  # order of the examples
+    label_method: str = "a"  # of the objective `weak`
+    positive_weight: float = 5.0  # of the objective `weak`
+    checkpoint_every: int = 100  # steps between checkpoints
+
+    def __post_init__(self):
+        """Rejects settings that cannot be meant."""
+        for name, allowed in (("objective", OBJECTIVES), ("trainable", TRAINABLE), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"training: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("batch_size", "epochs", "checkpoint_every"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"training: {name} must be a whole number of at least 1, got {value!r}")
+        for name in ("learning_rate", "gate_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value >= 0):
+                raise UserError(f"training: {name} must be a number of at least 0, got {value!r}")
+        if not 0 <= self.warmup_fraction < 1:
+            raise UserError(f"training: warmup_fraction must be from 0 up to 1, got {self.warmup_fraction}")
+        if self.objective == "sft" and self.trainable == "gate":
+            raise UserError("training: objective 'sft' does not train a gate; use --trainable all")
