@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -108,9 +108,7 @@ class Engine:
             yield from zip(numbers, self._run_batch([requests[i] for i in numbers], numbers, options, stop))
 
     def _run_batch(self, batch, numbers, options: Options, stop: StopRule | None) -> list[Answer]:
-        loop = LoopConfig(
-            options.strategy, options.sampling, options.schedule, options.warmup, self._eos_ids, STEPS
-        )
+        loop = LoopConfig(options.strategy, options.sampling, options.schedule, options.warmup, self._eos_ids, STEPS)
         fixed, state = self._begin(batch, options)
         if options.strategy.reads_base:
             longest = max(len(request.prompt) for request in batch)

@@ -21,7 +21,7 @@ from colm_jax.decoding.schedule import threshold_at
 from colm_jax.decoding.strategies import Step, Strategy, called
 from colm_jax.models.cache import KVCache, no_rows
 from colm_jax.models.decoder import Decoder
-from colm_jax.models.gate import Gate, p_defer
+from colm_jax.models.gate import p_defer
 
 CHUNK = 16  # tokens an expert reads in one pass inside the loop
 

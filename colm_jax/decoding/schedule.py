@@ -10,9 +10,7 @@ from colm_jax.errors import UserError
 SCHEDULES = ("constant", "linear", "cosine", "exponential")
 
 
-def threshold_at(
-    token: Int[Array, "B"], threshold: Float[Array, "B"], schedule: str, warmup: int
-) -> Float[Array, "B"]:
+def threshold_at(token: Int[Array, "B"], threshold: Float[Array, "B"], schedule: str, warmup: int) -> Float[Array, "B"]:
     """η_t of the token-th written token (from 0); the final value from token `warmup` on."""
     if schedule == "constant" or warmup == 0:
         return threshold

@@ -93,7 +93,9 @@ def _confidence(step: Step) -> Choice:
 def _difference(high: Float[Array, "B V"], low: Float[Array, "B V"], high_factor: float, low_factor: float):
     """high_factor · high − low_factor · low, -inf where an id is not allowed (rather than inf − inf)."""
     allowed = jnp.isfinite(high)
-    return jnp.where(allowed, high_factor * jnp.where(allowed, high, 0) - low_factor * jnp.where(allowed, low, 0), -jnp.inf)
+    return jnp.where(
+        allowed, high_factor * jnp.where(allowed, high, 0) - low_factor * jnp.where(allowed, low, 0), -jnp.inf
+    )
 
 
 def _contrastive(step: Step) -> Choice:

@@ -102,9 +102,7 @@ def score_to_directory(
                 progress(rows[-1] + 1)
             beside = path.with_suffix(".tmp.npz")
             lengths = np.array([len(scores) for scores in log_probs], np.int64)
-            np.savez(
-                beside, lengths=lengths, log_prob=np.concatenate(log_probs), is_argmax=np.concatenate(argmaxes)
-            )
+            np.savez(beside, lengths=lengths, log_prob=np.concatenate(log_probs), is_argmax=np.concatenate(argmaxes))
             beside.replace(path)
         progress(shard[-1][-1] + 1)
     return load_scores(directory, examples)

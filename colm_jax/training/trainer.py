@@ -87,7 +87,9 @@ def make_optimizer(settings: Training, steps: int) -> optax.GradientTransformati
         {"base": adamw(settings.learning_rate), "gate": adamw(gate_rate)},
         lambda params: {part: jax.tree.map(lambda _, part=part: part, tree) for part, tree in params.items()},
     )
-    return by_part if settings.clip_norm is None else optax.chain(optax.clip_by_global_norm(settings.clip_norm), by_part)
+    return (
+        by_part if settings.clip_norm is None else optax.chain(optax.clip_by_global_norm(settings.clip_norm), by_part)
+    )
 
 
 def train(

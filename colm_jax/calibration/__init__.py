@@ -1,0 +1,1 @@
+"""Calibration: choosing the threshold on a dev set."""

@@ -1,0 +1,189 @@
+"""A team on disk: the base as an ordinary Hugging Face checkpoint, plus gate.safetensors and colm.json.
+
+The original Co-LLM's format is read and written too: a base whose LM head and embedding have one extra last row, for
+the deferral token <|defer|>, last in the tokenizer; P(defer) is the sigmoid of that row's logit.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from colm_jax.checkpoints.huggingface import (
+    DEFER_TOKEN,
+    load_model,
+    read_json,
+    resolve,
+    save_tensors,
+    to_tensors,
+)
+from colm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from colm_jax.errors import UserError
+from colm_jax.models.decoder import Decoder
+from colm_jax.models.gate import Gate
+
+GATE_FILE, TEAM_FILE = "gate.safetensors", "colm.json"
+FORMAT = 1
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base as loaded: with a gate where its directory holds one."""
+
+    decoder: Decoder
+    gate: Gate | None
+    tokenizer: Tokenizer
+    directory: Path
+    facts: dict[str, Any]  # colm.json, or empty
+    defer_embedding: np.ndarray | None  # [D], of the original's format; kept for writing it back
+
+
+def make_gate(kernel: np.ndarray | jax.Array) -> Gate:
+    """A gate with this kernel [D, M]."""
+    gate = Gate(*kernel.shape)
+    gate.kernel[...] = jnp.asarray(kernel, jnp.float32)
+    return gate
+
+
+def load_base(model: str | Path, dtype: str, mesh: jax.sharding.Mesh) -> Base:
+    """Loads a plain model, a team directory, or a checkpoint in the original's format.
+
+    Raises:
+      UserError: as `load_model`, or a gate that does not fit the base.
+    """
+    directory = resolve(model)
+    tokenizer = load_tokenizer(directory)
+    decoder, deferral = load_model(directory, dtype, mesh, tokenizer.size if tokenizer.has_defer_token else None)
+    if deferral is not None:
+        return Base(decoder, make_gate(deferral.gate[:, None]), tokenizer, directory, {}, deferral.embedding)
+    if not (directory / TEAM_FILE).exists():
+        return Base(decoder, None, tokenizer, directory, {}, None)
+    facts = read_json(directory / TEAM_FILE)
+    if facts.get("format") != FORMAT:
+        raise UserError(f"{directory / TEAM_FILE}: format {facts.get('format')!r}; this version reads {FORMAT}")
+    path = directory / GATE_FILE
+    if not path.exists():
+        raise UserError(f"{path}: file is missing, and {TEAM_FILE} says this is a team")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file (truncated or damaged?): {error}") from None
+    kernel = tensors.get("gate.weight")
+    if kernel is None or kernel.ndim != 2 or kernel.shape[1] != decoder.config.width:
+        found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        raise UserError(f"{path}: needs 'gate.weight' of shape [experts, {decoder.config.width}], holds {found}")
+    return Base(decoder, make_gate(kernel.T), tokenizer, directory, facts, tensors.get("defer_embedding"))
+
+
+def save_team(
+    directory: Path,
+    decoder: Decoder,
+    gate: Gate,
+    tokenizer_directory: Path,
+    dtype: str,
+    facts: dict[str, Any],
+    defer_embedding: np.ndarray | None = None,
+) -> None:
+    """Writes a team directory. colm.json goes last: a directory without it is not a team.
+
+    Args:
+      directory: made where it is missing.
+      decoder: the base.
+      gate: its gate.
+      tokenizer_directory: whose tokenizer files are copied.
+      dtype: of the stored base; the gate is always float32.
+      facts: for colm.json: experts, thresholds, provenance.
+      defer_embedding: kept for `save_reference` where the base came in the original's format.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = _copy_tokenizer(tokenizer_directory, directory)
+    save_tensors(to_tensors(decoder, dtype), directory / "model.safetensors")
+    kernel = np.ascontiguousarray(np.asarray(gate.kernel[...], np.float32).T)
+    extra = {} if defer_embedding is None else {"defer_embedding": np.asarray(defer_embedding, np.float32)}
+    save_tensors({"gate.weight": kernel, **extra}, directory / GATE_FILE)
+    config = decoder.config.to_huggingface(dtype, tokenizer.backend.bos_token_id, tokenizer.eos_id)
+    write_json(directory / "config.json", config)
+    gate_facts = {"width": kernel.shape[1], "experts": kernel.shape[0]}
+    write_json(directory / TEAM_FILE, {"format": FORMAT, "gate": gate_facts, **facts})
+
+
+def save_reference(directory: Path, base: Base, dtype: str) -> None:
+    """Writes the original's format: one extra last row in head and embedding, <|defer|> last in the tokenizer.
+
+    The embedding's extra row is never read in decoding; where the base did not come with one it is the mean row.
+
+    Raises:
+      UserError: no gate, or a gate for several experts, which the format cannot hold.
+    """
+    if base.gate is None:
+        raise UserError(f"{base.directory}: has no gate; only a trained team can be exported")
+    kernel = np.asarray(base.gate.kernel[...])
+    if kernel.shape[1] != 1:
+        raise UserError(
+            f"{base.directory}: the original's format holds one expert's gate, this one has {kernel.shape[1]}"
+        )
+    if base.tokenizer.size != base.decoder.config.vocab_size:
+        raise UserError(
+            f"{base.directory}: the tokenizer has {base.tokenizer.size} words and the LM head "
+            f"{base.decoder.config.vocab_size} rows; the original's format needs them equal"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = to_tensors(base.decoder)
+    embedding = tensors["model.embed_tokens.weight"]
+    head = tensors.get("lm_head.weight", embedding)
+    row = embedding.astype(np.float32).mean(0) if base.defer_embedding is None else base.defer_embedding
+    tensors["model.embed_tokens.weight"] = np.concatenate([embedding, row[None].astype(embedding.dtype)])
+    tensors["lm_head.weight"] = np.concatenate([head, kernel.T.astype(head.dtype)])
+    save_tensors(
+        {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}, directory / "model.safetensors"
+    )
+    tokenizer = _copy_tokenizer(base.directory, directory, defer_token=True)
+    config = base.decoder.config.to_huggingface(dtype, tokenizer.backend.bos_token_id, tokenizer.eos_id)
+    words = base.decoder.config.vocab_size + 1
+    write_json(directory / "config.json", {**config, "vocab_size": words, "tie_word_embeddings": False})
+
+
+def _copy_tokenizer(source: Path, target: Path, defer_token: bool = False) -> Tokenizer:
+    """Copies the tokenizer, with or without the deferral token as its last word."""
+    if source.resolve() != target.resolve():
+        for name in _TOKENIZER_FILES:
+            if (source / name).exists():
+                shutil.copyfile(source / name, target / name)
+    if load_tokenizer(target).has_defer_token == defer_token:
+        return load_tokenizer(target)
+    path = target / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(target / "tokenizer_config.json") if (target / "tokenizer_config.json").exists() else {}
+    special = [token for token in config.get("extra_special_tokens", []) if token != DEFER_TOKEN]
+    added = [token for token in content["added_tokens"] if token["content"] != DEFER_TOKEN]
+    if defer_token:
+        token = {"id": load_tokenizer(target).size, "content": DEFER_TOKEN, "special": True, "normalized": False}
+        added.append({**token, "single_word": False, "lstrip": False, "rstrip": False})
+        special.append(DEFER_TOKEN)
+    write_json(path, {**content, "added_tokens": added})
+    config.pop("extra_special_tokens", None)
+    write_json(target / "tokenizer_config.json", {**config, **({"extra_special_tokens": special} if special else {})})
+    return load_tokenizer(target)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON beside its place and renames it."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)

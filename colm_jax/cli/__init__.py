@@ -1,0 +1,1 @@
+"""The command line: flags and gin in, library calls out, errors as one line."""

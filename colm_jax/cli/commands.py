@@ -1,0 +1,234 @@
+"""What each subcommand does: from parsed flags to library calls. One function a command, by its name."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from colm_jax.calibration.threshold import Calibration
+from colm_jax.calibration.threshold import calibrate as calibrate_team
+from colm_jax.checkpoints.huggingface import load_model, read_config, resolve
+from colm_jax.checkpoints.team import load_base, save_reference, write_json
+from colm_jax.cli.gin_edge import make, operative
+from colm_jax.data.records import encode_examples, read_jsonl
+from colm_jax.data.tokenizer import load_tokenizer
+from colm_jax.decoding.schedule import check_threshold
+from colm_jax.errors import UserError
+from colm_jax.evaluation.tasks import evaluate_files, find_task
+from colm_jax.models.decoder import Decoder
+from colm_jax.parallel import make_mesh, spec_of
+from colm_jax.parallel.mesh import MESH_AXES
+from colm_jax.pipeline import console
+from colm_jax.pipeline.run import Run, RunConfig, write_generations
+from colm_jax.pipeline.stage import Stage, hash_file, hash_model
+from colm_jax.scoring import score_to_directory
+from colm_jax.team import CoLM
+from colm_jax.training.config import Training
+from colm_jax.training.gate_fit import GateInit
+
+Flags = argparse.Namespace
+
+
+def _run(flags: Flags, **more: Any) -> Run:
+    training = make(Training, objective=flags.objective, trainable=flags.trainable, seed=flags.seed)
+    config = make(
+        RunConfig,
+        base=flags.base,
+        experts=tuple(flags.expert),
+        data=flags.data,
+        dtype=flags.dtype,
+        training=training,
+        gate_init=make(GateInit),
+        calibration=make(Calibration),
+        **more,
+    )
+    return Run(config, flags.out)
+
+
+def demo(flags: Flags) -> None:
+    """The offline demo."""
+    from colm_jax.demo.show import run_demo
+
+    run_demo(Path(flags.out), flags.seed)
+
+
+def run(flags: Flags) -> None:
+    """The whole pipeline."""
+    pipeline = _run(flags, dev=flags.dev, test=flags.test, task=flags.task)
+    pipeline.all()
+    _write_text(Path(flags.out) / "operative_config.gin", operative())
+
+
+def train(flags: Flags) -> None:
+    """The pipeline up to the trained team."""
+    pipeline = _run(flags)
+    scores = pipeline.score()
+    pipeline.finish_team(pipeline.train(scores, pipeline.gate(pipeline.labels(scores))), None)
+    _write_text(Path(flags.out) / "operative_config.gin", operative())
+    console.errors.print(f"team: {Path(flags.out) / 'team'}")
+
+
+def score(flags: Flags) -> dict[str, Any]:
+    """Scores of one model."""
+    directory = resolve(flags.model)
+    tokenizer = load_tokenizer(directory)
+    records = read_jsonl(flags.data)
+    size = tokenizer.size if tokenizer.has_defer_token else None
+    decoder, _ = load_model(directory, flags.dtype, make_mesh(), size)
+    examples = encode_examples(records, tokenizer, decoder.config.context, flags.data)
+
+    def work(target: Path) -> None:
+        with console.bar("scoring", len(examples.items)) as bar:
+            scores = score_to_directory(decoder, examples, target, bar.to)
+        counted = np.concatenate([example.targets[1:] for example in examples.items])
+        total = -float(np.concatenate(scores.log_prob)[counted].astype(np.float64).sum())
+        summary = {
+            "nats_per_token": total / int(counted.sum()),
+            "tokens": int(counted.sum()),
+            "accuracy": float(np.concatenate(scores.is_argmax)[counted].mean()),
+            "texts": len(examples.items),
+            "texts_cut": examples.cut,
+        }
+        write_json(target / "summary.json", summary)
+
+    inputs = {"data": hash_file(Path(flags.data)), "tokenizer": tokenizer.digest, "model": hash_model(directory)}
+    Stage("score", Path(flags.out)).run(inputs, {"dtype": flags.dtype}, work)
+    return json.loads((Path(flags.out) / "summary.json").read_text(encoding="utf-8"))
+
+
+def _team(flags: Flags) -> CoLM:
+    return CoLM.from_pretrained(flags.base, flags.expert, dtype=flags.dtype or "float32")
+
+
+def calibrate(flags: Flags) -> dict[str, Any]:
+    """A threshold for a team."""
+    from colm_jax.cli.main import check_new_file
+
+    out, records = check_new_file(flags.out), read_jsonl(flags.data)
+    if flags.task is not None:
+        find_task(flags.task)
+    team = _team(flags)
+    examples = encode_examples(records, team.tokenizer, team.context, flags.data)
+    with console.bar("calibrating") as bar:
+        result = calibrate_team(team, records, examples, flags.task, make(Calibration), bar.to)
+    write_json(out, result)
+    return {key: result[key] for key in ("threshold", "metric", "score", "deferral_rate")}
+
+
+def generate(flags: Flags) -> dict[str, Any]:
+    """Answers to a file of prompts."""
+    from colm_jax.cli.main import check_new_file
+
+    out, records = check_new_file(flags.out), read_jsonl(flags.prompts)
+    if flags.threshold is not None:
+        check_threshold(flags.threshold)
+    team = _team(flags)
+    prompts = [record for _, record in records]
+    with console.bar("generating", len(prompts)) as bar:
+        answers = team.generate(
+            prompts,
+            threshold=flags.threshold,
+            strategy=flags.strategy,
+            max_new_tokens=flags.max_new_tokens,
+            temperature=flags.temperature,
+            top_p=flags.top_p,
+            top_k=flags.top_k,
+            seed=flags.seed,
+            stop=flags.stop,
+            schedule=flags.schedule,
+            warmup=flags.warmup,
+            rate=flags.rate,
+            batch_size=flags.batch_size,
+            places=[where for where, _ in records],
+            progress=bar.to,
+        )
+    write_generations(out, prompts, answers, [record.get("id", str(i)) for i, record in enumerate(prompts)])
+    written = sum(len(answer.tokens) for answer in answers)
+    by_expert = sum(source > 0 for answer in answers for source in answer.sources)
+    return {
+        "answers": len(answers),
+        "tokens": written,
+        "by_expert": by_expert,
+        "expert_passes": team.engine.expert_passes.tolist(),
+    }
+
+
+def evaluate(flags: Flags) -> dict[str, Any]:
+    """Grades of generated answers."""
+    from colm_jax.cli.main import check_new_file
+
+    result = evaluate_files(flags.task, flags.predictions, flags.references)
+    write_json(check_new_file(flags.out), result)
+    return {key: value for key, value in result.items() if key != "by_answer"}
+
+
+def inspect(flags: Flags) -> dict[str, Any]:
+    """Facts of a model; no weights are read."""
+    directory = resolve(flags.model)
+    config, tokenizer = read_config(directory), load_tokenizer(directory)
+    try:
+        sizes = [int(size) for size in flags.mesh.split(",")]
+        data, fsdp, tensor = sizes
+    except ValueError:
+        raise UserError(f"--mesh {flags.mesh}: three whole numbers, data,fsdp,tensor, as in 1,4,2") from None
+    if min(sizes) < 1:
+        raise UserError(f"--mesh {flags.mesh}: sizes are at least 1")
+    mesh = jax.sharding.AbstractMesh((data, fsdp, tensor), MESH_AXES)
+    state = nnx.state(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+    parameters, per_device, layout = 0, 0, {}
+    for path, variable in nnx.to_flat_state(state):
+        spec = spec_of(mesh, variable.get_metadata()["axes"], variable.shape)  # type: ignore[arg-type]
+        parts = int(np.prod([mesh.shape[axis] for entry in spec if entry for axis in entry]))
+        parameters += int(np.prod(variable.shape))
+        per_device += int(np.prod(variable.shape)) // parts
+        layout[".".join(map(str, path))] = {
+            "shape": list(variable.shape),
+            "split": [list(e) if e else None for e in spec],
+        }
+    return {
+        "directory": str(directory),
+        "family": "llama",
+        "format": "original Co-LLM (deferral row)"
+        if tokenizer.has_defer_token
+        else "team"
+        if (directory / "colm.json").exists()
+        else "model",
+        "config": config.__dict__,
+        "parameters": parameters,
+        "bytes": {"float32": 4 * parameters, "bfloat16": 2 * parameters},
+        "words": tokenizer.size,
+        "end_of_text": list(tokenizer.eos_ids),
+        "chat_template": bool(tokenizer.backend.chat_template),
+        "mesh": dict(mesh.shape),
+        "parameters_per_device": per_device,
+        "layout": layout,
+    }
+
+
+def export(flags: Flags) -> None:
+    """A run's team, as a directory of its own."""
+    team, out = Path(flags.run) / "team", Path(flags.out)
+    if not (team / "colm.json").exists():
+        raise UserError(f"{flags.run}: no trained team in it (team/colm.json is missing); run colm train or colm run")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out {flags.out}: is not empty; name a new directory")
+    beside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    if flags.format == "colm":
+        shutil.copytree(team, beside, ignore=shutil.ignore_patterns("manifest.json", "started.json"))
+    else:
+        save_reference(beside, load_base(team, "float32", make_mesh()), "float32")
+    shutil.rmtree(out, ignore_errors=True)
+    beside.replace(out)
+    console.errors.print(f"written: {out}")
+
+
+def _write_text(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

@@ -1,0 +1,188 @@
+"""`colm`: one subcommand per stage, and `colm run` for all of them. Exit 0; 2 for what the user got wrong; 1 else."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import colm_jax
+from colm_jax.errors import UserError
+
+_GIN = "settings: --gin_file FILE (repeatable) and --gin.NAME=VALUE, e.g. --gin.Training.learning_rate=1e-4"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="colm",
+        description="A small base model writes; a gate, learned without labels, calls an expert for single tokens.",
+        epilog=f"Every command takes {_GIN}. `colm COMMAND --help` says more.",
+    )
+    parser.add_argument("--version", action="version", version=colm_jax.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example: {example}\n\n{_GIN}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def team(sub: argparse.ArgumentParser, expert_required: bool) -> None:
+        sub.add_argument("--base", required=True, metavar="MODEL", help="Hugging Face directory, team, or Hub name")
+        sub.add_argument(
+            "--expert",
+            "--expert2",
+            action="append",
+            required=expert_required,
+            metavar="MODEL",
+            help="repeat for several; default: those that the team names" if not expert_required else "repeatable",
+        )
+        sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of weights (default float32)")
+
+    def training(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--objective", choices=("marginal", "em", "sft", "weak"), help="default: marginal")
+        sub.add_argument("--trainable", choices=("all", "gate"), help="what is trained (default: all)")
+        sub.add_argument("--seed", type=int, help="order of the training texts (default 0)")
+
+    sub = command(
+        "demo", "Offline demo: trains a small pair, runs the whole pipeline, shows what it gains.", "colm demo"
+    )
+    sub.add_argument("--out", default="colm-demo", metavar="DIR", help="default: colm-demo")
+    sub.add_argument("--seed", type=int, default=0, help="of pair, problems and training (default 0)")
+
+    sub = command(
+        "run",
+        "Score, label, fit the gate, train, calibrate, generate, evaluate, report; skips what is done.",
+        "colm run --base small --expert large --data train.jsonl --dev dev.jsonl --out RUN",
+    )
+    team(sub, expert_required=True)
+    training(sub)
+    sub.add_argument("--data", required=True, metavar="FILE", help="training texts, JSONL")
+    sub.add_argument("--dev", metavar="FILE", help="texts for calibration")
+    sub.add_argument("--test", metavar="FILE", help="texts for evaluation, JSONL or .txt (default: the dev file)")
+    sub.add_argument("--task", metavar="TASK", help="metric of answers: exact, number, gsm8k (default: text only)")
+    sub.add_argument("--out", required=True, metavar="DIR", help="the run directory")
+
+    sub = command(
+        "score",
+        "Log-probability of every token of a data file under one model.",
+        "colm score --model M --data F --out DIR",
+    )
+    sub.add_argument("--model", required=True, metavar="MODEL")
+    sub.add_argument("--data", required=True, metavar="FILE")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    sub.add_argument("--out", required=True, metavar="DIR")
+
+    sub = command(
+        "train",
+        "Train a gate (and its base) for a pair; the team is written to DIR/team.",
+        "colm train --base small --expert large --data train.jsonl --out RUN --trainable gate",
+    )
+    team(sub, expert_required=True)
+    training(sub)
+    sub.add_argument("--data", required=True, metavar="FILE")
+    sub.add_argument("--out", required=True, metavar="DIR")
+
+    sub = command(
+        "calibrate",
+        "Choose the threshold on a dev file.",
+        "colm calibrate --base RUN/team --data dev.jsonl --task number --out calibration.json",
+    )
+    team(sub, expert_required=False)
+    sub.add_argument("--data", required=True, metavar="FILE")
+    sub.add_argument("--task", metavar="TASK", help="decode and grade the answers (default: next-token accuracy)")
+    sub.add_argument("--out", required=True, metavar="FILE")
+
+    sub = command(
+        "generate",
+        "Answer prompts; each written token says who wrote it.",
+        "colm generate --base RUN/team --prompts prompts.jsonl --out answers.jsonl --threshold 0.3",
+    )
+    team(sub, expert_required=False)
+    sub.add_argument(
+        "--prompts", required=True, metavar="FILE", help='JSONL: {"prompt"}, {"messages"} or {"input_ids"}'
+    )
+    sub.add_argument("--out", required=True, metavar="FILE")
+    sub.add_argument("--threshold", type=float, help="an expert writes where p_defer exceeds it (default: calibrated)")
+    sub.add_argument(
+        "--strategy",
+        default="defer",
+        metavar="S",
+        help="defer, compose, base, expert, random, confidence, contrastive, contrastive_v2, proxy",
+    )
+    sub.add_argument("--max_new_tokens", type=int, default=96, metavar="N")
+    sub.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: most probable token (default)")
+    sub.add_argument("--top_p", type=float, default=1.0, metavar="P")
+    sub.add_argument("--top_k", type=int, default=0, metavar="K", help="0: all (default)")
+    sub.add_argument("--seed", type=int, default=0, metavar="S")
+    sub.add_argument("--stop", action="append", metavar="STR", help="ends the text; repeatable")
+    sub.add_argument("--schedule", default="constant", metavar="S", help="constant, linear, cosine, exponential")
+    sub.add_argument("--warmup", type=int, default=0, metavar="N", help="tokens over which the threshold falls from 1")
+    sub.add_argument("--rate", type=float, default=0.5, help="deferral probability of strategy random")
+    sub.add_argument("--batch_size", type=int, default=8, metavar="B")
+
+    sub = command(
+        "evaluate",
+        "Grade generated answers.",
+        "colm evaluate --task gsm8k --predictions answers.jsonl --references test.jsonl --out result.json",
+    )
+    for flag in ("--task", "--predictions", "--references", "--out"):
+        sub.add_argument(flag, required=True)
+
+    sub = command("inspect", "What a model is, what will be loaded, how it would be sharded.", "colm inspect MODEL")
+    sub.add_argument("model", metavar="MODEL")
+    sub.add_argument("--mesh", default="1,1,1", metavar="D,F,T", help="sizes of data, fsdp, tensor (default 1,1,1)")
+
+    sub = command(
+        "export", "Write a run's team for use elsewhere.", "colm export --run RUN --out DIR --format reference"
+    )
+    sub.add_argument("--run", required=True, metavar="DIR")
+    sub.add_argument("--out", required=True, metavar="DIR")
+    sub.add_argument("--format", choices=("colm", "reference"), default="colm", help="reference: the original Co-LLM's")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; the process's exit status."""
+    try:
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print(f"colm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("colm: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: list[str]) -> int:
+    rest, files, bindings = [], [], []  # type: list[str], list[str], list[str]
+    if any(argument.startswith("--gin") for argument in arguments):
+        from colm_jax.cli import gin_edge
+
+        rest, files, bindings = gin_edge.split_arguments(arguments)
+    else:
+        rest = arguments
+    flags = _parser().parse_args(rest)
+    from colm_jax.cli import commands, gin_edge
+
+    gin_edge.parse(files, bindings)
+    result = getattr(commands, flags.command)(flags)
+    if result is not None:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    return 0
+
+
+def check_new_file(path: str) -> Path:
+    """The path of an output file, its folder made."""
+    target = Path(path)
+    if target.is_dir():
+        raise UserError(f"--out {path}: is a directory; name a file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+if __name__ == "__main__":
+    sys.exit(main())

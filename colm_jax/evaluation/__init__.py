@@ -1,0 +1,1 @@
+"""Evaluation: nats per token on text, and task metrics on generated answers."""

@@ -1,0 +1,61 @@
+"""How well each model, and the team, predicts a text: nats per token and next-token accuracy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from colm_jax.models.gate import log_writers, p_defer
+from colm_jax.objectives import marginal_nll
+from colm_jax.team import Scored
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Means over all tokens that count, of all texts together (sums are divided once)."""
+
+    tokens: int
+    base: float  # nats per token, as all of these
+    experts: tuple[float, ...]
+    uniform: float  # the fixed mixture, 1 / (M + 1) each
+    oracle: float  # the best model at each token
+    team: float | None  # the marginal under the gate; None without one
+    deferral_rate: float | None  # mean of p_defer
+
+
+def counted(scored: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Scores [N, M+1] (base first), p_defer-ready gate logits [N, M] or None, of the positions that count."""
+    models = np.concatenate([np.column_stack([s.base_log_prob, s.expert_log_probs])[s.mask] for s in scored])
+    if scored[0].gate_logits is None:
+        return models, np.zeros((len(models), 0), np.float32), None
+    logits = np.concatenate([s.gate_logits[s.mask] for s in scored if s.gate_logits is not None])
+    return models, logits, np.asarray(p_defer(jnp.asarray(logits)))
+
+
+def evaluate_text(scored: Sequence[Scored]) -> TextScores:
+    """The table of a text evaluation from `CoLM.score`."""
+    models, logits, rates = counted(scored)
+    count = len(models)
+    team = None
+    if rates is not None:
+        arguments = (logits, models[:, 0], models[:, 1:], np.ones(count, bool))
+        total, _ = marginal_nll(*(jnp.asarray(a)[None] for a in arguments))
+        team = float(total) / count
+    wide = models.astype(np.float64)
+    uniform = np.asarray(jax.nn.logsumexp(jnp.asarray(models), axis=1), np.float64) - np.log(models.shape[1])
+    return TextScores(
+        tokens=count,
+        base=-float(wide[:, 0].mean()),
+        experts=tuple(-float(column.mean()) for column in wide[:, 1:].T),
+        uniform=-float(uniform.mean()),
+        oracle=-float(wide.max(axis=1).mean()),
+        team=team,
+        deferral_rate=None if rates is None else float(rates.mean()),
+    )
+
+
+def writer_probabilities(logits: np.ndarray) -> np.ndarray:
+    """P(Z = 0..M) of gate logits, [N, M+1]."""
+    return np.exp(np.asarray(log_writers(jnp.asarray(logits))))

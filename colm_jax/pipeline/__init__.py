@@ -1,0 +1,1 @@
+"""The pipeline: stages with manifests in one run directory, and the whole run of them."""

@@ -1,0 +1,430 @@
+"""`colm run`: score, weak labels, gate initialisation, training, calibration, generation, evaluation, report.
+
+Each stage is a method that says what it reads and what it writes; DESIGN section 2 in code.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from colm_jax.calibration.threshold import Calibration, calibrate, prompt_of
+from colm_jax.checkpoints.huggingface import DTYPES, load_model, resolve
+from colm_jax.checkpoints.team import Base, load_base, make_gate, save_team, write_json
+from colm_jax.data.records import Examples, encode_examples, read_jsonl
+from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
+from colm_jax.errors import UserError
+from colm_jax.evaluation.tasks import find_task, reference_of, score_answers
+from colm_jax.evaluation.text import evaluate_text
+from colm_jax.labels import weak_labels
+from colm_jax.models.decoder import Decoder
+from colm_jax.parallel import make_mesh
+from colm_jax.pipeline import console
+from colm_jax.pipeline.stage import Stage, hash_file, hash_model
+from colm_jax.scoring import Scores, hidden_states, score_to_directory
+from colm_jax.scoring.scorer import load_scores
+from colm_jax.team import CoLM, Generation
+from colm_jax.training.config import Training
+from colm_jax.training.gate_fit import GateInit, Positions, initial_gate, train_gate
+from colm_jax.training.trainer import train
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes."""
+
+    base: str
+    experts: tuple[str, ...]
+    data: str
+    dev: str | None = None
+    test: str | None = None  # None: the dev file
+    task: str | None = None  # metric of generated answers; None: text only
+    dtype: str = "float32"
+    mesh: tuple[int, int, int] = (1, 1, 1)  # data, fsdp, tensor
+    length: int = 2048  # longest training text, at most the context
+    max_new_tokens: int = 96
+    prompt_tokens: int = 32  # where test lines have no prompt: their first tokens serve as one
+    batch_size: int = 32  # of decoding
+    training: Training = field(default_factory=Training)
+    gate_init: GateInit = field(default_factory=GateInit)
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def __post_init__(self):
+        """Rejects what could only fail later."""
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.task is not None:
+            find_task(self.task)
+        if not self.experts:
+            raise UserError("a run needs at least one --expert")
+
+
+class Run:
+    """A run directory and the stages in it."""
+
+    def __init__(self, config: RunConfig, out: str | Path):
+        """Reads and checks every input before anything is computed or written.
+
+        Raises:
+          UserError: a file or model that cannot be used, tokenizers that disagree.
+        """
+        self.config, self.out = config, Path(out)
+        self.mesh = make_mesh(*config.mesh)
+        self.base_directory = resolve(config.base)
+        self.expert_directories = [resolve(expert) for expert in config.experts]
+        self.tokenizer = load_tokenizer(self.base_directory)
+        self._expert_tokenizers = [load_tokenizer(directory) for directory in self.expert_directories]
+        shared_vocabulary([self.tokenizer, *self._expert_tokenizers], [self.tokenizer.size])
+        self.records = {"data": read_jsonl(config.data)}
+        if config.dev is not None:
+            self.records["dev"] = read_jsonl(config.dev)
+        if config.test is not None:
+            self.records["test"] = read_jsonl(config.test)
+
+    # Inputs, each read once and only when a stage needs it.
+
+    @cached_property
+    def base(self) -> Base:
+        """The base as given."""
+        return load_base(self.config.base, self.config.dtype, self.mesh)
+
+    @cached_property
+    def experts(self) -> list[Decoder]:
+        """The experts."""
+        return [
+            load_model(d, self.config.dtype, self.mesh, t.size if t.has_defer_token else None)[0]
+            for d, t in zip(self.expert_directories, self._expert_tokenizers)
+        ]
+
+    @cached_property
+    def _context(self) -> int:
+        return min(decoder.config.context for decoder in (self.base.decoder, *self.experts))
+
+    def examples(self, split: str) -> Examples:
+        """A data file, tokenised by the base's tokenizer; training texts are cut at `length` too."""
+        limit = min(self.config.length, self._context) if split == "data" else self._context
+        return encode_examples(self.records[split], self.tokenizer, limit, getattr(self.config, split))
+
+    @cached_property
+    def training_examples(self) -> Examples:
+        """The training texts."""
+        return self.examples("data")
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """What the run reads, by content."""
+        files = {split: hash_file(Path(getattr(self.config, split))) for split in self.records}
+        models = {f"expert-{m + 1}": hash_model(d) for m, d in enumerate(self.expert_directories)}
+        return {**files, "base": hash_model(self.base_directory), **models}
+
+    def stage(self, name: str) -> Stage:
+        """A stage by name."""
+        return Stage(name, self.out / name)
+
+    def _do(self, name: str, inputs: dict[str, str], settings: Any, work) -> Stage:
+        stage = self.stage(name)
+        worked = stage.run(inputs, settings, work)
+        console.errors.print(f"[bold]{name}[/]: {'done' if worked else 'nothing to do'}")
+        return stage
+
+    # The stages.
+
+    def score(self) -> list[Stage]:
+        """Scores of base and experts on the training texts."""
+        settings = {"dtype": self.config.dtype, "length": self.config.length}
+        stages = []
+        for m, name in enumerate(["base", *(f"expert-{i + 1}" for i in range(len(self.config.experts)))]):
+
+            def work(directory: Path, m: int = m, name: str = name) -> None:
+                decoder = [self.base.decoder, *self.experts][m]
+                examples = self.training_examples
+                with console.bar(f"scoring {name}", len(examples.items)) as bar:
+                    score_to_directory(decoder, examples, directory, bar.to)
+
+            inputs = {"data": self.hashes["data"], "tokenizer": self.tokenizer.digest, "model": self.hashes[name]}
+            # The context of the shortest model decides where texts are cut.
+            inputs |= {key: value for key, value in self.hashes.items() if key not in ("dev", "test")}
+            stages.append(self._do(f"scores/{name}", inputs, settings, work))
+        return stages
+
+    def _scores(self, name: str) -> Scores:
+        return load_scores(self.out / "scores" / name, self.training_examples)
+
+    def _expert_scores(self) -> list[Scores]:
+        return [self._scores(f"expert-{m + 1}") for m in range(len(self.config.experts))]
+
+    def labels(self, scores: Sequence[Stage]) -> Stage:
+        """Weak labels at every position of the training texts."""
+        method = self.config.gate_init.label_method
+
+        def work(directory: Path) -> None:
+            base = np.concatenate(self._scores("base").is_argmax)
+            experts = np.stack([np.concatenate(s.is_argmax) for s in self._expert_scores()], -1)
+            labels = weak_labels(base, experts, method)
+            _save_array(directory / "labels.npy", labels)
+            counted = np.concatenate([example.targets[1:] for example in self.training_examples.items])
+            rates = labels[counted].mean(0).tolist()
+            write_json(directory / "summary.json", {"method": method, "share_of_ones": rates})
+
+        return self._do("labels", _digests(scores), {"method": method}, work)
+
+    @cached_property
+    def _positions(self) -> Positions:
+        """The positions of the training texts that count, with hidden states, scores and labels."""
+        examples = self.training_examples
+        with console.bar("hidden states", len(examples.items)) as bar:
+            states = hidden_states(self.base.decoder, examples, bar.to)
+        counted = np.concatenate([example.targets[1:] for example in examples.items])
+        experts = np.stack([np.concatenate(s.log_prob) for s in self._expert_scores()], -1)
+        return Positions(
+            hidden=jnp.asarray(np.concatenate(states)[counted]),
+            base_log_prob=jnp.asarray(np.concatenate(self._scores("base").log_prob)[counted]),
+            expert_log_probs=jnp.asarray(experts[counted]),
+            labels=jnp.asarray(np.load(self.out / "labels" / "labels.npy")[counted]),
+        )
+
+    def gate(self, labels: Stage) -> Stage:
+        """The gate's start."""
+
+        def work(directory: Path) -> None:
+            decoder = self.base.decoder
+            head = decoder.embedding[...] if decoder.config.tied else decoder.head[...].T
+            mean = np.asarray(head, np.float32).mean(0)
+            kernel, losses = initial_gate(self._positions, self.config.gate_init, mean)
+            _save_array(directory / "kernel.npy", np.asarray(kernel))
+            write_json(directory / "summary.json", {"loss": losses})
+
+        return self._do("gate", {"labels": labels.digest}, self.config.gate_init, work)
+
+    def train(self, scores: Sequence[Stage], gate: Stage) -> Stage:
+        """The trained team, without a threshold yet."""
+        settings = self.config.training
+
+        def work(directory: Path) -> None:
+            kernel = np.load(gate.directory / "kernel.npy")
+            decoder, trained = self.base.decoder, make_gate(kernel)
+            if settings.trainable == "gate":
+                with console.bar("training the gate") as bar:
+                    fitted, losses = train_gate(
+                        self._positions,
+                        jnp.asarray(kernel),
+                        settings.objective,
+                        settings.positive_weight,
+                        lambda step, loss: bar.to(step, None, f"loss {loss:.4f}"),
+                    )
+                trained = make_gate(fitted)
+                lines = "".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(losses))
+                (directory / "metrics.jsonl").write_text(lines, encoding="utf-8")
+            else:
+                with console.bar("training") as bar:
+                    decoder, trained = train(
+                        decoder,
+                        trained,
+                        self.training_examples,
+                        self._scores("base"),
+                        self._expert_scores(),
+                        settings,
+                        directory,
+                        lambda step, steps, m: bar.to(
+                            step, steps, f"loss {m['loss']:.4f}  deferral {m['expected_deferral']:.3f}"
+                        ),
+                    )
+            save_team(
+                directory / "team",
+                decoder,
+                trained,
+                self.base_directory,
+                self.config.dtype,
+                {**self._provenance(), "threshold": None},
+                self.base.defer_embedding,
+            )
+
+        return self._do("train", {**_digests(scores), "gate": gate.digest}, settings, work)
+
+    def _provenance(self) -> dict[str, Any]:
+        experts = [
+            {"model": str(d.resolve()) if Path(e).is_dir() else e, "sha256": self.hashes[f"expert-{m + 1}"]}
+            for m, (e, d) in enumerate(zip(self.config.experts, self.expert_directories))
+        ]
+        training = {"objective": self.config.training.objective, "trainable": self.config.training.trainable}
+        return {"experts": experts, "provenance": {"base_sha256": self.hashes["base"], "training": training}}
+
+    @cached_property
+    def team(self) -> CoLM:
+        """The trained team."""
+        trained = load_base(self.out / "train" / "team", self.config.dtype, self.mesh)
+        return CoLM(trained, self.experts, self._expert_tokenizers, self.mesh)
+
+    def calibrate(self, trained: Stage) -> Stage | None:
+        """The threshold, and the team directory that holds it; None without a dev file."""
+        if "dev" not in self.records:
+            return None
+
+        def work(directory: Path) -> None:
+            with console.bar("calibrating") as bar:
+                dev = self.examples("dev")
+                result = calibrate(
+                    self.team, self.records["dev"], dev, self.config.task, self.config.calibration, bar.to
+                )
+            write_json(directory / "calibration.json", result)
+
+        settings = {"calibration": self.config.calibration.__dict__, "task": self.config.task}
+        return self._do("calibrate", {"team": trained.digest, "dev": self.hashes["dev"]}, settings, work)
+
+    def finish_team(self, trained: Stage, calibrated: Stage | None) -> Stage:
+        """The team directory of the contract, with its threshold, in RUN/team."""
+
+        def work(directory: Path) -> None:
+            source = trained.directory / "team"
+            facts = json.loads((source / "colm.json").read_text(encoding="utf-8"))
+            if calibrated is not None:
+                result = json.loads((calibrated.directory / "calibration.json").read_text(encoding="utf-8"))
+                facts |= {"threshold": result["threshold"], "calibration": result}
+            for path in sorted(source.iterdir()):
+                target = directory / path.name
+                if path.name != "colm.json" and not target.exists():
+                    _link(path, target)
+            write_json(directory / "colm.json", facts)
+
+        inputs = {"train": trained.digest} | ({} if calibrated is None else {"calibrate": calibrated.digest})
+        return self._do("team", inputs, {}, work)
+
+    @property
+    def _test_split(self) -> str | None:
+        return next((split for split in ("test", "dev") if split in self.records), None)
+
+    def threshold(self) -> float:
+        """The calibrated threshold, or 0.5."""
+        facts = json.loads((self.out / "team" / "colm.json").read_text(encoding="utf-8"))
+        return 0.5 if facts["threshold"] is None else float(facts["threshold"])
+
+    def _prompts(self, split: str) -> list[dict[str, Any]]:
+        prompts = [prompt_of(record) for _, record in self.records[split]]
+        examples = self.examples(split)
+        return [
+            {"input_ids": example.ids[: max(1, min(self.config.prompt_tokens, len(example.ids) // 2))].tolist()}
+            if prompt is None
+            else prompt
+            for prompt, example in zip(prompts, examples.items)
+        ]
+
+    def generate(self, team: Stage) -> Stage | None:
+        """Answers to the test prompts at the threshold, and of base, expert and random deferral to compare with."""
+        split = self._test_split
+        if split is None:
+            return None
+
+        def work(directory: Path) -> None:
+            prompts = self._prompts(split)
+            rate = 0.0
+            alone = len(self.experts) == 1  # random deferral has no gate to choose among several
+            for strategy in ("defer", "base", "expert", *(["random"] if alone else [])):
+                path = directory / f"{strategy}.jsonl"
+                if not path.exists():
+                    with console.bar(f"generating: {strategy}", len(prompts)) as bar:
+                        answers = self.team.generate(
+                            prompts,
+                            threshold=self.threshold(),
+                            strategy=strategy,
+                            rate=rate,
+                            max_new_tokens=self.config.max_new_tokens,
+                            batch_size=self.config.batch_size,
+                            progress=bar.to,
+                        )
+                    write_generations(path, prompts, answers, [str(i) for i in range(len(prompts))])
+                if strategy == "defer":
+                    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                    shares = [np.mean(np.array(line["sources"]) > 0) for line in lines if line["sources"]]
+                    rate = float(np.mean(shares)) if shares else 0.0
+
+        settings = {k: getattr(self.config, k) for k in ("max_new_tokens", "prompt_tokens")}
+        return self._do("generate", {"team": team.digest, "test": self.hashes[split]}, settings, work)
+
+    def evaluate(self, team: Stage, generated: Stage | None) -> Stage | None:
+        """Nats per token on the test texts, and the task's accuracy where there is one."""
+        split = self._test_split
+        if split is None or generated is None:
+            return None
+
+        def work(directory: Path) -> None:
+            scores = evaluate_text(self.team.score_examples(self.examples(split)))
+            result: dict[str, Any] = {"split": split, "text": scores.__dict__}
+            if self.config.task is not None:
+                references = [reference_of(record, where) for where, record in self.records[split]]
+                result["task"] = {"name": self.config.task}
+                for path in sorted(generated.directory.glob("*.jsonl")):
+                    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                    columns = [[line[key] for line in lines] for key in ("text", "sources", "expert_calls")]
+                    score = score_answers(self.config.task, columns[0], references, columns[1], columns[2])
+                    result["task"][path.stem] = {
+                        "accuracy": score.accuracy,
+                        "deferral_rate": score.deferral_rate,
+                        "expert_calls": score.expert_calls,
+                    }
+            write_json(directory / "evaluation.json", result)
+
+        inputs = {"team": team.digest, "generate": generated.digest, "test": self.hashes[split]}
+        return self._do("evaluate", inputs, {"task": self.config.task}, work)
+
+    def all(self) -> dict[str, Any]:
+        """Every stage in order. Returns the evaluation."""
+        from colm_jax.pipeline.reporting import write_report
+
+        scores = self.score()
+        gate = self.gate(self.labels(scores))
+        trained = self.train(scores, gate)
+        calibrated = self.calibrate(trained)
+        team = self.finish_team(trained, calibrated)
+        generated = self.generate(team)
+        evaluated = self.evaluate(team, generated)
+        if evaluated is None or generated is None:
+            return {}
+        write_report(self, calibrated, generated, evaluated)
+        return json.loads((evaluated.directory / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def write_generations(path: Path, prompts: Sequence[Any], answers: Sequence[Generation], ids: Sequence[Any]) -> None:
+    """Writes generation lines (the contract's), beside the file and then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        for number, prompt, answer in zip(ids, prompts, answers, strict=True):
+            shown = prompt.get("prompt", prompt.get("messages", prompt.get("input_ids")))
+            record = {
+                "id": number,
+                "prompt": shown,
+                "text": answer.text,
+                "tokens": answer.tokens,
+                "sources": answer.sources,
+                "p_defer": answer.p_defer,
+                "threshold": answer.threshold,
+                "finish_reason": answer.finish_reason,
+                "expert_calls": answer.expert_calls,
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    beside.replace(path)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, so that weights are not stored twice; a copy where the file system has no links."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        np.save(file, array)
+    beside.replace(path)
+
+
+def _digests(stages: Sequence[Stage]) -> dict[str, str]:
+    return {stage.name: stage.digest for stage in stages}

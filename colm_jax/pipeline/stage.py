@@ -1,0 +1,109 @@
+"""A stage: a directory with its files and a manifest; done once for the same inputs, taken up where it was stopped.
+
+What is stale is decided by content: the manifest holds hashes of the inputs, the operative settings and the hashes of
+the files written. It holds no times, so that a run that was stopped and went on leaves the same bytes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from colm_jax.checkpoints.team import write_json
+
+SCHEMA = 1
+MANIFEST, STARTED = "manifest.json", "started.json"
+_PACKAGES = ("colm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_model(directory: Path) -> str:
+    """SHA-256 over everything of a model directory that decides what it computes."""
+    patterns = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*token*.json")
+    files = sorted(
+        {path for pattern in (*patterns, "colm.json", "*.jinja", "*.model") for path in directory.glob(pattern)}
+    )
+    return hashlib.sha256("".join(f"{path.name} {hash_file(path)}\n" for path in files).encode()).hexdigest()
+
+
+def plain(settings: Any) -> Any:
+    """Settings as JSON holds them: dataclasses as objects, tuples as lists."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        settings = dataclasses.asdict(settings)
+    return json.loads(json.dumps(settings))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run."""
+
+    name: str
+    directory: Path
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """What the finished stage says of itself; None where it is not finished."""
+        path = self.directory / MANIFEST
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    @property
+    def digest(self) -> str:
+        """Hash of the finished stage, an input of those that follow."""
+        return hash_file(self.directory / MANIFEST)
+
+    def is_done(self, inputs: Mapping[str, str], settings: Any) -> bool:
+        """Whether the stage stands finished for these inputs and settings, with every file as it was written."""
+        manifest = self.manifest
+        if manifest is None or _request(self.name, inputs, settings) != {k: manifest.get(k) for k in _REQUEST}:
+            return False
+        files = manifest["files"]
+        return all((self.directory / n).exists() and hash_file(self.directory / n) == h for n, h in files.items())
+
+    def run(self, inputs: Mapping[str, str], settings: Any, work: Callable[[Path], None]) -> bool:
+        """Does the stage's work unless it is done. Returns whether it worked.
+
+        A directory that an earlier run began for the same inputs and settings is handed to `work` as it is; one begun
+        for others is emptied first. `work` writes each file beside its place and renames it.
+        """
+        if self.is_done(inputs, settings):
+            return False
+        request = _request(self.name, inputs, settings)
+        started = self.directory / STARTED
+        same = started.exists() and json.loads(started.read_text(encoding="utf-8")) == request
+        if self.directory.exists() and not same:
+            shutil.rmtree(self.directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / MANIFEST).unlink(missing_ok=True)
+        write_json(started, request)
+        work(self.directory)
+        skipped = {MANIFEST, STARTED}
+        files = sorted(
+            path.relative_to(self.directory).as_posix()
+            for path in self.directory.rglob("*")
+            if path.is_file() and path.name not in skipped and "checkpoints" not in path.parts
+        )
+        packages = {name: version(name) for name in _PACKAGES}
+        hashes = {name: hash_file(self.directory / name) for name in files}
+        write_json(self.directory / MANIFEST, {**request, "packages": packages, "files": hashes})
+        started.unlink()
+        return True
+
+
+_REQUEST = ("schema", "stage", "inputs", "settings")
+
+
+def _request(name: str, inputs: Mapping[str, str], settings: Any) -> dict[str, Any]:
+    return {"schema": SCHEMA, "stage": name, "inputs": dict(inputs), "settings": plain(settings)}
