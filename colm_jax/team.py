@@ -21,7 +21,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.parallel import make_mesh
-from colm_jax.scoring import hidden_states, score_examples
+from colm_jax.scoring import score_examples
 
 Prompt = str | dict[str, Any]
 
@@ -49,6 +49,7 @@ class Scored:
     base_log_prob: np.ndarray  # [T] float32, nats
     expert_log_probs: np.ndarray  # [T, M]
     gate_logits: np.ndarray | None  # [T, M]; None without a gate
+    is_argmax: np.ndarray  # [T, M+1] bool, base first: the model's own greedy choice is the text's token
 
 
 class ScoredTexts(list[Scored]):
@@ -245,20 +246,20 @@ class CoLM:
 
     def score_examples(self, examples: Examples) -> ScoredTexts:
         """`score` of texts that are already tokenised."""
-        base = score_examples(self.base, examples)
-        experts = [score_examples(expert, examples) for expert in self.experts]
-        hidden = hidden_states(self.base, examples) if self.gate is not None else None
+        models = [score_examples(self.base, examples, keep_hidden=self.gate is not None)]
+        models += [score_examples(expert, examples) for expert in self.experts]
         scored = []
         for i, example in enumerate(examples.items):
-            columns = [scores.log_prob[i] for scores in experts]
-            empty = np.zeros((len(base.log_prob[i]), 0), np.float32)
+            log_probs = np.stack([scores.log_prob[i] for scores in models], -1)
+            hidden = models[0].hidden
             scored.append(
                 Scored(
                     tokens=example.ids,
                     mask=example.targets[1:],
-                    base_log_prob=base.log_prob[i],
-                    expert_log_probs=np.stack(columns, -1) if columns else empty,
+                    base_log_prob=log_probs[:, 0],
+                    expert_log_probs=log_probs[:, 1:],
                     gate_logits=np.asarray(self.gate(jnp.asarray(hidden[i]))) if self.gate and hidden else None,
+                    is_argmax=np.stack([scores.is_argmax[i] for scores in models], -1),
                 )
             )
         return ScoredTexts(scored, examples.cut)

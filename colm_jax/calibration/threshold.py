@@ -13,7 +13,6 @@ from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import reference_of, score_answers
 from colm_jax.evaluation.text import counted
-from colm_jax.scoring import score_examples
 from colm_jax.team import CoLM
 
 
@@ -75,22 +74,19 @@ def calibrate(
     """
     if team.gate is None:
         raise UserError("calibration needs a base with a gate; train one first (colm train)")
-    _, _, rates = counted(team.score_examples(examples))
+    scored = team.score_examples(examples)
+    _, logits, rates = counted(scored)
     assert rates is not None  # the team has a gate
     thresholds = {rate: float(np.quantile(rates, 1 - rate)) for rate in settings.rates}
     grid = sorted({1.0, 0.0, *thresholds.values()}, reverse=True)
     curve = []
     if task is None:
         metric = "next_token_accuracy"
-        mask = np.concatenate([example.targets[1:] for example in examples.items])
-        right = np.stack(
-            [np.concatenate(score_examples(m, examples).is_argmax)[mask] for m in (team.base, *team.experts)]
-        )
-        expert = np.concatenate([s.gate_logits[s.mask] for s in team.score_examples(examples)]).argmax(1)
-        by_expert = np.take_along_axis(right[1:], expert[None], axis=0)[0]
+        right = np.concatenate([s.is_argmax[s.mask] for s in scored])
+        by_expert = np.take_along_axis(right[:, 1:], logits.argmax(axis=1)[:, None], axis=1)[:, 0]
         for i, eta in enumerate(grid):
             deferred = rates > eta
-            curve.append(Point(eta, float(deferred.mean()), float(np.where(deferred, by_expert, right[0]).mean())))
+            curve.append(Point(eta, float(deferred.mean()), float(np.where(deferred, by_expert, right[:, 0]).mean())))
             progress(i + 1, len(grid))
     else:
         metric = task

@@ -67,8 +67,7 @@ def run(flags: Flags) -> None:
 def train(flags: Flags) -> None:
     """The pipeline up to the trained team."""
     pipeline = _run(flags)
-    scores = pipeline.score()
-    pipeline.finish_team(pipeline.train(scores, pipeline.gate(pipeline.labels(scores))), None)
+    pipeline.make_team()
     _write_text(Path(flags.out) / "operative_config.gin", operative())
     console.errors.print(f"team: {Path(flags.out) / 'team'}")
 

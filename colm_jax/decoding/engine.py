@@ -130,7 +130,7 @@ class Engine:
                     state = catch_up(self._graphs.experts[expert], model, state, expert, size)
                     waits = np.asarray(state.waits)
         self.expert_passes += np.asarray(state.expert_passes)
-        host = jax.tree.map(np.asarray, replace(state, base_cache=None, expert_caches=()))
+        host = jax.tree.map(np.asarray, replace(state, base_cache=KVCache((), (), state.lengths), expert_caches=()))
         return [self._answer(host, b, request, kept.get(b)) for b, request in enumerate(batch)]
 
     def _begin(self, batch: Sequence[Request], options: Options) -> tuple[Requests, State]:

@@ -141,7 +141,7 @@ def _step(graphs: Graphs, config: LoopConfig, models: Models, requests: Requests
         hidden, rows = jax.lax.cond(jnp.any(active), read_base, skip_base)
         base_cache = base_cache.write(rows, active.astype(jnp.int32))
         base_logits = _allowed(base.logits(hidden), models.allowed)
-        if strategy.needs_gate:
+        if strategy.needs_gate and graphs.gate is not None:
             gate_logits = nnx.merge(graphs.gate, models.gate)(hidden)
 
     # Who is called.

@@ -41,6 +41,10 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"model config: {name} must be a positive whole number, got {value!r}")
+        for name in ("rope_theta", "rms_eps"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise UserError(f"model config: {name} must be a positive number, got {value!r}")
         if self.heads % self.kv_heads:
             raise UserError(f"model config: heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_dim % 2:
@@ -69,12 +73,17 @@ class ModelConfig:
                 raise UserError(f"{source}: field {key!r} has a wrong type: {value!r}")
             return value
 
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise UserError(f"{source}: rope type {kind!r} is not supported, only 'default'")
-        theta = rope.get("rope_theta", config.get("rope_theta"))
-        if not isinstance(theta, int | float):
+        theta = config.get("rope_theta")
+        for field in ("rope_scaling", "rope_parameters"):
+            rope = config.get(field) or {}
+            kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+            if kind != "default":
+                raise UserError(f"{source}: rope type {kind!r} in {field!r} is not supported, only 'default'")
+            unknown = sorted(set(rope) - {"rope_type", "type", "rope_theta"})
+            if unknown:
+                raise UserError(f"{source}: unknown field {unknown[0]!r} in {field!r} ({rope[unknown[0]]!r})")
+            theta = rope.get("rope_theta", theta)
+        if not isinstance(theta, int | float) or isinstance(theta, bool):
             raise UserError(f"{source}: field 'rope_theta' is missing or no number: {theta!r}")
         heads, width = need("num_attention_heads", int), need("hidden_size", int)
         kv_heads, head_dim = config.get("num_key_value_heads"), config.get("head_dim")
@@ -84,7 +93,7 @@ class ModelConfig:
             depth=need("num_hidden_layers", int),
             heads=heads,
             kv_heads=heads if kv_heads is None else kv_heads,
-            head_dim=width // heads if head_dim is None else head_dim,
+            head_dim=width // max(heads, 1) if head_dim is None else head_dim,  # 0 heads: refused by the constructor
             ff=need("intermediate_size", int),
             context=need("max_position_embeddings", int),
             rope_theta=float(theta),

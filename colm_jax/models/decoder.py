@@ -115,7 +115,7 @@ class Decoder(nnx.Module):
         self.config = config
         make = _Maker(rngs, dtype, layers=None)
         self.embedding = make((config.vocab_size, config.width), ("vocab", "embed"), 0.02)
-        self.layers = Block(config, _Maker(rngs, dtype, layers=config.depth))
+        self.layers: Block | nnx.List = Block(config, _Maker(rngs, dtype, layers=config.depth))
         self.norm = RMSNorm(config, make)
         if not config.tied:
             self.head = make((config.width, config.vocab_size), ("embed", "vocab"), config.width**-0.5)

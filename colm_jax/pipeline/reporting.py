@@ -1,6 +1,7 @@
 """From a finished run's files to its report: report.html, report.md, pictures, and the summary in the terminal."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def read_generations(path: Path, team: CoLM) -> list[Generation]:
 
 def answer_for_report(team: CoLM, answer: Generation, reference: str | None, correct: bool | None) -> Answer:
     """An answer as the report shows it: its tokens' texts, who wrote each, and p_defer."""
-    rates = answer.p_defer or [None] * len(answer.tokens)
+    rates: Sequence[float | None] = answer.p_defer or [None] * len(answer.tokens)
     pieces = tuple(Piece(*piece) for piece in zip(team.pieces(answer), answer.sources, rates))
     threshold = answer.threshold[-1] if answer.threshold else None
     return Answer(team.tokenizer.decode(answer.prompt_ids), pieces, reference, correct, threshold)

@@ -27,8 +27,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh
 from colm_jax.pipeline import console
 from colm_jax.pipeline.stage import Stage, hash_file, hash_model
-from colm_jax.scoring import Scores, hidden_states, score_to_directory
-from colm_jax.scoring.scorer import load_scores
+from colm_jax.scoring import Scores, load_scores, score_examples, score_to_directory
 from colm_jax.team import CoLM, Generation
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit, Positions, initial_gate, train_gate
@@ -68,13 +67,19 @@ class RunConfig:
 class Run:
     """A run directory and the stages in it."""
 
-    def __init__(self, config: RunConfig, out: str | Path):
+    def __init__(self, config: RunConfig, out: str | Path, shared: Path | None = None):
         """Reads and checks every input before anything is computed or written.
+
+        Args:
+          config: what to run.
+          out: the run directory.
+          shared: a run directory of the same models and data whose scores, labels and gate serve here too.
 
         Raises:
           UserError: a file or model that cannot be used, tokenizers that disagree.
         """
         self.config, self.out = config, Path(out)
+        self.shared = self.out if shared is None else shared
         self.mesh = make_mesh(*config.mesh)
         self.base_directory = resolve(config.base)
         self.expert_directories = [resolve(expert) for expert in config.experts]
@@ -124,8 +129,9 @@ class Run:
         return {**files, "base": hash_model(self.base_directory), **models}
 
     def stage(self, name: str) -> Stage:
-        """A stage by name."""
-        return Stage(name, self.out / name)
+        """A stage by name; scores, labels and the gate's start may be another run's."""
+        common = name.startswith("scores/") or name in ("labels", "gate")
+        return Stage(name, (self.shared if common else self.out) / name)
 
     def _do(self, name: str, inputs: dict[str, str], settings: Any, work) -> Stage:
         stage = self.stage(name)
@@ -154,7 +160,7 @@ class Run:
         return stages
 
     def _scores(self, name: str) -> Scores:
-        return load_scores(self.out / "scores" / name, self.training_examples)
+        return load_scores(self.stage(f"scores/{name}").directory, self.training_examples)
 
     def _expert_scores(self) -> list[Scores]:
         return [self._scores(f"expert-{m + 1}") for m in range(len(self.config.experts))]
@@ -179,14 +185,14 @@ class Run:
         """The positions of the training texts that count, with hidden states, scores and labels."""
         examples = self.training_examples
         with console.bar("hidden states", len(examples.items)) as bar:
-            states = hidden_states(self.base.decoder, examples, bar.to)
+            states = score_examples(self.base.decoder, examples, True, bar.to).hidden or ()
         counted = np.concatenate([example.targets[1:] for example in examples.items])
         experts = np.stack([np.concatenate(s.log_prob) for s in self._expert_scores()], -1)
         return Positions(
             hidden=jnp.asarray(np.concatenate(states)[counted]),
             base_log_prob=jnp.asarray(np.concatenate(self._scores("base").log_prob)[counted]),
             expert_log_probs=jnp.asarray(experts[counted]),
-            labels=jnp.asarray(np.load(self.out / "labels" / "labels.npy")[counted]),
+            labels=jnp.asarray(np.load(self.stage("labels").directory / "labels.npy")[counted]),
         )
 
     def gate(self, labels: Stage) -> Stage:
@@ -372,15 +378,19 @@ class Run:
         inputs = {"team": team.digest, "generate": generated.digest, "test": self.hashes[split]}
         return self._do("evaluate", inputs, {"task": self.config.task}, work)
 
-    def all(self) -> dict[str, Any]:
-        """Every stage in order. Returns the evaluation."""
-        from colm_jax.pipeline.reporting import write_report
-
+    def make_team(self) -> tuple[Stage, Stage | None]:
+        """Every stage up to the team with its threshold. Returns the stages `team` and, with a dev file, `calibrate`."""
         scores = self.score()
         gate = self.gate(self.labels(scores))
         trained = self.train(scores, gate)
         calibrated = self.calibrate(trained)
-        team = self.finish_team(trained, calibrated)
+        return self.finish_team(trained, calibrated), calibrated
+
+    def all(self) -> dict[str, Any]:
+        """Every stage in order. Returns the evaluation."""
+        from colm_jax.pipeline.reporting import write_report
+
+        team, calibrated = self.make_team()
         generated = self.generate(team)
         evaluated = self.evaluate(team, generated)
         if evaluated is None or generated is None:

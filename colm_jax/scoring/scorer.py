@@ -30,6 +30,7 @@ class Scores:
 
     log_prob: tuple[np.ndarray, ...]  # float32 [n-1], nats
     is_argmax: tuple[np.ndarray, ...]  # bool [n-1]: the model's own greedy choice is the text's token
+    hidden: tuple[np.ndarray, ...] | None = None  # float32 [n-1, D], where they were asked for
 
     def padded(self, rows: np.ndarray, length: int) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
         """The rows of a batch, right-padded with zeros to T = length - 1; row -1 is empty."""
@@ -65,24 +66,20 @@ def _passes(decoder: Decoder, examples: Examples, groups: list[list[int]]) -> It
         yield rows, _score_batch(graph, state, collate(examples.items, rows, _BATCH, length).tokens)
 
 
-def score_examples(decoder: Decoder, examples: Examples, progress: Progress = lambda done: None) -> Scores:
-    """Scores in memory, for data that is small or read once."""
+def score_examples(
+    decoder: Decoder, examples: Examples, keep_hidden: bool = False, progress: Progress = lambda done: None
+) -> Scores:
+    """Scores in memory, with the final hidden states that predict each token where `keep_hidden`."""
     log_probs: list[np.ndarray] = []
     argmaxes: list[np.ndarray] = []
-    for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, in_order(examples.items, _BATCH)):
-        _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
-        progress(len(log_probs))
-    return Scores(tuple(log_probs), tuple(argmaxes))
-
-
-def hidden_states(decoder: Decoder, examples: Examples, progress: Progress = lambda done: None) -> list[np.ndarray]:
-    """The final hidden states that predict each example's tokens, [n-1, D] float32 each."""
     states: list[np.ndarray] = []
-    for rows, (_, _, hidden) in _passes(decoder, examples, in_order(examples.items, _BATCH)):
-        wide = np.asarray(hidden, np.float32)
-        states += [wide[b, : len(examples.items[row].ids) - 1] for b, row in enumerate(rows)]
-        progress(len(states))
-    return states
+    for rows, (log_prob, is_argmax, hidden) in _passes(decoder, examples, in_order(examples.items, _BATCH)):
+        _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
+        if keep_hidden:
+            wide = np.asarray(hidden, np.float32)
+            states += [wide[b, : len(examples.items[row].ids) - 1] for b, row in enumerate(rows)]
+        progress(len(log_probs))
+    return Scores(tuple(log_probs), tuple(argmaxes), tuple(states) if keep_hidden else None)
 
 
 def score_to_directory(

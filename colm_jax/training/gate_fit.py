@@ -160,9 +160,9 @@ def train_gate(
     nothing = jnp.zeros((*positions.labels.shape[:1], 1))
     if objective != "em":
         loss = partial(_objective_loss, objective=objective, positive_weight=positive_weight)
-        kernel, losses = Minimiser(loss)(kernel, (positions, nothing), max_steps=200)
-        report(len(losses), losses[-1])
-        return kernel, losses
+        kernel, values = Minimiser(loss)(kernel, (positions, nothing), max_steps=200)
+        report(len(values), values[-1])
+        return kernel, values
 
     @jax.jit
     def expectation(kernel, positions):

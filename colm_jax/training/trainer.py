@@ -119,12 +119,12 @@ def train(
     optimizer = make_optimizer(settings, steps)
 
     def rebuild(params) -> tuple[Decoder, Gate]:
-        merged = []
-        for graph, state, part in ((decoder_graph, decoder_state, "base"), (gate_graph, gate_state, "gate")):
-            state = jax.tree.map(lambda x: x, state)  # a copy: replace_by_pure_dict writes in place
-            nnx.replace_by_pure_dict(state, params[part])
-            merged.append(nnx.merge(graph, state))
-        return merged[0], merged[1]
+        def merge(graph, state, pure):
+            state = jax.tree.map(lambda leaf: leaf, state)  # a copy: replace_by_pure_dict writes in place
+            nnx.replace_by_pure_dict(state, pure)
+            return nnx.merge(graph, state)
+
+        return merge(decoder_graph, decoder_state, params["base"]), merge(gate_graph, gate_state, params["gate"])
 
     @jax.jit(donate_argnums=(0, 1))
     def step_fn(params, opt_state, batch: ScoredBatch):
