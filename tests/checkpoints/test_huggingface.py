@@ -1,0 +1,320 @@
+"""Loading is exact, strict in both directions, and each thing wrong with a directory is one error that names it."""
+
+import json
+import re
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from colm_jax.checkpoints.huggingface import (
+    load_model,
+    read_config,
+    read_json,
+    resolve,
+    save_tensors,
+    to_tensors,
+    weight_files,
+)
+from colm_jax.errors import UserError
+from tests.models.make_golden import SHARED_MODELS
+from tests.tiny import edit_json, run
+
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+KEY = "model.layers.1.self_attn.k_proj.weight"
+
+
+def assert_same(tensors, stored):
+    assert set(tensors) == set(stored)
+    for name, value in stored.items():
+        assert tensors[name].dtype == value.dtype
+        assert tensors[name].tobytes() == value.tobytes(), name
+
+
+def edit_weights(directory, change):
+    """Rewrites model.safetensors; `change` edits the dictionary in place."""
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def shard(directory, parts, weight_map):
+    """Replaces model.safetensors by the named files, each with the tensors listed, and an index."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    for file, names in parts.items():
+        save_file({name: tensors[name] for name in names}, directory / file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def halves(directory):
+    names = sorted(load_file(directory / "model.safetensors"))
+    return {"model-1.safetensors": names[:9], "model-2.safetensors": names[9:]}
+
+
+def map_of(parts):
+    return {name: file for file, names in parts.items() for name in names}
+
+
+def error_of(directory, mesh, dtype="float32", **settings):
+    """The one line that loading fails with."""
+    with pytest.raises(UserError) as caught:
+        load_model(directory, dtype, mesh, **settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# What is right.
+
+
+@pytest.mark.parametrize("name", [name for name in SHARED_MODELS if not name.endswith("-colm")])
+def test_real_models_round_trip_bit_for_bit(name, shared, mesh, tmp_path):
+    directory = shared / "models" / name
+    decoder, deferral = load_model(directory, "float32", mesh)
+    stored = load_file(directory / "model.safetensors")
+    assert deferral is None
+    assert_same(to_tensors(decoder), stored)
+    save_tensors(to_tensors(decoder), tmp_path / "model.safetensors")
+    assert_same(load_file(tmp_path / "model.safetensors"), stored)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_type_round_trips_bit_for_bit(dtype, tied, tiny_model, mesh):
+    directory = tiny_model(dtype=dtype, tied=tied, head_dim=6)
+    stored = load_file(directory / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {np.dtype(DTYPES[dtype])}
+    decoder, _ = load_model(directory, dtype, mesh)
+    assert decoder.dtype == jnp.dtype(dtype)
+    assert_same(to_tensors(decoder), stored)
+
+
+def test_weights_are_converted_on_loading_and_on_leaving(tiny_model, mesh):
+    directory = tiny_model()
+    stored = load_file(directory / "model.safetensors")
+    half = {name: value.astype(ml_dtypes.bfloat16) for name, value in stored.items()}
+    assert_same(to_tensors(load_model(directory, "bfloat16", mesh)[0]), half)
+    assert_same(to_tensors(load_model(directory, "float32", mesh)[0], "bfloat16"), half)
+
+
+def test_shards_with_an_index_are_one_checkpoint(tiny_model, mesh):
+    directory = tiny_model()
+    stored = load_file(directory / "model.safetensors")
+    parts = halves(directory)
+    shard(directory, parts, map_of(parts))
+    assert [path.name for path in weight_files(directory)] == list(parts)
+    assert_same(to_tensors(load_model(directory, "float32", mesh)[0]), stored)
+
+
+def test_original_format_comes_apart_into_base_and_gate(shared, mesh):
+    directory = shared / "models" / "babyllama-105-colm"
+    stored = load_file(directory / "model.safetensors")
+    decoder, deferral = load_model(directory, "float32", mesh, tokenizer_size=105)
+    np.testing.assert_array_equal(deferral.gate, stored["lm_head.weight"][-1])
+    np.testing.assert_array_equal(deferral.embedding, stored["model.embed_tokens.weight"][-1])
+    assert deferral.gate.dtype == np.float32
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        stored[name] = stored[name][:-1]
+    assert_same(to_tensors(decoder), stored)
+    assert decoder.config.vocab_size == read_config(directory).vocab_size - 1 == 105
+
+
+def test_deferral_row_keeps_float32_beside_a_bfloat16_base(shared, mesh):
+    directory = shared / "models" / "babyllama-105-colm"
+    _, deferral = load_model(directory, "bfloat16", mesh, tokenizer_size=105)
+    np.testing.assert_array_equal(deferral.gate, load_file(directory / "model.safetensors")["lm_head.weight"][-1])
+
+
+def test_every_parameter_is_written_by_its_checkpoint(tiny_model, mesh):
+    first, second = (load_model(tiny_model(f"{seed}", seed=seed), "float32", mesh)[0] for seed in (0, 1))
+    for (path, one), (_, other) in zip(*(nnx.to_flat_state(nnx.state(d)) for d in (first, second)), strict=True):
+        assert "scale" in path or not np.array_equal(one[...], other[...]), path
+
+
+def test_head_beside_a_tied_table_is_not_read(tiny_model, mesh):
+    directory, tokens = tiny_model(tied=True), np.array([[1, 5, 9]])
+    _, before = run(load_model(directory, "float32", mesh)[0], tokens)
+    edit_weights(directory, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].copy()}))
+    np.testing.assert_array_equal(run(load_model(directory, "float32", mesh)[0], tokens)[1], before)
+
+
+def test_rotary_buffers_of_old_checkpoints_are_no_weights(tiny_model, mesh):
+    directory = tiny_model()
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    edit_weights(directory, lambda w: w.update(buffer))
+    load_model(directory, "float32", mesh)
+
+
+@pytest.mark.parametrize("field", ["rope_parameters", "rope_theta"])
+def test_rope_theta_is_read_in_both_spellings(field, tiny_model):
+    directory = tiny_model(rope_theta=321.0)
+    edit_json(directory / "config.json", **{field: None})
+    assert read_config(directory).rope_theta == 321.0
+
+
+def test_missing_kv_heads_and_head_dim_follow_from_the_rest(tiny_model):
+    directory = tiny_model()
+    edit_json(directory / "config.json", num_key_value_heads=None, head_dim=None)
+    config = read_config(directory)
+    assert (config.kv_heads, config.head_dim) == (4, 8)
+
+
+# What is wrong with the weights.
+
+WRONG_WEIGHTS = {
+    "unknown": (lambda w: w.update({"model.layers.0.self_attn.q_proj.bias": w["model.norm.weight"]}), "q_proj.bias"),
+    "a layer too many": (lambda w: w.update({KEY.replace("1", "2"): w[KEY].copy()}), KEY.replace("1", "2")),
+    "missing": (lambda w: w.pop(KEY), KEY),
+    "head missing": (lambda w: w.pop("lm_head.weight"), "lm_head.weight"),
+    "transposed": (
+        lambda w: w.update({KEY: np.ascontiguousarray(w[KEY].T)}),
+        r"k_proj.* \[32, 16\], expected \[16, 32",
+    ),
+    "flattened": (lambda w: w.update({KEY: w[KEY].reshape(-1)}), r"k_proj.* \[512\], expected \[16, 32"),
+    "NaN": (lambda w: w[KEY].__setitem__((3, 4), np.nan), f"{KEY}' holds NaN"),
+    "infinite": (lambda w: w[KEY].__setitem__((3, 4), -np.inf), f"{KEY}' holds NaN or inf"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_WEIGHTS)
+def test_wrong_weights_are_named(wrong, tiny_model, mesh):
+    change, named = WRONG_WEIGHTS[wrong]
+    directory = tiny_model()
+    edit_weights(directory, change)
+    assert re.search(named, error_of(directory, mesh))
+
+
+def test_weights_that_a_narrower_type_cannot_hold_are_named(tiny_model, mesh):
+    directory = tiny_model()
+    edit_weights(directory, lambda w: w[KEY].__setitem__((3, 4), 1e6))
+    load_model(directory, "bfloat16", mesh)
+    assert KEY in error_of(directory, mesh, dtype="float16")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 1000, -1])
+def test_truncated_file_is_named(kept, tiny_model, mesh):
+    file = tiny_model() / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    assert f"{file}: not a readable safetensors file" in error_of(file.parent, mesh)
+
+
+def test_missing_file_is_named(tiny_model, mesh):
+    directory = tiny_model()
+    (directory / "model.safetensors").unlink()
+    assert "model.safetensors: weights file is missing" in error_of(directory, mesh)
+
+
+def test_pickled_weights_are_refused(tiny_model, mesh):
+    directory = tiny_model()
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    assert "pickled" in error_of(directory, mesh)
+
+
+def test_shard_that_is_not_there_is_named(tiny_model, mesh):
+    directory = tiny_model()
+    parts = halves(directory)
+    shard(directory, {"model-1.safetensors": parts["model-1.safetensors"]}, map_of(parts))
+    assert "model-2.safetensors: weights file is missing" in error_of(directory, mesh)
+
+
+def test_shard_that_the_index_forgets_shows_as_missing_tensors(tiny_model, mesh):
+    directory = tiny_model()
+    parts = halves(directory)
+    shard(directory, parts, {name: "model-1.safetensors" for name in map_of(parts)})
+    first = parts["model-2.safetensors"]
+    assert re.search(rf"tensor '.*' is missing \({len(first)} of 21 are\)", error_of(directory, mesh))
+
+
+def test_tensor_in_two_shards_is_named(tiny_model, mesh):
+    directory = tiny_model()
+    parts = halves(directory)
+    twice = parts["model-1.safetensors"][0]
+    parts["model-2.safetensors"].append(twice)
+    shard(directory, parts, map_of(parts))
+    message = error_of(directory, mesh)
+    assert f"'{twice}' stands in model-1.safetensors too" in message
+    assert "model-2.safetensors" in message
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+def test_wrong_index_is_named(content, tiny_model, mesh):
+    directory = tiny_model()
+    (directory / "model.safetensors.index.json").write_text(content)
+    assert "model.safetensors.index.json: " in error_of(directory, mesh)
+
+
+def test_original_format_needs_its_extra_row(shared, mesh):
+    message = error_of(shared / "models" / "babyllama-105", mesh, tokenizer_size=105)
+    assert "106 rows" in message
+    assert "vocab_size=105" in message
+
+
+# What is wrong with config.json.
+
+WRONG_CONFIGS = {
+    "another family": ({"model_type": "mistral"}, "model_type is 'mistral'"),
+    "a string for a number": ({"hidden_size": "32"}, "'hidden_size' has a wrong type: '32'"),
+    "a fraction for a count": ({"num_hidden_layers": 2.0}, "'num_hidden_layers' has a wrong type: 2.0"),
+    "a truth for a count": ({"vocab_size": True}, "'vocab_size' has a wrong type: True"),
+    "a number for a truth": ({"tie_word_embeddings": 1}, "'tie_word_embeddings' has a wrong type: 1"),
+    "a string for kv heads": ({"num_key_value_heads": "2"}, "kv_heads must be a positive whole number, got '2'"),
+    "missing": ({"rms_norm_eps": None}, "'rms_norm_eps' is missing"),
+    "no theta": ({"rope_theta": None, "rope_parameters": None}, "'rope_theta' is missing"),
+    "unknown": ({"sliding_window": 512}, "unknown field 'sliding_window' (512)"),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+    "biases": ({"attention_bias": True}, "attention_bias=True"),
+    "scaled rope": ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope type 'llama3'"),
+    "scaled rope, old spelling": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+    "unknown rope field": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor'"),
+    "rope of no meaning": ({"rope_parameters": "fast"}, "rope type 'fast'"),
+    "theta of 0": ({"rope_theta": 0, "rope_parameters": None}, "rope_theta must be a positive number, got 0.0"),
+    "no heads": ({"num_attention_heads": 0, "head_dim": None}, "heads must be a positive whole number, got 0"),
+    "heads that do not group": ({"num_key_value_heads": 3}, "heads (4) must be a multiple of kv_heads (3)"),
+    "odd head": ({"head_dim": 7}, "head_dim must be even for RoPE, got 7"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_CONFIGS)
+def test_wrong_config_is_named(wrong, tiny_model, mesh):
+    fields, named = WRONG_CONFIGS[wrong]
+    directory = tiny_model()
+    edit_json(directory / "config.json", **fields)
+    message = error_of(directory, mesh)
+    assert named in message
+    assert "config" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "named"), [(b"{,}", "not valid JSON"), (b"\xff", "not valid JSON"), (b"[1]", "got list")]
+)
+def test_broken_json_is_named(content, named, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"config.json: .*{named}"):
+        read_config(tmp_path)
+
+
+def test_missing_json_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json: file is missing"):
+        read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])
+def test_model_that_is_neither_directory_nor_hub_name(name):
+    with pytest.raises(UserError, match=f"model '{name}': no such directory"):
+        resolve(name)
+
+
+def test_hub_name_that_cannot_be_fetched():
+    with pytest.raises(UserError, match=r"model 'nobody/nothing': .*the Hub"):
+        resolve("nobody/nothing")
+
+
+def test_model_that_is_a_file(tmp_path):
+    (tmp_path / "model").touch()
+    with pytest.raises(UserError, match="no such directory"):
+        resolve(tmp_path / "model")

@@ -1,0 +1,47 @@
+"""Eight virtual CPU devices for every test, and the models and meshes that tests share."""
+
+import os
+from pathlib import Path
+
+if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches anything
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import jax
+import pytest
+
+from colm_jax.parallel import make_mesh
+from tests.tiny import write_model
+
+
+def pytest_sessionstart(session):
+    devices = jax.devices()
+    if len(devices) != 8 or devices[0].platform != "cpu":
+        pytest.exit(f"the tests need 8 virtual CPU devices, JAX has {devices}; see tests/conftest.py", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of pretrained models, data and reference vectors that lies beside the repository."""
+    path = Path(os.environ.get("COLM_SHARED") or Path(__file__).parents[2] / "shared")
+    if not (path / "models").is_dir():
+        reason = f"no shared models and vectors at {path}; set COLM_SHARED to where they lie"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def mesh() -> jax.sharding.Mesh:
+    return make_mesh()
+
+
+@pytest.fixture
+def tiny_model(tmp_path):
+    """Writes random Llama directories: `tiny_model("name", dtype="float32", seed=0, **config_fields)`."""
+
+    def make(name: str = "tiny", **settings) -> Path:
+        return write_model(tmp_path / name, **settings)
+
+    return make

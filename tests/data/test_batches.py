@@ -1,0 +1,81 @@
+"""Padding, and the order in which examples are read."""
+
+import jax
+import numpy as np
+import pytest
+
+from colm_jax.data.batches import collate, in_order, padded_length, shuffled
+from colm_jax.data.records import Example
+
+
+def example(*ids, targets=None):
+    targets = [False, *[True] * (len(ids) - 1)] if targets is None else targets
+    return Example(np.array(ids, np.int32), np.array(targets, bool))
+
+
+EXAMPLES = [example(1, 5, 6), example(1, 7, targets=[False, False]), example(1, 8, 9, 10, 11), example(1)]
+
+
+def test_collate_pads_on_the_right_and_shifts_the_mask_onto_the_predicting_position():
+    batch = collate(EXAMPLES, [2, 0, 1], batch_size=4, length=6)
+    np.testing.assert_array_equal(
+        batch.tokens, [[1, 8, 9, 10, 11, 0], [1, 5, 6, 0, 0, 0], [1, 7, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(
+        batch.mask.astype(int), [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(batch.rows, [2, 0, 1, -1])
+
+
+def test_collate_takes_a_text_that_fills_the_row_and_one_of_a_single_token():
+    batch = collate(EXAMPLES, [2, 3], batch_size=2, length=5)
+    np.testing.assert_array_equal(batch.tokens, [[1, 8, 9, 10, 11], [1, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.mask.sum(-1), [4, 0])
+
+
+def test_batch_is_a_pytree_of_its_arrays():
+    assert len(jax.tree.leaves(collate(EXAMPLES, [0], 1, 4))) == 3
+
+
+@pytest.mark.parametrize(("lengths", "expected"), [([3], 32), ([32, 5], 32), ([33], 64)])
+def test_padded_length_is_the_longest_rounded_up(lengths, expected):
+    assert padded_length([example(*range(n)) for n in lengths]) == expected
+
+
+def test_in_order_reads_each_once_and_keeps_the_short_last_batch():
+    assert in_order([None] * 7, 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert in_order([None] * 6, 3) == [[0, 1, 2], [3, 4, 5]]
+
+
+def epochs(dataset, count):
+    return np.concatenate([dataset[i] for i in range(len(dataset))]).reshape(-1, count)
+
+
+def test_each_epoch_is_a_permutation_of_its_own():
+    first, second, third = epochs(shuffled(23, 4, epochs=3, seed=0), 23)
+    for epoch in (first, second, third):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(23))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(second, third)
+    assert not np.array_equal(first, np.arange(23))
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(23, [8] * 5 + [6]), (24, [8] * 6), (3, [6])])
+def test_short_last_batch_is_kept(count, sizes):
+    dataset = shuffled(count, 8, epochs=2, seed=0)
+    assert [len(dataset[i]) for i in range(len(dataset))] == sizes
+
+
+def test_element_depends_on_seed_and_step_alone():
+    forwards = shuffled(23, 4, epochs=2, seed=5)
+    expected = [np.array(forwards[i]) for i in range(len(forwards))]
+    for step in (7, 2, 11, 0, 2):
+        np.testing.assert_array_equal(shuffled(23, 4, epochs=2, seed=5)[step], expected[step])
+        np.testing.assert_array_equal(forwards[step], expected[step])
+    other = shuffled(23, 4, epochs=2, seed=6)
+    assert any(not np.array_equal(other[i], rows) for i, rows in enumerate(expected))
+
+
+def test_more_epochs_leave_the_earlier_ones_as_they_were():
+    short, long = (epochs(shuffled(24, 4, epochs=n, seed=1), 24) for n in (1, 3))
+    np.testing.assert_array_equal(short[0], long[0])

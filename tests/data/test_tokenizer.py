@@ -1,0 +1,126 @@
+"""Loading tokenizers, their end-of-text ids, and the vocabulary that several share."""
+
+import json
+
+import numpy as np
+import pytest
+
+from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
+from colm_jax.errors import UserError
+from tests.tiny import CHAT_TEMPLATE, WORDS, edit_json, write_tokenizer
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A loaded tokenizer of these words."""
+    return lambda name, words=WORDS, **settings: load_tokenizer(write_tokenizer(tmp_path / name, words, **settings))
+
+
+def test_tokenizer_of_the_original_format_hides_the_deferral_token(make):
+    plain, defer = make("plain"), make("defer", [*WORDS, "<|defer|>"])
+    assert (plain.has_defer_token, defer.has_defer_token) == (False, True)
+    assert plain.words == defer.words == WORDS
+    assert plain.size == defer.size == len(WORDS)
+
+
+def test_real_tokenizers(shared):
+    load = {name: load_tokenizer(shared / "models" / name) for name in ("babyllama-105", "babyllama-105-colm")}
+    assert [(t.size, t.eos_ids, t.has_defer_token) for t in load.values()] == [(105, (2,), False), (105, (2,), True)]
+    assert load["babyllama-105"].words == load["babyllama-105-colm"].words
+    text = "Once upon a time, there was a girl."
+    ids = load["babyllama-105"].encode(text)
+    assert ids[0] == 1
+    assert load["babyllama-105"].decode(ids) == text
+
+
+def test_decoding_leaves_special_tokens_out(make):
+    tokenizer = make("plain")
+    assert tokenizer.decode([1, *tokenizer.encode("ab")[1:], 2]) == "ab"
+
+
+def test_end_of_text_ids_come_from_all_files_and_the_tokenizers_is_first(tmp_path):
+    write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 5}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2, 5]}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.eos_ids, tokenizer.eos_id) == ((2, 5, 7), 2)
+
+
+def test_missing_end_of_text_token_is_an_error_where_it_is_needed(tmp_path):
+    write_tokenizer(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", eos_token=None)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.eos_ids == ()
+    with pytest.raises(UserError, match="names no end-of-text token"):
+        tokenizer.encode_pair("a", "b")
+
+
+def test_digest_tells_tokenizers_apart(make):
+    swapped = [*WORDS[:-2], WORDS[-1], WORDS[-2]]
+    others = [make("1", swapped), make("2", chat_template=CHAT_TEMPLATE), make("3", bos=False), make("4", WORDS[:-1])]
+    digests = {tokenizer.digest for tokenizer in (make("0"), *others)}
+    assert len(digests) == 5
+    assert make("same").digest in digests
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "no tokenizer"), ("{", "cannot be read")])
+def test_bad_tokenizer_is_one_line_that_names_it(content, message, tmp_path):
+    if content:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# The shared vocabulary.
+
+
+def test_equal_tokenizers_share_all_words_but_no_padded_row(make):
+    allowed = shared_vocabulary([make("a"), make("b")], heads=[40, 64])
+    np.testing.assert_array_equal(allowed, np.arange(40) < len(WORDS))
+
+
+def test_words_that_one_has_beyond_the_other_are_not_shared(make):
+    base, expert = make("base"), make("expert", [*WORDS, "0", "1"])
+    for tokenizers, heads in (([base, expert], [32, 34]), ([expert, base], [34, 40])):
+        allowed = shared_vocabulary(tokenizers, heads)
+        np.testing.assert_array_equal(allowed, np.arange(min(heads)) < len(WORDS))
+
+
+def test_three_tokenizers_share_what_all_have(make):
+    tokenizers = [make("a", [*WORDS, "0", "1"]), make("b", [*WORDS, "0"]), make("c", [*WORDS, "0", "1"])]
+    assert shared_vocabulary(tokenizers, [34, 33, 34]).sum() == 33
+
+
+def test_head_shorter_than_the_tokenizer_bounds_the_vocabulary(make):
+    np.testing.assert_array_equal(shared_vocabulary([make("a"), make("b")], [32, 30]), np.ones(30, bool))
+
+
+def test_deferral_token_is_never_written(make):
+    base, expert = make("base", [*WORDS, "<|defer|>"]), make("expert", [*WORDS, "0"])
+    np.testing.assert_array_equal(shared_vocabulary([base, expert], [33, 33]), np.arange(33) < 32)
+
+
+def test_id_without_a_word_is_not_shared(make, tmp_path):
+    base = make("base")
+    write_tokenizer(tmp_path / "holed")
+    file = tmp_path / "holed" / "tokenizer.json"
+    value = json.loads(file.read_text())
+    del value["model"]["vocab"]["q"]
+    file.write_text(json.dumps(value))
+    holed, hole = load_tokenizer(tmp_path / "holed"), WORDS.index("q")
+    assert holed.words[hole] == ""
+    for tokenizers in ([base, holed], [holed, base], [holed, holed]):
+        np.testing.assert_array_equal(shared_vocabulary(tokenizers, [32, 32]), np.arange(32) != hole)
+
+
+def test_one_model_alone_may_write_all_its_words(make):
+    np.testing.assert_array_equal(shared_vocabulary([make("a")], [35]), np.arange(35) < 32)
+
+
+def test_disagreement_names_the_id_both_words_and_both_models(make):
+    swapped = list(WORDS)
+    swapped[10], swapped[11] = swapped[11], swapped[10]
+    with pytest.raises(UserError, match=r"id 10 is 'g' in .*base and 'h' in .*expert"):
+        shared_vocabulary([make("base"), make("expert", swapped)], [32, 32])

@@ -1,0 +1,90 @@
+"""The mesh, and the one table from logical axes to mesh axes."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from colm_jax.errors import UserError
+from colm_jax.models.decoder import abstract
+from colm_jax.models.gate import Gate
+from colm_jax.parallel import RULES, make_mesh, replicated, shardings, spec_of
+from colm_jax.parallel.mesh import MESH_AXES
+from tests.tiny import tiny_decoder
+
+
+def parameters():
+    """Every parameter that is ever sharded: (axes, shape)."""
+    modules = [abstract(lambda: tiny_decoder(tied=False)), abstract(lambda: Gate(32, 2))]
+    leaves = [variable for module in modules for _, variable in nnx.to_flat_state(nnx.state(module))]
+    return [(leaf.get_metadata()["axes"], leaf.shape) for leaf in leaves]
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 2, 3)], ids=str)
+def test_mesh_has_the_sizes_asked_for(sizes):
+    mesh = make_mesh(*sizes)
+    assert dict(mesh.shape) == dict(zip(MESH_AXES, sizes))
+    assert list(mesh.devices.flat) == jax.devices()[: np.prod(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, 3, 1), "data=3, fsdp=3, tensor=1 needs 9 devices .*there are 8"),
+        ((0, 1, 1), "data=0.*at least 1"),
+        ((-1, -1, 1), "data=-1.*at least 1"),
+    ],
+)
+def test_impossible_mesh_is_refused(sizes, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(*sizes)
+
+
+def test_rules_cover_every_axis_in_use_and_name_only_mesh_axes():
+    assert {axis for axes, _ in parameters() for axis in axes} | {"batch"} == set(RULES)
+    assert {axis for axes in RULES.values() for axis in axes} <= set(MESH_AXES)
+
+
+def test_every_parameter_names_as_many_axes_as_it_has():
+    for axes, shape in parameters():
+        assert len(axes) == len(shape), axes
+
+
+def test_no_parameter_is_split_twice_over_one_mesh_axis():
+    for axes, _ in parameters():
+        split = [mesh_axis for axis in axes for mesh_axis in RULES[axis]]
+        assert len(split) == len(set(split)), axes
+
+
+def test_axes_are_split_by_the_table():
+    mesh = make_mesh(2, 2, 2)
+    assert spec_of(mesh, ("vocab", "embed"), (32, 16)) == P(("tensor",), ("fsdp",))
+    assert spec_of(mesh, ("batch", "layers"), (8, 2)) == P(("data", "fsdp"), None)
+
+
+def test_axis_that_the_mesh_does_not_divide_stays_whole():
+    mesh = make_mesh(2, 2, 2)
+    assert spec_of(mesh, ("vocab", "embed"), (33, 16)) == P(None, ("fsdp",))
+    assert spec_of(mesh, ("batch",), (6,)) == P(None)
+
+
+def test_mesh_axis_of_one_device_splits_nothing():
+    assert spec_of(make_mesh(8, 1, 1), ("vocab", "embed"), (32, 16)) == P(None, None)
+
+
+def test_wrong_number_of_axes_is_refused():
+    with pytest.raises(ValueError, match="argument"):
+        spec_of(make_mesh(), ("vocab",), (32, 16))
+
+
+def test_shardings_are_those_of_the_table():
+    mesh, state = make_mesh(1, 2, 4), nnx.state(abstract(tiny_decoder))
+    for (_, sharding), (_, leaf) in zip(*map(nnx.to_flat_state, (shardings(mesh, state), state)), strict=True):
+        assert sharding.get_value().mesh == mesh
+        assert sharding.get_value().spec == spec_of(mesh, leaf.get_metadata()["axes"], leaf.shape)
+
+
+def test_replicated_puts_the_whole_on_each_device():
+    value = jax.device_put(np.arange(6), replicated(make_mesh(2, 2, 2)))
+    assert [shard.data.shape for shard in value.addressable_shards] == [(6,)] * 8

@@ -1,0 +1,158 @@
+"""The whole run, from files to report: its numbers, and that a kill in any stage changes nothing."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from colm_jax import CoLM
+from colm_jax.errors import UserError
+from colm_jax.pipeline.run import Run, RunConfig
+from colm_jax.training.config import Training
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+@pytest.fixture
+def inputs(tmp_path, tiny_model):
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefgh "))
+
+    def lines(n):
+        texts = ["".join(rng.choice(letters, rng.integers(8, 40))) for _ in range(n)]
+        return [{"prompt": text[:5], "completion": text[5:]} for text in texts]
+
+    return {
+        "base": str(tiny_model("base")),
+        "experts": (str(tiny_model("expert", seed=1)),),
+        "data": write_lines(tmp_path / "train.jsonl", lines(40)),
+        "dev": write_lines(tmp_path / "dev.jsonl", lines(6)),
+        "test": write_lines(tmp_path / "test.jsonl", lines(6)),
+    }
+
+
+TRAINING = Training(batch_size=8, epochs=2, learning_rate=1e-3, checkpoint_every=2)
+
+
+def files(directory):
+    """Hash of every file a run leaves, but for training checkpoints, which name nothing a user reads."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and "checkpoints" not in path.parts
+    }
+
+
+@pytest.mark.parametrize("trainable", ["all", "gate"])
+def test_a_run_leaves_a_team_that_does_what_the_evaluation_says(tmp_path, inputs, trainable):
+    training = Training(trainable=trainable, batch_size=8, learning_rate=1e-3)
+    config = RunConfig(**inputs, task="exact", max_new_tokens=12, training=training)
+    result = Run(config, tmp_path / "run").all()
+    text = result["text"]
+    assert text["oracle"] < text["team"] < text["base"] + 1
+    team = CoLM.from_pretrained(tmp_path / "run/team")
+    assert len(team.experts) == 1
+    calibration = json.loads((tmp_path / "run/calibrate/calibration.json").read_text())
+    assert team.calibrated_threshold == calibration["threshold"]
+    lines = [json.loads(line) for line in (tmp_path / "run/generate/defer.jsonl").read_text().splitlines()]
+    prompts = [{"prompt": line["prompt"]} for line in lines]
+    for line, answer in zip(lines, team.generate(prompts, max_new_tokens=12)):
+        assert line["tokens"] == answer.tokens
+        assert len(line["tokens"]) == len(line["sources"]) == len(line["p_defer"]) == len(line["threshold"])
+    scored = team.score([json.loads(line) for line in Path(inputs["test"]).read_text().splitlines()])
+    mask = np.concatenate([s.mask for s in scored])
+    assert -np.concatenate([s.base_log_prob for s in scored])[mask].mean() == pytest.approx(text["base"], abs=1e-5)
+    gate = np.concatenate([s.gate_logits for s in scored])[mask][:, 0]
+    expert = np.concatenate([s.expert_log_probs for s in scored])[mask][:, 0]
+    base = np.concatenate([s.base_log_prob for s in scored])[mask]
+    p = 1 / (1 + np.exp(-gate))
+    assert -np.log((1 - p) * np.exp(base) + p * np.exp(expert)).mean() == pytest.approx(text["team"], abs=1e-5)
+    assert (tmp_path / "run/report/report.html").exists()
+
+
+def test_a_second_run_does_nothing_and_a_changed_input_only_what_depends_on_it(tmp_path, inputs):
+    out = tmp_path / "run"
+    config = RunConfig(**inputs, task="exact", max_new_tokens=8, training=TRAINING)
+    Run(config, out).all()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")}
+    Run(config, out).all()
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")}
+    with open(inputs["test"], "a") as file:
+        file.write(json.dumps({"prompt": "abc", "completion": "def"}) + "\n")
+    Run(config, out).all()
+    changed = {p.parent.name for p, t in before.items() if p.stat().st_mtime_ns != t}
+    assert changed == {"generate", "evaluate", "report"}
+
+
+def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
+    """SIGKILL at each stage's beginning and in its middle; the last start must leave what an undisturbed run leaves."""
+    arguments = ["run", "--base", inputs["base"], "--expert", inputs["experts"][0], "--task", "exact"]
+    arguments += [word for name in ("data", "dev", "test") for word in (f"--{name}", inputs[name])]
+    arguments += ["--gin.Training.batch_size=8", "--gin.Training.checkpoint_every=2", "--gin.Run.max_new_tokens=8"]
+    arguments += ["--gin.Training.learning_rate=1e-3"]
+
+    def start(name):
+        command = [sys.executable, "-m", "colm_jax.cli.main", *arguments, "--out", str(tmp_path / name)]
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        environment = {**os.environ, **cache}  # only to be quick
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+
+    whole = start("whole")
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors.decode()
+    for stage in ("scores/expert-1", "gate", "train", "calibrate", "generate", "report"):
+        process = start("killed")
+        begun = tmp_path / "killed" / stage
+        deadline = time.monotonic() + 120
+        while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+        assert begun.exists()
+        assert process.returncode == -signal.SIGKILL
+    last = start("killed")
+    _, errors = last.communicate()
+    assert last.returncode == 0, errors.decode()
+    assert files(tmp_path / "whole") == files(tmp_path / "killed")
+
+
+def test_the_real_pair_reaches_the_plain_logistic_gate(tmp_path, shared):
+    """Issue's figure: base 0.615, expert 0.674, half-half 0.582, oracle 0.501; a logistic gate 0.581 nats per token."""
+    config = RunConfig(
+        base=str(shared / "models/babyllama-105"),
+        experts=(str(shared / "models/babyllama-361"),),
+        data=str(shared / "data/stories/train.jsonl"),
+        dev=str(shared / "data/stories/dev.jsonl"),
+        test=str(shared / "data/stories/tinystories_sample.txt"),
+        training=Training(trainable="gate"),
+        max_new_tokens=16,
+    )
+    text = Run(config, tmp_path).all()["text"]
+    assert text["base"] == pytest.approx(0.615, abs=1e-3)
+    assert text["experts"] == [pytest.approx(0.674, abs=1e-3)]
+    assert text["uniform"] == pytest.approx(0.582, abs=1e-3)
+    assert text["oracle"] == pytest.approx(0.501, abs=1e-3)
+    assert text["team"] <= 0.582
+
+
+def test_inputs_are_checked_before_anything_is_written(tmp_path, inputs, tiny_model):
+    words = ("<unk>", "<s>", "</s>", *"zyxwvutsrqponmlkjihgfedcba .?")
+    other = tiny_model("other", words=words)
+    with pytest.raises(UserError, match="tokenizers disagree: id 3"):
+        Run(RunConfig(**{**inputs, "experts": (str(other),)}), tmp_path / "run")
+    with pytest.raises(UserError, match="--expert"):
+        RunConfig(**{**inputs, "experts": ()})
+    with pytest.raises(UserError, match=r"missing.jsonl"):
+        Run(RunConfig(**{**inputs, "dev": "missing.jsonl"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

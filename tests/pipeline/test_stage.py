@@ -1,0 +1,58 @@
+"""What is stale is decided by content."""
+
+import json
+
+import pytest
+
+from colm_jax.pipeline.stage import Stage
+
+
+def work(log):
+    def do(directory):
+        log.append(sorted(path.name for path in directory.iterdir()))
+        (directory / "a.txt").write_text("a")
+
+    return do
+
+
+def test_a_finished_stage_is_skipped_until_something_differs(tmp_path):
+    stage, log = Stage("s", tmp_path / "s"), []
+    assert stage.run({"data": "1"}, {"x": (1, 2)}, work(log))
+    digest = stage.digest
+    assert not stage.run({"data": "1"}, {"x": (1, 2)}, work(log))
+    assert stage.run({"data": "2"}, {"x": (1, 2)}, work(log))
+    assert stage.run({"data": "2"}, {"x": (1, 3)}, work(log))
+    (stage.directory / "a.txt").write_text("damaged")
+    assert stage.run({"data": "2"}, {"x": (1, 3)}, work(log))
+    (stage.directory / "a.txt").unlink()
+    assert stage.run({"data": "2"}, {"x": (1, 3)}, work(log))
+    assert stage.run({"data": "1"}, {"x": (1, 2)}, work(log))
+    assert stage.digest == digest
+
+
+def test_a_broken_off_stage_keeps_its_files_only_for_the_same_request(tmp_path):
+    stage, log = Stage("s", tmp_path / "s"), []
+
+    def breaks(directory):
+        (directory / "half").write_text("h")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.run({"data": "1"}, {}, breaks)
+    assert stage.manifest is None
+    stage.run({"data": "1"}, {}, work(log))
+    assert log == [["half", "started.json"]]
+    with pytest.raises(KeyboardInterrupt):
+        stage.run({"data": "2"}, {}, breaks)
+    stage.run({"data": "3"}, {}, work(log))
+    assert log[1] == ["started.json"]
+
+
+def test_the_manifest_names_files_settings_and_packages(tmp_path):
+    stage = Stage("s", tmp_path / "s")
+    stage.run({"data": "1"}, {"x": 1}, work([]))
+    manifest = json.loads((stage.directory / "manifest.json").read_text())
+    assert manifest["stage"] == "s"
+    assert manifest["settings"] == {"x": 1}
+    assert list(manifest["files"]) == ["a.txt"]
+    assert "jax" in manifest["packages"]

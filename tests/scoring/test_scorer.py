@@ -1,0 +1,65 @@
+"""Scores against a direct log-softmax, whole shards kept on restart, other data refused."""
+
+import jax
+import numpy as np
+import pytest
+
+import colm_jax.scoring.scorer as scorer
+from colm_jax.data.records import Example, Examples
+from colm_jax.errors import UserError
+from colm_jax.scoring import load_scores, score_examples, score_to_directory
+from tests.tiny import run, tiny_decoder
+
+
+def texts(count: int, seed: int = 0) -> Examples:
+    rng = np.random.default_rng(seed)
+    items = []
+    for _ in range(count):
+        n = int(rng.integers(2, 40))
+        items.append(Example(rng.integers(0, 30, n).astype(np.int32), np.array([False] + [True] * (n - 1))))
+    return Examples(tuple(items), 0)
+
+
+def test_scores_equal_a_plain_pass_over_each_text():
+    decoder, examples = tiny_decoder(), texts(11)
+    scores = score_examples(decoder, examples, keep_hidden=True)
+    for i, example in enumerate(examples.items):
+        hidden, logits = run(decoder, example.ids[None])
+        log_p = np.asarray(jax.nn.log_softmax(logits[0, :-1]))
+        target = example.ids[1:]
+        np.testing.assert_allclose(scores.log_prob[i], log_p[np.arange(len(target)), target], atol=1e-5)
+        np.testing.assert_array_equal(scores.is_argmax[i], log_p.argmax(1) == target)
+        np.testing.assert_allclose(scores.hidden[i], hidden[0, :-1], atol=1e-5)
+
+
+def test_a_restart_keeps_whole_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(scorer, "SHARD_BATCHES", 1)
+    decoder, examples = tiny_decoder(), texts(20)
+    whole = score_to_directory(decoder, examples, tmp_path / "a")
+    calls = []
+    real = scorer._score_batch
+    monkeypatch.setattr(scorer, "_score_batch", lambda *a: calls.append(1) or real(*a))
+    score_to_directory(decoder, examples, tmp_path / "a")
+    assert calls == []
+    (tmp_path / "a/shard-00001.npz").unlink()
+    again = score_to_directory(decoder, examples, tmp_path / "a")
+    assert len(calls) == 1
+    for one, two in zip(whole.log_prob, again.log_prob):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_scores_of_other_data_are_refused(tmp_path):
+    score_to_directory(tiny_decoder(), texts(5), tmp_path)
+    with pytest.raises(UserError, match="other data"):
+        load_scores(tmp_path, texts(5, seed=1))
+
+
+def test_padded_rows_are_zero_behind_their_text():
+    examples = texts(3)
+    scores = score_examples(tiny_decoder(), examples)
+    log_prob, is_argmax = scores.padded(np.array([2, -1]), 48)
+    n = len(scores.log_prob[2])
+    np.testing.assert_array_equal(log_prob[0, :n], scores.log_prob[2])
+    assert not log_prob[0, n:].any()
+    assert not log_prob[1].any()
+    assert not is_argmax[1].any()
