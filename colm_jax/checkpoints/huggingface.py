@@ -8,6 +8,7 @@ is taken apart into a plain base and its gate: see `load_model`.
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,8 @@ def weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.exists():
         names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise UserError(f"{index}: no 'weight_map' in it")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise UserError(f"{index}: no 'weight_map' of tensor names to file names in it")
         files = [directory / name for name in sorted(set(names.values()))]
     else:
         files = [directory / "model.safetensors"]
@@ -120,15 +121,29 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
+def check_weights(directory: Path) -> None:
+    """Reads the configuration and every weight file's header, so that damage shows before anything is computed."""
+    read_config(directory)
+    for file in weight_files(directory):
+        with _open(file):
+            pass
+
+
+@contextmanager
+def _open(file: Path):
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a readable safetensors file (truncated or damaged?): {error}") from None
+
+
 def _tensors(directory: Path) -> Iterator[tuple[str, Path, np.ndarray]]:
     """Every tensor of a checkpoint, with the file it stands in."""
     for file in weight_files(directory):
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a dict)
-                    yield name, file, opened.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a readable safetensors file (truncated or damaged?): {error}") from None
+        with _open(file) as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                yield name, file, opened.get_tensor(name)
 
 
 def _names(config: ModelConfig) -> dict[str, tuple[str, int | None]]:
@@ -193,12 +208,14 @@ def load_model(
             expected = (stored_words, expected[1])
         if tensor.shape != expected:
             raise UserError(f"{file}: tensor {name!r} has shape {list(tensor.shape)}, expected {list(expected)}")
-        if not np.isfinite(tensor.astype(np.float32)).all():
-            raise UserError(f"{file}: tensor {name!r} holds NaN or infinite values")
+        with np.errstate(over="ignore"):  # what float16 cannot hold is found below
+            converted = tensor.astype(DTYPES[dtype])
+        if not np.isfinite(converted.astype(np.float32)).all():
+            raise UserError(f"{file}: tensor {name!r} holds NaN or infinite values (read as {dtype})")
         if tokenizer_size is not None and path in ("embedding", "head"):
-            extra[path], tensor = tensor[-1].astype(np.float32), tensor[:-1]
-        value = tensor if _TABLE[path][1] == "plain" else tensor.T.reshape(shape)
-        arrays[path][... if layer is None else layer] = value.astype(DTYPES[dtype])
+            extra[path], converted = tensor[-1].astype(np.float32), converted[:-1]
+        value = converted if _TABLE[path][1] == "plain" else converted.T.reshape(shape)
+        arrays[path][... if layer is None else layer] = value
     missing = [name for name in wanted if name not in seen]
     if missing:
         raise UserError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are)")

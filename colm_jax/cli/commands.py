@@ -182,13 +182,11 @@ def inspect(flags: Flags) -> dict[str, Any]:
     parameters, per_device, layout = 0, 0, {}
     for path, variable in nnx.to_flat_state(state):
         spec = spec_of(mesh, variable.get_metadata()["axes"], variable.shape)  # type: ignore[arg-type]
-        parts = int(np.prod([mesh.shape[axis] for entry in spec if entry for axis in entry]))
+        split = [[entry] if isinstance(entry, str) else list(entry or ()) for entry in spec]
+        parts = int(np.prod([mesh.shape[axis] for axes in split for axis in axes]))
         parameters += int(np.prod(variable.shape))
         per_device += int(np.prod(variable.shape)) // parts
-        layout[".".join(map(str, path))] = {
-            "shape": list(variable.shape),
-            "split": [list(e) if e else None for e in spec],
-        }
+        layout[".".join(map(str, path))] = {"shape": list(variable.shape), "split": split}
     return {
         "directory": str(directory),
         "family": "llama",

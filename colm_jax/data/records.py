@@ -93,9 +93,9 @@ def encode_example(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> 
     else:
         keys = ", ".join(map(repr, record)) or "none"
         raise UserError(f"{where}: needs 'text', 'prompt' + 'completion', 'messages' or 'input_ids'; keys are {keys}")
-    if targets:
-        targets = [False, *targets[1:]]
-    return ids, targets
+    if not ids:
+        raise UserError(f"{where}: no token in it")
+    return ids, [False, *targets[1:]]
 
 
 def encode_prompt(prompt: str | dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:

@@ -113,6 +113,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     logging.set_verbosity_error()  # it would note that PyTorch is missing, which is as it should be
     if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{directory}: no tokenizer (tokenizer.json) in it")
+    if (directory / "config.json").exists():
+        read_json(directory / "config.json")  # transformers reads it too, and its error would blame the tokenizer
     try:
         backend = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
@@ -145,7 +147,7 @@ def _eos_ids(directory: Path, backend: Any) -> tuple[int, ...]:
 
 
 def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarray:
-    """The ids that any of these models may write: [V] bool, V the fewest rows of an LM head.
+    """The ids that any of these models may write, those that every tokenizer has: [V] bool, V the fewest head rows.
 
     Args:
       tokenizers: base first.
@@ -155,12 +157,12 @@ def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarr
       UserError: two tokenizers give an id that both have to different words.
     """
     base = tokenizers[0]
-    size = min(heads)
-    allowed = np.zeros(size, bool)
-    allowed[: min(tokenizer.size for tokenizer in tokenizers)] = True
+    allowed = np.zeros(min(heads), bool)
+    for index, words in zip(range(len(allowed)), zip(*(tokenizer.words for tokenizer in tokenizers))):
+        allowed[index] = all(words)
     for other in tokenizers[1:]:
         for index, (ours, theirs) in enumerate(zip(base.words, other.words)):
-            if ours != theirs:
+            if ours and theirs and ours != theirs:
                 raise UserError(
                     f"tokenizers disagree: id {index} is {ours!r} in {base.directory} and {theirs!r} in "
                     f"{other.directory}; base and expert must share one vocabulary"

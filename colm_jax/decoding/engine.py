@@ -34,7 +34,7 @@ from colm_jax.models.gate import Gate
 
 STEPS = 16  # of one scan: how often the host looks
 CATCH_UP = (64, 256)  # tokens an expert reads in one pass between two scans
-_ROUND = 64  # text buffers grow by this, so that near lengths share one program
+_SMALLEST = 64  # text buffer
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class Options:
 StopRule = Callable[[int, list[int]], int | None]
 
 
+def _rounded(length: int) -> int:
+    """The next power of two."""
+    return max(_SMALLEST, 1 << (length - 1).bit_length())
+
+
 class Engine:
     """Base, gate and experts ready to decode: layers unstacked, vocabulary and end-of-text ids fixed."""
 
@@ -103,16 +108,17 @@ class Engine:
     ) -> Iterator[tuple[int, Answer]]:
         """Yields (number of the request, answer), batch by batch; requests of like length share a batch."""
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
+        rows = 1 << (min(len(order), options.batch_size) - 1).bit_length()
         for first in range(0, len(order), options.batch_size):
             numbers = order[first : first + options.batch_size]
-            yield from zip(numbers, self._run_batch([requests[i] for i in numbers], numbers, options, stop))
+            yield from zip(numbers, self._run_batch([requests[i] for i in numbers], numbers, rows, options, stop))
 
-    def _run_batch(self, batch, numbers, options: Options, stop: StopRule | None) -> list[Answer]:
+    def _run_batch(self, batch, numbers, rows: int, options: Options, stop: StopRule | None) -> list[Answer]:
         loop = LoopConfig(options.strategy, options.sampling, options.schedule, options.warmup, self._eos_ids, STEPS)
-        fixed, state = self._begin(batch, options)
+        fixed, state = self._begin(batch, rows, options)
         if options.strategy.reads_base:
             longest = max(len(request.prompt) for request in batch)
-            size = min(-(-longest // _ROUND) * _ROUND, state.tokens.shape[1])
+            size = min(_rounded(longest), state.tokens.shape[1])
             state = prefill_base(self._graphs.base, self._models.base, state, size)
         kept: dict[int, int] = {}
         while True:
@@ -133,13 +139,16 @@ class Engine:
         host = jax.tree.map(np.asarray, replace(state, base_cache=KVCache((), (), state.lengths), expert_caches=()))
         return [self._answer(host, b, request, kept.get(b)) for b, request in enumerate(batch)]
 
-    def _begin(self, batch: Sequence[Request], options: Options) -> tuple[Requests, State]:
-        """A batch before its first step; rows are filled up to a power of two with finished ones."""
-        rows, count = 1 << (len(batch) - 1).bit_length(), len(batch)
+    def _begin(self, batch: Sequence[Request], rows: int, options: Options) -> tuple[Requests, State]:
+        """A batch before its first step, filled up to `rows` with finished ones.
+
+        Rows and sizes come in powers of two, so that few programs have to be compiled.
+        """
+        count = len(batch)
         prompts = np.array([len(request.prompt) for request in batch] + [1] * (rows - count), np.int32)
         new = np.array([request.max_new_tokens for request in batch] + [0] * (rows - count), np.int32)
         limits = np.minimum(prompts + new, self._context)
-        size = -(-int(limits.max()) // _ROUND) * _ROUND
+        size = _rounded(int(limits.max()))
         tokens = np.zeros((rows, size), np.int32)
         for b, request in enumerate(batch):
             tokens[b, : len(request.prompt)] = request.prompt

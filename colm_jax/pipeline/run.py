@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from colm_jax.calibration.threshold import Calibration, calibrate, prompt_of
-from colm_jax.checkpoints.huggingface import DTYPES, load_model, resolve
+from colm_jax.checkpoints.huggingface import DTYPES, check_weights, load_model, resolve
 from colm_jax.checkpoints.team import Base, load_base, make_gate, save_team, write_json
 from colm_jax.data.records import Examples, encode_examples, read_jsonl
 from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
@@ -83,6 +83,8 @@ class Run:
         self.mesh = make_mesh(*config.mesh)
         self.base_directory = resolve(config.base)
         self.expert_directories = [resolve(expert) for expert in config.experts]
+        for directory in (self.base_directory, *self.expert_directories):
+            check_weights(directory)
         self.tokenizer = load_tokenizer(self.base_directory)
         self._expert_tokenizers = [load_tokenizer(directory) for directory in self.expert_directories]
         shared_vocabulary([self.tokenizer, *self._expert_tokenizers], [self.tokenizer.size])
@@ -379,7 +381,7 @@ class Run:
         return self._do("evaluate", inputs, {"task": self.config.task}, work)
 
     def make_team(self) -> tuple[Stage, Stage | None]:
-        """Every stage up to the team with its threshold. Returns the stages `team` and, with a dev file, `calibrate`."""
+        """Every stage up to the team with its threshold: the stage `team` and, with a dev file, `calibrate`."""
         scores = self.score()
         gate = self.gate(self.labels(scores))
         trained = self.train(scores, gate)

@@ -1,26 +1,42 @@
-"""The report as Markdown: tables, pictures by file name, and a few answers with experts' tokens in bold."""
+"""The report as Markdown (GitHub's): tables, plots by file name, and a few answers with experts' tokens in bold."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-from colm_jax.report.contents import Answer, Report, Table, shown
+from colm_jax.report.contents import Answer, Report, Table
+from colm_jax.report.words import words
 
-_SHOWN = 10
+_SHOWN = 10  # answers
 
 
-def write_markdown(report: Report, path: Path, images: Sequence[str]) -> None:
-    """Writes the file beside its place and renames it; `images` are the curves' files, relative to it."""
+def write_markdown(report: Report, path: str | Path, images: Sequence[str]) -> None:
+    """Writes the file beside its place and renames it; `images` are the curves' files, in order, relative to it.
+
+    Raises:
+      ValueError: not one image for each curve.
+    """
+    path = Path(path)
+    if len(images) != len(report.curves):
+        raise ValueError(f"the report has {len(report.curves)} curves, but images are {list(images)!r}")
     lines = [f"# {_plain(report.title)}", ""]
-    lines += [f"- {name}: {_plain(value)}" for name, value in report.facts]
+    lines += [f"- {_plain(name)}: {_plain(value)}" for name, value in report.facts]
     for table in report.tables:
         lines += ["", *markdown_table(table)]
     for curve, image in zip(report.curves, images):
-        lines += ["", f"![{_plain(curve.title)}]({image})"]
+        lines += ["", f"![{_plain(curve.title)}]({quote(image)})"]
     if report.answers:
-        lines += ["", "## Answers", "", f"Tokens in **bold** are by {', '.join(report.writers[1:])}."]
-    for answer in report.answers[:_SHOWN]:
-        lines += ["", f"> {_plain(answer.prompt)}", "", _answer(answer)]
+        lines += ["", "## Answers"]
+        if len(report.writers) > 1:
+            lines += ["", f"Tokens in **bold** are by {_plain(', '.join(report.writers[1:]))}, others by the base."]
+    for i, answer in enumerate(report.answers[:_SHOWN], start=1):
+        lines += ["", f"### {i}{_verdict(answer)}", "", *_quoted(answer.prompt), "", *_answer(answer)]
+        if answer.reference is not None:
+            lines += ["", f"Reference: {_plain(answer.reference.strip())}"]
+    if len(report.answers) > _SHOWN:
+        lines += ["", f"{_SHOWN} of {len(report.answers)} answers; the HTML report has them all."]
     beside = path.with_name(path.name + ".tmp")
     beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
     beside.replace(path)
@@ -28,28 +44,67 @@ def write_markdown(report: Report, path: Path, images: Sequence[str]) -> None:
 
 def markdown_table(table: Table) -> list[str]:
     """A table's lines, its title first and its note last."""
-    lines = [f"## {_plain(table.title)}", "", f"| {' | '.join(table.columns)} |", "|" + " --- |" * len(table.columns)]
-    lines += [f"| {' | '.join(_plain(shown(cell)) for cell in row)} |" for row in table.rows]
-    return [*lines, "", table.note] if table.note else lines
+    rules = ["---:" if numeric else "---" for numeric in table.numeric]
+    lines = [f"## {_plain(table.title)}", ""]
+    for row in (tuple(map(_plain, table.columns)), rules, *(map(_plain, row) for row in table.shown)):
+        lines.append(f"| {' | '.join(row)} |")
+    return [*lines, "", _plain(table.note)] if table.note else lines
 
 
-def _answer(answer: Answer) -> str:
-    """Neighbouring tokens of experts share one pair of asterisks, which must touch no white space."""
-    runs: list[tuple[bool, str]] = []
-    for piece in answer.pieces:
-        by_expert = piece.source > 0
-        if runs and (runs[-1][0] == by_expert or not piece.text.strip()):
-            runs[-1] = (runs[-1][0], runs[-1][1] + piece.text)
-        else:
-            runs.append((by_expert, piece.text))
-    text = ""
-    for by_expert, part in runs:
-        inner = part.strip()
-        bold = f"**{_plain(inner)}**" if by_expert and inner else _plain(inner)
-        text += part[: len(part) - len(part.lstrip())] + bold + (part[len(part.rstrip()) :] if inner else "")
-    return text.strip()
+def _verdict(answer: Answer) -> str:
+    return "" if answer.correct is None else " ✓ right" if answer.correct else " ✗ wrong"
+
+
+def _quoted(prompt: str) -> list[str]:
+    lines = [_plain(line) for line in prompt.strip().splitlines() if line.strip()]
+    return [f"> {line}\\" for line in lines[:-1]] + [f"> {line}" for line in lines[-1:]]
+
+
+def _answer(answer: Answer) -> list[str]:
+    """The text's lines, blank ones left out; neighbouring tokens of experts on a line share one mark."""
+    lines: list[list[tuple[bool, str]]] = [[]]  # of each line, its runs by experts or by the base
+    for word in words(answer.pieces):
+        if any("\n" in part.text for part in word.space) and lines[-1]:
+            lines.append([])
+        space = " " if word.space and lines[-1] else ""
+        for part in word.pieces:
+            by_expert = part.source > 0
+            if lines[-1] and lines[-1][-1][0] == by_expert:
+                lines[-1][-1] = (by_expert, lines[-1][-1][1] + space + part.text)
+            else:
+                lines[-1] += [(False, space)] * bool(space) + [(by_expert, part.text)]
+            space = ""
+    texts = [_marked(line) for line in lines if line]
+    return [f"{text}\\" for text in texts[:-1]] + texts[-1:] or ["(nothing written)"]
+
+
+def _marked(runs: list[tuple[bool, str]]) -> str:
+    """A line in which experts' runs are bold: by asterisks, or by a tag where asterisks would not be read as such.
+
+    CommonMark reads asterisks between a letter and a punctuation mark from the wrong side, as in a**^5**.
+    """
+    whole = "".join(text for _, text in runs)
+    line, end = "", 0
+    for by_expert, text in runs:
+        start, end = end, end + len(text)
+        if not by_expert or not text:
+            line += _plain(text) if start else _start(_plain(text))
+            continue
+        opens = not _is_mark(text[0]) or not start or _is_mark(whole[start - 1]) or whole[start - 1].isspace()
+        closes = not _is_mark(text[-1]) or end == len(whole) or _is_mark(whole[end]) or whole[end].isspace()
+        line += f"**{_plain(text)}**" if opens and closes else f"<b>{_plain(text)}</b>"
+    return line
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] in "PS"
+
+
+def _start(line: str) -> str:
+    """A line whose beginning makes no list, rule or heading of it."""
+    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", line)
 
 
 def _plain(text: str) -> str:
-    """Text whose characters mean nothing to Markdown."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text).replace("\n", " ")
+    """Text on one line whose characters mean nothing to Markdown."""
+    return re.sub(r"([\\`*_\[\]<>|#~$&])", r"\\\1", " ".join(text.split()) if "\n" in text else text)

@@ -1,47 +1,139 @@
-"""Curves as PNG and as SVG, by matplotlib."""
+"""Plots of the report's curves, as PNG files and as SVG for the HTML page, by matplotlib without its global state."""
 
 import io
+import math
+import re
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from colm_jax.report.contents import Curve
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, safe for colour blindness
-_MARKERS = "osD^vPX*"
+_INK = "#1f2021"
+_MARKERS = "sD^vPX"
+_BESIDE = tuple(  # where a name may stand by its point, best first: points right and up of it, alignments
+    (dx * far, dy * far, horizontal, vertical)
+    for far in (1, 2)
+    for dx, dy, horizontal, vertical in (
+        (9, 0, "left", "center"),
+        (0, 9, "center", "bottom"),
+        (0, -9, "center", "top"),
+        (-9, 0, "right", "center"),
+        (7, 7, "left", "bottom"),
+        (7, -7, "left", "top"),
+        (-7, 7, "right", "bottom"),
+        (-7, -7, "right", "top"),
+    )
+)
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class _Label:
+    """A name in a plot, and the points it may stand by, best first."""
+
+    name: str
+    places: Points
+    color: str
 
 
 def draw(curve: Curve) -> Figure:
-    """The figure of a curve."""
+    """The figure of a curve, each line and point with its name beside it. Points that are not finite are left out."""
+    lines = {name: found for name, points in curve.lines.items() if (found := _finite(points))}
+    points = {name: point for name, point in curve.points.items() if _finite([point])}
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for i, (name, points) in enumerate(curve.lines.items()):
-        axes.plot(*zip(*points), marker="o", markersize=4, color=COLORS[i % len(COLORS)], label=name)
-    for i, (name, (x, y)) in enumerate(curve.points.items()):
-        color = COLORS[(i + len(curve.lines)) % len(COLORS)]
-        axes.plot([x], [y], _MARKERS[i % len(_MARKERS)], markersize=9, color=color, label=name, linestyle="none")
-    axes.set_title(curve.title, loc="left")
-    axes.set_xlabel(curve.x_label)
-    axes.set_ylabel(curve.y_label)
-    axes.grid(alpha=0.3)
+    for i, line in enumerate(lines.values()):
+        axes.plot(*zip(*line), color=COLORS[i % len(COLORS)], linewidth=1.8, marker="o", markersize=4.5)
+    for i, (x, y) in enumerate(points.values()):
+        color = COLORS[(i + len(lines)) % len(COLORS)]
+        axes.plot([x], [y], _MARKERS[i % len(_MARKERS)], color=color, markersize=8.5, markeredgecolor=_INK, zorder=3)
+    axes.margins(0.08, 0.12)
+    axes.set_title(curve.title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=10, parse_math=False)
+    axes.set_xlabel(curve.x_label, color=_INK, parse_math=False)
+    axes.set_ylabel(curve.y_label, color=_INK, parse_math=False)
+    axes.tick_params(colors=_INK)
+    axes.grid(alpha=0.15, color=_INK)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # names stand inside the axes and must not move them
+    # A point has one place and a line many, so points choose first.
+    labels = [_Label(name, [point], _INK) for name, point in points.items()]
+    labels += [_Label(name, line[::-1], COLORS[i % len(COLORS)]) for i, (name, line) in enumerate(lines.items())]
+    _write_labels(axes, labels, [_pixels(axes, line) for line in lines.values()])
     return figure
 
 
-def write_png(curve: Curve, path: Path) -> None:
+def write_png(curve: Curve, path: str | Path) -> None:
     """Writes a picture beside its place and renames it."""
+    path = Path(path)
     beside = path.with_name(path.name + ".tmp")
-    draw(curve).savefig(beside, format="png", dpi=150, metadata={"Software": None})
+    draw(curve).savefig(beside, format="png", dpi=160, metadata={"Software": None})
     beside.replace(path)
 
 
-def to_svg(curve: Curve) -> str:
-    """An <svg> element, the same bytes for the same curve."""
-    from matplotlib import rc_context
+def to_svg(curve: Curve, prefix: str = "") -> str:
+    """An <svg> element for an HTML page, the same for the same curve; `prefix` sets its ids apart from other plots'.
 
+    It has no background, its ink is the page's text colour, and the page may set its colours: --color-0, --color-1, ...
+    """
     buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Type", "Format"))
     with rc_context({"svg.hashsalt": "colm", "svg.fonttype": "path"}):
-        draw(curve).savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        draw(curve).savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    text = re.sub(
+        r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL
+    )  # names as given, not escaped for HTML
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # HTML knows them
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", text).replace(_INK, "currentColor")
+    for i, color in enumerate(COLORS):
+        text = text.replace(color.lower(), f"var(--color-{i}, {color})")
+    return text
+
+
+def _finite(points: Points) -> Points:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def _pixels(axes: Axes, line: Points) -> np.ndarray:
+    """Where a line runs on the picture: [points, 2], close together."""
+    corners = axes.transData.transform(np.array(line, float))
+    steps = np.linspace(0, 1, 30)[:, None]
+    return np.concatenate([corners[:1], *(a + (b - a) * steps for a, b in pairwise(corners))])
+
+
+def _write_labels(axes: Axes, labels: list[_Label], lines: list[np.ndarray]) -> None:
+    """Writes each name where it is least in the way: of the plot's edge, of other names and markers, of lines."""
+    singles = [axes.transData.transform(label.places[0]) for label in labels if label.color == _INK]
+    taken = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in singles]
+    for label in labels:
+        text = axes.annotate(label.name, label.places[0], (0, 0), textcoords="offset points", parse_math=False)
+        text.set(color=label.color, fontsize=10, fontweight="normal" if label.color == _INK else "bold")
+        best, best_cost = None, math.inf
+        for rank, place in enumerate(label.places):
+            for order, (dx, dy, horizontal, vertical) in enumerate(_BESIDE):
+                text.xy, text.xyann = place, (dx, dy)
+                text.set(ha=horizontal, va=vertical)
+                box = text.get_window_extent()
+                near = box.padded(2)
+                covered = sum(bool(((line > near.min) & (line < near.max)).all(1).any()) for line in lines)
+                outside = not (axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0)
+                hidden = sum(box.overlaps(other) for other in taken)
+                cost = 8 * hidden + 9 * outside + 4 * covered + 0.5 * rank + 0.1 * order
+                if cost < best_cost:
+                    best, best_cost = (place, (dx, dy), horizontal, vertical, box), cost
+        assert best is not None
+        text.xy, text.xyann = best[0], best[1]
+        text.set(ha=best[2], va=best[3])
+        taken.append(best[4])

@@ -170,7 +170,7 @@ def test_a_step_without_deferral_copies_no_cache(engine_of):
 
     engine = engine_of(1)
     options = Options(STRATEGIES["defer"], Sampling())
-    fixed, state = engine._begin([Request(prompts([8])[0], 0.5, 100, 0)], options)
+    fixed, state = engine._begin([Request(prompts([8])[0], 0.5, 100, 0)], 1, options)
     loop = LoopConfig(options.strategy, options.sampling, "constant", 0, EOS, 16)
     text = run_steps.lower(engine._graphs, loop, engine._models, fixed, state).compile().as_text()
     shape = ",".join(map(str, state.expert_caches[0].keys[0].shape))

@@ -103,7 +103,10 @@ def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
 
     def start(name):
         command = [sys.executable, "-m", "colm_jax.cli.main", *arguments, "--out", str(tmp_path / name)]
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         environment = {**os.environ, **cache}  # only to be quick
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
 

@@ -82,21 +82,19 @@ def test_a_killed_process_ends_in_the_same_bits(tmp_path):
         "np.savez(out / 'result.npz', *result)"
     )
 
-    def start(name):
-        command = [sys.executable, "-c", script, str(tmp_path / name)]
-        environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    def command(name):
+        return [sys.executable, "-c", script, str(tmp_path / name)]
 
-    assert start("whole").wait() == 0
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    subprocess.run(command("whole"), check=True, env=environment, stdout=subprocess.DEVNULL)
     for at in (5, 9):
-        process = start("killed")
-        for line in process.stdout:
-            if int(line) == at:
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        process.stdout.close()
-    assert start("killed").wait() == 0
+        with subprocess.Popen(command("killed"), stdout=subprocess.PIPE, text=True, env=environment) as process:
+            for line in process.stdout:
+                if int(line) == at:
+                    process.send_signal(signal.SIGKILL)
+                    break
+        assert process.returncode == -signal.SIGKILL
+    subprocess.run(command("killed"), check=True, env=environment, stdout=subprocess.DEVNULL)
     with np.load(tmp_path / "whole/result.npz") as whole, np.load(tmp_path / "killed/result.npz") as killed:
         assert all(np.array_equal(whole[name], killed[name]) for name in whole)
 

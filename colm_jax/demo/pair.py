@@ -1,0 +1,204 @@
+"""The demo's base and expert, trained from nothing within two minutes on two CPU cores, and its data files.
+
+The base reads worded problems by a careless writer: it learns to set a calculation up and to carry its result on, and
+that results are digits, but not which. The expert reads bare calculations, each behind arbitrary tokens, and learns to
+finish them after any text; it never sees a sentence. Neither can solve a worded problem; together they can.
+"""
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Int
+from optax.contrib import MuonDimensionNumbers, muon
+from tokenizers import Tokenizer
+
+from colm_jax.checkpoints.huggingface import save_tensors, to_tensors
+from colm_jax.demo.problems import calculate, draw_fact, splits, training_texts, write
+from colm_jax.demo.tokenizer import BOS, EOS, SPACE, make_tokenizer, save_tokenizer
+from colm_jax.models.config import ModelConfig
+from colm_jax.models.decoder import Decoder
+from colm_jax.objectives import sft_loss
+from colm_jax.scoring.scorer import token_scores
+from colm_jax.training.config import Training
+
+# How a team is trained on the pair: the trainer's settings that `colm demo` uses.
+TRAINING = Training(learning_rate=5e-4, gate_learning_rate=5e-3, batch_size=32, epochs=2)
+TRAIN, DEV, TEST = 1500, 100, 200  # worded problems
+LENGTH = 64  # tokens of a training text; every problem fits
+_CHUNK = 10  # steps per dispatch
+_EMBEDDING_SCALE = 20.0  # so that so short a training sees tokens clearly from its first step
+
+Progress = Callable[[int, int, str], None]  # steps done, of how many for both models, which model
+Texts = tuple[Int[np.ndarray, "N T+1"], Bool[np.ndarray, "N T"]]  # tokens; what counts in the loss, of token t + 1
+
+
+def model_config(width: int, depth: int, heads: int, ff: int, words: int) -> ModelConfig:
+    """A small decoder. Its texts are short, so RoPE turns fast."""
+    return ModelConfig(
+        vocab_size=words,
+        width=width,
+        depth=depth,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        ff=ff,
+        context=128,
+        rope_theta=100.0,
+        rms_eps=1e-5,
+        tied=False,
+    )
+
+
+def worded_texts(tokenizer: Tokenizer, seed: int, count: int) -> Texts:
+    """What the base reads: careless worded problems, one per row; the completion counts."""
+    problems = list(itertools.islice(training_texts(seed, "pair", careless_results=True), count))
+    prompts = tokenizer.encode_batch([p.prompt for p in problems])
+    whole = tokenizer.encode_batch([p.prompt + p.completion for p in problems])
+    tokens, mask = np.zeros((count, LENGTH), np.int32), np.zeros((count, LENGTH - 1), bool)
+    eos = tokenizer.token_to_id(EOS)
+    for i, (prompt, text) in enumerate(zip(prompts, whole)):
+        ids = [*text.ids, eos]
+        tokens[i, : len(ids)] = ids
+        mask[i, len(prompt.ids) - 1 : len(ids) - 1] = True
+    return tokens, mask
+
+
+def bare_texts(tokenizer: Tokenizer, seed: int, count: int) -> Texts:
+    """What the expert reads: calculations between arbitrary tokens; results and the full stop behind them count."""
+    rng = random.Random(f"{seed}: bare")
+    words = tokenizer.get_vocab_size()
+    space, equals = tokenizer.token_to_id(SPACE), tokenizer.token_to_id(f"{SPACE}={SPACE}")
+    figures = [i for word, i in tokenizer.get_vocab().items() if not any(c.isalpha() for c in word)]
+    known: dict[tuple[int, str, int], list[int]] = {}
+    tokens, mask = np.zeros((count, LENGTH), np.int32), np.zeros((count, LENGTH - 1), bool)
+    for i in range(count):
+        row, counted = [tokenizer.token_to_id(BOS)], [False]
+        while len(row) < LENGTH:
+            for _ in range(min(int(rng.expovariate(0.45)), 20)):
+                row.append(rng.choice(figures) if rng.random() < 0.5 else rng.randrange(3, words))
+            fact = draw_fact(rng.choices("+-·^", (7, 6, 4, 2))[0], rng)
+            if fact not in known:
+                text = write(*fact, calculate(*fact)) + "."
+                known[fact] = tokenizer.encode(text, add_special_tokens=False).ids
+            ids = known[fact]
+            row.append(rng.choice((space, equals)))
+            counted += [False] * (len(row) - len(counted) + ids.index(equals) + 1)
+            row += ids
+            counted += [True] * (len(row) - len(counted))
+        tokens[i], mask[i] = row[:LENGTH], counted[1:LENGTH]
+    return tokens, mask
+
+
+def _batches(texts: Texts, batch: int, steps: int, seed: int) -> Iterator[tuple[Array, Array]]:
+    """`steps` shuffled batches, _CHUNK at a time with a leading axis."""
+    tokens, mask = texts
+    rng = np.random.default_rng(seed)
+    need = -(-steps * batch // len(tokens))
+    order = np.concatenate([rng.permutation(len(tokens)) for _ in range(need)])[: steps * batch]
+    for rows in order.reshape(steps // _CHUNK, _CHUNK, batch):
+        yield jnp.asarray(tokens[rows]), jnp.asarray(mask[rows])
+
+
+def _matrices(state: nnx.State) -> nnx.State:
+    """For Muon: which axes of each layer's matrices are summed over, and which result; None: not a matrix."""
+
+    def of(path: tuple, _) -> MuonDimensionNumbers | None:
+        name = ".".join(str(part.key) for part in path if hasattr(part, "key"))
+        if "norm" in name or "layers" not in name:
+            return None
+        if name.startswith("layers.attention"):
+            return MuonDimensionNumbers((1, 2), 3) if "out" in name else MuonDimensionNumbers(1, (2, 3))
+        return MuonDimensionNumbers(1, 2)
+
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
+def pretrain(
+    config: ModelConfig,
+    texts: Texts,
+    batch: int,
+    steps: int,
+    rate: float,
+    seed: int,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> Decoder:
+    """Trains a decoder from nothing: Muon for the layers' matrices and Adam for the rest, warm-up, cosine decay.
+
+    `steps` is a multiple of 10; `report` is told steps done and the loss, every 10 steps.
+    """
+    graph, state = nnx.split(Decoder(config, nnx.Rngs(seed)))
+    state["embedding"] = state["embedding"].replace(_EMBEDDING_SCALE * state["embedding"][...])
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps, rate / 50)
+    optimizer = muon(schedule, muon_weight_dimension_numbers=_matrices(state), consistent_rms=0.2, adam_b2=0.98)
+
+    def loss_of(state, tokens, mask):
+        decoder = nnx.merge(graph, state)
+        hidden, _ = decoder(tokens[:, :-1])
+        log_prob, _ = token_scores(decoder.logits(hidden), tokens[:, 1:])
+        total, count = sft_loss(log_prob, mask)
+        return total / count
+
+    @jax.jit(donate_argnums=(0, 1))
+    def advance(state, opt_state, batches):
+        def step(carry, batch):
+            state, opt_state = carry
+            loss, gradient = jax.value_and_grad(loss_of)(state, *batch)
+            updates, opt_state = optimizer.update(gradient, opt_state, state)
+            return (optax.apply_updates(state, updates), opt_state), loss
+
+        (state, opt_state), losses = jax.lax.scan(step, (state, opt_state), batches)
+        return state, opt_state, losses[-1]
+
+    opt_state = optimizer.init(state)
+    for i, chunk in enumerate(_batches(texts, batch, steps, seed)):
+        state, opt_state, loss = advance(state, opt_state, chunk)
+        report((i + 1) * _CHUNK, float(loss))
+    return nnx.merge(graph, state)
+
+
+def _save(decoder: Decoder, tokenizer: Tokenizer, directory: Path) -> None:
+    """Writes a Hugging Face directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, directory)
+    config = decoder.config.to_huggingface("float32", tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS))
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_tensors(to_tensors(decoder), directory / "model.safetensors")
+
+
+def make_pair(out: Path, seed: int, progress: Progress | None = None) -> None:
+    """Writes `out`/base, `out`/expert and `out`/{train,dev,test}.jsonl; equal seeds, equal files.
+
+    Args:
+      out: directory; made where it is missing.
+      seed: of problems, of which facts are held out, and of both models.
+      progress: told how many steps are done, of how many for both models, and which is at work ("base", "expert").
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    words = tokenizer.get_vocab_size()
+    for split, problems in splits(seed, TRAIN, DEV, TEST).items():
+        with (out / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            for p in problems:
+                line = {"prompt": p.prompt, "completion": p.completion, "answer": p.answer, "kind": p.kind}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    plans = (
+        ("base", model_config(64, 2, 4, 192, words), worded_texts(tokenizer, seed, 16000), 32, 500, 1e-2),
+        ("expert", model_config(96, 2, 3, 384, words), bare_texts(tokenizer, seed, 28800), 32, 900, 6e-3),
+    )
+    done, total = 0, sum(steps for _, _, _, _, steps, _ in plans)
+    for name, config, texts, batch, steps, rate in plans:
+
+        def report(step: int, _: float, name: str = name, done: int = done) -> None:
+            if progress is not None:
+                progress(done + step, total, name)
+
+        _save(pretrain(config, texts, batch, steps, rate, seed, report), tokenizer, out / name)
+        done += steps

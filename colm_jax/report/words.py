@@ -1,0 +1,53 @@
+"""Words of an answer, for the report: tokens may be parts of words, or reach over several; readers see words."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from colm_jax.report.contents import Piece
+
+
+@dataclass(frozen=True)
+class Word:
+    """What stands between white space, with the white space before it; joined, words give the whole text."""
+
+    space: tuple[Piece, ...]  # white space, in parts of tokens
+    pieces: tuple[Piece, ...]  # the word, in parts of tokens, at most one part of each; empty at a text's blank end
+
+    @property
+    def text(self) -> str:
+        """The word without the white space before it."""
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def sources(self) -> frozenset[int]:
+        """Who wrote it: 0 the base, 1..M an expert."""
+        return frozenset(piece.source for piece in self.pieces)
+
+    @property
+    def mean_p_defer(self) -> float | None:
+        """Mean over the word's tokens; None without a gate."""
+        rates = [piece.p_defer for piece in self.pieces if piece.p_defer is not None]
+        return sum(rates) / len(rates) if rates else None
+
+
+def words(pieces: Sequence[Piece]) -> list[Word]:
+    """Groups tokens into words, cutting tokens at white space.
+
+    A token without text (a byte of a character that a later token completes) belongs to the word it stands in.
+    """
+    groups: list[tuple[list[Piece], list[Piece]]] = []
+    for piece in pieces:
+        for text in re.findall(r"\s+|\S+", piece.text) or [""]:
+            part = Piece(text, piece.source, piece.p_defer)
+            if not groups or (text.isspace() and groups[-1][1]):
+                groups.append(([], []))
+            groups[-1][0 if text.isspace() else 1].append(part)
+    return [Word(tuple(space), tuple(word)) for space, word in groups]
+
+
+def writers_of(word: Word, writers: Sequence[str]) -> str:
+    """The names of a word's writers, and its mean p_defer if there is a gate: one line for readers."""
+    names = "written by " + " + ".join(writers[source] for source in sorted(word.sources))
+    mean = word.mean_p_defer
+    return names if mean is None else f"mean p_defer {mean:.3f} · {names}"

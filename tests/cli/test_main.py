@@ -1,0 +1,200 @@
+"""The contract at the command line: commands, files, and one clear line with exit status 2 for what is wrong."""
+
+import json
+
+import pytest
+
+from colm_jax.cli.main import main
+
+TEAM = "babyllama-105-colm"
+
+
+@pytest.fixture
+def pair(tiny_model):
+    return str(tiny_model("base")), str(tiny_model("expert", seed=1))
+
+
+def write(path, *lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def refused(capsys, *arguments):
+    """Runs a command that must fail as the user's fault; returns its one line."""
+    status = main(list(map(str, arguments)))
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("colm: ")]
+    assert status == 2
+    assert len(lines) == 1
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+def test_generate_writes_the_contract_lines(shared, tmp_path, capsys):
+    prompts = write(tmp_path / "p.jsonl", {"id": "x", "prompt": "Once upon a time there was a"}, {"input_ids": [1, 3]})
+    out = tmp_path / "out" / "a.jsonl"
+    models = ["--base", str(shared / "models" / TEAM), "--expert", str(shared / "models/babyllama-361")]
+    options = ["--threshold", "0.3", "--max_new_tokens", "96"]
+    assert main(["generate", *models, "--prompts", prompts, "--out", str(out), *options]) == 0
+    first, second = (json.loads(line) for line in out.read_text().splitlines())
+    fields = "id prompt text tokens sources p_defer threshold finish_reason expert_calls".split()
+    assert list(first) == fields
+    assert (first["id"], second["id"]) == ("x", "1")
+    case = json.loads((shared / "vectors/decode_public.json").read_text())[2]
+    assert first["tokens"] == case["tokens"]
+    assert first["text"].strip() == case["text"].strip()
+    assert first["finish_reason"] == "length"
+    assert first["expert_calls"] == sum(s > 0 for s in first["sources"])
+    assert json.loads(capsys.readouterr().out)["answers"] == 2
+
+
+def test_strategies_without_a_gate_report_no_p_defer(pair, tmp_path):
+    prompts, out = write(tmp_path / "p.jsonl", {"prompt": "abc"}), tmp_path / "a.jsonl"
+    models = ["--base", pair[0], "--expert", pair[1]]
+    options = ["--strategy", "confidence", "--max_new_tokens", "4"]
+    assert main(["generate", *models, "--prompts", prompts, "--out", str(out), *options]) == 0
+    assert json.loads(out.read_text())["p_defer"] is None
+
+
+def test_train_calibrate_export_and_read_back(pair, tmp_path, capsys):
+    data = write(tmp_path / "d.jsonl", *({"prompt": "ab", "completion": c * 6} for c in "abcdefgh"))
+    run = str(tmp_path / "run")
+    models = ["--base", pair[0], "--expert", pair[1]]
+    assert main(["train", *models, "--data", data, "--out", run, "--trainable", "gate"]) == 0
+    team = f"{run}/team"
+    assert main(["calibrate", "--base", team, "--data", data, "--out", str(tmp_path / "c.json")]) == 0
+    assert 0 <= json.loads((tmp_path / "c.json").read_text())["threshold"] <= 1
+    for form in ("colm", "reference"):
+        assert main(["export", "--run", run, "--out", str(tmp_path / form), "--format", form]) == 0
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "abc"})
+    tokens = []
+    for base in (tmp_path / "colm", tmp_path / "reference"):
+        out = tmp_path / "a.jsonl"
+        options = ["--expert", pair[1], "--threshold", "0.4", "--max_new_tokens", "16"]
+        assert main(["generate", "--base", str(base), "--prompts", prompts, "--out", str(out), *options]) == 0
+        line = json.loads(out.read_text())
+        tokens.append((line["tokens"], line["sources"]))
+    assert tokens[0] == tokens[1]
+
+
+def test_score_reports_nats_per_token(shared, tmp_path, capsys):
+    data = shared / "data/stories/tinystories_sample.txt"
+    model = shared / "models/babyllama-105"
+    assert main(["score", "--model", str(model), "--data", str(data), "--out", str(tmp_path / "s")]) == 0
+    assert json.loads(capsys.readouterr().out)["nats_per_token"] == pytest.approx(0.6149, abs=1e-3)
+
+
+def test_inspect_says_what_will_be_loaded(shared, capsys):
+    assert main(["inspect", str(shared / "models" / TEAM), "--mesh", "1,2,2"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["format"] == "original Co-LLM (deferral row)"
+    assert facts["words"] == 105
+    assert facts["parameters_per_device"] < facts["parameters"]
+
+
+def test_evaluate(tmp_path, capsys):
+    predictions = write(tmp_path / "p.jsonl", {"text": "so 7"}, {"text": "8"})
+    references = write(tmp_path / "r.jsonl", {"answer": "#### 7"}, {"answer": "9"})
+    files = ["--predictions", predictions, "--references", references, "--out", str(tmp_path / "e.json")]
+    assert main(["evaluate", "--task", "gsm8k", *files]) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--threshold", "1.5"], "threshold must be a number from 0 to 1, got 1.5"),
+        (["--strategy", "guess"], "strategy must be one of defer"),
+        (["--strategy", "defer"], "needs a gate and this base has none"),
+        (["--strategy", "proxy"], "needs 2 expert(s), this team has 1"),
+        (["--strategy", "base", "--temperature", "-1"], "temperature must be at least 0"),
+        (["--strategy", "base", "--top_p", "0"], "top_p must be above 0"),
+        (["--strategy", "base", "--max_new_tokens", "0"], "max_new_tokens must be a whole number"),
+        (["--strategy", "base", "--schedule", "steps"], "schedule must be one of"),
+        (["--strategy", "base", "--expert", "no/such/dir"], "no such directory"),
+    ],
+)
+def test_generate_refuses(pair, tmp_path, capsys, options, said):
+    prompts, out = write(tmp_path / "p.jsonl", {"prompt": "abc"}), tmp_path / "a.jsonl"
+    models = ["--base", pair[0], "--expert", pair[1]]
+    assert said in refused(capsys, "generate", *models, "--prompts", prompts, "--out", out, *options)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "lines, said",
+    [
+        ("", "no data in it"),
+        ('{"prompt": "a"}\n{"prompt": \n', "p.jsonl:2: not valid JSON"),
+        ('{"prompt": 3}\n', "p.jsonl:1: 'prompt' must be a string, got 3"),
+        ('{"input_ids": [1, 99]}\n', "p.jsonl:1: input_ids[1] is 99"),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', "p.jsonl:1: 'messages' need a chat template"),
+        (json.dumps({"prompt": "a" * 200}), "p.jsonl:1: 201 tokens leave no room in the context of 128"),
+    ],
+)
+def test_bad_prompts_name_file_and_line(pair, tmp_path, capsys, lines, said):
+    (tmp_path / "p.jsonl").write_text(lines)
+    arguments = ["--base", pair[0], "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "a.jsonl"]
+    assert said in refused(capsys, "generate", *arguments, "--strategy", "base")
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def damage(name):
+    """Ways to break a model directory, each with what must be said of it."""
+
+    def truncated(directory):
+        file = directory / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+
+    def without_weights(directory):
+        (directory / "model.safetensors").unlink()
+
+    def without_tokenizer(directory):
+        (directory / "tokenizer.json").unlink()
+
+    def broken_config(directory):
+        (directory / "config.json").write_text("{")
+
+    return locals()[name]
+
+
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ("truncated", "model.safetensors: not a readable safetensors file"),
+        ("without_weights", "model.safetensors: weights file is missing"),
+        ("without_tokenizer", "no tokenizer"),
+        ("broken_config", "config.json: not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "score", "generate"])
+def test_damaged_models_are_refused_and_leave_nothing(tiny_model, pair, tmp_path, capsys, command, how, said):
+    directory = tiny_model("broken")
+    damage(how)(directory)
+    data, out = write(tmp_path / "d.jsonl", {"prompt": "ab", "completion": "cd"}), tmp_path / "out"
+    arguments = {
+        "run": ["--base", directory, "--expert", pair[1], "--data", data],
+        "score": ["--model", directory, "--data", data],
+        "generate": ["--base", directory, "--prompts", data, "--strategy", "base"],
+    }[command]
+    assert said in refused(capsys, command, *arguments, "--out", out)
+    assert not out.exists()
+
+
+def test_gin_mistakes_are_one_line(pair, tmp_path, capsys):
+    data = write(tmp_path / "d.jsonl", {"text": "abc"})
+    start = ["run", "--base", pair[0], "--expert", pair[1], "--data", data, "--out", tmp_path / "o"]
+    assert "no_such_rate" in refused(capsys, *start, "--gin.Training.no_such_rate=1")
+    assert "no such file" in refused(capsys, *start, "--gin_file", tmp_path / "x.gin")
+    assert "epochs must be a whole number" in refused(capsys, *start, "--gin.Training.epochs=0")
+    assert "looks like" in refused(capsys, *start, "--gin.Training.epochs")
+    assert not (tmp_path / "o").exists()
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for command in ("demo", "run", "score", "train", "calibrate", "generate", "evaluate", "inspect", "export"):
+        assert command in shown

@@ -1,0 +1,35 @@
+"""Tables show numbers so that they line up; what does not fit together is refused."""
+
+import pytest
+
+from colm_jax.report.contents import Answer, Piece, Report, Table
+
+
+def _column(*cells):
+    return [row[0] for row in Table("t", ("c",), tuple((cell,) for cell in cells)).shown]
+
+
+def test_floats_of_a_column_have_equally_many_decimals():
+    assert _column(0.25, 0.5, 1.0, None) == ["0.25", "0.50", "1.00", "–"]
+    assert _column(-1234.5, 2.0) == ["-1,234.5", "2.0"]
+    assert _column(3.0, 10.0) == ["3", "10"]
+
+
+def test_what_cannot_line_up_is_shown_as_it_is():
+    assert _column(1e-7, 0.5) == ["1e-07", "0.5"]
+    assert _column(float("nan"), 0.5, float("inf")) == ["nan", "0.5", "inf"]
+    assert _column(12345, "a", None) == ["12,345", "a", "–"]
+
+
+def test_columns_of_numbers_are_known():
+    table = Table("t", ("a", "b", "c"), (("x", 1, None), ("y", 2.0, 3)))
+    assert table.numeric == (False, True, True)
+    assert Table("t", ("a",), ()).numeric == (False,)
+    assert Table("t", ("a",), ()).shown == ()
+
+
+def test_ragged_rows_and_nameless_writers_are_refused():
+    with pytest.raises(ValueError, match="has 2 columns"):
+        Table("t", ("a", "b"), (("x",),))
+    with pytest.raises(ValueError, match="by writer 1"):
+        Report("r", (), (), (), (Answer("", (Piece("a", 1, None),), None, None, None),), ("base",))

@@ -1,0 +1,82 @@
+"""The page escapes what users wrote, needs no network, and marks experts' tokens."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from colm_jax.report.html import write_html
+from tests.report.sample import EMPTY, REPORT
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("html") / "report.html"
+    write_html(REPORT, str(path))
+    assert [found.name for found in path.parent.iterdir()] == ["report.html"]
+    return path.read_text(encoding="utf-8")
+
+
+class _Tags(HTMLParser):
+    """Every tag with its attributes, and whether each is closed in its turn."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "path", "use"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in ("path", "use"):
+            assert self.open.pop() == tag
+
+
+def test_what_users_wrote_is_escaped(page):
+    assert "&lt;script&gt;alert" in page
+    assert page.count("<script>") == 1
+    tags = _Tags(page)
+    assert not tags.open
+    assert not {"b", "i", "run", "expert", "rate"} & {tag for tag, attributes in tags.tags if not attributes}
+    assert any(attributes.get("title") == 'mean p_defer 0.100 · written by the "base"' for _, attributes in tags.tags)
+
+
+def test_the_page_needs_no_network(page):
+    assert not re.search(r"https?:|//\w|@import|@font-face", page.replace("// One", ""))
+    for tag, attributes in _Tags(page).tags:
+        assert tag not in ("link", "iframe", "object", "embed", "img", "base")
+        assert "src" not in attributes
+        for name in ("href", "xlink:href"):
+            assert attributes.get(name, "#").startswith("#")
+    assert "default-src 'none'" in page
+
+
+def test_ids_are_unique_and_references_lead_somewhere(page):
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
+
+
+def test_experts_tokens_are_marked_and_words_say_who_wrote_them(page):
+    assert '<span class="expert w1">3</span><span class="expert w1">1</span>.</span>' in page
+    assert '<span class="expert w2">&lt;b&gt;</span>' in page
+    assert "mean p_defer 0.500 · written by the &#34;base&#34; + an &lt;expert&gt;" in page
+    assert "3 of 6 tokens by experts" in page
+    assert re.findall(r'data-marks="([^"]*)"', page) == ["right expert", "wrong", ""]
+    assert ".w2 { --color: var(--color-2); text-decoration-style: double; }" in page
+
+
+def test_numbers_are_flush_right(page):
+    assert '<td>base</td><td class="number">0.25</td><td class="number">1,234</td>' in page
+
+
+def test_nothing_written_and_nothing_to_show(page, tmp_path):
+    assert page.count("(nothing written)") == 1
+    write_html(EMPTY, tmp_path / "empty.html")
+    assert "Answers" not in re.sub(r"<script>.*</script>", "", (tmp_path / "empty.html").read_text(), flags=re.DOTALL)

@@ -1,0 +1,55 @@
+"""Plots are the same each time, name what they show, and change no global state."""
+
+import itertools
+import math
+
+import matplotlib
+import pytest
+
+from colm_jax.report.contents import Curve
+from colm_jax.report.plots import draw, to_svg, write_png
+from tests.report.sample import CURVE
+
+
+def test_pictures_are_written_and_the_same_each_time(tmp_path):
+    before = dict(matplotlib.rcParams)
+    write_png(CURVE, tmp_path / "a.png")
+    write_png(CURVE, str(tmp_path / "b.png"))
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.png", "b.png"]
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert to_svg(CURVE, "p-") == to_svg(CURVE, "p-")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_svg_takes_the_pages_colours():
+    svg = to_svg(CURVE)
+    assert "currentColor" in svg
+    assert "var(--color-0, #0072B2)" in svg
+    assert "http" not in svg
+    assert "<!--" not in svg
+
+
+def test_names_stand_beside_what_they_name_and_apart():
+    line = [(0.0, 0.41), (0.05, 0.58), (0.2, 0.71), (0.7, 0.694)]
+    near = [(x, y - 0.01) for x, y in line]
+    points = {"expert": (1.0, 0.69), "random": (0.1, 0.5), "base": (0.0, 0.47)}
+    figure = draw(Curve("c", "x", "y", {"co-llm": line, "weak supervision": near}, points))
+    texts = figure.axes[0].texts
+    assert {text.get_text() for text in texts} == {"co-llm", "weak supervision", *points}
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+@pytest.mark.parametrize(
+    ("lines", "points"),
+    [
+        ({}, {}),
+        ({"a": []}, {}),
+        ({"a": [(0.5, 0.5)]}, {}),
+        ({"a": [(0.1, math.nan), (0.2, 0.3)]}, {"b": (0.1, math.inf)}),
+    ],
+)
+def test_little_to_draw(lines, points):
+    assert draw(Curve("c", "x", "y", lines, points)).axes
+    assert to_svg(Curve("c", "x", "y", lines, points)).startswith("<svg")
