@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,13 +58,19 @@ def model_config(width: int, depth: int, heads: int, ff: int, words: int) -> Mod
     )
 
 
+def _id(tokenizer: Tokenizer, word: str) -> int:
+    index = tokenizer.token_to_id(word)
+    assert index is not None, word
+    return index
+
+
 def worded_texts(tokenizer: Tokenizer, seed: int, count: int) -> Texts:
     """What the base reads: careless worded problems, one per row; the completion counts."""
     problems = list(itertools.islice(training_texts(seed, "pair", careless_results=True), count))
     prompts = tokenizer.encode_batch([p.prompt for p in problems])
     whole = tokenizer.encode_batch([p.prompt + p.completion for p in problems])
     tokens, mask = np.zeros((count, LENGTH), np.int32), np.zeros((count, LENGTH - 1), bool)
-    eos = tokenizer.token_to_id(EOS)
+    eos = _id(tokenizer, EOS)
     for i, (prompt, text) in enumerate(zip(prompts, whole)):
         ids = [*text.ids, eos]
         tokens[i, : len(ids)] = ids
@@ -75,12 +82,12 @@ def bare_texts(tokenizer: Tokenizer, seed: int, count: int) -> Texts:
     """What the expert reads: calculations between arbitrary tokens; results and the full stop behind them count."""
     rng = random.Random(f"{seed}: bare")
     words = tokenizer.get_vocab_size()
-    space, equals = tokenizer.token_to_id(SPACE), tokenizer.token_to_id(f"{SPACE}={SPACE}")
-    figures = [i for word, i in tokenizer.get_vocab().items() if not any(c.isalpha() for c in word)]
+    space, equals = _id(tokenizer, SPACE), _id(tokenizer, f"{SPACE}={SPACE}")
+    figures = sorted(i for word, i in tokenizer.get_vocab().items() if not any(c.isalpha() for c in word))
     known: dict[tuple[int, str, int], list[int]] = {}
     tokens, mask = np.zeros((count, LENGTH), np.int32), np.zeros((count, LENGTH - 1), bool)
     for i in range(count):
-        row, counted = [tokenizer.token_to_id(BOS)], [False]
+        row, counted = [_id(tokenizer, BOS)], [False]
         while len(row) < LENGTH:
             for _ in range(min(int(rng.expovariate(0.45)), 20)):
                 row.append(rng.choice(figures) if rng.random() < 0.5 else rng.randrange(3, words))
@@ -135,7 +142,8 @@ def pretrain(
     `steps` is a multiple of 10; `report` is told steps done and the loss, every 10 steps.
     """
     graph, state = nnx.split(Decoder(config, nnx.Rngs(seed)))
-    state["embedding"] = state["embedding"].replace(_EMBEDDING_SCALE * state["embedding"][...])
+    embedding: Any = state["embedding"]
+    state["embedding"] = embedding.replace(_EMBEDDING_SCALE * embedding[...])
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps, rate / 50)
     optimizer = muon(schedule, muon_weight_dimension_numbers=_matrices(state), consistent_rms=0.2, adam_b2=0.98)
 

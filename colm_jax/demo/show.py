@@ -145,7 +145,7 @@ def _report(colm: Run, answers: Path, table: dict[str, Any], seed: int) -> Repor
     references = [record for _, record in read_jsonl(colm.config.test or "")]
     correct = table["rows"]["co-llm"]["correct"]
     first = [i for i, record in enumerate(references) if "a^3 · a^2" in record["prompt"]]
-    shown = list(dict.fromkeys([*first, *range(len(references))]))[:60]
+    chosen = list(dict.fromkeys([*first, *range(len(references))]))[:60]
     return Report(
         title="Co-LLM demo: a small generalist calls a calculator",
         facts=(
@@ -155,7 +155,7 @@ def _report(colm: Run, answers: Path, table: dict[str, Any], seed: int) -> Repor
         ),
         tables=(Table("Accuracy on held-out problems", columns, tuple(rows), note),),
         curves=(Curve("Accuracy against deferral rate (test)", "deferral rate", "accuracy", lines, points),),
-        answers=tuple(answer_for_report(team, generations[i], references[i]["completion"], correct[i]) for i in shown),
+        answers=tuple(answer_for_report(team, generations[i], references[i]["completion"], correct[i]) for i in chosen),
         writers=("base", "expert"),
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from colm_jax.checkpoints.team import write_json
+from colm_jax.errors import UserError
 
 SCHEMA = 1
 MANIFEST, STARTED = "manifest.json", "started.json"
@@ -77,12 +78,18 @@ class Stage:
 
         A directory that an earlier run began for the same inputs and settings is handed to `work` as it is; one begun
         for others is emptied first. `work` writes each file beside its place and renames it.
+
+        Raises:
+          UserError: the directory holds files that no stage wrote; nothing in it is touched.
         """
         if self.is_done(inputs, settings):
             return False
         request = _request(self.name, inputs, settings)
         started = self.directory / STARTED
         same = started.exists() and json.loads(started.read_text(encoding="utf-8")) == request
+        ours = started.exists() or (self.directory / MANIFEST).exists()
+        if not ours and self.directory.exists() and any(self.directory.iterdir()):
+            raise UserError(f"{self.directory}: holds files that are not this program's; name a new directory")
         if self.directory.exists() and not same:
             shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from colm_jax.errors import UserError
 from colm_jax.pipeline.stage import Stage
 
 
@@ -56,3 +57,10 @@ def test_the_manifest_names_files_settings_and_packages(tmp_path):
     assert manifest["settings"] == {"x": 1}
     assert list(manifest["files"]) == ["a.txt"]
     assert "jax" in manifest["packages"]
+
+
+def test_a_directory_of_the_users_is_never_emptied(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="name a new directory"):
+        Stage("s", tmp_path).run({}, {}, work([]))
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
