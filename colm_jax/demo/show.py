@@ -24,8 +24,9 @@ from colm_jax.report.contents import Curve, Report, Table
 from colm_jax.report.terminal import show_report
 from colm_jax.team import CoLM
 
+RATES = (0.05, 0.1, 0.13, 0.15, 0.17, 0.2, 0.3, 0.5)  # deferral rates whose thresholds calibration tries
 TASK, NEW_TOKENS, BATCH = "number", 40, 64
-CURVE = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # deferral rates whose thresholds the picture shows
+CURVE = (0.05, 0.1, 0.13, 0.2, 0.4)  # deferral rates whose thresholds the picture shows
 
 
 def run_demo(out: Path, seed: int) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
         max_new_tokens=NEW_TOKENS,
         batch_size=BATCH,
         training=replace(TRAINING, seed=seed),
-        calibration=Calibration(max_new_tokens=NEW_TOKENS),
+        calibration=Calibration(rates=RATES, max_new_tokens=NEW_TOKENS),
     )
     colm = Run(config, out / "colm")
     weak = Run(replace(config, training=replace(config.training, objective="weak")), out / "weak", colm.out)
@@ -112,7 +113,8 @@ def _answer(directory: Path, colm: Run, weak: Run, tuned: Run) -> None:
         for name, run in (("co-llm", colm), ("weak supervision", weak)):
             calibration = json.loads((run.out / "calibrate" / "calibration.json").read_text(encoding="utf-8"))
             points = [decode(f"curve-{name}", run.team, "defer", eta) for eta in _thresholds(calibration)]
-            curves[name] = sorted((point["deferral_rate"], point["accuracy"]) for point in points)
+            points.append(table[name])  # at its calibrated threshold
+            curves[name] = sorted({(point["deferral_rate"], point["accuracy"]) for point in points})
             (directory / f"curve-{name}.jsonl").unlink()
     write_json(directory / "table.json", {"rows": table, "curves": curves})
 
