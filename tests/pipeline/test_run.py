@@ -80,6 +80,18 @@ def test_a_run_leaves_a_team_that_does_what_the_evaluation_says(tmp_path, inputs
     assert (tmp_path / "run/report/report.html").exists()
 
 
+def test_a_run_with_two_experts(tmp_path, inputs, tiny_model):
+    experts = (*inputs["experts"], str(tiny_model("third", seed=2)))
+    config = RunConfig(**{**inputs, "experts": experts}, max_new_tokens=8, training=Training(trainable="gate"))
+    text = Run(config, tmp_path / "run").all()["text"]
+    assert len(text["experts"]) == 2
+    assert text["oracle"] < text["team"]
+    team = CoLM.from_pretrained(tmp_path / "run/team")
+    assert team.gate.kernel.shape == (32, 2)
+    lines = [json.loads(line) for line in (tmp_path / "run/generate/expert.jsonl").read_text().splitlines()]
+    assert all(source == 1 for line in lines for source in line["sources"])
+
+
 def test_a_second_run_does_nothing_and_a_changed_input_only_what_depends_on_it(tmp_path, inputs):
     out = tmp_path / "run"
     config = RunConfig(**inputs, task="exact", max_new_tokens=8, training=TRAINING)
