@@ -60,7 +60,7 @@ def demo(flags: Flags) -> None:
 def run(flags: Flags) -> None:
     """The whole pipeline."""
     pipeline = _run(flags, dev=flags.dev, test=flags.test, task=flags.task)
-    pipeline.all()
+    pipeline.all(flags.until)
     _write_text(Path(flags.out) / "operative_config.gin", operative())
 
 

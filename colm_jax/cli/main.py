@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--test", metavar="FILE", help="texts for evaluation, JSONL or .txt (default: the dev file)")
     sub.add_argument("--task", metavar="TASK", help="metric of answers: exact, number, gsm8k (default: text only)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the run directory")
+    stages = ("score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
+    sub.add_argument("--until", choices=stages, default="report", help="the last stage to run (default: report)")
 
     sub = command(
         "score",

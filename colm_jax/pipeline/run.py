@@ -33,6 +33,8 @@ from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit, Positions, initial_gate, train_gate
 from colm_jax.training.trainer import train
 
+STAGES = ("score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -388,16 +390,37 @@ class Run:
         calibrated = self.calibrate(trained)
         return self.finish_team(trained, calibrated), calibrated
 
-    def all(self) -> dict[str, Any]:
-        """Every stage in order. Returns the evaluation."""
+    def all(self, until: str = "report") -> dict[str, Any]:
+        """Every stage in order, the last one `until` (one of STAGES). Returns the evaluation, if it got that far."""
         from colm_jax.pipeline.reporting import write_report
 
-        team, calibrated = self.make_team()
-        generated = self.generate(team)
-        evaluated = self.evaluate(team, generated)
-        if evaluated is None or generated is None:
+        def reached(stage: str) -> bool:
+            return STAGES.index(until) <= STAGES.index(stage)
+
+        scores = self.score()
+        if reached("score"):
             return {}
-        write_report(self, calibrated, generated, evaluated)
+        labels = self.labels(scores)
+        if reached("labels"):
+            return {}
+        gate = self.gate(labels)
+        if reached("gate"):
+            return {}
+        trained = self.train(scores, gate)
+        if reached("train"):
+            return {}
+        calibrated = self.calibrate(trained)
+        team = self.finish_team(trained, calibrated)
+        if reached("calibrate"):
+            return {}
+        generated = self.generate(team)
+        if generated is None or reached("generate"):
+            return {}
+        evaluated = self.evaluate(team, generated)
+        if evaluated is None:
+            return {}
+        if not reached("evaluate"):
+            write_report(self, calibrated, generated, evaluated)
         return json.loads((evaluated.directory / "evaluation.json").read_text(encoding="utf-8"))
 
 

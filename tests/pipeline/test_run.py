@@ -14,7 +14,7 @@ import pytest
 
 from colm_jax import CoLM
 from colm_jax.errors import UserError
-from colm_jax.pipeline.run import Run, RunConfig
+from colm_jax.pipeline.run import STAGES, Run, RunConfig
 from colm_jax.training.config import Training
 
 
@@ -90,6 +90,17 @@ def test_a_run_with_two_experts(tmp_path, inputs, tiny_model):
     assert team.gate.kernel.shape == (32, 2)
     lines = [json.loads(line) for line in (tmp_path / "run/generate/expert.jsonl").read_text().splitlines()]
     assert all(source == 1 for line in lines for source in line["sources"])
+
+
+def test_the_stages_run_one_by_one_and_leave_what_a_whole_run_leaves(tmp_path, inputs):
+    config = RunConfig(**inputs, max_new_tokens=8, training=Training(trainable="gate"))
+    Run(config, tmp_path / "whole").all()
+    found = []
+    for stage in STAGES:
+        Run(config, tmp_path / "steps").all(stage)
+        found.append(len(files(tmp_path / "steps")))
+    assert found == sorted(set(found))  # each left something more
+    assert files(tmp_path / "steps") == files(tmp_path / "whole")
 
 
 def test_a_second_run_does_nothing_and_a_changed_input_only_what_depends_on_it(tmp_path, inputs):
