@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from colm_jax.checkpoints.huggingface import DTYPES, load_model, resolve
+from colm_jax.checkpoints.directory import resolve
+from colm_jax.checkpoints.huggingface import DTYPES, load_model
 from colm_jax.checkpoints.team import Base, load_base
 from colm_jax.data.records import Examples, encode_examples, encode_prompt
 from colm_jax.data.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary

@@ -11,8 +11,9 @@ import tokenizers
 from flax import nnx
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from colm_jax.checkpoints.families import to_huggingface
 from colm_jax.checkpoints.huggingface import DTYPES, save_tensors, to_tensors
-from colm_jax.models.config import ModelConfig
+from colm_jax.models.config import ModelConfig, Rope
 from colm_jax.models.decoder import Decoder
 
 SPECIAL = ("<unk>", "<s>", "</s>")
@@ -23,6 +24,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'a?' }}{% endif %}"
 )
 CONFIG = ModelConfig(
+    family="llama",
     vocab_size=32,
     width=32,
     depth=2,
@@ -31,7 +33,7 @@ CONFIG = ModelConfig(
     head_dim=8,
     ff=48,
     context=128,
-    rope_theta=10000.0,
+    rope=Rope(10000.0),
     rms_eps=1e-5,
     tied=False,
 )
@@ -91,7 +93,7 @@ def write_model(
     """config.json, model.safetensors and a tokenizer."""
     write_tokenizer(directory, words, chat_template)
     decoder = tiny_decoder(dtype, seed, **fields)
-    (directory / "config.json").write_text(json.dumps(decoder.config.to_huggingface(dtype, bos_id=1, eos_id=2)))
+    (directory / "config.json").write_text(json.dumps(to_huggingface(decoder.config, dtype, bos_id=1, eos_id=2)))
     save_tensors(to_tensors(decoder), directory / "model.safetensors")
     return directory
 

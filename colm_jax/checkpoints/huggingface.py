@@ -1,15 +1,15 @@
-"""Hugging Face directories to decoders and back, by one table of names; strict in both directions.
+"""Hugging Face directories to decoders and back, by each family's one table of names; strict in both directions.
 
-Reads config.json and *.safetensors (one file, or shards with an index). Only safetensors: pickled weights could run
-code. A directory in the original Co-LLM's format (LM head and embedding with one extra last row, the deferral token)
-is taken apart into a plain base and its gate: see `load_model`.
+Reads config.json and *.safetensors (one file, or shards with an index), each tensor straight into the shards of this
+host's devices. A directory in the original Co-LLM's format (LM head and embedding with one extra last row, the deferral
+token) is taken apart into a plain base and its gate: see `load_model`.
 """
 
-import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +17,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from colm_jax.checkpoints.directory import DEFER_TOKEN, read_json
+from colm_jax.checkpoints.families import FAMILIES, Stored, from_huggingface
+from colm_jax.checkpoints.reader import TensorOnDisk, read_array, tensors_on_disk
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import shardings
+from colm_jax.models.quantize import QUANTIZED, quantize_kernel
+from colm_jax.parallel import spec_of
 
-DEFER_TOKEN = "<|defer|>"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
-# Path inside Decoder -> (name in the checkpoint, kind). A name with {} is one tensor per layer; "linear" kernels are
-# stored transposed, [out, in], with heads flattened into one axis.
-_TABLE: dict[str, tuple[str, str]] = {
-    "embedding": ("model.embed_tokens.weight", "plain"),
-    "norm.scale": ("model.norm.weight", "plain"),
-    "head": ("lm_head.weight", "linear"),
-    "layers.attention_norm.scale": ("model.layers.{}.input_layernorm.weight", "plain"),
-    "layers.attention.query": ("model.layers.{}.self_attn.q_proj.weight", "linear"),
-    "layers.attention.key": ("model.layers.{}.self_attn.k_proj.weight", "linear"),
-    "layers.attention.value": ("model.layers.{}.self_attn.v_proj.weight", "linear"),
-    "layers.attention.out": ("model.layers.{}.self_attn.o_proj.weight", "linear"),
-    "layers.feed_forward_norm.scale": ("model.layers.{}.post_attention_layernorm.weight", "plain"),
-    "layers.feed_forward.gate": ("model.layers.{}.mlp.gate_proj.weight", "linear"),
-    "layers.feed_forward.up": ("model.layers.{}.mlp.up_proj.weight", "linear"),
-    "layers.feed_forward.down": ("model.layers.{}.mlp.down_proj.weight", "linear"),
-}
 # Buffers that old checkpoints carry and that hold no weights.
-_NO_WEIGHTS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_NO_WEIGHTS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+_READERS = 4  # threads
+
+Progress = Callable[[int, int], None]  # bytes done, of how many
 
 
 @dataclass(frozen=True)
@@ -56,111 +46,75 @@ class Deferral:
     embedding: np.ndarray  # [D]
 
 
-def _stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the checkpoint of a parameter that has `shape` here (one layer)."""
-    if _TABLE[path][1] == "plain":
-        return shape
-    inputs = int(np.prod(shape[:2])) if path == "layers.attention.out" else shape[0]
-    return int(np.prod(shape)) // inputs, inputs
+@dataclass(frozen=True)
+class Part:
+    """What a stored tensor is here: a parameter, or one layer (and network) of it."""
 
-
-def resolve(model: str | Path) -> Path:
-    """The local directory of MODEL: the directory itself, or a Hub name's snapshot, downloaded where it is missing.
-
-    Raises:
-      UserError: neither a directory nor a Hub name that can be fetched.
-    """
-    path = Path(model)
-    if path.is_dir():
-        return path
-    if path.exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
-        raise UserError(f"model {str(model)!r}: no such directory (a Hub name looks like 'owner/name')")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model {str(model)!r}: no such directory, and the Hub did not give it: {reason}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an error that names the file and the place."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: file is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    path: str  # in Decoder
+    index: tuple[int, ...]  # (), (layer,) or (layer, network)
+    shape: tuple[int, ...]  # of this part
+    stored: Stored
 
 
 def read_config(directory: Path) -> ModelConfig:
     """The directory's network description, as stored (the original's format counts its deferral row)."""
-    return ModelConfig.from_huggingface(read_json(directory / "config.json"), str(directory / "config.json"))
+    path = directory / "config.json"
+    return from_huggingface(read_json(path), str(path))
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, by its index where it has one; all exist."""
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-            raise UserError(f"{index}: no 'weight_map' of tensor names to file names in it")
-        files = [directory / name for name in sorted(set(names.values()))]
-    else:
-        files = [directory / "model.safetensors"]
-        if not files[0].exists() and any(directory.glob("pytorch_model*.bin")):
-            raise UserError(f"{directory}: has pickled weights (*.bin) only; convert them to safetensors first")
-    for file in files:
-        if not file.exists():
-            raise UserError(f"{file}: weights file is missing")
-    return files
+def abstract_decoder(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Decoder:
+    """A decoder of shapes without arrays."""
+    return nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype))
 
 
-def check_weights(directory: Path) -> None:
-    """Reads the configuration and every weight file's header, so that damage shows before anything is computed."""
-    read_config(directory)
-    for file in weight_files(directory):
-        with _open(file):
-            pass
+def parts_of(config: ModelConfig) -> dict[str, Part]:
+    """Every tensor that a checkpoint of this configuration has, by its name there."""
+    table, found = FAMILIES[config.family].table, {}
+    for path, variable in _by_path(nnx.state(abstract_decoder(config))).items():
+        stored, shape = table[path], variable.shape
+        indices: list[tuple[int, ...]] = [()]
+        for size in shape[: stored.name.count("{}")]:
+            indices = [(*index, i) for index in indices for i in range(size)]
+        for index in indices:
+            found[stored.name.format(*index)] = Part(path, index, shape[len(index) :], stored)
+    return found
 
 
-@contextmanager
-def _open(file: Path):
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            yield opened
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not a readable safetensors file (truncated or damaged?): {error}") from None
+def match_tensors(directory: Path) -> list[tuple[TensorOnDisk, Part]]:
+    """Every tensor of a checkpoint with what it is here, in the order on disk. Reads headers only.
 
-
-def _tensors(directory: Path) -> Iterator[tuple[str, Path, np.ndarray]]:
-    """Every tensor of a checkpoint, with the file it stands in."""
-    for file in weight_files(directory):
-        with _open(file) as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a dict)
-                yield name, file, opened.get_tensor(name)
-
-
-def _names(config: ModelConfig) -> dict[str, tuple[str, int | None]]:
-    """Checkpoint name -> (path in Decoder, layer) for every tensor this configuration has."""
-    wanted: dict[str, tuple[str, int | None]] = {}
-    for path, (name, _) in _TABLE.items():
-        if path == "head" and config.tied:
+    Raises:
+      UserError: naming the unknown, duplicate or missing tensor, or the wrong shape.
+    """
+    config = read_config(directory)
+    wanted, found = parts_of(config), dict[str, TensorOnDisk]()
+    for tensor in tensors_on_disk(directory):
+        name = tensor.name
+        if _NO_WEIGHTS.fullmatch(name):
             continue
-        if "{}" in name:
-            wanted |= {name.format(i): (path, i) for i in range(config.depth)}
-        else:
-            wanted[name] = (path, None)
-    return wanted
+        if name in found:
+            raise UserError(f"{tensor.file}: tensor {name!r} stands in {found[name].file.name} too")
+        if name == "lm_head.weight" and config.tied:
+            continue  # tied checkpoints may repeat the table
+        if name not in wanted:
+            raise UserError(f"{tensor.file}: unknown tensor {name!r}; config.json describes no such weight")
+        expected = wanted[name].stored.shape(wanted[name].shape)
+        if tensor.shape != expected:
+            raise UserError(f"{tensor.file}: tensor {name!r} has shape {list(tensor.shape)}, expected {list(expected)}")
+        found[name] = tensor
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise UserError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are)")
+    return sorted(((found[name], part) for name, part in wanted.items()), key=lambda m: (m[0].file, m[0].offset))
 
 
 def load_model(
-    directory: Path, dtype: str, mesh: jax.sharding.Mesh, tokenizer_size: int | None = None
+    directory: Path,
+    dtype: str,
+    mesh: jax.sharding.Mesh,
+    tokenizer_size: int | None = None,
+    quantize: str | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[Decoder, Deferral | None]:
     """Loads a decoder onto `mesh`; the weights are converted to `dtype`.
 
@@ -169,15 +123,17 @@ def load_model(
       dtype: "float32", "bfloat16" or "float16".
       mesh: where the parameters go, by their logical axes.
       tokenizer_size: given, the model is in the original Co-LLM's format and has this many words plus the deferral row.
+      quantize: "int8" or "int4": the kernels of linear maps are stored in so many bits.
+      progress: told how many bytes are read.
 
     Returns:
       The decoder, and the deferral row where `tokenizer_size` was given.
 
     Raises:
-      UserError: naming the missing, unknown or duplicate tensor, the wrong shape, or the value that is not finite.
+      UserError: as `match_tensors`, or naming the tensor whose value is not finite.
     """
-    config = read_config(directory)
-    stored_words = config.vocab_size
+    matched = match_tensors(directory)
+    config, extra = read_config(directory), dict[str, np.ndarray]()
     if tokenizer_size is not None:
         if config.tied or config.vocab_size != tokenizer_size + 1:
             raise UserError(
@@ -185,60 +141,79 @@ def load_model(
                 f"expected; config.json has vocab_size={config.vocab_size}, tie_word_embeddings={config.tied}"
             )
         config = replace(config, vocab_size=tokenizer_size)
-    module = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), DTYPES[dtype]))
-    graph, state = nnx.split(module)
-    flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    wanted, seen = _names(config), dict[str, Path]()
-    arrays = {path: np.empty(variable.shape, DTYPES[dtype]) for path, variable in flat.items()}
-    extra: dict[str, np.ndarray] = {}
-    for name, file, tensor in _tensors(directory):
-        if _NO_WEIGHTS.fullmatch(name):
-            continue
-        if name in seen:
-            raise UserError(f"{file}: tensor {name!r} stands in {seen[name].name} too")
-        seen[name] = file
-        if name == "lm_head.weight" and config.tied:
-            continue  # tied checkpoints may repeat the table
-        if name not in wanted:
-            raise UserError(f"{file}: unknown tensor {name!r}; config.json describes no such weight")
-        path, layer = wanted[name]
-        shape = flat[path].shape[0 if layer is None else 1 :]
-        expected = _stored_shape(path, shape)
-        if tokenizer_size is not None and path in ("embedding", "head"):
-            expected = (stored_words, expected[1])
-        if tensor.shape != expected:
-            raise UserError(f"{file}: tensor {name!r} has shape {list(tensor.shape)}, expected {list(expected)}")
-        with np.errstate(over="ignore"):  # what float16 cannot hold is found below
-            converted = tensor.astype(DTYPES[dtype])
-        if not np.isfinite(converted.astype(np.float32)).all():
-            raise UserError(f"{file}: tensor {name!r} holds NaN or infinite values (read as {dtype})")
-        if tokenizer_size is not None and path in ("embedding", "head"):
-            extra[path], converted = tensor[-1].astype(np.float32), converted[:-1]
-        value = converted if _TABLE[path][1] == "plain" else converted.T.reshape(shape)
-        arrays[path][... if layer is None else layer] = value
-    missing = [name for name in wanted if name not in seen]
-    if missing:
-        raise UserError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are)")
-    loaded = jax.tree.map(
-        jax.device_put,
-        nnx.from_flat_state(
-            [(path, variable.replace(arrays[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
-        ),
-        shardings(mesh, state),
-    )
-    decoder = nnx.merge(graph, loaded)
-    return decoder, Deferral(gate=extra["head"], embedding=extra["embedding"]) if tokenizer_size is not None else None
+        parts = parts_of(config)
+        matched = [(tensor, parts[tensor.name]) for tensor, _ in matched]
+        for tensor, part in matched:
+            if part.path in ("embedding", "head"):
+                extra[part.path] = tensor.rows(tokenizer_size, tokenizer_size + 1)[0].astype(np.float32)
+    graph, state = nnx.split(abstract_decoder(config, DTYPES[dtype]))
+    loaded = _read_parameters(matched, _by_path(state), mesh, quantize, progress)
+    flat = [(path, variable.replace(loaded[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
+    decoder = nnx.merge(graph, nnx.from_flat_state(flat))
+    return decoder, Deferral(gate=extra["head"], embedding=extra["embedding"]) if extra else None
+
+
+def _read_parameters(
+    matched: list[tuple[TensorOnDisk, Part]],
+    abstract: dict[str, Any],
+    mesh: jax.sharding.Mesh,
+    quantize: str | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Every parameter by its path, on the mesh's devices; one tensor at a time, its blocks in parallel."""
+    loaded: dict[str, Any] = {}
+    total, done = sum(tensor.bytes for tensor, _ in matched), 0
+    with ThreadPoolExecutor(_READERS) as pool:  # one for all: each thread keeps some memory
+        for tensor, part in matched:
+            variable, layers = abstract[part.path], len(part.index)
+            axes = variable.get_metadata()["axes"]
+            sharding = jax.sharding.NamedSharding(mesh, spec_of(mesh, axes[layers:], part.shape))
+            value = read_array(tensor, part.stored, part.shape, variable.dtype, sharding, pool)
+            if quantize is not None and QUANTIZED.fullmatch(part.path):
+                value = quantize_kernel(value, part.stored.inputs, quantize)
+            if layers:
+                whole = loaded.get(part.path)
+                if whole is None:
+                    whole = _empty(value, variable.shape[:layers], mesh, axes)
+                value = _place(whole, value, part.index)
+            loaded[part.path] = jax.block_until_ready(value)  # else reading runs ahead, and fills the host's memory
+            done += tensor.bytes
+            progress(done, total)
+    return loaded
+
+
+def _by_path(state: nnx.State) -> dict:
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+def _empty(value, leading: tuple[int, ...], mesh, axes):
+    """A parameter with room for all its layers, of which `value` is one."""
+
+    def make(leaf):
+        shape = (*leading, *leaf.shape)
+        return jnp.zeros(shape, leaf.dtype, device=jax.sharding.NamedSharding(mesh, spec_of(mesh, axes, shape)))
+
+    return jax.tree.map(make, value)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _place(stacked, value, index):
+    """Puts one layer into a parameter, in place."""
+
+    def put(whole, part):
+        start = (*index, *(0,) * part.ndim)
+        return jax.lax.dynamic_update_slice(whole, part.reshape((1,) * len(index) + part.shape), start)
+
+    return jax.tree.map(put, stacked, value)
 
 
 def to_tensors(decoder: Decoder, dtype: str | None = None) -> dict[str, np.ndarray]:
     """The decoder's weights under their Hugging Face names, as NumPy arrays; the inverse of `load_model`."""
-    arrays = {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(decoder))}
+    arrays = {path: np.asarray(variable[...]) for path, variable in _by_path(nnx.state(decoder)).items()}
     tensors = {}
-    for name, (path, layer) in _names(decoder.config).items():
-        value = arrays[path] if layer is None else arrays[path][layer]
-        if _TABLE[path][1] == "linear":
-            rows, columns = _stored_shape(path, value.shape)
-            value = value.reshape(columns, rows).T
+    for name, part in parts_of(decoder.config).items():
+        value, shape = arrays[part.path][part.index], part.stored.shape(part.shape)
+        value = value.reshape(shape) if part.stored.inputs == 0 else value.reshape(shape[::-1]).T
         tensors[name] = np.ascontiguousarray(value if dtype is None else value.astype(DTYPES[dtype]))
     return tensors
 

@@ -16,14 +16,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from colm_jax.checkpoints.huggingface import (
-    DEFER_TOKEN,
-    load_model,
-    read_json,
-    resolve,
-    save_tensors,
-    to_tensors,
-)
+from colm_jax.checkpoints.directory import DEFER_TOKEN, read_json, resolve, write_json
+from colm_jax.checkpoints.families import to_huggingface
+from colm_jax.checkpoints.huggingface import load_model, save_tensors, to_tensors
 from colm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
@@ -117,7 +112,7 @@ def save_team(
     kernel = np.ascontiguousarray(np.asarray(gate.kernel[...], np.float32).T)
     extra = {} if defer_embedding is None else {"defer_embedding": np.asarray(defer_embedding, np.float32)}
     save_tensors({"gate.weight": kernel, **extra}, directory / GATE_FILE)
-    config = decoder.config.to_huggingface(dtype, tokenizer.backend.bos_token_id, tokenizer.eos_id)
+    config = to_huggingface(decoder.config, dtype, tokenizer.backend.bos_token_id, tokenizer.eos_id)
     write_json(directory / "config.json", config)
     gate_facts = {"width": kernel.shape[1], "experts": kernel.shape[0]}
     write_json(directory / TEAM_FILE, {"format": FORMAT, "gate": gate_facts, **facts})
@@ -154,7 +149,7 @@ def save_reference(directory: Path, base: Base, dtype: str) -> None:
         {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}, directory / "model.safetensors"
     )
     tokenizer = _copy_tokenizer(base.directory, directory, defer_token=True)
-    config = base.decoder.config.to_huggingface(dtype, tokenizer.backend.bos_token_id, tokenizer.eos_id)
+    config = to_huggingface(base.decoder.config, dtype, tokenizer.backend.bos_token_id, tokenizer.eos_id)
     words = base.decoder.config.vocab_size + 1
     write_json(directory / "config.json", {**config, "vocab_size": words, "tie_word_embeddings": False})
 
@@ -180,10 +175,3 @@ def _copy_tokenizer(source: Path, target: Path, defer_token: bool = False) -> To
     config.pop("extra_special_tokens", None)
     write_json(target / "tokenizer_config.json", {**config, **({"extra_special_tokens": special} if special else {})})
     return load_tokenizer(target)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON beside its place and renames it."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)

@@ -8,20 +8,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.calibration.threshold import calibrate as calibrate_team
-from colm_jax.checkpoints.huggingface import load_model, read_config, resolve
-from colm_jax.checkpoints.team import load_base, save_reference, write_json
+from colm_jax.checkpoints.describe import describe, describe_pair
+from colm_jax.checkpoints.directory import resolve, write_json
+from colm_jax.checkpoints.huggingface import load_model
+from colm_jax.checkpoints.team import load_base, save_reference
 from colm_jax.cli.gin_edge import make, operative
 from colm_jax.data.records import encode_examples, read_jsonl
 from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.decoding.schedule import check_threshold
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import evaluate_files, find_task
-from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import make_mesh, spec_of
+from colm_jax.models.lora import Lora
+from colm_jax.parallel import make_mesh
 from colm_jax.parallel.mesh import MESH_AXES
 from colm_jax.pipeline import console
 from colm_jax.pipeline.run import Run, RunConfig, write_generations
@@ -35,7 +36,7 @@ Flags = argparse.Namespace
 
 
 def _run(flags: Flags, **more: Any) -> Run:
-    training = make(Training, objective=flags.objective, trainable=flags.trainable, seed=flags.seed)
+    training = make(Training, objective=flags.objective, trainable=flags.trainable, seed=flags.seed, lora=make(Lora))
     config = make(
         RunConfig,
         base=flags.base,
@@ -167,9 +168,7 @@ def evaluate(flags: Flags) -> dict[str, Any]:
 
 
 def inspect(flags: Flags) -> dict[str, Any]:
-    """Facts of a model; no weights are read."""
-    directory = resolve(flags.model)
-    config, tokenizer = read_config(directory), load_tokenizer(directory)
+    """Facts of a model, or of several and whether they can pair; no weights are read."""
     try:
         sizes = [int(size) for size in flags.mesh.split(",")]
         data, fsdp, tensor = sizes
@@ -178,33 +177,8 @@ def inspect(flags: Flags) -> dict[str, Any]:
     if min(sizes) < 1:
         raise UserError(f"--mesh {flags.mesh}: sizes are at least 1")
     mesh = jax.sharding.AbstractMesh((data, fsdp, tensor), MESH_AXES)
-    state = nnx.state(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
-    parameters, per_device, layout = 0, 0, {}
-    for path, variable in nnx.to_flat_state(state):
-        spec = spec_of(mesh, variable.get_metadata()["axes"], variable.shape)  # type: ignore[arg-type]
-        split = [[entry] if isinstance(entry, str) else list(entry or ()) for entry in spec]
-        parts = int(np.prod([mesh.shape[axis] for axes in split for axis in axes]))
-        parameters += int(np.prod(variable.shape))
-        per_device += int(np.prod(variable.shape)) // parts
-        layout[".".join(map(str, path))] = {"shape": list(variable.shape), "split": split}
-    return {
-        "directory": str(directory),
-        "family": "llama",
-        "format": "original Co-LLM (deferral row)"
-        if tokenizer.has_defer_token
-        else "team"
-        if (directory / "colm.json").exists()
-        else "model",
-        "config": config.__dict__,
-        "parameters": parameters,
-        "bytes": {"float32": 4 * parameters, "bfloat16": 2 * parameters},
-        "words": tokenizer.size,
-        "end_of_text": list(tokenizer.eos_ids),
-        "chat_template": bool(tokenizer.backend.chat_template),
-        "mesh": dict(mesh.shape),
-        "parameters_per_device": per_device,
-        "layout": layout,
-    }
+    facts = [describe(model, mesh) for model in flags.model]
+    return facts[0] if len(facts) == 1 else {"pair": describe_pair(flags.model), "models": facts}
 
 
 def export(flags: Flags) -> None:

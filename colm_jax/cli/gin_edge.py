@@ -10,13 +10,20 @@ import gin
 
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.errors import UserError
+from colm_jax.models.lora import Lora
 from colm_jax.pipeline.run import RunConfig
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
 
 T = TypeVar("T")
 
-_NAMES: dict[type, str] = {Training: "Training", GateInit: "GateInit", Calibration: "Calibration", RunConfig: "Run"}
+_NAMES: dict[type, str] = {
+    Training: "Training",
+    Lora: "Lora",
+    GateInit: "GateInit",
+    Calibration: "Calibration",
+    RunConfig: "Run",
+}
 _BOUND = {kind: gin.external_configurable(kind, name) for kind, name in _NAMES.items()}
 
 

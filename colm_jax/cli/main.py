@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def training(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--objective", choices=("marginal", "em", "sft", "weak"), help="default: marginal")
-        sub.add_argument("--trainable", choices=("all", "gate"), help="what is trained (default: all)")
+        sub.add_argument("--trainable", choices=("all", "gate", "lora"), help="what is trained (default: all)")
         sub.add_argument("--seed", type=int, help="order of the training texts (default 0)")
 
     sub = command(
@@ -134,8 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     for flag in ("--task", "--predictions", "--references", "--out"):
         sub.add_argument(flag, required=True)
 
-    sub = command("inspect", "What a model is, what will be loaded, how it would be sharded.", "colm inspect MODEL")
-    sub.add_argument("model", metavar="MODEL")
+    sub = command(
+        "inspect",
+        "What a model is, what will be loaded, how it would be sharded; of several, whether they can pair.",
+        "colm inspect SMALL LARGE",
+    )
+    sub.add_argument("model", nargs="+", metavar="MODEL", help="the base first")
     sub.add_argument("--mesh", default="1,1,1", metavar="D,F,T", help="sizes of data, fsdp, tensor (default 1,1,1)")
 
     sub = command(

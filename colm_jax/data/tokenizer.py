@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from colm_jax.checkpoints.huggingface import DEFER_TOKEN, read_json
+from colm_jax.checkpoints.directory import DEFER_TOKEN, read_json
 from colm_jax.errors import UserError
 
 
@@ -40,6 +40,12 @@ class Tokenizer:
         """A hash of words, chat template and special ids: what scores of one tokenizer are bound to."""
         facts = [self.words, self.eos_ids, self.backend.chat_template, self.encode("a b")]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    @property
+    def template_digest(self) -> str | None:
+        """A hash of the chat template; None without one."""
+        template = self.backend.chat_template
+        return None if not template else hashlib.sha256(json.dumps(template).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with the tokenizer's own special tokens (BOS)."""

@@ -21,10 +21,11 @@ from jaxtyping import Array, Bool, Int
 from optax.contrib import MuonDimensionNumbers, muon
 from tokenizers import Tokenizer
 
+from colm_jax.checkpoints.families import to_huggingface
 from colm_jax.checkpoints.huggingface import save_tensors, to_tensors
 from colm_jax.demo.problems import calculate, draw_fact, splits, training_texts, write
 from colm_jax.demo.tokenizer import BOS, EOS, SPACE, make_tokenizer, save_tokenizer
-from colm_jax.models.config import ModelConfig
+from colm_jax.models.config import ModelConfig, Rope
 from colm_jax.models.decoder import Decoder
 from colm_jax.objectives import sft_loss
 from colm_jax.scoring.scorer import token_scores
@@ -44,6 +45,7 @@ Texts = tuple[Int[np.ndarray, "N T+1"], Bool[np.ndarray, "N T"]]  # tokens; what
 def model_config(width: int, depth: int, heads: int, ff: int, words: int) -> ModelConfig:
     """A small decoder. Its texts are short, so RoPE turns fast."""
     return ModelConfig(
+        family="llama",
         vocab_size=words,
         width=width,
         depth=depth,
@@ -52,7 +54,7 @@ def model_config(width: int, depth: int, heads: int, ff: int, words: int) -> Mod
         head_dim=width // heads,
         ff=ff,
         context=128,
-        rope_theta=100.0,
+        rope=Rope(100.0),
         rms_eps=1e-5,
         tied=False,
     )
@@ -176,7 +178,7 @@ def _save(decoder: Decoder, tokenizer: Tokenizer, directory: Path) -> None:
     """Writes a Hugging Face directory."""
     directory.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, directory)
-    config = decoder.config.to_huggingface("float32", tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS))
+    config = to_huggingface(decoder.config, "float32", tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS))
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_tensors(to_tensors(decoder), directory / "model.safetensors")
 

@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from colm_jax.calibration.threshold import Calibration
-from colm_jax.checkpoints.team import write_json
+from colm_jax.checkpoints.directory import write_json
 from colm_jax.data.records import read_jsonl
 from colm_jax.demo.pair import TRAINING, make_pair
 from colm_jax.evaluation.tasks import score_answers

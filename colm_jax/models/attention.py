@@ -1,16 +1,31 @@
 """Grouped-query causal attention with rotary positions, over new tokens and, where there is one, a cache."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+from colm_jax.models.config import Rope
 
 _MASKED = -1e30  # finite: a row that is masked throughout gives a mean, not NaN
 
 
-def rope_angles(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Float[Array, "B T h2"]:
-    """Rotation angles in radians, float32, of each position and pair of dimensions (Su et al. 2021, eq. 15)."""
-    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    return positions[..., None].astype(jnp.float32) * frequencies
+def rope_frequencies(head_dim: int, rope: Rope) -> Float[np.ndarray, "h2"]:
+    """Radians per token of each pair of dimensions, float32 (Su et al. 2021, eq. 15; bands: Llama 3.1)."""
+    frequencies = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
+    stretched = frequencies / rope.factor
+    if rope.bands is None:
+        return stretched.astype(np.float32)
+    turns = rope.bands.original_context * frequencies / (2 * math.pi)  # within the original context
+    kept = np.clip((turns - rope.bands.low) / (rope.bands.high - rope.bands.low), 0, 1)
+    return (kept * frequencies + (1 - kept) * stretched).astype(np.float32)
+
+
+def rope_angles(positions: Int[Array, "B T"], head_dim: int, rope: Rope) -> Float[Array, "B T h2"]:
+    """Rotation angles in radians, float32, of each position and pair of dimensions."""
+    return positions[..., None].astype(jnp.float32) * rope_frequencies(head_dim, rope)
 
 
 def rotate(x: Float[Array, "B T N h"], angles: Float[Array, "B T h2"]) -> Float[Array, "B T N h"]:
@@ -26,25 +41,47 @@ def attend(
     key: Float[Array, "B T K h"],
     value: Float[Array, "B T K h"],
     past: tuple[Float[Array, "B K S h"], Float[Array, "B K S h"], Int[Array, "B"]] | None = None,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | Int[Array, ""] | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "B T H h"]:
     """Each new token attends to the cached tokens (`past`: keys, values, lengths) and to the new ones up to itself.
 
     Right padding needs no mask: no real token attends to a later one. Softmax in float32.
+
+    Args:
+      query: of the new tokens.
+      key: likewise.
+      value: likewise.
+      past: what was read before.
+      scale: of query · key.
+      softcap: scores become softcap · tanh(score / softcap).
+      window: how many tokens each one sees, itself included; None: all.
+      precision: of the matrix products.
     """
     batch, time, heads, head_dim = query.shape
     groups = heads // key.shape[2]
-    grouped = query.reshape(batch, time, key.shape[2], groups, head_dim) * head_dim**-0.5
+    grouped = query.reshape(batch, time, key.shape[2], groups, head_dim) * scale
 
-    def scores(equation: str, keys):
-        return jnp.einsum(equation, grouped, keys, precision=precision, preferred_element_type=jnp.float32)
+    def scores(equation: str, keys, seen):
+        logits = jnp.einsum(equation, grouped, keys, precision=precision, preferred_element_type=jnp.float32)
+        if softcap is not None:
+            logits = softcap * jnp.tanh(logits / softcap)
+        return jnp.where(seen, logits, _MASKED)
 
-    causal = jnp.tril(jnp.ones((time, time), bool))
-    logits = jnp.where(causal, scores("btkgh,bskh->bkgts", key), _MASKED)
+    distance = jnp.arange(time)[:, None] - jnp.arange(time)  # [T, T]: from each token back to each
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    logits = scores("btkgh,bskh->bkgts", key, seen)
     if past is not None:
         old_keys, old_values, lengths = past
-        known = jnp.arange(old_keys.shape[2]) < lengths[:, None]
-        old = jnp.where(known[:, None, None, None, :], scores("btkgh,bksh->bkgts", old_keys), _MASKED)
+        places = jnp.arange(old_keys.shape[2])
+        known = (places < lengths[:, None])[:, None, :]
+        if window is not None:
+            distance = (lengths[:, None] + jnp.arange(time))[:, :, None] - places  # [B, T, S]
+            known &= distance < window
+        old = scores("btkgh,bksh->bkgts", old_keys, known[:, None, None])
         logits = jnp.concatenate([logits, old], axis=-1)  # scores only: the cache itself is never copied
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     out = jnp.einsum("bkgts,bskh->btkgh", weights[..., :time], value, precision=precision)

@@ -1,28 +1,62 @@
-"""What a decoder is: every number that the network needs, read from a Hugging Face `config.json`, none assumed."""
+"""What a decoder is: every number the network needs, none assumed. `checkpoints.families` reads it from a checkpoint.
+
+One decoder serves all families; how they differ is data here, and a field's default means that the model has no such
+thing.
+"""
 
 from dataclasses import dataclass
-from typing import Any
 
 from colm_jax.errors import UserError
 
-# Fields that change nothing in the numbers a frozen model computes: names, ids, training-time and framework settings.
-_IGNORED = frozenset(
-    """_name_or_path architectures attention_dropout bos_token_id dtype eos_token_id initializer_range model_type
-    pad_token_id torch_dtype transformers_version use_cache pretraining_tp id2label label2id output_attentions
-    output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder problem_type""".split()
-)
-# Fields that would change the numbers: only these values are implemented.
-_FIXED: dict[str, Any] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-_READ = frozenset(
-    """vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size
-    rms_norm_eps max_position_embeddings tie_word_embeddings rope_theta rope_scaling rope_parameters""".split()
-)
+ACTIVATIONS = ("silu", "gelu_tanh")
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Llama 3's way to stretch positions: by wavelength, only the slow dimensions."""
+
+    low: float  # waves longer than original_context / low are stretched
+    high: float  # waves shorter than original_context / high are not; between the two, smoothly
+    original_context: int  # in tokens, before the stretch
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions."""
+
+    theta: float  # base of the frequencies
+    factor: float = 1.0  # positions are divided by it, so that a longer context fits
+    bands: Bands | None = None  # where given, only frequencies in them are divided
+
+    def __post_init__(self):
+        """Rejects numbers that have no meaning."""
+        for name in ("theta", "factor"):
+            _positive(f"rope {name}", getattr(self, name))
+        if self.bands is not None:
+            _positive("rope bands.low", self.bands.low)
+            _positive("rope bands.original_context", self.bands.original_context)
+            if not self.bands.low < self.bands.high < float("inf"):
+                raise UserError(f"model config: rope bands.high must exceed {self.bands.low}, got {self.bands.high!r}")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A feed-forward layer of several networks, of which each token passes a few (mixture of experts)."""
+
+    networks: int
+    active: int  # networks a token passes
+
+    def __post_init__(self):
+        """Rejects sizes that no network can have."""
+        if not 1 <= self.active <= self.networks:
+            raise UserError(f"model config: of {self.networks} networks {self.active!r} cannot be active")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-family decoder. Field letters are those used in array shapes throughout."""
+    """A decoder. Field letters are those used in array shapes throughout."""
 
+    family: str  # Hugging Face model_type, under which it is stored
     vocab_size: int  # V
     width: int  # D
     depth: int  # number of layers
@@ -31,9 +65,23 @@ class ModelConfig:
     head_dim: int
     ff: int  # F
     context: int  # longest text, in tokens
-    rope_theta: float
+    rope: Rope
     rms_eps: float
     tied: bool  # the head is the embedding table
+    activation: str = "silu"  # of the feed-forward gate
+    qkv_bias: bool = False
+    out_bias: bool = False  # of attention's output
+    ff_bias: bool = False
+    qk_norm: bool = False  # queries and keys are normalised, head by head
+    post_norm: bool = False  # what attention and feed-forward return is normalised too
+    zero_centred_norm: bool = False  # a norm's scale is stored as its difference from 1
+    scaled_embedding: bool = False  # embeddings are multiplied by sqrt(D)
+    attention_scalar: float | None = None  # query · key is divided by its square root; None: head_dim
+    attention_softcap: float | None = None  # scores become cap · tanh(score / cap)
+    logit_softcap: float | None = None
+    windows: tuple[int | None, ...] | None = None  # per layer: tokens it sees, itself included; None: all
+    window_rope: Rope | None = None  # of layers with a window, where it differs
+    mixture: Mixture | None = None
 
     def __post_init__(self):
         """Rejects sizes that no network can have."""
@@ -41,87 +89,23 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"model config: {name} must be a positive whole number, got {value!r}")
-        for name in ("rope_theta", "rms_eps"):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise UserError(f"model config: {name} must be a positive number, got {value!r}")
+        _positive("rms_eps", self.rms_eps)
+        for name in ("attention_scalar", "attention_softcap", "logit_softcap"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
         if self.heads % self.kv_heads:
             raise UserError(f"model config: heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_dim % 2:
             raise UserError(f"model config: head_dim must be even for RoPE, got {self.head_dim}")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"model config: activation must be one of {ACTIVATIONS}, got {self.activation!r}")
+        if self.windows is not None and len(self.windows) != self.depth:
+            raise UserError(f"model config: {len(self.windows)} windows for {self.depth} layers")
+        for window in self.windows or ():
+            if window is not None and (not isinstance(window, int) or window < 1):
+                raise UserError(f"model config: a window must be a positive whole number, got {window!r}")
 
-    @classmethod
-    def from_huggingface(cls, config: dict[str, Any], source: str) -> "ModelConfig":
-        """Reads a `config.json`; `source` names it in errors.
 
-        Raises:
-          UserError: another family, a missing field, a field whose meaning is not implemented, or a wrong type.
-        """
-        if config.get("model_type") != "llama":
-            raise UserError(f"{source}: model_type is {config.get('model_type')!r}; this version reads 'llama'")
-        for key, value in config.items():
-            if key in _FIXED and value != _FIXED[key]:
-                raise UserError(f"{source}: {key}={value!r} is not supported, only {_FIXED[key]!r}")
-            if key not in _IGNORED and key not in _READ and key not in _FIXED:
-                raise UserError(f"{source}: unknown field {key!r} ({value!r}); it could change what the model computes")
-
-        def need(key: str, kind: type | tuple[type, ...]):
-            if key not in config:
-                raise UserError(f"{source}: field {key!r} is missing")
-            value = config[key]
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise UserError(f"{source}: field {key!r} has a wrong type: {value!r}")
-            return value
-
-        theta = config.get("rope_theta")
-        for field in ("rope_scaling", "rope_parameters"):
-            rope = config.get(field) or {}
-            kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-            if kind != "default":
-                raise UserError(f"{source}: rope type {kind!r} in {field!r} is not supported, only 'default'")
-            unknown = sorted(set(rope) - {"rope_type", "type", "rope_theta"})
-            if unknown:
-                raise UserError(f"{source}: unknown field {unknown[0]!r} in {field!r} ({rope[unknown[0]]!r})")
-            theta = rope.get("rope_theta", theta)
-        if not isinstance(theta, int | float) or isinstance(theta, bool):
-            raise UserError(f"{source}: field 'rope_theta' is missing or no number: {theta!r}")
-        heads, width = need("num_attention_heads", int), need("hidden_size", int)
-        kv_heads, head_dim = config.get("num_key_value_heads"), config.get("head_dim")
-        return cls(
-            vocab_size=need("vocab_size", int),
-            width=width,
-            depth=need("num_hidden_layers", int),
-            heads=heads,
-            kv_heads=heads if kv_heads is None else kv_heads,
-            head_dim=width // max(heads, 1) if head_dim is None else head_dim,  # 0 heads: refused by the constructor
-            ff=need("intermediate_size", int),
-            context=need("max_position_embeddings", int),
-            rope_theta=float(theta),
-            rms_eps=float(need("rms_norm_eps", (float, int))),
-            tied=need("tie_word_embeddings", bool) if "tie_word_embeddings" in config else False,
-        )
-
-    def to_huggingface(self, dtype: str, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
-        """The `config.json` that transformers reads for this model."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.width,
-            "num_hidden_layers": self.depth,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "intermediate_size": self.ff,
-            "max_position_embeddings": self.context,
-            "rope_parameters": {"rope_theta": self.rope_theta, "rope_type": "default"},
-            "rope_theta": self.rope_theta,
-            "rms_norm_eps": self.rms_eps,
-            "tie_word_embeddings": self.tied,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "bos_token_id": bos_id,
-            "eos_token_id": eos_id,
-            "dtype": dtype,
-        }
+def _positive(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise UserError(f"model config: {name} must be a positive number, got {value!r}")

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from colm_jax.errors import UserError
 
@@ -20,6 +20,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "ff": ("tensor",),
     "experts": (),
+    "networks": (),
+    "rank": (),
 }
 
 
@@ -37,7 +39,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
 
 
-def spec_of(mesh: Mesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
+def spec_of(mesh: Mesh | AbstractMesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
     """How an array of these logical axes is split: an axis whose size the mesh does not divide stays whole.
 
     `colm inspect` shows the result, so that nothing stays whole unseen.

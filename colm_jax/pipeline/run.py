@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from colm_jax.calibration.threshold import Calibration, calibrate, prompt_of
-from colm_jax.checkpoints.huggingface import DTYPES, check_weights, load_model, resolve
-from colm_jax.checkpoints.team import Base, load_base, make_gate, save_team, write_json
+from colm_jax.checkpoints.directory import resolve, write_json
+from colm_jax.checkpoints.huggingface import DTYPES, load_model, match_tensors
+from colm_jax.checkpoints.team import Base, load_base, make_gate, save_team
 from colm_jax.data.records import Examples, encode_examples, read_jsonl
 from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.errors import UserError
@@ -86,7 +87,7 @@ class Run:
         self.base_directory = resolve(config.base)
         self.expert_directories = [resolve(expert) for expert in config.experts]
         for directory in (self.base_directory, *self.expert_directories):
-            check_weights(directory)
+            match_tensors(directory)
         self.tokenizer = load_tokenizer(self.base_directory)
         self._expert_tokenizers = [load_tokenizer(directory) for directory in self.expert_directories]
         shared_vocabulary([self.tokenizer, *self._expert_tokenizers], [self.tokenizer.size])

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from colm_jax.checkpoints.team import write_json
+from colm_jax.checkpoints.directory import write_json
 from colm_jax.errors import UserError
 
 SCHEMA = 1

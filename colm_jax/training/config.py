@@ -1,11 +1,12 @@
 """What a training run is; the defaults are the paper's for 7B models."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from colm_jax.errors import UserError
+from colm_jax.models.lora import Lora
 
 OBJECTIVES = ("marginal", "em", "sft", "weak")
-TRAINABLE = ("all", "gate")
+TRAINABLE = ("all", "gate", "lora")
 SCHEDULES = ("linear", "cosine", "constant")
 
 
@@ -14,7 +15,8 @@ class Training:
     """Objective, optimizer and length of a run."""
 
     objective: str = "marginal"
-    trainable: str = "all"  # base and gate; or the gate alone, fitted to its optimum (no rate, batch or epochs)
+    # Base and gate; or the gate alone, fitted to its optimum (no rate, batch or epochs); or LoRA on the base, and gate.
+    trainable: str = "all"
     learning_rate: float = 2e-5
     gate_learning_rate: float | None = None  # None: as learning_rate
     schedule: str = "linear"  # decay to 0 after the warm-up
@@ -27,6 +29,7 @@ class Training:
     label_method: str = "a"  # of the objective `weak`
     positive_weight: float = 5.0  # of the objective `weak`
     checkpoint_every: int = 100  # steps between checkpoints
+    lora: Lora = field(default_factory=Lora)  # of trainable `lora`, which wants a higher learning rate, about 2e-4
 
     def __post_init__(self):
         """Rejects settings that cannot be meant."""

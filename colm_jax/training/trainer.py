@@ -1,7 +1,8 @@
 """The training run: one jitted step, batches indexed by step, Orbax checkpoints, exact resume.
 
-Base weights and gate are one tree. A step number fixes the batch, so a checkpoint holds parameters, optimizer state
-and the step, and a resumed run ends in the same bits. (The gate alone is fitted elsewhere: `gate_fit.train_gate`.)
+Base weights (or the LoRA matrices beside them) and gate are one tree. A step number fixes the batch, so a checkpoint
+holds parameters, optimizer state and the step, and a resumed run ends in the same bits. (The gate alone is fitted
+elsewhere: `gate_fit.train_gate`.)
 """
 
 import json
@@ -22,6 +23,7 @@ from colm_jax.errors import UserError
 from colm_jax.labels import weak_labels
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate, p_defer
+from colm_jax.models.lora import add_lora, merge_lora
 from colm_jax.objectives import em_loss, marginal_nll, sft_loss, weak_loss
 from colm_jax.scoring import Scores, token_scores
 from colm_jax.training.config import Training
@@ -113,23 +115,26 @@ def train(
     length = padded_length(examples.items)
     order = shuffled(len(examples.items), settings.batch_size, settings.epochs, settings.seed)
     steps = len(order)
-    decoder_graph, decoder_state = nnx.split(decoder)
+    lora = settings.trainable == "lora"
+    base = add_lora(decoder, settings.lora, settings.seed) if lora else decoder
+    base_graph, moving, frozen = nnx.split(base, nnx.LoRAParam if lora else nnx.Param, ...)
     gate_graph, gate_state = nnx.split(gate)
-    params = {"base": nnx.to_pure_dict(decoder_state), "gate": nnx.to_pure_dict(gate_state)}
+    params = {"base": nnx.to_pure_dict(moving), "gate": nnx.to_pure_dict(gate_state)}
     optimizer = make_optimizer(settings, steps)
 
-    def rebuild(params) -> tuple[Decoder, Gate]:
-        def merge(graph, state, pure):
+    def rebuild(params, frozen) -> tuple[Decoder, Gate]:
+        def filled(state, pure):
             state = jax.tree.map(lambda leaf: leaf, state)  # a copy: replace_by_pure_dict writes in place
             nnx.replace_by_pure_dict(state, pure)
-            return nnx.merge(graph, state)
+            return state
 
-        return merge(decoder_graph, decoder_state, params["base"]), merge(gate_graph, gate_state, params["gate"])
+        base = nnx.merge(base_graph, filled(moving, params["base"]), frozen)
+        return base, nnx.merge(gate_graph, filled(gate_state, params["gate"]))
 
     @jax.jit(donate_argnums=(0, 1))
-    def step_fn(params, opt_state, batch: ScoredBatch):
+    def step_fn(params, opt_state, frozen, batch: ScoredBatch):
         def loss_fn(params):
-            total, count, defer = batch_loss(*rebuild(params), batch, settings)
+            total, count, defer = batch_loss(*rebuild(params, frozen), batch, settings)
             count = jnp.maximum(count, 1.0)
             return total / count, defer / count
 
@@ -160,7 +165,7 @@ def train(
                 rows = [int(row) for row in order[step]]
                 batch = collate(examples.items, rows, settings.batch_size, length)
                 scored = scored_batch(batch, base_scores, expert_scores, settings.label_method)
-                params, opt_state, metrics = step_fn(params, opt_state, scored)
+                params, opt_state, metrics = step_fn(params, opt_state, frozen, scored)
                 values = {name: float(value) for name, value in metrics.items()}
                 if not np.isfinite(values["loss"] + values["gradient_norm"]):
                     raise UserError(
@@ -173,7 +178,8 @@ def train(
                 if (step + 1) % settings.checkpoint_every == 0:
                     state = {"params": params, "optimizer": jax.tree.leaves(opt_state)}
                     checkpointer.save_pytree(step + 1, state)
-    return rebuild(params)
+    trained, gate = rebuild(params, frozen)
+    return merge_lora(trained, decoder, settings.lora) if lora else trained, gate
 
 
 def _keep_lines(path: Path, count: int) -> None:

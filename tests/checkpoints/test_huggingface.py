@@ -10,16 +10,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from colm_jax.checkpoints.huggingface import (
-    load_model,
-    read_config,
-    read_json,
-    resolve,
-    save_tensors,
-    to_tensors,
-    weight_files,
-)
+from colm_jax.checkpoints.directory import read_json, resolve, weight_files
+from colm_jax.checkpoints.huggingface import load_model, read_config, save_tensors, to_tensors
 from colm_jax.errors import UserError
+from colm_jax.models.config import Rope
 from tests.models.make_golden import SHARED_MODELS
 from tests.tiny import edit_json, run
 
@@ -152,9 +146,9 @@ def test_rotary_buffers_of_old_checkpoints_are_no_weights(tiny_model, mesh):
 
 @pytest.mark.parametrize("field", ["rope_parameters", "rope_theta"])
 def test_rope_theta_is_read_in_both_spellings(field, tiny_model):
-    directory = tiny_model(rope_theta=321.0)
+    directory = tiny_model(rope=Rope(321.0))
     edit_json(directory / "config.json", **{field: None})
-    assert read_config(directory).rope_theta == 321.0
+    assert read_config(directory).rope == Rope(321.0)
 
 
 def test_missing_kv_heads_and_head_dim_follow_from_the_rest(tiny_model):
@@ -257,22 +251,34 @@ def test_original_format_needs_its_extra_row(shared, mesh):
 # What is wrong with config.json.
 
 WRONG_CONFIGS = {
-    "another family": ({"model_type": "mistral"}, "model_type is 'mistral'"),
+    "another family": ({"model_type": "gpt2"}, "model_type 'gpt2' is none of llama, mistral"),
     "a string for a number": ({"hidden_size": "32"}, "'hidden_size' has a wrong type: '32'"),
     "a fraction for a count": ({"num_hidden_layers": 2.0}, "'num_hidden_layers' has a wrong type: 2.0"),
     "a truth for a count": ({"vocab_size": True}, "'vocab_size' has a wrong type: True"),
     "a number for a truth": ({"tie_word_embeddings": 1}, "'tie_word_embeddings' has a wrong type: 1"),
-    "a string for kv heads": ({"num_key_value_heads": "2"}, "kv_heads must be a positive whole number, got '2'"),
+    "a string for kv heads": ({"num_key_value_heads": "2"}, "'num_key_value_heads' has a wrong type: '2'"),
     "missing": ({"rms_norm_eps": None}, "'rms_norm_eps' is missing"),
-    "no theta": ({"rope_theta": None, "rope_parameters": None}, "'rope_theta' is missing"),
+    "no theta": (
+        {
+            "model_type": "mistral",
+            "attention_bias": None,
+            "mlp_bias": None,
+            "rope_theta": None,
+            "rope_parameters": None,
+        },
+        "'rope_theta' is missing",
+    ),
     "unknown": ({"sliding_window": 512}, "unknown field 'sliding_window' (512)"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-    "biases": ({"attention_bias": True}, "attention_bias=True"),
-    "scaled rope": ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope type 'llama3'"),
-    "scaled rope, old spelling": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+    "biases": ({"attention_bias": 1}, "'attention_bias' has a wrong type: 1"),
+    "scaled rope": ({"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, "rope type 'yarn'"),
+    "scaled rope, old spelling": (
+        {"rope_scaling": {"type": "dynamic"}, "rope_parameters": None},
+        "rope type 'dynamic'",
+    ),
     "unknown rope field": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor'"),
     "rope of no meaning": ({"rope_parameters": "fast"}, "rope type 'fast'"),
-    "theta of 0": ({"rope_theta": 0, "rope_parameters": None}, "rope_theta must be a positive number, got 0.0"),
+    "theta of 0": ({"rope_theta": 0, "rope_parameters": None}, "rope theta must be a positive number, got 0.0"),
     "no heads": ({"num_attention_heads": 0, "head_dim": None}, "heads must be a positive whole number, got 0"),
     "heads that do not group": ({"num_key_value_heads": 3}, "heads (4) must be a multiple of kv_heads (3)"),
     "odd head": ({"head_dim": 7}, "head_dim must be even for RoPE, got 7"),

@@ -88,7 +88,7 @@ def test_inspect_says_what_will_be_loaded(shared, capsys):
     assert main(["inspect", str(shared / "models" / TEAM), "--mesh", "1,2,2"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["format"] == "original Co-LLM (deferral row)"
-    assert facts["words"] == 105
+    assert facts["vocabulary"]["words"] == 105
     assert facts["parameters_per_device"] < facts["parameters"]
 
 

@@ -1,12 +1,10 @@
-"""Logits equal those of transformers over the whole context."""
-
-import json
+"""Logits of pretrained models equal those of transformers over the whole context."""
 
 import numpy as np
 import pytest
 
-from colm_jax.checkpoints.huggingface import load_model, read_config, save_tensors
-from tests.models.make_golden import GOLDEN, SHARED_MODELS, TINY_CONFIG, random_tokens, tiny_weights
+from colm_jax.checkpoints.huggingface import load_model, read_config
+from tests.models.make_golden import GOLDEN, SHARED_MODELS, random_tokens, transformers_logits
 from tests.tiny import run
 
 TOLERANCE = 1e-4
@@ -22,18 +20,9 @@ def logits_of(directory, mesh, tokens):
     return np.asarray(logits[0])
 
 
-def write_tiny(directory):
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(TINY_CONFIG))
-    save_tensors(tiny_weights(), directory / "model.safetensors")
-    return directory
-
-
-@pytest.fixture(params=[*SHARED_MODELS, "tiny"])
-def directory(request, tmp_path):
-    if request.param == "tiny":
-        return write_tiny(tmp_path / "tiny")
-    return request.getfixturevalue("shared") / "models" / request.param
+@pytest.fixture(params=SHARED_MODELS)
+def directory(request, shared):
+    return shared / "models" / request.param
 
 
 def test_logits_equal_the_golden_ones(directory, mesh):
@@ -48,12 +37,8 @@ def test_golden_logits_reach_the_end_of_the_context(directory):
 
 
 def test_logits_equal_a_live_transformers_model(directory, mesh):
-    torch = pytest.importorskip("torch", reason="live parity needs PyTorch; the golden logits stand for it")
-    from transformers import LlamaForCausalLM
-
+    pytest.importorskip("torch", reason="live parity needs PyTorch; the golden logits stand for it")
     config = read_config(directory)
     tokens = np.roll(random_tokens(config.vocab_size, config.context), 5)
-    with torch.no_grad():
-        model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-        expected = model(torch.tensor(tokens)[None]).logits[0].numpy()
+    expected = transformers_logits(directory, tokens)
     np.testing.assert_allclose(logits_of(directory, mesh, tokens), expected, rtol=0, atol=TOLERANCE)

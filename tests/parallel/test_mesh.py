@@ -7,8 +7,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from colm_jax.errors import UserError
-from colm_jax.models.decoder import abstract
+from colm_jax.models.config import Mixture
 from colm_jax.models.gate import Gate
+from colm_jax.models.lora import Lora, add_lora
 from colm_jax.parallel import RULES, make_mesh, replicated, shardings, spec_of
 from colm_jax.parallel.mesh import MESH_AXES
 from tests.tiny import tiny_decoder
@@ -16,7 +17,12 @@ from tests.tiny import tiny_decoder
 
 def parameters():
     """Every parameter that is ever sharded: (axes, shape)."""
-    modules = [abstract(lambda: tiny_decoder(tied=False)), abstract(lambda: Gate(32, 2))]
+    modules = [
+        nnx.eval_shape(lambda: add_lora(tiny_decoder(), Lora(rank=2), 0)),
+        nnx.eval_shape(lambda: tiny_decoder(mixture=Mixture(4, 2))),
+        nnx.eval_shape(lambda: tiny_decoder(tied=False)),
+        nnx.eval_shape(lambda: Gate(32, 2)),
+    ]
     leaves = [variable for module in modules for _, variable in nnx.to_flat_state(nnx.state(module))]
     return [(leaf.get_metadata()["axes"], leaf.shape) for leaf in leaves]
 
@@ -79,7 +85,7 @@ def test_wrong_number_of_axes_is_refused():
 
 
 def test_shardings_are_those_of_the_table():
-    mesh, state = make_mesh(1, 2, 4), nnx.state(abstract(tiny_decoder))
+    mesh, state = make_mesh(1, 2, 4), nnx.state(nnx.eval_shape(tiny_decoder))
     for (_, sharding), (_, leaf) in zip(*map(nnx.to_flat_state, (shardings(mesh, state), state)), strict=True):
         assert sharding.get_value().mesh == mesh
         assert sharding.get_value().spec == spec_of(mesh, leaf.get_metadata()["axes"], leaf.shape)

@@ -15,6 +15,7 @@ from flax import nnx
 from colm_jax.checkpoints.team import make_gate
 from colm_jax.errors import UserError
 from colm_jax.models.gate import Gate
+from colm_jax.models.lora import Lora
 from colm_jax.scoring import score_examples
 from colm_jax.training.config import Training
 from colm_jax.training.trainer import train
@@ -106,8 +107,38 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(tmp_path):
 
 @pytest.mark.parametrize(
     "field, value",
-    [("objective", "mle"), ("trainable", "lora"), ("batch_size", 0), ("epochs", 1.5), ("learning_rate", -1.0)],
+    [("objective", "mle"), ("trainable", "head"), ("batch_size", 0), ("epochs", 1.5), ("learning_rate", -1.0)],
 )
 def test_bad_settings_name_themselves(field, value):
     with pytest.raises(UserError, match=field):
         Training(**{field: value})
+
+
+def test_lora_moves_only_its_own_matrices_and_comes_back_merged(tmp_path):
+    settings = dataclasses.replace(
+        SETTINGS, trainable="lora", epochs=8, lora=Lora(rank=4, modules="attention/(query|value)")
+    )
+    trained, _ = run(tmp_path, settings)
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    assert np.mean(losses[-6:]) < np.mean(losses[:6]) - 0.05
+    before, after = (dict(nnx.to_flat_state(nnx.state(d))) for d in (tiny_decoder(), trained))
+    assert set(before) == set(after)
+    moved = {path for path in before if not np.array_equal(before[path][...], after[path][...])}
+    assert moved == {("layers", "attention", name, "kernel") for name in ("query", "value")}
+
+
+def test_lora_resumes_to_the_same_bits(tmp_path):
+    settings = dataclasses.replace(SETTINGS, trainable="lora")
+    whole = leaves(run(tmp_path / "whole", settings))
+
+    class Stop(Exception):
+        pass
+
+    def stop(step, steps, values):
+        if step == 7:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(tmp_path / "half", settings, stop)
+    for one, two in zip(whole, leaves(run(tmp_path / "half", settings)), strict=True):
+        np.testing.assert_array_equal(one, two)

@@ -1,0 +1,125 @@
+"""What a model is and whether two can pair, from configuration, headers and tokenizer; no weights are read."""
+
+import dataclasses
+import math
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from colm_jax.checkpoints.directory import read_json, resolve, revision
+from colm_jax.checkpoints.families import FAMILIES
+from colm_jax.checkpoints.huggingface import DTYPES, abstract_decoder, match_tensors, read_config
+from colm_jax.checkpoints.team import TEAM_FILE
+from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
+from colm_jax.errors import UserError
+from colm_jax.models.config import ModelConfig
+from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
+from colm_jax.parallel import spec_of
+
+
+def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, Any]:
+    """Facts of a model and of how `mesh` would split it.
+
+    Raises:
+      UserError: whatever loading would refuse, but for the values of the weights.
+    """
+    directory = resolve(model)
+    tensors = match_tensors(directory)
+    config, tokenizer = read_config(directory), load_tokenizer(directory)
+    team = read_json(directory / TEAM_FILE) if (directory / TEAM_FILE).exists() else None
+    kind = "original Co-LLM (deferral row)" if tokenizer.has_defer_token else "team" if team else "model"
+    facts: dict[str, Any] = {
+        "model": str(model),
+        "directory": str(directory),
+        "revision": revision(directory),
+        "format": kind,
+        "family": config.family,
+        "parameters": sum(math.prod(part.shape) for _, part in tensors),
+        "stored_as": dict(Counter(str(tensor.dtype) for tensor, _ in tensors)),
+        "bytes": memory(config),
+        "cache_bytes_per_token": {
+            name: 2 * config.depth * config.kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
+            for name, dtype in DTYPES.items()
+        },
+        "context": config.context,
+        "vocabulary": {
+            "words": tokenizer.size,
+            "rows": config.vocab_size - tokenizer.has_defer_token,
+            "end_of_text": list(tokenizer.eos_ids),
+        },
+        "chat_template": tokenizer.template_digest,
+        "config": {key: value for key, value in dataclasses.asdict(config).items() if value is not None},
+        "mesh": dict(mesh.shape),
+        **_layout(config, mesh),
+    }
+    if team is not None:
+        facts["team"] = {key: team.get(key) for key in ("experts", "threshold", "gate")}
+    return facts
+
+
+def memory(config: ModelConfig) -> dict[str, int]:
+    """Bytes of the weights in every type they can be loaded in (int8, int4: beside bfloat16)."""
+    sizes: dict[str, int] = dict.fromkeys((*DTYPES, *BITS), 0)
+    table = FAMILIES[config.family].table
+    for path, variable in nnx.to_flat_state(nnx.state(abstract_decoder(config))):
+        count, name = math.prod(variable.shape), ".".join(map(str, path))
+        for kind, dtype in DTYPES.items():
+            sizes[kind] += count * jnp.dtype(dtype).itemsize
+        for kind in BITS:
+            sizes[kind] += _quantized_bytes(name, variable, table[name].inputs, kind) or 2 * count
+    return sizes
+
+
+def _quantized_bytes(path: str, variable: nnx.Variable, inputs: int, kind: str) -> int | None:
+    """Size of a parameter with all its layers, where it is quantised."""
+    if not QUANTIZED.fullmatch(path):
+        return None
+    axes = variable.get_metadata()["axes"]
+    leading = sum(axis in ("layers", "networks") for axis in axes)
+    kernel = jax.ShapeDtypeStruct(variable.shape[leading:], jnp.bfloat16)
+    leaves = jax.tree.leaves(jax.eval_shape(partial(quantize_kernel, inputs=inputs, kind=kind), kernel))
+    bits = sum(leaf.size * (4 if leaf.dtype == jnp.int4 else 8 * leaf.dtype.itemsize) for leaf in leaves)
+    return math.prod(variable.shape[:leading]) * bits // 8
+
+
+def _layout(config: ModelConfig, mesh: jax.sharding.AbstractMesh) -> dict[str, Any]:
+    per_device, layout = 0, {}
+    for path, variable in nnx.to_flat_state(nnx.state(abstract_decoder(config))):
+        spec = spec_of(mesh, variable.get_metadata()["axes"], variable.shape)
+        split = [[entry] if isinstance(entry, str) else list(entry or ()) for entry in spec]
+        parts = math.prod(mesh.shape[axis] for axes in split for axis in axes)
+        per_device += math.prod(variable.shape) // parts
+        layout[".".join(map(str, path))] = {"shape": list(variable.shape), "split": split}
+    return {"parameters_per_device": per_device, "layout": layout}
+
+
+def describe_pair(models: list[str]) -> dict[str, Any]:
+    """Whether these models, base first, can decode together, and over which vocabulary."""
+    directories = [resolve(model) for model in models]
+    tokenizers = [load_tokenizer(directory) for directory in directories]
+    configs = [read_config(directory) for directory in directories]
+    rows = [config.vocab_size - tokenizer.has_defer_token for config, tokenizer in zip(configs, tokenizers)]
+    try:
+        allowed = shared_vocabulary(tokenizers, rows)
+    except UserError as error:
+        return {"can_pair": False, "why_not": str(error)}
+    return {
+        "can_pair": True,
+        "context": min(config.context for config in configs),
+        "shared_vocabulary": int(allowed.sum()),
+        "never_written": {
+            model: ranges(np.setdiff1d(np.arange(count), np.flatnonzero(allowed))) for model, count in zip(models, rows)
+        },
+    }
+
+
+def ranges(ids: np.ndarray) -> list[list[int]]:
+    """Sorted ids as [first, last] ranges."""
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
+    return [[int(run[0]), int(run[-1])] for run in runs if len(run)]

@@ -1,0 +1,98 @@
+"""A model's directory: found on disk or fetched from the Hub, its JSON files, its safetensors files by name.
+
+Only safetensors are read: pickled weights could run code. Remote code is never run.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from colm_jax.errors import UserError
+
+DEFER_TOKEN = "<|defer|>"  # of the original Co-LLM's format
+_FETCHED = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+
+
+def resolve(model: str | Path) -> Path:
+    """The local directory of MODEL: the directory itself, or a Hub name's snapshot, downloaded where it is missing.
+
+    A Hub name may end in @REVISION (a branch, tag or commit). The snapshot's folder is named by its commit, so what is
+    returned is pinned (see `revision`). HF_HUB_OFFLINE=1 uses only what is cached.
+
+    Raises:
+      UserError: neither a directory nor a Hub name that can be fetched.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return path
+    name, _, wanted = str(model).partition("@")
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"model {str(model)!r}: no such directory (a Hub name looks like 'owner/name')")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=wanted or None, allow_patterns=_FETCHED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model {str(model)!r}: no such directory, and the Hub did not give it: {reason}") from error
+
+
+def revision(directory: Path) -> str | None:
+    """The commit of a Hub snapshot (…/snapshots/COMMIT); None for a directory of one's own."""
+    return directory.name if directory.parent.name == "snapshots" else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an error that names the file and the place."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: file is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON beside its place and renames it."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, by its index where it has one; all exist."""
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise UserError(f"{index}: no 'weight_map' of tensor names to file names in it")
+        for name in names.values():
+            if Path(name).name != name:
+                raise UserError(f"{index}: {name!r} is no file name beside the index")
+        files = [directory / name for name in sorted(set(names.values()))]
+    else:
+        files = [directory / "model.safetensors"]
+        if not files[0].exists() and any(directory.glob("pytorch_model*.bin")):
+            raise UserError(f"{directory}: has pickled weights (*.bin) only; convert them to safetensors first")
+    for file in files:
+        if not file.exists():
+            raise UserError(f"{file}: weights file is missing")
+    return files
+
+
+@contextmanager
+def open_weights(file: Path) -> Iterator[Any]:
+    """A safetensors file, its header checked by the library; an error names the file."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a readable safetensors file (truncated or damaged?): {error}") from None

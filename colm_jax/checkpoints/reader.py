@@ -1,0 +1,147 @@
+"""Tensors from disk into device shards: only the byte ranges that this host's devices need, a block at a time.
+
+Memory: one tensor's shards and a few blocks of BLOCK bytes on the host, besides what stays on the devices.
+"""
+
+import json
+import os
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from colm_jax.checkpoints.directory import open_weights, weight_files
+from colm_jax.checkpoints.families import Stored
+from colm_jax.errors import UserError
+
+BLOCK = 2 << 20  # bytes
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+Ranges = tuple[tuple[int, int], ...]  # start and stop, an axis each
+
+
+@dataclass(frozen=True)
+class TensorOnDisk:
+    """Where a tensor's bytes are."""
+
+    name: str
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return self.dtype.itemsize * int(np.prod(self.shape))
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop (elements, of a vector), read by their byte range."""
+        row = self.shape[1:]
+        width = self.dtype.itemsize * int(np.prod(row))
+        with self.file.open("rb") as opened:
+            data = os.pread(opened.fileno(), (stop - start) * width, self.offset + start * width)
+        if len(data) != (stop - start) * width:
+            raise UserError(f"{self.file}: ends within tensor {self.name!r} (truncated?)")
+        return np.frombuffer(data, self.dtype).reshape(stop - start, *row)
+
+
+def tensors_on_disk(directory: Path) -> list[TensorOnDisk]:
+    """Every tensor of a checkpoint, from the files' headers.
+
+    Raises:
+      UserError: a missing or damaged file, or a type that holds no floating-point weights.
+    """
+    found = []
+    for file in weight_files(directory):
+        with open_weights(file), file.open("rb") as opened:  # the library has checked header, sizes and offsets
+            size = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(size))
+        for name, facts in header.items():
+            if name == "__metadata__":
+                continue
+            if facts["dtype"] not in _DTYPES:
+                raise UserError(f"{file}: tensor {name!r} is of type {facts['dtype']}; only {', '.join(_DTYPES)}")
+            dtype, start = np.dtype(_DTYPES[facts["dtype"]]), facts["data_offsets"][0]
+            found.append(TensorOnDisk(name, file, dtype, tuple(facts["shape"]), 8 + size + start))
+    return found
+
+
+def read_array(
+    tensor: TensorOnDisk,
+    stored: Stored,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding,
+    pool: Executor,
+) -> jax.Array:
+    """A stored tensor as the parameter (one layer of it) that it is here, spread by `sharding`.
+
+    Args:
+      tensor: of at least as many rows as `shape` needs (the original's format has one more).
+      stored: its layout.
+      shape: of the parameter.
+      dtype: it is converted to this type.
+      sharding: of the parameter.
+      pool: its threads read blocks.
+
+    Raises:
+      UserError: a value that is not finite in `dtype`, or a file that ends too early.
+    """
+    places = {
+        device: tuple(s.indices(size)[:2] for s, size in zip(index or (), shape))
+        for device, index in sharding.addressable_devices_indices_map(shape).items()
+    }
+    shards = {ranges: _aligned(tuple(stop - start for start, stop in ranges), dtype) for ranges in places.values()}
+    targets = [(_stored_ranges(stored, ranges, shape), _as_stored(stored, shard)) for ranges, shard in shards.items()]
+    first, last = min(rows.start for (rows, _), _ in targets), max(rows.stop for (rows, _), _ in targets)
+
+    def fill(start: int, stop: int) -> None:
+        block = tensor.rows(start, stop)
+        with np.errstate(over="ignore"):  # what float16 cannot hold is found below
+            block = block.astype(dtype, copy=False)
+        if not np.isfinite(block).all():
+            raise UserError(f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinite values (read as {dtype})")
+        for (rows, columns), shard in targets:
+            low, high = max(start, rows.start), min(stop, rows.stop)
+            if low < high:
+                part = block[low - start : high - start]
+                shard[low - rows.start : high - rows.start] = part if columns is None else part[:, columns]
+
+    step = max(1, BLOCK // max(1, tensor.bytes // max(1, tensor.shape[0])))
+    borders = [(start, min(start + step, last)) for start in range(first, last, step)]
+    list(pool.map(lambda border: fill(*border), borders))
+    parts = [jax.device_put(shards[ranges], device) for device, ranges in places.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array whose memory a CPU device takes over instead of copying it."""
+    size = dtype.itemsize * int(np.prod(shape))
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def _stored_ranges(stored: Stored, ranges: Ranges, shape: tuple[int, ...]) -> tuple[slice, slice | None]:
+    """Rows and columns of the stored tensor that a part of the parameter is made of; no columns of a vector."""
+    if stored.layout == "same":
+        return slice(*ranges[0]), slice(*ranges[1]) if len(ranges) > 1 else None
+    n = stored.inputs
+    return _flat(ranges[n:], shape[n:]), _flat(ranges[:n], shape[:n]) if n else None
+
+
+def _flat(ranges: Ranges, shape: tuple[int, ...]) -> slice:
+    """The range of axes that are stored as one. Only the first of them is ever split (see `parallel.RULES`)."""
+    assert all(range_ == (0, size) for range_, size in zip(ranges[1:], shape[1:]))
+    rest = int(np.prod(shape[1:]))
+    return slice(ranges[0][0] * rest, ranges[0][1] * rest)
+
+
+def _as_stored(stored: Stored, shard: np.ndarray) -> np.ndarray:
+    """A view of the shard that is laid out as in the file."""
+    shape = stored.shape(shard.shape)
+    return shard.reshape(shape[::-1]).T if stored.inputs else shard.reshape(shape)

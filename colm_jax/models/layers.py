@@ -1,0 +1,84 @@
+"""What blocks are built of: parameters with logical axes, linear maps (plain, quantised, with LoRA), norms."""
+
+import jax
+import jax.numpy as jnp
+import qwix
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+def precision_of(dtype: jnp.dtype) -> jax.lax.PrecisionLike:
+    """Float32 means float32 on every back end; TPUs and GPUs would otherwise multiply in fewer bits."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+class Maker:
+    """Makes the parameters of a module: stacked over `layers` where that is given, and randomly initialised."""
+
+    def __init__(self, rngs: nnx.Rngs, dtype: jnp.dtype, layers: int | None):
+        self.rngs, self.dtype, self.layers = rngs, dtype, layers
+
+    def __call__(self, shape: tuple[int, ...], axes: tuple[str, ...], scale: float) -> nnx.Param:
+        """A parameter, normal with deviation `scale`."""
+        shape, axes = self._stacked(shape, axes)
+        return nnx.Param((scale * jax.random.normal(self.rngs.params(), shape)).astype(self.dtype), axes=axes)
+
+    def constant(self, value: float, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+        """A parameter that is `value` everywhere."""
+        shape, axes = self._stacked(shape, axes)
+        return nnx.Param(jnp.full(shape, value, self.dtype), axes=axes)
+
+    def _stacked(self, shape, axes):
+        return (shape, axes) if self.layers is None else ((self.layers, *shape), ("layers", *axes))
+
+
+class Linear(nnx.Module):
+    """A linear map over the axes that an einsum equation names, as in "btd,dnh->btnh"."""
+
+    def __init__(
+        self,
+        equation: str,
+        shape: tuple[int, ...],
+        axes: tuple[str, ...],
+        make: Maker,
+        *,
+        scale: float,
+        bias: bool = False,
+    ):
+        self.equation = equation
+        self.kernel = make(shape, axes, scale)
+        inputs = self.inputs
+        if bias:
+            self.bias = make.constant(0.0, shape[inputs:], axes[inputs:])
+
+    @property
+    def inputs(self) -> int:
+        """How many of the kernel's leading axes are summed over."""
+        x, kernel = self.equation.split("->")[0].split(",")
+        return sum(axis in x for axis in kernel)
+
+    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        """Maps each token."""
+        precision = precision_of(x.dtype)
+        kernel = self.kernel.get_value()
+        einsum = qwix.einsum if isinstance(kernel, qwix.QArray) else jnp.einsum
+        out = einsum(self.equation, x, kernel, precision=precision)
+        if hasattr(self, "bias"):
+            out += self.bias[...]
+        return out.astype(x.dtype)  # LoRA's float32 matrices widen it
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis, computed in float32."""
+
+    def __init__(self, size: int, axis: str, eps: float, zero_centred: bool, make: Maker):
+        self.eps, self.zero_centred = eps, zero_centred
+        self.scale = make.constant(0.0 if zero_centred else 1.0, (size,), (axis,))
+
+    def __call__(self, x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        """Normalises each vector. (The families differ in where they round: Gemma scales before, the others after.)"""
+        wide = x.astype(jnp.float32)
+        wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        if self.zero_centred:
+            return (wide * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+        return self.scale[...] * wide.astype(x.dtype)

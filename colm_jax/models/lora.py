@@ -1,0 +1,107 @@
+"""LoRA by qwix (Hu et al. 2021): small matrices beside the linear kernels of a frozen base, merged at the end.
+
+qwix adds them to one layer; here they are stacked like the layer's other parameters, so that the decoder still scans.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import qwix
+from flax import nnx
+
+from colm_jax.errors import UserError
+from colm_jax.models.decoder import Block, Decoder
+
+_SUFFIXES = ("_lora_a", "_lora_b")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """What is added. A kernel W becomes W + alpha / rank · A B; B starts at 0."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    modules: str = r"attention/(query|key|value|out)|feed_forward/(gate|up|down)"  # regular expression of paths
+
+    def __post_init__(self):
+        """Rejects values that have no meaning."""
+        if self.rank < 1:
+            raise UserError(f"Lora.rank must be a whole number of at least 1, got {self.rank!r}")
+        if not self.alpha > 0:
+            raise UserError(f"Lora.alpha must be positive, got {self.alpha!r}")
+        try:
+            re.compile(self.modules)
+        except re.error as error:
+            raise UserError(f"Lora.modules is no regular expression: {self.modules!r} ({error})") from None
+
+
+def add_lora(decoder: Decoder, settings: Lora, seed: int) -> Decoder:
+    """The same model with LoRA matrices (`nnx.LoRAParam`) on its layers; it computes the same until they are trained.
+
+    Raises:
+      UserError: no linear map matches `settings.modules`.
+    """
+    config = decoder.config
+    graph, stacked = nnx.split(decoder.layers)
+    one = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[0], stacked))
+    provider = qwix.LoraProvider(module_path=settings.modules, rank=settings.rank, alpha=settings.alpha)
+    x = jnp.zeros((1, 1, config.width), decoder.dtype)
+    angles = jnp.zeros((1, 1, config.head_dim // 2), jnp.float32)
+    block = qwix.apply_lora_to_model(one, provider, x, angles, rngs=nnx.Rngs(seed))
+    graph, lora, _ = nnx.split(block, nnx.LoRAParam, ...)
+    if not nnx.to_flat_state(lora):
+        raise UserError(f"Lora.modules matches no linear map of the model: {settings.modules!r}")
+
+    kernels = dict(nnx.to_flat_state(stacked))
+
+    def spread(number: int, path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        """One layer's matrix, as a stack: A random in every layer, with variance 1 / inputs; B zero. Float32."""
+        name, matrix = path[-1][: -len(_SUFFIXES[0])], path[-1][-1]
+        axes = kernels[(*path[:-1], name)].get_metadata()["axes"]
+        shape, others = (config.depth, *variable.shape), len(variable.shape) - 1
+        if matrix == "b":
+            return nnx.LoRAParam(jnp.zeros(shape), axes=("layers", "rank", *axes[-others:]))
+        bound = (3.0 * settings.rank / math.prod(variable.shape)) ** 0.5
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        value = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+        return nnx.LoRAParam(value, axes=(*axes[: 1 + others], "rank"))
+
+    added = [(path, spread(i, path, variable)) for i, (path, variable) in enumerate(nnx.to_flat_state(lora))]
+    layers = nnx.merge(graph, nnx.from_flat_state(added), stacked)
+    assert isinstance(layers, Block)
+    return _with_layers(decoder, layers)
+
+
+def merge_lora(decoder: Decoder, plain: Decoder, settings: Lora) -> Decoder:
+    """`plain` (the model before `add_lora`, its graph) with W + alpha / rank · A B in place of each kernel."""
+    state = dict(nnx.to_flat_state(nnx.state(decoder.layers)))
+    graph, stacked = nnx.split(plain.layers)
+    merged = []
+    for path, variable in nnx.to_flat_state(stacked):
+        a, b = (state.get((*path[:-1], f"{path[-1]}{suffix}")) for suffix in _SUFFIXES)
+        if a is not None and b is not None:
+            delta = _product(a[...], b[...]) * (settings.alpha / settings.rank)
+            variable = variable.replace((variable[...].astype(jnp.float32) + delta).astype(variable.dtype))
+        merged.append((path, variable))
+    return _with_layers(plain, nnx.merge(graph, nnx.from_flat_state(merged)))
+
+
+@jax.jit
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A B of every layer, float32."""
+
+    def one(a, b):
+        return jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
+
+    return jax.vmap(one)(a.astype(jnp.float32), b.astype(jnp.float32))
+
+
+def _with_layers(decoder: Decoder, layers: Any) -> Decoder:
+    graph, state = nnx.split(decoder)
+    other = nnx.merge(graph, state)
+    other.layers = layers
+    return other

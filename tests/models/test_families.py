@@ -1,0 +1,342 @@
+"""Every family: logits of transformers, the same through the cache, on eight devices, and after a round trip."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from colm_jax.checkpoints.families import FAMILIES, from_huggingface, to_huggingface
+from colm_jax.checkpoints.huggingface import load_model, read_config
+from colm_jax.errors import UserError
+from colm_jax.models.config import ModelConfig
+from tests.models.families import (
+    CONFIGS,
+    LENGTH,
+    cached_error,
+    parity_error,
+    round_trips,
+    sharded_error,
+    tokens,
+    write_family,
+)
+from tests.models.make_golden import GOLDEN, transformers_logits
+from tests.tiny import edit_json, run
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=CONFIGS)
+def directory(request, tmp_path):
+    return write_family(tmp_path / request.param, request.param)
+
+
+def test_every_family_is_here():
+    assert {config["model_type"] for config in CONFIGS.values()} == set(FAMILIES)
+
+
+def test_logits_equal_the_golden_ones(directory):
+    with np.load(GOLDEN / f"family-{directory.name}.npz") as golden:
+        np.testing.assert_array_equal(golden["tokens"], tokens())
+        assert golden["logits"].std() > 0.5
+        assert parity_error(directory, golden["logits"], golden["positions"]) < TOLERANCE
+
+
+def test_logits_equal_a_live_transformers_model(directory):
+    pytest.importorskip("torch", reason="live parity needs PyTorch; the golden logits stand for it")
+    assert parity_error(directory, transformers_logits(directory, tokens()), np.arange(LENGTH)) < TOLERANCE
+
+
+def test_cached_equals_uncached(directory):
+    assert cached_error(directory) < TOLERANCE
+
+
+def test_sharded_equals_unsharded(directory):
+    assert sharded_error(directory) < TOLERANCE
+
+
+def test_round_trip_is_exact(directory):
+    assert round_trips(directory)
+
+
+def test_written_config_is_read_back_and_means_the_same_to_transformers(directory):
+    config = read_config(directory)
+    written = json.loads(json.dumps(to_huggingface(config, "float32", bos_id=1, eos_id=2)))
+    assert from_huggingface(written, "config.json") == config
+    if pytest.importorskip("torch", reason="needs PyTorch"):
+        before = transformers_logits(directory, tokens())
+        (directory / "config.json").write_text(json.dumps(written))
+        np.testing.assert_array_equal(transformers_logits(directory, tokens()), before)
+
+
+def full_rope(**fields):
+    full = {**CONFIGS["gemma3"]["rope_parameters"]["full_attention"], **fields}
+    return {"rope_parameters": {**CONFIGS["gemma3"]["rope_parameters"], "full_attention": full}}
+
+
+def local_rope(**fields):
+    local = {"rope_type": "default", "rope_theta": 50.0, **fields}
+    return {"rope_parameters": {**CONFIGS["gemma3"]["rope_parameters"], "sliding_attention": local}}
+
+
+def llama3(**fields):
+    return {"rope_parameters": {**CONFIGS["llama-3"]["rope_parameters"], **fields}}
+
+
+# For each field of ModelConfig, changes of config.json behind the weights' back: (family, change, effect). No effect
+# named: the last logits change; else what the error says.
+CHANGES = {
+    "family": [
+        ("mistral", {"model_type": "llama", "sliding_window": None}, ""),
+        ("llama", {"model_type": "gpt2"}, "gpt2"),
+    ],
+    "vocab_size": [("llama", {"vocab_size": 60}, r"expected \[60, 48\]")],
+    "width": [("llama", {"hidden_size": 24}, "shape")],
+    "depth": [("llama", {"num_hidden_layers": 3}, "unknown tensor 'model.layers.3")],
+    "heads": [("llama", {"num_attention_heads": 8}, "self_attn")],
+    "kv_heads": [("llama", {"num_key_value_heads": 1}, "self_attn")],
+    "head_dim": [("llama", {"head_dim": 6, "num_attention_heads": 12, "num_key_value_heads": 4}, "")],
+    "ff": [("llama", {"intermediate_size": 24}, "mlp")],
+    "context": [("llama", {"max_position_embeddings": 300}, "nothing")],
+    "rope": [
+        ("llama", {"rope_parameters": {"rope_theta": 180.0}}, ""),
+        ("llama-linear", {"rope_parameters": {"rope_type": "linear", "rope_theta": 321.0, "factor": 3.1}}, ""),
+        ("llama-3", llama3(factor=7.0), ""),
+        ("llama-3", llama3(low_freq_factor=1.0), ""),
+        ("llama-3", llama3(high_freq_factor=8.0), ""),
+        ("llama-3", llama3(original_max_position_embeddings=200), ""),
+        ("llama-3", llama3(rope_theta=4000.0), ""),
+        ("gemma3", full_rope(rope_theta=950.0), ""),
+        ("gemma3", full_rope(factor=5.0), ""),
+    ],
+    "rms_eps": [("llama", {"rms_norm_eps": 0.02}, "")],
+    "tied": [("llama", {"tie_word_embeddings": True}, ""), ("qwen3", {"tie_word_embeddings": False}, "lm_head")],
+    "activation": [
+        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ("gemma2", {"hidden_activation": "silu"}, "hidden_activation='silu'"),
+    ],
+    "qkv_bias": [
+        ("llama", {"attention_bias": False}, "unknown tensor .*bias"),
+        ("gemma2", {"attention_bias": True}, "bias"),
+    ],
+    "out_bias": [("qwen3", {"attention_bias": False}, "unknown tensor .*bias")],
+    "ff_bias": [("llama", {"mlp_bias": False}, "unknown tensor .*mlp")],
+    "qk_norm": [("qwen3", {"model_type": "qwen2"}, "unknown field 'attention_bias'")],
+    "post_norm": [("gemma2", {"model_type": "llama"}, "unknown field")],
+    "zero_centred_norm": [("gemma2", {"model_type": "llama"}, "unknown field")],
+    "scaled_embedding": [("gemma2", {"model_type": "llama"}, "unknown field")],
+    "attention_scalar": [("gemma2", {"query_pre_attn_scalar": 8}, ""), ("gemma3", {"query_pre_attn_scalar": 8}, "")],
+    "attention_softcap": [
+        ("gemma2", {"attn_logit_softcapping": 4.0}, ""),
+        ("gemma2", {"attn_logit_softcapping": None}, ""),
+        ("gemma3", {"attn_logit_softcapping": 4.0}, ""),
+    ],
+    "logit_softcap": [
+        ("gemma2", {"final_logit_softcapping": 4.0}, ""),
+        ("gemma3", {"final_logit_softcapping": 4.0}, ""),
+    ],
+    "windows": [
+        ("mistral", {"sliding_window": 101}, ""),
+        ("mistral", {"sliding_window": None}, ""),
+        ("mixtral", {"sliding_window": 201}, ""),
+        ("qwen2", {"sliding_window": 91}, ""),
+        ("qwen2", {"max_window_layers": 2}, ""),
+        ("qwen2", {"use_sliding_window": False}, ""),
+        ("gemma2", {"sliding_window": 81}, ""),
+        ("gemma2", {"layer_types": ["full_attention"] * 4}, ""),
+        ("gemma3", {"layer_types": None}, ""),
+        ("gemma3", {"layer_types": None, "sliding_window_pattern": 3}, ""),
+        ("gemma3", {"layer_types": ["chunked_attention"] * 4}, "layer type 'chunked_attention'"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "1 'layer_types' for 4 layers"),
+    ],
+    "window_rope": [("gemma3", local_rope(rope_theta=60.0), "")],
+    "mixture": [
+        ("mixtral", {"num_experts_per_tok": 2}, ""),
+        ("mixtral", {"num_experts_per_tok": 6}, "of 5 networks 6 cannot be active"),
+        ("mixtral", {"num_local_experts": 4}, "unknown tensor|shape"),
+    ],
+}
+
+
+def test_every_field_has_a_change():
+    assert set(CHANGES) == {field.name for field in dataclasses.fields(ModelConfig)}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "effect"),
+    [pytest.param(*case, id=f"{field}-{i}") for field, cases in CHANGES.items() for i, case in enumerate(cases)],
+)
+def test_changing_a_field_changes_the_output(name, change, effect, tmp_path, mesh):
+    directory = write_family(tmp_path / name, name)
+    _, before = run(load_model(directory, "float32", mesh)[0], tokens()[None])
+    edit_json(directory / "config.json", **change)
+    if effect not in ("", "nothing"):
+        with pytest.raises(UserError, match=effect):
+            load_model(directory, "float32", mesh)
+        return
+    _, after = run(load_model(directory, "float32", mesh)[0], tokens()[None])
+    difference = np.abs(np.asarray(after) - np.asarray(before))[0]
+    if effect == "nothing":  # the context cuts texts; the network does not know it
+        assert difference.max() == 0
+    else:
+        assert difference[300:].max() > 1e-3
+
+
+# config.json as the Hub has it: the fields of published checkpoints, most of which change nothing.
+_COMMON = {
+    "architectures": ["X"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3],
+    "initializer_range": 0.02,
+    "pad_token_id": 0,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.0",
+    "use_cache": True,
+}
+LLAMA_2 = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "vocab_size": 32000,
+}
+PUBLISHED = {
+    "Llama-2-7b": (LLAMA_2, {"rope.theta": 10000.0, "kv_heads": 32}),
+    "Llama-2-70b": (
+        {**LLAMA_2, "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64}
+        | {"num_hidden_layers": 80, "num_key_value_heads": 8},
+        {"head_dim": 128, "kv_heads": 8},
+    ),
+    "meditron-7b": ({**LLAMA_2, "vocab_size": 32017, "rope_theta": 10000.0}, {"vocab_size": 32017}),
+    "llemma_7b": ({**LLAMA_2, "vocab_size": 32016, "rope_theta": 1000000}, {"rope.theta": 1e6, "vocab_size": 32016}),
+    "Llama-3.1-8B": (
+        {**LLAMA_2, "attention_bias": False, "mlp_bias": False, "num_key_value_heads": 8, "rope_theta": 500000.0}
+        | {"max_position_embeddings": 131072, "vocab_size": 128256}
+        | {
+            "rope_scaling": {
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            }
+        },
+        {"rope.factor": 8.0, "rope.bands.original_context": 8192},
+    ),
+    "Mistral-7B-v0.1": (
+        {key: value for key, value in LLAMA_2.items() if key not in ("pretraining_tp", "rope_scaling")}
+        | {"model_type": "mistral", "rope_theta": 10000.0, "sliding_window": 4096, "num_key_value_heads": 8},
+        {"windows": (4096,) * 32},
+    ),
+    "Mistral-7B-v0.3": (
+        {**LLAMA_2, "model_type": "mistral", "rope_theta": 1e6, "sliding_window": None, "vocab_size": 32768},
+        {"windows": None},
+    ),
+    "Mixtral-8x7B": (
+        {**LLAMA_2, "model_type": "mixtral", "rope_theta": 1e6, "sliding_window": None, "num_experts_per_tok": 2}
+        | {"num_local_experts": 8, "output_router_logits": False, "router_aux_loss_coef": 0.02},
+        {"mixture.networks": 8, "mixture.active": 2},
+    ),
+    "Qwen2.5-7B": (
+        {**LLAMA_2, "model_type": "qwen2", "rope_theta": 1e6, "sliding_window": 131072, "use_sliding_window": False}
+        | {"max_window_layers": 28, "use_mrope": False, "vocab_size": 152064},
+        {"windows": None, "qkv_bias": True, "out_bias": False},
+    ),
+    "Qwen3-8B": (
+        {**LLAMA_2, "model_type": "qwen3", "rope_theta": 1e6, "sliding_window": None, "use_sliding_window": False}
+        | {"max_window_layers": 36, "attention_bias": False, "head_dim": 64},
+        {"head_dim": 64, "qk_norm": True},
+    ),
+    "gemma-2-2b": (
+        {
+            "model_type": "gemma2",
+            "attn_logit_softcapping": 50.0,
+            "attention_bias": False,
+            "cache_implementation": "hybrid",
+            "final_logit_softcapping": 30.0,
+            "head_dim": 256,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "max_position_embeddings": 8192,
+            "num_attention_heads": 8,
+            "num_hidden_layers": 26,
+            "num_key_value_heads": 4,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 10000.0,
+            "sliding_window": 4096,
+            "vocab_size": 256000,
+        },
+        {"tied": True, "windows": (4096, None) * 13, "logit_softcap": 30.0},
+    ),
+    "gemma-3-1b": (
+        {
+            "model_type": "gemma3_text",
+            "attn_logit_softcapping": None,
+            "attention_bias": False,
+            "cache_implementation": "hybrid",
+            "final_logit_softcapping": None,
+            "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 1152,
+            "intermediate_size": 6912,
+            "max_position_embeddings": 32768,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 26,
+            "num_key_value_heads": 1,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 10000,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "sliding_window": 512,
+            "sliding_window_pattern": 6,
+            "vocab_size": 262144,
+        },
+        {"rope.theta": 1e6, "window_rope.theta": 1e4, "windows": (((512,) * 5 + (None,)) * 5)[:26], "tied": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read(name):
+    fields, expected = PUBLISHED[name]
+    config = from_huggingface({**_COMMON, **fields}, "config.json")
+    for path, value in expected.items():
+        found = config
+        for part in path.split("."):
+            found = getattr(found, part)
+        assert found == value, path
+    assert from_huggingface(to_huggingface(config, "bfloat16", 1, 2), "config.json") == config
+
+
+REFUSED = {
+    "remote code": ({"auto_map": {"AutoModel": "x.y"}}, "its own code, which is never run"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantised already"),
+    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+    "llama3 without its bands": (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        "'low_freq_factor' is missing",
+    ),
+    "rope as text": ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "'factor' is missing or no number: '2'"),
+    "infinite theta": ({"rope_theta": float("inf")}, "rope theta must be a positive number, got inf"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_configs_say_why(case):
+    fields, reason = REFUSED[case]
+    with pytest.raises(UserError, match=r"config\.json: ") as caught:
+        from_huggingface({**_COMMON, **LLAMA_2, **fields}, "config.json")
+    assert reason in str(caught.value)
