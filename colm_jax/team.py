@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from colm_jax.checkpoints.directory import resolve
-from colm_jax.checkpoints.huggingface import DTYPES, load_model
-from colm_jax.checkpoints.team import Base, load_base
-from colm_jax.data.records import Examples, encode_examples, encode_prompt
-from colm_jax.data.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary
+from colm_jax.checkpoints.huggingface import DTYPES
+from colm_jax.checkpoints.team import EXPERT_DTYPES, Base, load_base, load_expert, pinned
+from colm_jax.data.records import Examples, check_shared, encode_examples, encode_prompt
+from colm_jax.data.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary, vocabulary_digest
 from colm_jax.decoding.engine import Engine, Options, Request
 from colm_jax.decoding.sampling import Sampling
 from colm_jax.decoding.schedule import SCHEDULES, check_threshold
 from colm_jax.decoding.strategies import find_strategy
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
-from colm_jax.models.gate import Gate
 from colm_jax.parallel import make_mesh
 from colm_jax.scoring import score_examples
 
@@ -78,6 +78,7 @@ class CoLM:
         self.context = min(decoder.config.context for decoder in decoders)
         heads = [decoder.config.vocab_size for decoder in decoders]
         self.allowed = shared_vocabulary([base.tokenizer, *tokenizers], heads)
+        self.vocabulary_digest = vocabulary_digest(base.tokenizer, self.allowed)
         eos_ids = tuple(token for token in base.tokenizer.eos_ids if token < len(self.allowed))
         self.engine = Engine(self.base, self.gate, self.experts, self.allowed, eos_ids, self.context)
 
@@ -88,6 +89,8 @@ class CoLM:
         experts: Sequence[str | Path] | None = None,
         mesh: jax.sharding.Mesh | None = None,
         dtype: str = "float32",
+        expert_dtype: str | None = None,
+        progress: Callable[[str, int, int], None] = lambda model, done, total: None,
     ) -> "CoLM":
         """Loads a team.
 
@@ -96,31 +99,31 @@ class CoLM:
           experts: likewise; None takes those that the team directory names, [] a base alone.
           mesh: where weights live; None: the first device.
           dtype: of weights, activations and caches: "float32", "bfloat16" or "float16".
+          expert_dtype: of the experts, where it differs; "int8" and "int4" hold their weights in so many bits.
+          progress: told of each model how many bytes are read, of how many.
 
         Raises:
           UserError: naming the file, tensor or token that is wrong.
         """
         if dtype not in DTYPES:
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if expert_dtype is not None and expert_dtype not in EXPERT_DTYPES:
+            raise UserError(f"expert_dtype must be one of {', '.join(EXPERT_DTYPES)}, got {expert_dtype!r}")
         mesh = make_mesh() if mesh is None else mesh
-        loaded = load_base(base, dtype, mesh)
-        if experts is None:
-            experts = [expert["model"] for expert in loaded.facts.get("experts", [])]
-        directories = [resolve(expert) for expert in experts]
+        loaded = load_base(base, dtype, mesh, stacked=False, progress=partial(progress, str(base)))
+        named = loaded.facts.get("experts", [])
+        given = [pinned(expert) for expert in named] if experts is None else experts
+        directories = [resolve(expert) for expert in given]
         tokenizers = [load_tokenizer(directory) for directory in directories]
-        decoders = []
-        for directory, tokenizer in zip(directories, tokenizers):
-            size = tokenizer.size if tokenizer.has_defer_token else None
-            decoders.append(load_model(directory, dtype, mesh, size)[0])
-        return cls(loaded, decoders, tokenizers, mesh)
-
-    def with_gate(self, gate: Gate | None) -> "CoLM":
-        """The same models with another gate."""
-        other = object.__new__(CoLM)
-        other.__dict__ = {**self.__dict__, "gate": gate}
-        eos_ids = tuple(token for token in self.tokenizer.eos_ids if token < len(self.allowed))
-        other.engine = Engine(self.base, gate, self.experts, self.allowed, eos_ids, self.context)
-        return other
+        decoders = [
+            load_expert(directory, tokenizer, dtype, expert_dtype, mesh, partial(progress, str(expert)))
+            for expert, directory, tokenizer in zip(given, directories, tokenizers)
+        ]
+        team = cls(loaded, decoders, tokenizers, mesh)
+        trained = loaded.facts.get("shared_vocabulary", {}).get("sha256")
+        if experts is None and trained not in (None, team.vocabulary_digest):
+            raise UserError(f"{base}: was trained over another shared vocabulary; a tokenizer has changed since")
+        return team
 
     @property
     def calibrated_threshold(self) -> float | None:
@@ -195,6 +198,7 @@ class CoLM:
                 raise UserError(
                     f"{where}: {len(ids)} tokens leave no room in the context of {self.context}; shorten it"
                 )
+            check_shared(ids, self.allowed, self.tokenizer, where)
             requests.append(Request(ids, check_threshold(thresholds[i]), max_new_tokens, key=i))
         stops = [stop] if isinstance(stop, str) else list(stop or [])
         if "" in stops:
@@ -243,12 +247,12 @@ class CoLM:
           UserError: a record of no known form, or nothing to score.
         """
         places = [(f"record {i + 1}", record) for i, record in enumerate(records)]
-        return self.score_examples(encode_examples(places, self.tokenizer, self.context, "records"))
+        return self.score_examples(encode_examples(places, self.tokenizer, self.context, "records", self.allowed))
 
     def score_examples(self, examples: Examples) -> ScoredTexts:
         """`score` of texts that are already tokenised."""
-        models = [score_examples(self.base, examples, keep_hidden=self.gate is not None)]
-        models += [score_examples(expert, examples) for expert in self.experts]
+        models = [score_examples(self.base, examples, self.allowed, keep_hidden=self.gate is not None)]
+        models += [score_examples(expert, examples, self.allowed) for expert in self.experts]
         scored = []
         for i, example in enumerate(examples.items):
             log_probs = np.stack([scores.log_prob[i] for scores in models], -1)

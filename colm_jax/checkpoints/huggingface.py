@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,18 @@ def read_config(directory: Path) -> ModelConfig:
     return from_huggingface(read_json(path), str(path))
 
 
-def abstract_decoder(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Decoder:
+def abstract_decoder(config: ModelConfig, dtype: jnp.dtype = jnp.float32, stacked: bool = True) -> Decoder:
     """A decoder of shapes without arrays."""
-    return nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype))
+
+    def make() -> Decoder:
+        decoder = Decoder(config, nnx.Rngs(0), dtype)
+        return decoder if stacked else decoder.unstacked()
+
+    return nnx.eval_shape(make)
 
 
-def parts_of(config: ModelConfig) -> dict[str, Part]:
+@lru_cache(maxsize=8)
+def parts_of(config: ModelConfig, stacked: bool = True) -> dict[str, Part]:
     """Every tensor that a checkpoint of this configuration has, by its name there."""
     table, found = FAMILIES[config.family].table, {}
     for path, variable in _by_path(nnx.state(abstract_decoder(config))).items():
@@ -76,7 +82,10 @@ def parts_of(config: ModelConfig) -> dict[str, Part]:
         for size in shape[: stored.name.count("{}")]:
             indices = [(*index, i) for index in indices for i in range(size)]
         for index in indices:
-            found[stored.name.format(*index)] = Part(path, index, shape[len(index) :], stored)
+            part = Part(path, index, shape[len(index) :], stored)
+            if not stacked and path.startswith("layers."):
+                part = replace(part, path=path.replace("layers", f"layers.{index[0]}", 1), index=index[1:])
+            found[stored.name.format(*index)] = part
     return found
 
 
@@ -114,6 +123,7 @@ def load_model(
     mesh: jax.sharding.Mesh,
     tokenizer_size: int | None = None,
     quantize: str | None = None,
+    stacked: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> tuple[Decoder, Deferral | None]:
     """Loads a decoder onto `mesh`; the weights are converted to `dtype`.
@@ -124,6 +134,7 @@ def load_model(
       mesh: where the parameters go, by their logical axes.
       tokenizer_size: given, the model is in the original Co-LLM's format and has this many words plus the deferral row.
       quantize: "int8" or "int4": the kernels of linear maps are stored in so many bits.
+      stacked: layers as one (to train); False: a list of them, as decoding wants them.
       progress: told how many bytes are read.
 
     Returns:
@@ -141,12 +152,12 @@ def load_model(
                 f"expected; config.json has vocab_size={config.vocab_size}, tie_word_embeddings={config.tied}"
             )
         config = replace(config, vocab_size=tokenizer_size)
-        parts = parts_of(config)
-        matched = [(tensor, parts[tensor.name]) for tensor, _ in matched]
         for tensor, part in matched:
             if part.path in ("embedding", "head"):
                 extra[part.path] = tensor.rows(tokenizer_size, tokenizer_size + 1)[0].astype(np.float32)
-    graph, state = nnx.split(abstract_decoder(config, DTYPES[dtype]))
+    parts = parts_of(config, stacked)
+    matched = [(tensor, parts[tensor.name]) for tensor, _ in matched]
+    graph, state = nnx.split(abstract_decoder(config, DTYPES[dtype], stacked))
     loaded = _read_parameters(matched, _by_path(state), mesh, quantize, progress)
     flat = [(path, variable.replace(loaded[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
     decoder = nnx.merge(graph, nnx.from_flat_state(flat))

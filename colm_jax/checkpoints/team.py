@@ -18,14 +18,16 @@ from safetensors.numpy import load_file
 
 from colm_jax.checkpoints.directory import DEFER_TOKEN, read_json, resolve, write_json
 from colm_jax.checkpoints.families import to_huggingface
-from colm_jax.checkpoints.huggingface import load_model, save_tensors, to_tensors
+from colm_jax.checkpoints.huggingface import DTYPES, Progress, load_model, save_tensors, to_tensors
 from colm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
+from colm_jax.models.quantize import BITS
 
 GATE_FILE, TEAM_FILE = "gate.safetensors", "colm.json"
 FORMAT = 1
+EXPERT_DTYPES = (*DTYPES, *BITS)
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -56,15 +58,22 @@ def make_gate(kernel: np.ndarray | jax.Array) -> Gate:
     return gate
 
 
-def load_base(model: str | Path, dtype: str, mesh: jax.sharding.Mesh) -> Base:
-    """Loads a plain model, a team directory, or a checkpoint in the original's format.
+def load_base(
+    model: str | Path,
+    dtype: str,
+    mesh: jax.sharding.Mesh,
+    stacked: bool = True,
+    progress: Progress = lambda done, total: None,
+) -> Base:
+    """Loads a plain model, a team directory, or a checkpoint in the original's format; arguments as `load_model`.
 
     Raises:
-      UserError: as `load_model`, or a gate that does not fit the base.
+      UserError: as `load_model`, a gate that does not fit the base, or a chat template other than the one in training.
     """
     directory = resolve(model)
     tokenizer = load_tokenizer(directory)
-    decoder, deferral = load_model(directory, dtype, mesh, tokenizer.size if tokenizer.has_defer_token else None)
+    size = tokenizer.size if tokenizer.has_defer_token else None
+    decoder, deferral = load_model(directory, dtype, mesh, size, stacked=stacked, progress=progress)
     if deferral is not None:
         return Base(decoder, make_gate(deferral.gate[:, None]), tokenizer, directory, {}, deferral.embedding)
     if not (directory / TEAM_FILE).exists():
@@ -72,6 +81,11 @@ def load_base(model: str | Path, dtype: str, mesh: jax.sharding.Mesh) -> Base:
     facts = read_json(directory / TEAM_FILE)
     if facts.get("format") != FORMAT:
         raise UserError(f"{directory / TEAM_FILE}: format {facts.get('format')!r}; this version reads {FORMAT}")
+    if facts.get("chat_template", tokenizer.template_digest) != tokenizer.template_digest:
+        raise UserError(
+            f"{directory}: its chat template (sha256 {tokenizer.template_digest}) is not the one the team was trained "
+            f"with ({facts['chat_template']}, in {TEAM_FILE}); put the trained one back"
+        )
     path = directory / GATE_FILE
     if not path.exists():
         raise UserError(f"{path}: file is missing, and {TEAM_FILE} says this is a team")
@@ -84,6 +98,35 @@ def load_base(model: str | Path, dtype: str, mesh: jax.sharding.Mesh) -> Base:
         found = {name: list(tensor.shape) for name, tensor in tensors.items()}
         raise UserError(f"{path}: needs 'gate.weight' of shape [experts, {decoder.config.width}], holds {found}")
     return Base(decoder, make_gate(kernel.T), tokenizer, directory, facts, tensors.get("defer_embedding"))
+
+
+def load_expert(
+    directory: Path,
+    tokenizer: Tokenizer,
+    dtype: str,
+    kind: str | None,
+    mesh: jax.sharding.Mesh,
+    progress: Progress = lambda done, total: None,
+) -> Decoder:
+    """Loads a frozen model for scoring and decoding.
+
+    Args:
+      directory: of the model.
+      tokenizer: its own.
+      dtype: of the base.
+      kind: one of EXPERT_DTYPES; "int8" and "int4" are weights only, all else in `dtype`. None: `dtype`.
+      mesh: where it goes.
+      progress: told how many bytes are read.
+    """
+    size = tokenizer.size if tokenizer.has_defer_token else None
+    quantize = kind if kind in BITS else None
+    dtype = kind if kind in DTYPES else dtype
+    return load_model(directory, dtype, mesh, size, quantize, stacked=False, progress=progress)[0]
+
+
+def pinned(expert: dict[str, Any]) -> str:
+    """The name under which a team's expert is found again: a Hub name at the commit it was trained with."""
+    return f"{expert['model']}@{expert['revision']}" if expert.get("revision") else expert["model"]
 
 
 def save_team(
@@ -115,7 +158,8 @@ def save_team(
     config = to_huggingface(decoder.config, dtype, tokenizer.backend.bos_token_id, tokenizer.eos_id)
     write_json(directory / "config.json", config)
     gate_facts = {"width": kernel.shape[1], "experts": kernel.shape[0]}
-    write_json(directory / TEAM_FILE, {"format": FORMAT, "gate": gate_facts, **facts})
+    team = {"format": FORMAT, "gate": gate_facts, "chat_template": tokenizer.template_digest, **facts}
+    write_json(directory / TEAM_FILE, team)
 
 
 def save_reference(directory: Path, base: Base, dtype: str) -> None:

@@ -13,11 +13,10 @@ from colm_jax.calibration.threshold import Calibration
 from colm_jax.calibration.threshold import calibrate as calibrate_team
 from colm_jax.checkpoints.describe import describe, describe_pair
 from colm_jax.checkpoints.directory import resolve, write_json
-from colm_jax.checkpoints.huggingface import load_model
-from colm_jax.checkpoints.team import load_base, save_reference
+from colm_jax.checkpoints.team import load_base, load_expert, save_reference
 from colm_jax.cli.gin_edge import make, operative
 from colm_jax.data.records import encode_examples, read_jsonl
-from colm_jax.data.tokenizer import load_tokenizer
+from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.decoding.schedule import check_threshold
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import evaluate_files, find_task
@@ -25,7 +24,9 @@ from colm_jax.models.lora import Lora
 from colm_jax.parallel import make_mesh
 from colm_jax.parallel.mesh import MESH_AXES
 from colm_jax.pipeline import console
-from colm_jax.pipeline.run import Run, RunConfig, write_generations
+from colm_jax.pipeline.config import RunConfig
+from colm_jax.pipeline.files import write_generations, write_text
+from colm_jax.pipeline.run import Run
 from colm_jax.pipeline.stage import Stage, hash_file, hash_model
 from colm_jax.scoring import score_to_directory
 from colm_jax.team import CoLM
@@ -43,6 +44,7 @@ def _run(flags: Flags, **more: Any) -> Run:
         experts=tuple(flags.expert),
         data=flags.data,
         dtype=flags.dtype,
+        expert_dtype=flags.expert_dtype,
         training=training,
         gate_init=make(GateInit),
         calibration=make(Calibration),
@@ -62,14 +64,14 @@ def run(flags: Flags) -> None:
     """The whole pipeline."""
     pipeline = _run(flags, dev=flags.dev, test=flags.test, task=flags.task)
     pipeline.all(flags.until)
-    _write_text(Path(flags.out) / "operative_config.gin", operative())
+    write_text(Path(flags.out) / "operative_config.gin", operative())
 
 
 def train(flags: Flags) -> None:
     """The pipeline up to the trained team."""
     pipeline = _run(flags)
     pipeline.make_team()
-    _write_text(Path(flags.out) / "operative_config.gin", operative())
+    write_text(Path(flags.out) / "operative_config.gin", operative())
     console.errors.print(f"team: {Path(flags.out) / 'team'}")
 
 
@@ -78,13 +80,14 @@ def score(flags: Flags) -> dict[str, Any]:
     directory = resolve(flags.model)
     tokenizer = load_tokenizer(directory)
     records = read_jsonl(flags.data)
-    size = tokenizer.size if tokenizer.has_defer_token else None
-    decoder, _ = load_model(directory, flags.dtype, make_mesh(), size)
-    examples = encode_examples(records, tokenizer, decoder.config.context, flags.data)
+    with console.bar("loading", bytes_=True) as bar:
+        decoder = load_expert(directory, tokenizer, "float32", flags.dtype, make_mesh(), bar.to)
+    allowed = shared_vocabulary([tokenizer], [decoder.config.vocab_size])
+    examples = encode_examples(records, tokenizer, decoder.config.context, flags.data, allowed)
 
     def work(target: Path) -> None:
         with console.bar("scoring", len(examples.items)) as bar:
-            scores = score_to_directory(decoder, examples, target, bar.to)
+            scores = score_to_directory(decoder, examples, target, allowed, bar.to)
         counted = np.concatenate([example.targets[1:] for example in examples.items])
         total = -float(np.concatenate(scores.log_prob)[counted].astype(np.float64).sum())
         summary = {
@@ -102,7 +105,14 @@ def score(flags: Flags) -> dict[str, Any]:
 
 
 def _team(flags: Flags) -> CoLM:
-    return CoLM.from_pretrained(flags.base, flags.expert, dtype=flags.dtype or "float32")
+    with console.bar("loading", bytes_=True) as bar:
+        return CoLM.from_pretrained(
+            flags.base,
+            flags.expert,
+            dtype=flags.dtype or "float32",
+            expert_dtype=flags.expert_dtype,
+            progress=lambda model, done, total: bar.to(done, total, Path(model).name),
+        )
 
 
 def calibrate(flags: Flags) -> dict[str, Any]:
@@ -113,7 +123,7 @@ def calibrate(flags: Flags) -> dict[str, Any]:
     if flags.task is not None:
         find_task(flags.task)
     team = _team(flags)
-    examples = encode_examples(records, team.tokenizer, team.context, flags.data)
+    examples = encode_examples(records, team.tokenizer, team.context, flags.data, team.allowed)
     with console.bar("calibrating") as bar:
         result = calibrate_team(team, records, examples, flags.task, make(Calibration), bar.to)
     write_json(out, result)
@@ -197,9 +207,3 @@ def export(flags: Flags) -> None:
     shutil.rmtree(out, ignore_errors=True)
     beside.replace(out)
     console.errors.print(f"written: {out}")
-
-
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

@@ -11,7 +11,7 @@ import gin
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.errors import UserError
 from colm_jax.models.lora import Lora
-from colm_jax.pipeline.run import RunConfig
+from colm_jax.pipeline.config import RunConfig
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import colm_jax
 from colm_jax.errors import UserError
 
+_DTYPES = ("float32", "bfloat16", "float16")
+_EXPERT_DTYPES = (*_DTYPES, "int8", "int4")
 _GIN = "settings: --gin_file FILE (repeatable) and --gin.NAME=VALUE, e.g. --gin.Training.learning_rate=1e-4"
 
 
@@ -40,7 +42,12 @@ def _parser() -> argparse.ArgumentParser:
             metavar="MODEL",
             help="repeat for several; default: those that the team names" if not expert_required else "repeatable",
         )
-        sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of weights (default float32)")
+        sub.add_argument("--dtype", choices=_DTYPES, help="of weights, activations and caches (default float32)")
+        sub.add_argument(
+            "--expert_dtype",
+            choices=_EXPERT_DTYPES,
+            help="of the experts (default: --dtype); int8, int4: weights only",
+        )
 
     def training(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--objective", choices=("marginal", "em", "sft", "weak"), help="default: marginal")
@@ -75,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--model", required=True, metavar="MODEL")
     sub.add_argument("--data", required=True, metavar="FILE")
-    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    sub.add_argument(
+        "--dtype", choices=_EXPERT_DTYPES, default="float32", help="default float32; int8, int4: weights only"
+    )
     sub.add_argument("--out", required=True, metavar="DIR")
 
     sub = command(

@@ -119,28 +119,48 @@ def encode_prompt(prompt: str | dict[str, Any], tokenizer: Tokenizer, where: str
     return ids
 
 
-def read_examples(path: str | Path, tokenizer: Tokenizer, context: int) -> Examples:
-    """Reads and tokenises a data file; texts are cut at `context` tokens.
+def encode_examples(
+    records: list[tuple[str, dict[str, Any]]],
+    tokenizer: Tokenizer,
+    context: int,
+    source: str,
+    allowed: np.ndarray | None = None,
+) -> Examples:
+    """Tokenises records that are already read.
+
+    Args:
+      records: each with its place.
+      tokenizer: the base's.
+      context: texts are cut at so many tokens.
+      source: names the records in errors.
+      allowed: the shared vocabulary, [V] bool; a text may hold no other token.
 
     Raises:
-      UserError: a bad line, or a file in which no token counts in the loss.
+      UserError: a bad record, a token outside the shared vocabulary, or nothing that counts in the loss.
     """
-    return encode_examples(read_jsonl(path), tokenizer, context, str(path))
-
-
-def encode_examples(
-    records: list[tuple[str, dict[str, Any]]], tokenizer: Tokenizer, context: int, source: str
-) -> Examples:
-    """Tokenises records that are already read; `source` names them in errors."""
     items, cut = [], 0
     for where, record in records:
         ids, targets = encode_example(record, tokenizer, where)
+        check_shared(ids, allowed, tokenizer, where)
         cut += len(ids) > context
         items.append(Example(np.array(ids[:context], np.int32), np.array(targets[:context], bool)))
     examples = Examples(tuple(items), cut)
     if examples.tokens == 0:
         raise UserError(f"{source}: no token in it counts in the loss (context {context}, {cut} examples cut)")
     return examples
+
+
+def check_shared(ids: list[int], allowed: np.ndarray | None, tokenizer: Tokenizer, where: str) -> None:
+    """Raises UserError for a token that not every model of the team knows."""
+    if allowed is None:
+        return
+    for i, token in enumerate(ids):
+        if token >= len(allowed) or not allowed[token]:
+            word = tokenizer.words[token] if token < tokenizer.size else "no word"
+            raise UserError(
+                f"{where}: token {i} is {token} ({word!r}), which not every model of the team knows; "
+                "remove it from the text (or chat template), or pair models that share it"
+            )
 
 
 def _string(record: dict[str, Any], key: str, where: str) -> str:

@@ -174,3 +174,9 @@ def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarr
                     f"{other.directory}; base and expert must share one vocabulary"
                 )
     return allowed
+
+
+def vocabulary_digest(base: Tokenizer, allowed: np.ndarray) -> str:
+    """A hash of the shared vocabulary: its ids and their words."""
+    words = {int(index): base.words[index] for index in np.flatnonzero(allowed)}
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()

@@ -105,7 +105,7 @@ def _window(tokens: Int[Array, "B S"], start: Int[Array, "B"], size: int) -> Int
     return jnp.take_along_axis(tokens, positions, axis=1)
 
 
-def expert_pass(decoder: Decoder, state: State, expert: int, asks: Bool[Array, "B"], size: int):
+def expert_pass(decoder: Decoder, state: State, expert: int, asks: Bool[Array, "B"], size: int, allowed):
     """One pass of an expert over the next tokens it has not read, for the sequences that ask.
 
     Returns:
@@ -114,7 +114,7 @@ def expert_pass(decoder: Decoder, state: State, expert: int, asks: Bool[Array, "
     cache = state.expert_caches[expert]
     count = jnp.where(asks, jnp.minimum(unread(state, expert), size), 0)
     hidden, rows = decoder(_window(state.tokens, cache.lengths, size), cache)
-    return decoder.logits(last_hidden(hidden, count)), rows, count
+    return decoder.logits(last_hidden(hidden, count), allowed), rows, count
 
 
 def _step(graphs: Graphs, config: LoopConfig, models: Models, requests: Requests, state: State) -> State:
@@ -140,7 +140,7 @@ def _step(graphs: Graphs, config: LoopConfig, models: Models, requests: Requests
 
         hidden, rows = jax.lax.cond(jnp.any(active), read_base, skip_base)
         base_cache = base_cache.write(rows, active.astype(jnp.int32))
-        base_logits = _allowed(base.logits(hidden), models.allowed)
+        base_logits = base.logits(hidden, models.allowed)
         if strategy.needs_gate and graphs.gate is not None:
             gate_logits = nnx.merge(graphs.gate, models.gate)(hidden)
 
@@ -165,15 +165,15 @@ def _step(graphs: Graphs, config: LoopConfig, models: Models, requests: Requests
         asks = asked[m] & ready
 
         def call(decoder=decoder, m=m, ready=ready):
-            return expert_pass(decoder, state, m, ready & (unread(state, m) <= CHUNK), CHUNK)
+            return expert_pass(decoder, state, m, ready & (unread(state, m) <= CHUNK), CHUNK, models.allowed)
 
         def rest(decoder=decoder):
             nothing = no_rows(decoder.config, batch, CHUNK, decoder.dtype)
-            return jnp.zeros((batch, decoder.config.vocab_size), jnp.float32), nothing, jnp.zeros(batch, jnp.int32)
+            return jnp.zeros((batch, models.allowed.shape[0]), jnp.float32), nothing, jnp.zeros(batch, jnp.int32)
 
         logits, rows, count = jax.lax.cond(jnp.any(asks), call, rest)
         caches.append(cache.write(rows, count))
-        expert_logits.append(_allowed(logits, models.allowed))
+        expert_logits.append(logits)
         passes.append(jnp.any(asks).astype(jnp.int32))
         calls = calls + asks
 
@@ -206,11 +206,6 @@ def _step(graphs: Graphs, config: LoopConfig, models: Models, requests: Requests
         base_cache=base_cache,
         expert_caches=tuple(caches),
     )
-
-
-def _allowed(logits: Float[Array, "B W"], allowed: Bool[Array, "V"]) -> Float[Array, "B V"]:
-    """Logits over the shared vocabulary; ids outside it can never be written."""
-    return jnp.where(allowed, logits[:, : allowed.shape[0]], -jnp.inf)
 
 
 @partial(jax.jit, static_argnames=("graphs", "config"), donate_argnames="state")

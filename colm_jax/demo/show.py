@@ -17,8 +17,10 @@ from colm_jax.data.records import read_jsonl
 from colm_jax.demo.pair import TRAINING, make_pair
 from colm_jax.evaluation.tasks import score_answers
 from colm_jax.pipeline import console
+from colm_jax.pipeline.config import RunConfig
+from colm_jax.pipeline.files import write_generations
 from colm_jax.pipeline.reporting import answer_for_report, read_generations, write_files
-from colm_jax.pipeline.run import Run, RunConfig, write_generations
+from colm_jax.pipeline.run import Run
 from colm_jax.pipeline.stage import Stage
 from colm_jax.report.contents import Curve, Report, Table
 from colm_jax.report.terminal import show_report

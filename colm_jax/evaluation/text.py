@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from colm_jax.models.gate import log_writers, p_defer
+from colm_jax.models.gate import p_defer
 from colm_jax.objectives import marginal_nll
 from colm_jax.team import Scored
 
@@ -54,8 +54,3 @@ def evaluate_text(scored: Sequence[Scored]) -> TextScores:
         team=team,
         deferral_rate=None if rates is None else float(rates.mean()),
     )
-
-
-def writer_probabilities(logits: np.ndarray) -> np.ndarray:
-    """P(Z = 0..M) of gate logits, [N, M+1]."""
-    return np.exp(np.asarray(log_writers(jnp.asarray(logits))))

@@ -48,8 +48,8 @@ class Mixture:
 
     def __post_init__(self):
         """Rejects sizes that no network can have."""
-        if not 1 <= self.active <= self.networks:
-            raise UserError(f"model config: of {self.networks} networks {self.active!r} cannot be active")
+        if not 1 <= self.active <= self.networks <= 10_000:
+            raise UserError(f"model config: of {self.networks} networks {self.active} cannot be active")
 
 
 @dataclass(frozen=True)

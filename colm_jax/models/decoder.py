@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.models.attention import attend, rope_angles, rotate
 from colm_jax.models.cache import KVCache, Rows
@@ -141,12 +141,13 @@ class Decoder(nnx.Module):
 
         return jax.lax.scan(step, x, (stacked, windows))[0]
 
-    def logits(self, hidden: Float[Array, "*N D"]) -> Float[Array, "*N V"]:
-        """Scores over the vocabulary, float32."""
+    def logits(self, hidden: Float[Array, "*N D"], allowed: Bool[Array, "W"] | None = None) -> Float[Array, "*N V"]:
+        """Scores over the vocabulary, float32; given `allowed`, over its W ids, -inf where it is False."""
         kernel = self.embedding[...].T if self.config.tied else self.head[...]
         logits = jnp.dot(hidden, kernel, precision=precision_of(hidden.dtype), preferred_element_type=jnp.float32)
-        cap = self.config.logit_softcap
-        return logits if cap is None else cap * jnp.tanh(logits / cap)
+        if self.config.logit_softcap is not None:
+            logits = self.config.logit_softcap * jnp.tanh(logits / self.config.logit_softcap)
+        return logits if allowed is None else jnp.where(allowed, logits[..., : allowed.shape[0]], -jnp.inf)
 
     def unstacked(self) -> "Decoder":
         """The same model with a list of layers in place of the stacked ones. Copies the layers' weights."""
@@ -154,7 +155,15 @@ class Decoder(nnx.Module):
             return self
         graph, stacked = nnx.split(self.layers)
         other = copy.copy(self)
-        other.layers = nnx.List(
-            [nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], stacked)) for i in range(self.config.depth)]
-        )
+        other.layers = nnx.List([nnx.merge(graph, _layer(stacked, i)) for i in range(self.config.depth)])
         return other
+
+
+def _layer(stacked: nnx.State, number: int) -> nnx.State:
+    """One layer of stacked parameters."""
+
+    def take(variable: nnx.Variable) -> nnx.Variable:
+        value = jax.tree.map(lambda leaf: leaf[number], variable.get_value())
+        return type(variable)(value, axes=variable.get_metadata()["axes"][1:])
+
+    return jax.tree.map(take, stacked, is_leaf=lambda x: isinstance(x, nnx.Variable))

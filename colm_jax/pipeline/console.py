@@ -4,7 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 errors = Console(stderr=True)
 output = Console()
@@ -22,12 +30,12 @@ class Bar:
 
 
 @contextmanager
-def bar(title: str, total: int | None = None) -> Iterator[Bar]:
-    """A bar for one piece of work."""
+def bar(title: str, total: int | None = None, bytes_: bool = False) -> Iterator[Bar]:
+    """A bar for one piece of work, in items or in bytes."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        DownloadColumn() if bytes_ else MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),

@@ -4,9 +4,7 @@ Each stage is a method that says what it reads and what it writes; DESIGN sectio
 """
 
 import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,57 +12,28 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from colm_jax.calibration.threshold import Calibration, calibrate, prompt_of
-from colm_jax.checkpoints.directory import resolve, write_json
-from colm_jax.checkpoints.huggingface import DTYPES, load_model, match_tensors
-from colm_jax.checkpoints.team import Base, load_base, make_gate, save_team
+from colm_jax.calibration.threshold import calibrate, prompt_of
+from colm_jax.checkpoints.card import model_card
+from colm_jax.checkpoints.directory import resolve, revision, write_json
+from colm_jax.checkpoints.huggingface import match_tensors, read_config
+from colm_jax.checkpoints.team import Base, load_base, load_expert, make_gate, save_team
 from colm_jax.data.records import Examples, encode_examples, read_jsonl
-from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
-from colm_jax.errors import UserError
-from colm_jax.evaluation.tasks import find_task, reference_of, score_answers
+from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary, vocabulary_digest
+from colm_jax.evaluation.tasks import reference_of, score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.labels import weak_labels
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh
 from colm_jax.pipeline import console
+from colm_jax.pipeline.config import RunConfig
+from colm_jax.pipeline.files import link, save_array, write_generations, write_text
 from colm_jax.pipeline.stage import Stage, hash_file, hash_model
 from colm_jax.scoring import Scores, load_scores, score_examples, score_to_directory
-from colm_jax.team import CoLM, Generation
-from colm_jax.training.config import Training
-from colm_jax.training.gate_fit import GateInit, Positions, initial_gate, train_gate
+from colm_jax.team import CoLM
+from colm_jax.training.gate_fit import Positions, initial_gate, train_gate
 from colm_jax.training.trainer import train
 
 STAGES = ("score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides what a run computes."""
-
-    base: str
-    experts: tuple[str, ...]
-    data: str
-    dev: str | None = None
-    test: str | None = None  # None: the dev file
-    task: str | None = None  # metric of generated answers; None: text only
-    dtype: str = "float32"
-    mesh: tuple[int, int, int] = (1, 1, 1)  # data, fsdp, tensor
-    length: int = 2048  # longest training text, at most the context
-    max_new_tokens: int = 96
-    prompt_tokens: int = 32  # where test lines have no prompt: their first tokens serve as one
-    batch_size: int = 32  # of decoding
-    training: Training = field(default_factory=Training)
-    gate_init: GateInit = field(default_factory=GateInit)
-    calibration: Calibration = field(default_factory=Calibration)
-
-    def __post_init__(self):
-        """Rejects what could only fail later."""
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.task is not None:
-            find_task(self.task)
-        if not self.experts:
-            raise UserError("a run needs at least one --expert")
 
 
 class Run:
@@ -86,11 +55,14 @@ class Run:
         self.mesh = make_mesh(*config.mesh)
         self.base_directory = resolve(config.base)
         self.expert_directories = [resolve(expert) for expert in config.experts]
-        for directory in (self.base_directory, *self.expert_directories):
+        directories = [self.base_directory, *self.expert_directories]
+        for directory in directories:
             match_tensors(directory)
         self.tokenizer = load_tokenizer(self.base_directory)
         self._expert_tokenizers = [load_tokenizer(directory) for directory in self.expert_directories]
-        shared_vocabulary([self.tokenizer, *self._expert_tokenizers], [self.tokenizer.size])
+        tokenizers = [self.tokenizer, *self._expert_tokenizers]
+        heads = [read_config(d).vocab_size - t.has_defer_token for d, t in zip(directories, tokenizers)]
+        self.allowed = shared_vocabulary(tokenizers, heads)
         self.records = {"data": read_jsonl(config.data)}
         if config.dev is not None:
             self.records["dev"] = read_jsonl(config.dev)
@@ -102,15 +74,18 @@ class Run:
     @cached_property
     def base(self) -> Base:
         """The base as given."""
-        return load_base(self.config.base, self.config.dtype, self.mesh)
+        with console.bar("loading base", bytes_=True) as bar:
+            return load_base(self.base_directory, self.config.dtype, self.mesh, progress=bar.to)
 
     @cached_property
     def experts(self) -> list[Decoder]:
         """The experts."""
-        return [
-            load_model(d, self.config.dtype, self.mesh, t.size if t.has_defer_token else None)[0]
-            for d, t in zip(self.expert_directories, self._expert_tokenizers)
-        ]
+        found = []
+        for m, (directory, tokenizer) in enumerate(zip(self.expert_directories, self._expert_tokenizers)):
+            with console.bar(f"loading expert {m + 1}", bytes_=True) as bar:
+                kind = self.config.expert_dtype
+                found.append(load_expert(directory, tokenizer, self.config.dtype, kind, self.mesh, bar.to))
+        return found
 
     @cached_property
     def _context(self) -> int:
@@ -119,7 +94,7 @@ class Run:
     def examples(self, split: str) -> Examples:
         """A data file, tokenised by the base's tokenizer; training texts are cut at `length` too."""
         limit = min(self.config.length, self._context) if split == "data" else self._context
-        return encode_examples(self.records[split], self.tokenizer, limit, getattr(self.config, split))
+        return encode_examples(self.records[split], self.tokenizer, limit, getattr(self.config, split), self.allowed)
 
     @cached_property
     def training_examples(self) -> Examples:
@@ -148,19 +123,21 @@ class Run:
 
     def score(self) -> list[Stage]:
         """Scores of base and experts on the training texts."""
-        settings = {"dtype": self.config.dtype, "length": self.config.length}
         stages = []
         for m, name in enumerate(["base", *(f"expert-{i + 1}" for i in range(len(self.config.experts)))]):
 
             def work(directory: Path, m: int = m, name: str = name) -> None:
-                decoder = [self.base.decoder, *self.experts][m]
+                decoder = self.base.decoder if m == 0 else self.experts[m - 1]
                 examples = self.training_examples
                 with console.bar(f"scoring {name}", len(examples.items)) as bar:
-                    score_to_directory(decoder, examples, directory, bar.to)
+                    score_to_directory(decoder, examples, directory, self.allowed, bar.to)
 
             inputs = {"data": self.hashes["data"], "tokenizer": self.tokenizer.digest, "model": self.hashes[name]}
             # The context of the shortest model decides where texts are cut.
             inputs |= {key: value for key, value in self.hashes.items() if key not in ("dev", "test")}
+            inputs |= {"shared_vocabulary": vocabulary_digest(self.tokenizer, self.allowed)}
+            dtype = self.config.dtype if m == 0 else self.config.expert_dtype or self.config.dtype
+            settings = {"dtype": dtype, "length": self.config.length}
             stages.append(self._do(f"scores/{name}", inputs, settings, work))
         return stages
 
@@ -178,7 +155,7 @@ class Run:
             base = np.concatenate(self._scores("base").is_argmax)
             experts = np.stack([np.concatenate(s.is_argmax) for s in self._expert_scores()], -1)
             labels = weak_labels(base, experts, method)
-            _save_array(directory / "labels.npy", labels)
+            save_array(directory / "labels.npy", labels)
             counted = np.concatenate([example.targets[1:] for example in self.training_examples.items])
             rates = labels[counted].mean(0).tolist()
             write_json(directory / "summary.json", {"method": method, "share_of_ones": rates})
@@ -190,7 +167,7 @@ class Run:
         """The positions of the training texts that count, with hidden states, scores and labels."""
         examples = self.training_examples
         with console.bar("hidden states", len(examples.items)) as bar:
-            states = score_examples(self.base.decoder, examples, True, bar.to).hidden or ()
+            states = score_examples(self.base.decoder, examples, self.allowed, True, bar.to).hidden or ()
         counted = np.concatenate([example.targets[1:] for example in examples.items])
         experts = np.stack([np.concatenate(s.log_prob) for s in self._expert_scores()], -1)
         return Positions(
@@ -208,7 +185,7 @@ class Run:
             head = decoder.embedding[...] if decoder.config.tied else decoder.head[...].T
             mean = np.asarray(head, np.float32).mean(0)
             kernel, losses = initial_gate(self._positions, self.config.gate_init, mean)
-            _save_array(directory / "kernel.npy", np.asarray(kernel))
+            save_array(directory / "kernel.npy", np.asarray(kernel))
             write_json(directory / "summary.json", {"loss": losses})
 
         return self._do("gate", {"labels": labels.digest}, self.config.gate_init, work)
@@ -245,6 +222,7 @@ class Run:
                         lambda step, steps, m: bar.to(
                             step, steps, f"loss {m['loss']:.4f}  deferral {m['expected_deferral']:.3f}"
                         ),
+                        self.allowed,
                     )
             save_team(
                 directory / "team",
@@ -256,20 +234,40 @@ class Run:
                 self.base.defer_embedding,
             )
 
-        return self._do("train", {**_digests(scores), "gate": gate.digest}, settings, work)
+        inputs = {**_digests(scores), "gate": gate.digest, "chat_template": self.tokenizer.template_digest or "none"}
+        return self._do("train", inputs, settings, work)
 
     def _provenance(self) -> dict[str, Any]:
+        """What colm.json says of the models, the data and the training."""
+
+        def model(name: str, directory: Path, key: str) -> dict[str, Any]:
+            commit = revision(directory)
+            shown = name.partition("@")[0] if commit else str(directory.resolve())
+            return {"model": shown, "revision": commit, "sha256": self.hashes[key]}
+
         experts = [
-            {"model": str(d.resolve()) if Path(e).is_dir() else e, "sha256": self.hashes[f"expert-{m + 1}"]}
-            for m, (e, d) in enumerate(zip(self.config.experts, self.expert_directories))
+            model(name, directory, f"expert-{m + 1}")
+            for m, (name, directory) in enumerate(zip(self.config.experts, self.expert_directories))
         ]
         training = {"objective": self.config.training.objective, "trainable": self.config.training.trainable}
-        return {"experts": experts, "provenance": {"base_sha256": self.hashes["base"], "training": training}}
+        data = {
+            split: {"file": Path(getattr(self.config, split)).name, "sha256": self.hashes[split]}
+            for split in self.records
+        }
+        base = model(self.config.base, self.base_directory, "base")
+        return {
+            "experts": experts,
+            "shared_vocabulary": {
+                "words": int(self.allowed.sum()),
+                "sha256": vocabulary_digest(self.tokenizer, self.allowed),
+            },
+            "provenance": {"base": base, "data": data, "training": training},
+        }
 
     @cached_property
     def team(self) -> CoLM:
         """The trained team."""
-        trained = load_base(self.out / "train" / "team", self.config.dtype, self.mesh)
+        trained = load_base(self.out / "train" / "team", self.config.dtype, self.mesh, stacked=False)
         return CoLM(trained, self.experts, self._expert_tokenizers, self.mesh)
 
     def calibrate(self, trained: Stage) -> Stage | None:
@@ -300,7 +298,8 @@ class Run:
             for path in sorted(source.iterdir()):
                 target = directory / path.name
                 if path.name != "colm.json" and not target.exists():
-                    _link(path, target)
+                    link(path, target)
+            write_text(directory / "README.md", model_card(facts))
             write_json(directory / "colm.json", facts)
 
         inputs = {"train": trained.digest} | ({} if calibrated is None else {"calibrate": calibrated.digest})
@@ -423,43 +422,6 @@ class Run:
         if not reached("evaluate"):
             write_report(self, calibrated, generated, evaluated)
         return json.loads((evaluated.directory / "evaluation.json").read_text(encoding="utf-8"))
-
-
-def write_generations(path: Path, prompts: Sequence[Any], answers: Sequence[Generation], ids: Sequence[Any]) -> None:
-    """Writes generation lines (the contract's), beside the file and then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        for number, prompt, answer in zip(ids, prompts, answers, strict=True):
-            shown = prompt.get("prompt", prompt.get("messages", prompt.get("input_ids")))
-            record = {
-                "id": number,
-                "prompt": shown,
-                "text": answer.text,
-                "tokens": answer.tokens,
-                "sources": answer.sources,
-                "p_defer": answer.p_defer,
-                "threshold": answer.threshold,
-                "finish_reason": answer.finish_reason,
-                "expert_calls": answer.expert_calls,
-            }
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    beside.replace(path)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file, so that weights are not stored twice; a copy where the file system has no links."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
-        np.save(file, array)
-    beside.replace(path)
 
 
 def _digests(stages: Sequence[Stage]) -> dict[str, str]:

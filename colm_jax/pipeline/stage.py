@@ -19,11 +19,25 @@ from colm_jax.errors import UserError
 
 SCHEMA = 1
 MANIFEST, STARTED = "manifest.json", "started.json"
-_PACKAGES = ("colm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers")
+_PACKAGES = (
+    "colm-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "qwix",
+    "transformers",
+    "tokenizers",
+)
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file; of a large file in the Hub's cache it is the name that the link points to."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and len(blob.name) == 64:
+        return blob.name
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -52,28 +52,42 @@ def token_scores(
 
 
 @jax.jit(static_argnames="graph")
-def _score_batch(graph, state, tokens):
+def _score_batch(graph, state, tokens, allowed):
     decoder = nnx.merge(graph, state)
     hidden, _ = decoder(tokens[:, :-1])
-    log_prob, is_argmax = token_scores(decoder.logits(hidden), tokens[:, 1:])
+    log_prob, is_argmax = token_scores(decoder.logits(hidden, allowed), tokens[:, 1:])
     return log_prob, is_argmax, hidden
 
 
-def _passes(decoder: Decoder, examples: Examples, groups: list[list[int]]) -> Iterator[tuple[list[int], tuple]]:
+def _passes(
+    decoder: Decoder, examples: Examples, allowed: np.ndarray | None, groups: list[list[int]]
+) -> Iterator[tuple[list[int], tuple]]:
     graph, state = nnx.split(decoder)
     length = padded_length(examples.items)
     for rows in groups:
-        yield rows, _score_batch(graph, state, collate(examples.items, rows, _BATCH, length).tokens)
+        yield rows, _score_batch(graph, state, collate(examples.items, rows, _BATCH, length).tokens, allowed)
 
 
 def score_examples(
-    decoder: Decoder, examples: Examples, keep_hidden: bool = False, progress: Progress = lambda done: None
+    decoder: Decoder,
+    examples: Examples,
+    allowed: np.ndarray | None = None,
+    keep_hidden: bool = False,
+    progress: Progress = lambda done: None,
 ) -> Scores:
-    """Scores in memory, with the final hidden states that predict each token where `keep_hidden`."""
+    """Scores in memory.
+
+    Args:
+      decoder: the model.
+      examples: the texts.
+      allowed: the shared vocabulary, [V] bool: probabilities are over it; None: all of the head's rows.
+      keep_hidden: also the final hidden states that predict each token.
+      progress: told how many examples are done.
+    """
     log_probs: list[np.ndarray] = []
     argmaxes: list[np.ndarray] = []
     states: list[np.ndarray] = []
-    for rows, (log_prob, is_argmax, hidden) in _passes(decoder, examples, in_order(examples.items, _BATCH)):
+    for rows, (log_prob, is_argmax, hidden) in _passes(decoder, examples, allowed, in_order(examples.items, _BATCH)):
         _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
         if keep_hidden:
             wide = np.asarray(hidden, np.float32)
@@ -83,7 +97,11 @@ def score_examples(
 
 
 def score_to_directory(
-    decoder: Decoder, examples: Examples, directory: Path, progress: Progress = lambda done: None
+    decoder: Decoder,
+    examples: Examples,
+    directory: Path,
+    allowed: np.ndarray | None = None,
+    progress: Progress = lambda done: None,
 ) -> Scores:
     """Scores into `directory` as shard-NNNNN.npz; shards already there are kept. Returns all of them."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -94,7 +112,7 @@ def score_to_directory(
         if not path.exists():
             log_probs: list[np.ndarray] = []
             argmaxes: list[np.ndarray] = []
-            for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, shard):
+            for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, allowed, shard):
                 _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
                 progress(rows[-1] + 1)
             beside = path.with_suffix(".tmp.npz")

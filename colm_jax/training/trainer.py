@@ -54,10 +54,10 @@ def scored_batch(batch: Batch, base: Scores | None, experts: list[Scores], metho
     return ScoredBatch(batch.tokens, batch.mask, log_probs, labels)  # type: ignore[arg-type]
 
 
-def batch_loss(decoder: Decoder, gate: Gate, batch: ScoredBatch, settings: Training):
+def batch_loss(decoder: Decoder, gate: Gate, batch: ScoredBatch, settings: Training, allowed=None):
     """The objective's (sum, count) over a batch, and what to report of it."""
     hidden, _ = decoder(batch.tokens[:, :-1])
-    base_log_prob, _ = token_scores(decoder.logits(hidden), batch.tokens[:, 1:])
+    base_log_prob, _ = token_scores(decoder.logits(hidden, allowed), batch.tokens[:, 1:])
     gate_logits = gate(hidden)
     if settings.objective == "sft":
         total, count = sft_loss(base_log_prob, batch.mask)
@@ -103,8 +103,11 @@ def train(
     settings: Training,
     directory: Path,
     report: Report = lambda step, steps, metrics: None,
+    allowed: np.ndarray | None = None,
 ) -> tuple[Decoder, Gate]:
     """Trains and returns decoder and gate; takes up an earlier run in `directory` where it stopped.
+
+    `allowed` is the shared vocabulary, [V] bool, over which probabilities are; None: all of the head's rows.
 
     Writes `directory`/checkpoints and `directory`/metrics.jsonl (a line a step: loss, expected deferral rate,
     gradient norm; no times, so that a resumed run writes the same file).
@@ -134,7 +137,7 @@ def train(
     @jax.jit(donate_argnums=(0, 1))
     def step_fn(params, opt_state, frozen, batch: ScoredBatch):
         def loss_fn(params):
-            total, count, defer = batch_loss(*rebuild(params, frozen), batch, settings)
+            total, count, defer = batch_loss(*rebuild(params, frozen), batch, settings, allowed)
             count = jnp.maximum(count, 1.0)
             return total / count, defer / count
 

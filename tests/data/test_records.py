@@ -5,12 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from colm_jax.data.records import encode_example, encode_prompt, read_examples, read_jsonl
+from colm_jax.data.records import encode_example, encode_examples, encode_prompt, read_jsonl
 from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.errors import UserError
 from tests.tiny import CHAT_TEMPLATE, SPECIAL, WORDS, write_tokenizer
 
 BOS, EOS = 1, 2
+
+
+def read_examples(file, tokenizer, context):
+    return encode_examples(read_jsonl(file), tokenizer, context, str(file))
 
 
 def ids_of(text):

@@ -26,6 +26,8 @@ _REFUSED = {
     "quantization_config": "the weights are quantised already; name the unquantised checkpoint "
     "(--expert_dtype int8 quantises it here)",
 }
+_LARGEST = 2**31 - 1  # of a whole number
+_DEEPEST = 10_000  # layers
 _REQUIRED = object()
 
 
@@ -53,7 +55,9 @@ class Fields:
             return default
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise self.error(f"field {key!r} has a wrong type: {value!r}")
+            raise self.error(f"field {key!r} has a wrong type: {value!r:.80}")
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise self.error(f"field {key!r} is out of range: {value!r:.80}")
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> Any:
@@ -180,10 +184,13 @@ TABLE: dict[str, Stored] = {
 def read_sizes(fields: Fields, *, tied: bool) -> dict[str, Any]:
     """The fields that every family names alike; `tied` is what its files mean where they leave it out."""
     heads, width = fields.get("num_attention_heads", int), fields.get("hidden_size", int)
+    depth = fields.get("num_hidden_layers", int)
+    if not 1 <= depth <= _DEEPEST:
+        raise fields.error(f"field 'num_hidden_layers' must be from 1 to {_DEEPEST}, got {depth}")
     return {
         "vocab_size": fields.get("vocab_size", int),
         "width": width,
-        "depth": fields.get("num_hidden_layers", int),
+        "depth": depth,
         "heads": heads,
         "kv_heads": fields.get("num_key_value_heads", int, heads),
         "head_dim": fields.get("head_dim", int, width // max(heads, 1)),  # 0 heads: refused by ModelConfig

@@ -23,14 +23,15 @@ from colm_jax.models.config import ModelConfig
 _GELU = "gelu_pytorch_tanh"
 
 
-def _read_common(fields: Fields, windowed: list[bool] | None) -> dict[str, Any]:
+def _read_common(fields: Fields, pattern: int) -> dict[str, Any]:
     for key in ("hidden_activation", "hidden_act"):
         fields.only(key, _GELU, None)
     fields.only("use_bidirectional_attention", False, None)
     sizes = read_sizes(fields, tied=True)
     bias = fields.get("attention_bias", bool, False)
-    if windowed is None:
-        windowed = [i % 2 == 0 for i in range(sizes["depth"])]
+    if pattern < 1:
+        raise fields.error(f"'sliding_window_pattern' must be at least 1, got {pattern}")
+    windowed = [(i + 1) % pattern != 0 for i in range(sizes["depth"])]
     return {
         **sizes,
         "activation": "gelu_tanh",
@@ -62,8 +63,7 @@ def _write_common(config: ModelConfig) -> Json:
 
 
 def _read_gemma3(fields: Fields) -> ModelConfig:
-    depth, pattern = fields.get("num_hidden_layers", int), fields.get("sliding_window_pattern", int, 6)
-    fields.get("_sliding_window_pattern", int, pattern)
+    pattern = fields.get("sliding_window_pattern", int, fields.get("_sliding_window_pattern", int, 6))
     found = fields.get("rope_parameters", dict, None)
     if found is not None and set(found) <= {"full_attention", "sliding_attention"}:
         rope, local = (
@@ -73,7 +73,7 @@ def _read_gemma3(fields: Fields) -> ModelConfig:
         fields.get("rope_scaling", dict, None)
     else:
         rope, local = fields.rope(), fields.rope_of({}, fields.number("rope_local_base_freq"))
-    common = _read_common(fields, [bool((i + 1) % pattern) for i in range(depth)])
+    common = _read_common(fields, pattern)
     return ModelConfig(family="gemma3_text", **common, rope=rope, window_rope=local, qk_norm=True)
 
 
@@ -93,7 +93,7 @@ _TABLE = {
 GEMMA2 = Family(
     "gemma2",
     "Gemma2ForCausalLM",
-    lambda fields: ModelConfig(family="gemma2", **_read_common(fields, None), rope=fields.rope()),
+    lambda fields: ModelConfig(family="gemma2", **_read_common(fields, pattern=2), rope=fields.rope()),
     lambda config: {**_write_common(config), **write_both_ropes(config.rope)},
     _TABLE,
 )

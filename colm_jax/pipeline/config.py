@@ -1,0 +1,44 @@
+"""What a run is: its models, its data, and the settings of every stage."""
+
+from dataclasses import dataclass, field
+
+from colm_jax.calibration.threshold import Calibration
+from colm_jax.checkpoints.huggingface import DTYPES
+from colm_jax.checkpoints.team import EXPERT_DTYPES
+from colm_jax.errors import UserError
+from colm_jax.evaluation.tasks import find_task
+from colm_jax.training.config import Training
+from colm_jax.training.gate_fit import GateInit
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes."""
+
+    base: str
+    experts: tuple[str, ...]
+    data: str
+    dev: str | None = None
+    test: str | None = None  # None: the dev file
+    task: str | None = None  # metric of generated answers; None: text only
+    dtype: str = "float32"
+    expert_dtype: str | None = None  # of the experts, also "int8" or "int4"; None: as dtype
+    mesh: tuple[int, int, int] = (1, 1, 1)  # data, fsdp, tensor
+    length: int = 2048  # longest training text, at most the context
+    max_new_tokens: int = 96
+    prompt_tokens: int = 32  # where test lines have no prompt: their first tokens serve as one
+    batch_size: int = 32  # of decoding
+    training: Training = field(default_factory=Training)
+    gate_init: GateInit = field(default_factory=GateInit)
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def __post_init__(self):
+        """Rejects what could only fail later."""
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.expert_dtype is not None and self.expert_dtype not in EXPERT_DTYPES:
+            raise UserError(f"expert_dtype must be one of {', '.join(EXPERT_DTYPES)}, got {self.expert_dtype!r}")
+        if self.task is not None:
+            find_task(self.task)
+        if not self.experts:
+            raise UserError("a run needs at least one --expert")
