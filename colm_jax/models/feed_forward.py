@@ -2,12 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import qwix
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from colm_jax.models.config import ModelConfig
-from colm_jax.models.layers import Linear, Maker, precision_of
+from colm_jax.models.layers import Linear, Maker, product
 
 
 def activate(name: str, x: Float[Array, "*N F"]) -> Float[Array, "*N F"]:
@@ -34,7 +33,9 @@ class FeedForward(nnx.Module):
 class MixtureFeedForward(nnx.Module):
     """Several gated networks; a router picks a few for each token and weights them (Jiang et al. 2024, Mixtral).
 
-    Tokens are sorted by network, so that each network is read once and does only the work of its own tokens.
+    The networks run one after the other, each only if some token chose it: a step of few tokens reads the weights of
+    few networks. (A long text passes them all. `lax.ragged_dot` would do less, but compiles for TPU to more: every
+    network on every copy of a token.)
     """
 
     def __init__(self, config: ModelConfig, make: Maker):
@@ -52,17 +53,16 @@ class MixtureFeedForward(nnx.Module):
         top, chosen = jax.lax.top_k(shares, self.active)  # [B, T, A]
         weights = top / jnp.sum(top, axis=-1, keepdims=True)
 
-        flat = chosen.reshape(-1)
-        order = jnp.argsort(flat)  # copies of tokens, by network
-        rows = x.reshape(-1, x.shape[-1])[order // self.active]
-        sizes = jnp.bincount(flat, length=shares.shape[-1])
-        hidden = activate(self.activation, _by_network(rows, self.gate, sizes)) * _by_network(rows, self.up, sizes)
-        out = _by_network(hidden, self.down, sizes)[jnp.argsort(order)]
-        return jnp.einsum("btad,bta->btd", out.reshape(*chosen.shape, -1), weights.astype(x.dtype))
+        shares = jnp.sum(jax.nn.one_hot(chosen, shares.shape[-1]) * weights[..., None], axis=-2)  # [B, T, networks]
 
+        def network(out: Float[Array, "B T D"], n: Int[Array, ""]):
+            def work():
+                gate, up, down = (jax.tree.map(lambda leaf: leaf[n], k.get_value()) for k in kernels)
+                hidden = activate(self.activation, product("btd,df->btf", x, gate)) * product("btd,df->btf", x, up)
+                return out + shares[..., n, None] * product("btf,fd->btd", hidden, down)
 
-def _by_network(rows: Float[Array, "N I"], kernel: nnx.Param, sizes: Int[Array, "networks"]) -> Float[Array, "N O"]:
-    """Rows sorted by network, each times its network's kernel."""
-    value = kernel.get_value()
-    dot = qwix.ragged_dot if isinstance(value, qwix.QArray) else jax.lax.ragged_dot
-    return dot(rows, value, sizes.astype(jnp.int32), precision=precision_of(rows.dtype))
+            return jax.lax.cond(jnp.any(shares[..., n] > 0), work, lambda: out), None
+
+        kernels = (self.gate, self.up, self.down)
+        start = jnp.zeros(x.shape, jnp.float32)
+        return jax.lax.scan(network, start, jnp.arange(shares.shape[-1]))[0].astype(x.dtype)

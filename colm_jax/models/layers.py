@@ -32,6 +32,12 @@ class Maker:
         return (shape, axes) if self.layers is None else ((self.layers, *shape), ("layers", *axes))
 
 
+def product(equation: str, x: jax.Array, kernel: jax.Array | qwix.QArray) -> jax.Array:
+    """The einsum of activations and a kernel that may be quantised."""
+    einsum = qwix.einsum if isinstance(kernel, qwix.QArray) else jnp.einsum
+    return einsum(equation, x, kernel, precision=precision_of(x.dtype))
+
+
 class Linear(nnx.Module):
     """A linear map over the axes that an einsum equation names, as in "btd,dnh->btnh"."""
 
@@ -59,10 +65,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
         """Maps each token."""
-        precision = precision_of(x.dtype)
-        kernel = self.kernel.get_value()
-        einsum = qwix.einsum if isinstance(kernel, qwix.QArray) else jnp.einsum
-        out = einsum(self.equation, x, kernel, precision=precision)
+        out = product(self.equation, x, self.kernel.get_value())
         if hasattr(self, "bias"):
             out += self.bias[...]
         return out.astype(x.dtype)  # LoRA's float32 matrices widen it
