@@ -99,7 +99,8 @@ class CoLM:
           experts: likewise; None takes those that the team directory names, [] a base alone.
           mesh: where weights live; None: the first device.
           dtype: of weights, activations and caches: "float32", "bfloat16" or "float16".
-          expert_dtype: of the experts, where it differs; "int8" and "int4" hold their weights in so many bits.
+          expert_dtype: of the experts, where it differs; "int8" and "int4" hold their weights in so many bits. None:
+            as the team was trained, or `dtype`.
           progress: told of each model how many bytes are read, of how many.
 
         Raises:
@@ -111,8 +112,10 @@ class CoLM:
             raise UserError(f"expert_dtype must be one of {', '.join(EXPERT_DTYPES)}, got {expert_dtype!r}")
         mesh = make_mesh() if mesh is None else mesh
         loaded = load_base(base, dtype, mesh, stacked=False, progress=partial(progress, str(base)))
-        named = loaded.facts.get("experts", [])
-        given = [pinned(expert) for expert in named] if experts is None else experts
+        given = experts
+        if given is None:
+            given = [pinned(expert) for expert in loaded.facts.get("experts", [])]
+            expert_dtype = expert_dtype or loaded.facts.get("expert_dtype")
         directories = [resolve(expert) for expert in given]
         tokenizers = [load_tokenizer(directory) for directory in directories]
         decoders = [

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import qwix
 from flax import nnx
 from safetensors.numpy import load_file
 
@@ -18,7 +19,8 @@ from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.run import Run
 from colm_jax.training.config import Training
 from tests.checkpoints.test_huggingface import assert_same
-from tests.models.families import CONFIGS, write_family
+from tests.models.families import CONFIGS, tokens, write_family
+from tests.models.make_golden import transformers_logits
 from tests.tiny import CHAT_TEMPLATE, SPECIAL, WORDS, edit_json, forward, write_tokenizer
 
 SHORTER = WORDS[:28]  # as Llama 2 beside Meditron: the same words, then fewer
@@ -133,6 +135,7 @@ def test_colm_json_and_card_say_where_a_team_comes_from(tmp_path, tiny_model):
     run = trained(tmp_path, tiny_model, expert_dtype="int8")
     facts = json.loads((run / "team/colm.json").read_text())
     assert facts["shared_vocabulary"]["words"] == 32
+    assert facts["expert_dtype"] == "int8"
     assert facts["experts"][0]["model"] == str(tmp_path / "expert")
     assert facts["provenance"]["base"]["model"] == str(tmp_path / "base")
     assert facts["provenance"]["data"]["data"]["file"] == "data.jsonl"
@@ -149,7 +152,9 @@ def test_colm_json_and_card_say_where_a_team_comes_from(tmp_path, tiny_model):
     ):
         assert part in card
     assert f"threshold: {facts['threshold']:.4g}" in card
-    assert CoLM.from_pretrained(run / "team").allowed.sum() == 32
+    team = CoLM.from_pretrained(run / "team")
+    assert team.allowed.sum() == 32
+    assert isinstance(team.experts[0].layers[0].attention.query.kernel.get_value(), qwix.QArray)
 
 
 def test_another_chat_template_than_in_training_is_refused(tmp_path, tiny_model):
@@ -180,19 +185,33 @@ def test_experts_from_the_hub_are_pinned(tmp_path):
 # Every family as a base: team and original format, and back.
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_team_of_every_family_is_stored_and_read_back(name, tmp_path, mesh):
+def team_of(name, tmp_path, mesh):
+    """A family's tiny model as a base with a gate, stored as a team: the source, the base, the gate's kernel."""
     source = write_family(tmp_path / "source", name)
     write_tokenizer(source, (*SPECIAL, *(chr(97 + i) for i in range(57)), "<|endoftext|>"))
     base = load_base(source, "float32", mesh)
     kernel = np.random.default_rng(0).normal(size=(48, 1)).astype(np.float32)
     save_team(tmp_path / "team", base.decoder, make_gate(kernel), source, "float32", {"experts": [], "threshold": None})
+    return source, kernel
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_team_of_every_family_is_a_plain_model_to_transformers(name, tmp_path, mesh):
+    pytest.importorskip("torch", reason="needs PyTorch")
+    source, _ = team_of(name, tmp_path, mesh)
+    np.testing.assert_array_equal(
+        transformers_logits(tmp_path / "team", tokens()), transformers_logits(source, tokens())
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_team_of_every_family_is_stored_and_read_back(name, tmp_path, mesh):
+    source, kernel = team_of(name, tmp_path, mesh)
     assert_same(load_file(tmp_path / "team/model.safetensors"), load_file(source / "model.safetensors"))
     team = load_base(tmp_path / "team", "float32", mesh)
     np.testing.assert_array_equal(team.gate.kernel[...], kernel)
     save_reference(tmp_path / "reference", team, "float32")
     back = load_base(tmp_path / "reference", "float32", mesh)
     np.testing.assert_array_equal(back.gate.kernel[...], kernel)
-    tokens = np.random.default_rng(1).integers(0, 61, (1, 50))
-    one, two = (forward(*nnx.split(b.decoder), tokens)[1] for b in (team, back))
+    one, two = (forward(*nnx.split(b.decoder), tokens()[None])[1] for b in (team, back))
     np.testing.assert_array_equal(one, two)

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--expert_dtype",
             choices=_EXPERT_DTYPES,
-            help="of the experts (default: --dtype); int8, int4: weights only",
+            help="of the experts; int8, int4: weights only (default: as the team was trained, or --dtype)",
         )
 
     def training(sub: argparse.ArgumentParser) -> None:

@@ -135,6 +135,8 @@ class Run:
             inputs = {"data": self.hashes["data"], "tokenizer": self.tokenizer.digest, "model": self.hashes[name]}
             # The context of the shortest model decides where texts are cut.
             inputs |= {key: value for key, value in self.hashes.items() if key not in ("dev", "test")}
+            directory = self.base_directory if m == 0 else self.expert_directories[m - 1]
+            inputs |= {"revision": revision(directory) or "a local directory"}
             inputs |= {"shared_vocabulary": vocabulary_digest(self.tokenizer, self.allowed)}
             dtype = self.config.dtype if m == 0 else self.config.expert_dtype or self.config.dtype
             settings = {"dtype": dtype, "length": self.config.length}
@@ -257,6 +259,7 @@ class Run:
         base = model(self.config.base, self.base_directory, "base")
         return {
             "experts": experts,
+            "expert_dtype": self.config.expert_dtype,
             "shared_vocabulary": {
                 "words": int(self.allowed.sum()),
                 "sha256": vocabulary_digest(self.tokenizer, self.allowed),

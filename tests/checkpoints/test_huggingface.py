@@ -320,6 +320,15 @@ def test_hub_name_that_cannot_be_fetched():
         resolve("nobody/nothing")
 
 
+@pytest.mark.parametrize(("name", "revision"), [("a/b", None), ("a/b@v1.0", "v1.0")])
+def test_hub_names_are_fetched_at_their_revision_and_without_pickles(name, revision, monkeypatch, tmp_path):
+    asked = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **k: asked.update(repo=repo, **k) or tmp_path)
+    assert resolve(name) == tmp_path
+    assert (asked["repo"], asked["revision"]) == ("a/b", revision)
+    assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in asked["allow_patterns"])
+
+
 def test_model_that_is_a_file(tmp_path):
     (tmp_path / "model").touch()
     with pytest.raises(UserError, match="no such directory"):
