@@ -180,6 +180,7 @@ def test_experts_from_the_hub_are_pinned(tmp_path):
     assert revision(tmp_path) is None
     assert pinned({"model": "a/b", "revision": "0123abcd"}) == "a/b@0123abcd"
     assert pinned({"model": "/here", "revision": None}) == "/here"
+    assert pinned({"model": str(snapshot), "revision": "0123abcd"}) == str(snapshot)
 
 
 # Every family as a base: team and original format, and back.

@@ -126,7 +126,8 @@ def load_expert(
 
 def pinned(expert: dict[str, Any]) -> str:
     """The name under which a team's expert is found again: a Hub name at the commit it was trained with."""
-    return f"{expert['model']}@{expert['revision']}" if expert.get("revision") else expert["model"]
+    model, commit = expert["model"], expert.get("revision")
+    return model if commit is None or Path(model).is_dir() else f"{model}@{commit}"
 
 
 def save_team(
