@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from colm_jax.checkpoints.directory import read_json, resolve, revision
+from colm_jax.checkpoints.directory import read_json, resolve, revision, weight_files
 from colm_jax.checkpoints.families import FAMILIES
-from colm_jax.checkpoints.huggingface import DTYPES, abstract_decoder, match_tensors, read_config
+from colm_jax.checkpoints.huggingface import DTYPES, abstract_decoder, match_tensors, parts_of, read_config
 from colm_jax.checkpoints.team import TEAM_FILE
 from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.errors import UserError
@@ -24,14 +24,15 @@ from colm_jax.parallel import spec_of
 
 
 def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, Any]:
-    """Facts of a model and of how `mesh` would split it.
+    """Facts of a model and of how `mesh` would split it. Of a Hub name's weights none are downloaded for it.
 
     Raises:
       UserError: whatever loading would refuse, but for the values of the weights.
     """
-    directory = resolve(model)
-    tensors = match_tensors(directory)
+    directory = resolve(model, weights=False)
     config, tokenizer = read_config(directory), load_tokenizer(directory)
+    tensors = match_tensors(directory) if Path(model).is_dir() or _has_weights(directory) else None
+    parts = parts_of(config).values() if tensors is None else [part for _, part in tensors]
     team = read_json(directory / TEAM_FILE) if (directory / TEAM_FILE).exists() else None
     kind = "original Co-LLM (deferral row)" if tokenizer.has_defer_token else "team" if team else "model"
     facts: dict[str, Any] = {
@@ -40,8 +41,8 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
         "revision": revision(directory),
         "format": kind,
         "family": config.family,
-        "parameters": sum(math.prod(part.shape) for _, part in tensors),
-        "stored_as": dict(Counter(str(tensor.dtype) for tensor, _ in tensors)),
+        "parameters": sum(math.prod(part.shape) for part in parts),
+        "stored_as": None if tensors is None else dict(Counter(str(tensor.dtype) for tensor, _ in tensors)),
         "bytes": memory(config),
         "cache_bytes_per_token": {
             name: 2 * config.depth * config.kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
@@ -61,6 +62,14 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
     if team is not None:
         facts["team"] = {key: team.get(key) for key in ("experts", "threshold", "gate")}
     return facts
+
+
+def _has_weights(directory: Path) -> bool:
+    """Whether a Hub snapshot has been downloaded with all its weights."""
+    try:
+        return bool(weight_files(directory))
+    except UserError:
+        return False
 
 
 def memory(config: ModelConfig) -> dict[str, int]:
@@ -101,7 +110,7 @@ def _layout(config: ModelConfig, mesh: jax.sharding.AbstractMesh) -> dict[str, A
 
 def describe_pair(models: list[str]) -> dict[str, Any]:
     """Whether these models, base first, can decode together, and over which vocabulary."""
-    directories = [resolve(model) for model in models]
+    directories = [resolve(model, weights=False) for model in models]
     tokenizers = [load_tokenizer(directory) for directory in directories]
     configs = [read_config(directory) for directory in directories]
     rows = [config.vocab_size - tokenizer.has_defer_token for config, tokenizer in zip(configs, tokenizers)]

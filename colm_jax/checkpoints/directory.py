@@ -14,11 +14,13 @@ from safetensors import SafetensorError, safe_open
 from colm_jax.errors import UserError
 
 DEFER_TOKEN = "<|defer|>"  # of the original Co-LLM's format
-_FETCHED = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+_FETCHED = ["*.json", "*.model", "*.jinja"]
 
 
-def resolve(model: str | Path) -> Path:
+def resolve(model: str | Path, weights: bool = True) -> Path:
     """The local directory of MODEL: the directory itself, or a Hub name's snapshot, downloaded where it is missing.
+
+    Without `weights` a snapshot may lack them.
 
     A Hub name may end in @REVISION (a branch, tag or commit). The snapshot's folder is named by its commit, so what is
     returned is pinned (see `revision`). HF_HUB_OFFLINE=1 uses only what is cached.
@@ -36,7 +38,8 @@ def resolve(model: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=wanted or None, allow_patterns=_FETCHED))
+        patterns = [*_FETCHED, "*.safetensors"] if weights else _FETCHED
+        return Path(snapshot_download(name, revision=wanted or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {str(model)!r}: no such directory, and the Hub did not give it: {reason}") from error

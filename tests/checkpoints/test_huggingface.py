@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from colm_jax.checkpoints.describe import describe
 from colm_jax.checkpoints.directory import read_json, resolve, weight_files
 from colm_jax.checkpoints.huggingface import load_model, read_config, save_tensors, to_tensors
 from colm_jax.errors import UserError
 from colm_jax.models.config import Rope
+from colm_jax.parallel.mesh import MESH_AXES
 from tests.models.make_golden import SHARED_MODELS
 from tests.tiny import edit_json, run
 
@@ -327,6 +330,24 @@ def test_hub_names_are_fetched_at_their_revision_and_without_pickles(name, revis
     assert resolve(name) == tmp_path
     assert (asked["repo"], asked["revision"]) == ("a/b", revision)
     assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in asked["allow_patterns"])
+
+
+def test_inspecting_a_hub_name_downloads_no_weights(monkeypatch, tiny_model):
+    directory = tiny_model()
+    local = describe(directory, jax.sharding.AbstractMesh((1, 1, 1), MESH_AXES))
+    (directory / "model.safetensors").unlink()
+    asked = []
+
+    def download(repo, revision, allow_patterns):
+        asked.extend(allow_patterns)
+        return directory
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    facts = describe("a/b", jax.sharding.AbstractMesh((1, 1, 1), MESH_AXES))
+    assert "*.safetensors" not in asked
+    assert facts["stored_as"] is None
+    assert facts["parameters"] == local["parameters"]
+    assert facts["bytes"] == local["bytes"]
 
 
 def test_model_that_is_a_file(tmp_path):
