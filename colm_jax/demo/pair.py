@@ -28,7 +28,7 @@ from colm_jax.demo.tokenizer import BOS, EOS, SPACE, make_tokenizer, save_tokeni
 from colm_jax.models.config import ModelConfig, Rope
 from colm_jax.models.decoder import Decoder
 from colm_jax.objectives import sft_loss
-from colm_jax.scoring.scorer import token_scores
+from colm_jax.scoring import head_scores
 from colm_jax.training.config import Training
 
 # How a team is trained on the pair: the trainer's settings that `colm demo` uses.
@@ -152,7 +152,7 @@ def pretrain(
     def loss_of(state, tokens, mask):
         decoder = nnx.merge(graph, state)
         hidden, _ = decoder(tokens[:, :-1])
-        log_prob, _ = token_scores(decoder.logits(hidden), tokens[:, 1:])
+        log_prob, _ = head_scores(decoder, hidden, tokens[:, 1:])
         total, count = sft_loss(log_prob, mask)
         return total / count
 

@@ -1,5 +1,6 @@
 """Scoring: log-probability of every token of the data under one model, made once, read by every later stage."""
 
-from colm_jax.scoring.scorer import Scores, load_scores, score_examples, score_to_directory, token_scores
+from colm_jax.scoring.head import head_scores
+from colm_jax.scoring.scorer import Scores, load_scores, score_examples, score_to_directory
 
-__all__ = ["Scores", "load_scores", "score_examples", "score_to_directory", "token_scores"]
+__all__ = ["Scores", "head_scores", "load_scores", "score_examples", "score_to_directory"]

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from colm_jax.data.batches import collate, in_order, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
+from colm_jax.scoring.head import head_scores
 
 SHARD_BATCHES = 16  # batches in a shard: what a kill can cost
 _BATCH = 8
@@ -43,19 +43,11 @@ class Scores:
         return log_prob, is_argmax
 
 
-def token_scores(
-    logits: Float[Array, "B T V"], tokens: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """log p(token) and "token is the argmax" at each position, float32."""
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == tokens
-
-
 @jax.jit(static_argnames="graph")
 def _score_batch(graph, state, tokens, allowed):
     decoder = nnx.merge(graph, state)
     hidden, _ = decoder(tokens[:, :-1])
-    log_prob, is_argmax = token_scores(decoder.logits(hidden, allowed), tokens[:, 1:])
+    log_prob, is_argmax = head_scores(decoder, hidden, tokens[:, 1:], allowed)
     return log_prob, is_argmax, hidden
 
 

@@ -25,7 +25,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate, p_defer
 from colm_jax.models.lora import add_lora, merge_lora
 from colm_jax.objectives import em_loss, marginal_nll, sft_loss, weak_loss
-from colm_jax.scoring import Scores, token_scores
+from colm_jax.scoring import Scores, head_scores
 from colm_jax.training.config import Training
 
 Report = Callable[[int, int, dict[str, float]], None]  # step done, of how many, metrics
@@ -57,7 +57,7 @@ def scored_batch(batch: Batch, base: Scores | None, experts: list[Scores], metho
 def batch_loss(decoder: Decoder, gate: Gate, batch: ScoredBatch, settings: Training, allowed=None):
     """The objective's (sum, count) over a batch, and what to report of it."""
     hidden, _ = decoder(batch.tokens[:, :-1])
-    base_log_prob, _ = token_scores(decoder.logits(hidden, allowed), batch.tokens[:, 1:])
+    base_log_prob, _ = head_scores(decoder, hidden, batch.tokens[:, 1:], allowed)
     gate_logits = gate(hidden)
     if settings.objective == "sft":
         total, count = sft_loss(base_log_prob, batch.mask)
