@@ -16,10 +16,12 @@ Json = dict[str, Any]
 
 # Fields that change nothing in the numbers a model computes: names, ids, training and framework settings.
 _HARMLESS = frozenset(
-    """_name_or_path architectures attention_dropout bos_token_id cache_implementation chunk_size_feed_forward dtype
-    eos_token_id id2label initializer_range is_encoder_decoder label2id max_length model_type output_attentions
-    output_hidden_states pad_token_id pretraining_tp problem_type return_dict router_aux_loss_coef
-    output_router_logits router_jitter_noise torch_dtype transformers_version use_cache""".split()
+    """_attn_implementation_autoset _name_or_path architectures attention_dropout bos_token_id cache_implementation
+    chunk_size_feed_forward cls_token_id dtype eos_token_id finetuning_task id2label initializer_range
+    is_encoder_decoder label2id mask_token_id max_length model_type output_attentions output_hidden_states
+    output_router_logits pad_token_id prefix pretraining_tp problem_type return_dict router_aux_loss_coef
+    router_jitter_noise sep_token_id task_specific_params tokenizer_class torch_dtype torchscript transformers_version
+    unsloth_fixed unsloth_version use_bfloat16 use_cache""".split()
 )
 _REFUSED = {
     "auto_map": "the checkpoint brings its own code, which is never run",
@@ -74,9 +76,9 @@ class Fields:
     def done(self) -> None:
         """Raises UserError for a field that was not asked for."""
         for key, value in self.config.items():
-            if key in _REFUSED:
+            if key in _REFUSED and value:
                 raise self.error(f"has {key!r}: {_REFUSED[key]}")
-            if key not in self._known:
+            if key not in self._known and key not in _REFUSED:
                 raise self.error(f"unknown field {key!r} ({value!r:.80}); it could change what the model computes")
 
     def rope(self, default_theta: float | None = None) -> Rope:
