@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -186,7 +187,10 @@ def _main(arguments: list[str]) -> int:
     gin_edge.parse(files, bindings)
     result = getattr(commands, flags.command)(flags)
     if result is not None:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        try:
+            print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)
+        except BrokenPipeError:  # whoever reads has seen enough (colm inspect MODEL | head)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
