@@ -143,8 +143,9 @@ def test_colm_json_and_card_say_where_a_team_comes_from(tmp_path, tiny_model):
     assert manifest["inputs"]["chat_template"] == facts["chat_template"]
     card = (run / "team/README.md").read_text()
     assert card == model_card(facts)
+    assert str(tmp_path) not in card
     for part in (
-        str(tmp_path / "expert"),
+        "| expert 1 | expert | a local directory |",
         "data.jsonl",
         "32 words",
         "objective: marginal",
@@ -181,6 +182,14 @@ def test_experts_from_the_hub_are_pinned(tmp_path):
     assert pinned({"model": "a/b", "revision": "0123abcd"}) == "a/b@0123abcd"
     assert pinned({"model": "/here", "revision": None}) == "/here"
     assert pinned({"model": str(snapshot), "revision": "0123abcd"}) == str(snapshot)
+
+
+def test_every_end_of_text_id_is_kept(tmp_path, tiny_model, mesh):
+    source = tiny_model("base")
+    edit_json(source / "config.json", eos_token_id=[2, 7])
+    base = load_base(source, "float32", mesh)
+    save_team(tmp_path / "team", base.decoder, make_gate(np.zeros((32, 1))), source, "float32", {"experts": []})
+    assert load_base(tmp_path / "team", "float32", mesh).tokenizer.eos_ids == (2, 7)
 
 
 # Every family as a base: team and original format, and back.

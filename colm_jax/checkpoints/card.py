@@ -1,6 +1,7 @@
 """The model card (README.md) of a team directory: who is in it, on what it was trained, how it was calibrated."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 _USE = """```bash
@@ -19,7 +20,7 @@ def model_card(facts: dict[str, Any]) -> str:
     provenance, experts = facts.get("provenance", {}), facts.get("experts", [])
     base = provenance.get("base", {})
     lines = ["---", "license: # to be filled in: base, experts and data each bring terms of their own"]
-    if base.get("model"):
+    if base.get("revision"):  # only a Hub name means something elsewhere
         lines.append(f"base_model: {json.dumps(base['model'])}")
     lines += ["tags: [co-llm]", "---", "", "# A Co-LLM team", ""]
     lines += [
@@ -55,7 +56,9 @@ def model_card(facts: dict[str, Any]) -> str:
 
 def _row(role: str, model: dict[str, Any]) -> str:
     digest = str(model.get("sha256") or "")[:16]
-    return f"| {role} | {model.get('model', '')} | {model.get('revision') or 'a local directory'} | `{digest}` |"
+    name = model.get("model", "")
+    name = name if model.get("revision") else Path(name).name
+    return f"| {role} | {name} | {model.get('revision') or 'a local directory'} | `{digest}` |"
 
 
 def _number(value: Any) -> Any:

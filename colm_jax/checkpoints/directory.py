@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from colm_jax.errors import UserError
 
 DEFER_TOKEN = "<|defer|>"  # of the original Co-LLM's format
+_IGNORED = ["consolidated*", "*/*"]  # the same weights once more, for other programs
 _FETCHED = ["*.json", "*.model", "*.jinja"]
 
 
@@ -39,7 +40,7 @@ def resolve(model: str | Path, weights: bool = True) -> Path:
 
     try:
         patterns = [*_FETCHED, "*.safetensors"] if weights else _FETCHED
-        return Path(snapshot_download(name, revision=wanted or None, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=wanted or None, allow_patterns=patterns, ignore_patterns=_IGNORED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {str(model)!r}: no such directory, and the Hub did not give it: {reason}") from error
@@ -83,8 +84,11 @@ def weight_files(directory: Path) -> list[Path]:
         files = [directory / name for name in sorted(set(names.values()))]
     else:
         files = [directory / "model.safetensors"]
-        if not files[0].exists() and any(directory.glob("pytorch_model*.bin")):
-            raise UserError(f"{directory}: has pickled weights (*.bin) only; convert them to safetensors first")
+        if not files[0].exists() and any(directory.glob("pytorch_model*")):
+            raise UserError(
+                f"{directory}: has pickled weights (*.bin) only, which could run code; convert them to safetensors "
+                "(or name a revision that has them: owner/name@REVISION)"
+            )
     for file in files:
         if not file.exists():
             raise UserError(f"{file}: weights file is missing")

@@ -156,7 +156,9 @@ def save_team(
     kernel = np.ascontiguousarray(np.asarray(gate.kernel[...], np.float32).T)
     extra = {} if defer_embedding is None else {"defer_embedding": np.asarray(defer_embedding, np.float32)}
     save_tensors({"gate.weight": kernel, **extra}, directory / GATE_FILE)
-    config = to_huggingface(decoder.config, dtype, tokenizer.backend.bos_token_id, tokenizer.eos_id)
+    config = to_huggingface(
+        decoder.config, dtype, tokenizer.backend.bos_token_id, _stored_eos(load_tokenizer(tokenizer_directory))
+    )
     write_json(directory / "config.json", config)
     gate_facts = {"width": kernel.shape[1], "experts": kernel.shape[0]}
     team = {"format": FORMAT, "gate": gate_facts, "chat_template": tokenizer.template_digest, **facts}
@@ -194,7 +196,7 @@ def save_reference(directory: Path, base: Base, dtype: str) -> None:
         {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}, directory / "model.safetensors"
     )
     tokenizer = _copy_tokenizer(base.directory, directory, defer_token=True)
-    config = to_huggingface(base.decoder.config, dtype, tokenizer.backend.bos_token_id, tokenizer.eos_id)
+    config = to_huggingface(base.decoder.config, dtype, tokenizer.backend.bos_token_id, _stored_eos(base.tokenizer))
     words = base.decoder.config.vocab_size + 1
     write_json(directory / "config.json", {**config, "vocab_size": words, "tie_word_embeddings": False})
 
@@ -220,3 +222,8 @@ def _copy_tokenizer(source: Path, target: Path, defer_token: bool = False) -> To
     config.pop("extra_special_tokens", None)
     write_json(target / "tokenizer_config.json", {**config, **({"extra_special_tokens": special} if special else {})})
     return load_tokenizer(target)
+
+
+def _stored_eos(tokenizer: Tokenizer) -> int | list[int]:
+    """The end-of-text ids as config.json has them: one, or a list."""
+    return tokenizer.eos_id if len(tokenizer.eos_ids) < 2 else list(tokenizer.eos_ids)

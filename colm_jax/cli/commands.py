@@ -36,6 +36,23 @@ from colm_jax.training.gate_fit import GateInit
 Flags = argparse.Namespace
 
 
+def _mesh_sizes(flags: Flags) -> tuple[int, int, int] | None:
+    """The sizes of --mesh, where it is given."""
+    if flags.mesh is None:
+        return None
+    try:
+        data, fsdp, tensor = (int(size) for size in flags.mesh.split(","))
+    except ValueError:
+        raise UserError(f"--mesh {flags.mesh}: three whole numbers, data,fsdp,tensor, as in 1,4,2") from None
+    if min(data, fsdp, tensor) < 1:
+        raise UserError(f"--mesh {flags.mesh}: sizes are at least 1")
+    return data, fsdp, tensor
+
+
+def _mesh(flags: Flags) -> jax.sharding.Mesh:
+    return make_mesh(*(_mesh_sizes(flags) or (1, 1, 1)))
+
+
 def _run(flags: Flags, **more: Any) -> Run:
     training = make(Training, objective=flags.objective, trainable=flags.trainable, seed=flags.seed, lora=make(Lora))
     config = make(
@@ -45,6 +62,7 @@ def _run(flags: Flags, **more: Any) -> Run:
         data=flags.data,
         dtype=flags.dtype,
         expert_dtype=flags.expert_dtype,
+        mesh=_mesh_sizes(flags),
         training=training,
         gate_init=make(GateInit),
         calibration=make(Calibration),
@@ -81,7 +99,7 @@ def score(flags: Flags) -> dict[str, Any]:
     tokenizer = load_tokenizer(directory)
     records = read_jsonl(flags.data)
     with console.bar("loading", bytes_=True) as bar:
-        decoder = load_expert(directory, tokenizer, "float32", flags.dtype, make_mesh(), bar.to)
+        decoder = load_expert(directory, tokenizer, "float32", flags.dtype, _mesh(flags), bar.to)
     allowed = shared_vocabulary([tokenizer], [decoder.config.vocab_size])
     examples = encode_examples(records, tokenizer, decoder.config.context, flags.data, allowed)
 
@@ -109,6 +127,7 @@ def _team(flags: Flags) -> CoLM:
         return CoLM.from_pretrained(
             flags.base,
             flags.expert,
+            mesh=_mesh(flags),
             dtype=flags.dtype or "float32",
             expert_dtype=flags.expert_dtype,
             progress=lambda model, done, total: bar.to(done, total, Path(model).name),
@@ -179,14 +198,7 @@ def evaluate(flags: Flags) -> dict[str, Any]:
 
 def inspect(flags: Flags) -> dict[str, Any]:
     """Facts of a model, or of several and whether they can pair; no weights are read."""
-    try:
-        sizes = [int(size) for size in flags.mesh.split(",")]
-        data, fsdp, tensor = sizes
-    except ValueError:
-        raise UserError(f"--mesh {flags.mesh}: three whole numbers, data,fsdp,tensor, as in 1,4,2") from None
-    if min(sizes) < 1:
-        raise UserError(f"--mesh {flags.mesh}: sizes are at least 1")
-    mesh = jax.sharding.AbstractMesh((data, fsdp, tensor), MESH_AXES)
+    mesh = jax.sharding.AbstractMesh(_mesh_sizes(flags) or (1, 1, 1), MESH_AXES)
     facts = [describe(model, mesh) for model in flags.model]
     return facts[0] if len(facts) == 1 else {"pair": describe_pair(flags.model), "models": facts}
 
@@ -203,7 +215,8 @@ def export(flags: Flags) -> None:
     if flags.format == "colm":
         shutil.copytree(team, beside, ignore=shutil.ignore_patterns("manifest.json", "started.json"))
     else:
-        save_reference(beside, load_base(team, "float32", make_mesh()), "float32")
+        # Float32, whatever the base is stored in: the gate becomes a row of the head, and would be rounded.
+        save_reference(beside, load_base(team, "float32", _mesh(flags)), "float32")
     shutil.rmtree(out, ignore_errors=True)
     beside.replace(out)
     console.errors.print(f"written: {out}")

@@ -43,12 +43,17 @@ def _parser() -> argparse.ArgumentParser:
             metavar="MODEL",
             help="repeat for several; default: those that the team names" if not expert_required else "repeatable",
         )
+        mesh(sub, "Run.mesh, 1,1,1" if expert_required else "1,1,1")
         sub.add_argument("--dtype", choices=_DTYPES, help="of weights, activations and caches (default float32)")
         sub.add_argument(
             "--expert_dtype",
             choices=_EXPERT_DTYPES,
             help="of the experts; int8, int4: weights only (default: as the team was trained, or --dtype)",
         )
+
+    def mesh(sub: argparse.ArgumentParser, default: str = "1,1,1") -> None:
+        text = f"devices along data, fsdp, tensor (default {default})"
+        sub.add_argument("--mesh", metavar="D,F,T", help=text)
 
     def training(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--objective", choices=("marginal", "em", "sft", "weak"), help="default: marginal")
@@ -82,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "colm score --model M --data F --out DIR",
     )
     sub.add_argument("--model", required=True, metavar="MODEL")
+    mesh(sub)
     sub.add_argument("--data", required=True, metavar="FILE")
     sub.add_argument(
         "--dtype", choices=_EXPERT_DTYPES, default="float32", help="default float32; int8, int4: weights only"
@@ -150,13 +156,14 @@ def _parser() -> argparse.ArgumentParser:
         "colm inspect SMALL LARGE",
     )
     sub.add_argument("model", nargs="+", metavar="MODEL", help="the base first")
-    sub.add_argument("--mesh", default="1,1,1", metavar="D,F,T", help="sizes of data, fsdp, tensor (default 1,1,1)")
+    mesh(sub)
 
     sub = command(
         "export", "Write a run's team for use elsewhere.", "colm export --run RUN --out DIR --format reference"
     )
     sub.add_argument("--run", required=True, metavar="DIR")
     sub.add_argument("--out", required=True, metavar="DIR")
+    mesh(sub)
     sub.add_argument("--format", choices=("colm", "reference"), default="colm", help="reference: the original Co-LLM's")
     return parser
 

@@ -21,6 +21,7 @@ class Tokenizer:
     directory: Path
     words: tuple[str, ...]  # token of every id, without the deferral token; "" where an id has none
     eos_ids: tuple[int, ...]  # every id that ends a text
+    added: frozenset[int]  # ids of tokens beside the trained vocabulary: special ones, and what users added
     has_defer_token: bool  # the model is in the original Co-LLM's format
 
     @property
@@ -138,6 +139,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         directory=directory,
         words=tuple(words[:-1] if has_defer else words),
         eos_ids=_eos_ids(directory, backend),
+        added=frozenset(backend.added_tokens_decoder),
         has_defer_token=has_defer,
     )
 
@@ -153,22 +155,31 @@ def _eos_ids(directory: Path, backend: Any) -> tuple[int, ...]:
 
 
 def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarray:
-    """The ids that any of these models may write, those that every tokenizer has: [V] bool, V the fewest head rows.
+    """The ids that any of these models may write: those on which all tokenizers agree.
+
+    Tokenizers of one vocabulary often differ in the tokens added to it (Meditron and Llemma, at Llama 2's end): those
+    are left out.
 
     Args:
       tokenizers: base first.
       heads: rows of each model's LM head; rows beyond a tokenizer's words are padding and never written.
 
+    Returns:
+      [V] bool, V the fewest head rows.
+
     Raises:
-      UserError: two tokenizers give an id that both have to different words.
+      UserError: two tokenizers give an id to different words of their trained vocabulary, or the base's end of text.
     """
     base = tokenizers[0]
     allowed = np.zeros(min(heads), bool)
     for index, words in zip(range(len(allowed)), zip(*(tokenizer.words for tokenizer in tokenizers))):
         allowed[index] = all(words)
     for other in tokenizers[1:]:
-        for index, (ours, theirs) in enumerate(zip(base.words, other.words)):
-            if ours and theirs and ours != theirs:
+        for index, ours, theirs in zip(range(len(allowed)), base.words, other.words):
+            if not ours or not theirs or ours == theirs:
+                continue
+            allowed[index] = False
+            if index not in base.added & other.added or index in base.eos_ids[:1]:
                 raise UserError(
                     f"tokenizers disagree: id {index} is {ours!r} in {base.directory} and {theirs!r} in "
                     f"{other.directory}; base and expert must share one vocabulary"

@@ -21,7 +21,7 @@ _SUFFIXES = ("_lora_a", "_lora_b")
 
 @dataclass(frozen=True)
 class Lora:
-    """What is added. A kernel W becomes W + alpha / rank · A B; B starts at 0."""
+    """What is added. A kernel W becomes W + alpha / rank · A B; B starts at 0. A mixture's networks get none."""
 
     rank: int = 16
     alpha: float = 32.0

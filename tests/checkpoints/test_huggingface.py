@@ -280,7 +280,7 @@ WRONG_CONFIGS = {
         "rope type 'dynamic'",
     ),
     "unknown rope field": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor'"),
-    "rope of no meaning": ({"rope_parameters": "fast"}, "rope type 'fast'"),
+    "rope of no meaning": ({"rope_parameters": "fast"}, "'rope_parameters' has a wrong type: 'fast'"),
     "theta of 0": ({"rope_theta": 0, "rope_parameters": None}, "rope theta must be a positive number, got 0.0"),
     "no heads": ({"num_attention_heads": 0, "head_dim": None}, "heads must be a positive whole number, got 0"),
     "heads that do not group": ({"num_key_value_heads": 3}, "heads (4) must be a multiple of kv_heads (3)"),
@@ -338,7 +338,7 @@ def test_inspecting_a_hub_name_downloads_no_weights(monkeypatch, tiny_model):
     (directory / "model.safetensors").unlink()
     asked = []
 
-    def download(repo, revision, allow_patterns):
+    def download(repo, revision, allow_patterns, ignore_patterns):
         asked.extend(allow_patterns)
         return directory
 

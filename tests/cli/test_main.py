@@ -92,6 +92,22 @@ def test_inspect_says_what_will_be_loaded(shared, capsys):
     assert facts["parameters_per_device"] < facts["parameters"]
 
 
+def test_a_mesh_splits_a_team_and_changes_no_answer(shared, tmp_path, capsys):
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "Once upon a time there was a"})
+    models = ["--base", str(shared / "models" / TEAM), "--expert", str(shared / "models/babyllama-361")]
+    answers = []
+    for name, sizes in (("one", []), ("eight", ["--mesh", "1,2,4"])):
+        out = tmp_path / f"{name}.jsonl"
+        options = ["--threshold", "0.3", "--max_new_tokens", "24", *sizes]
+        assert main(["generate", *models, "--prompts", prompts, "--out", str(out), *options]) == 0
+        answers.append(json.loads(out.read_text())["tokens"])
+    assert answers[0] == answers[1]
+    capsys.readouterr()
+    options = ["--prompts", prompts, "--out", tmp_path / "a.jsonl"]
+    assert "needs 16 devices" in refused(capsys, "generate", *models, *options, "--mesh", "1,2,8")
+    assert "three whole numbers" in refused(capsys, "generate", *models, *options, "--mesh", "2")
+
+
 def test_evaluate(tmp_path, capsys):
     predictions = write(tmp_path / "p.jsonl", {"text": "so 7"}, {"text": "8"})
     references = write(tmp_path / "r.jsonl", {"answer": "#### 7"}, {"answer": "9"})

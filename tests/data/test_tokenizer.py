@@ -119,6 +119,17 @@ def test_one_model_alone_may_write_all_its_words(make):
     np.testing.assert_array_equal(shared_vocabulary([make("a")], [35]), np.arange(35) < 32)
 
 
+def test_added_tokens_that_differ_are_left_out(make):
+    base, expert = make("base", [*WORDS, "<pad>", "<a>"]), make("expert", [*WORDS, "<suf>", "<a>"])
+    np.testing.assert_array_equal(shared_vocabulary([base, expert], [34, 34]), np.arange(34) != 32)
+    assert shared_vocabulary([base, expert], [32, 34]).all()  # beyond the base's head: nobody writes them
+
+
+def test_another_end_of_text_is_a_disagreement(make):
+    with pytest.raises(UserError, match="id 2 is '</s>'"):
+        shared_vocabulary([make("base"), make("expert", ["<unk>", "<s>", "<end>", *WORDS[3:]])], [32, 32])
+
+
 def test_disagreement_names_the_id_both_words_and_both_models(make):
     swapped = list(WORDS)
     swapped[10], swapped[11] = swapped[11], swapped[10]

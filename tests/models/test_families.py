@@ -279,6 +279,7 @@ PUBLISHED = {
             "rms_norm_eps": 1e-06,
             "rope_theta": 10000.0,
             "sliding_window": 4096,
+            "sliding_window_size": 4096,
             "vocab_size": 256000,
         },
         {"tied": True, "windows": (4096, None) * 13, "logit_softcap": 30.0},
@@ -325,6 +326,18 @@ def test_published_configs_are_read(name):
 
 
 REFUSED = {
+    "multimodal": ({"model_type": "gemma3"}, "only its text models"),
+    "windows nobody knows where": (
+        {
+            "model_type": "qwen2",
+            "pretraining_tp": None,
+            "rope_theta": 1e6,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+        },
+        "says where",
+    ),
+    "rope scaling as a word": ({"rope_scaling": "linear"}, "'rope_scaling' has a wrong type"),
     "remote code": ({"auto_map": {"AutoModel": "x.y"}}, "its own code, which is never run"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantised already"),
     "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
@@ -343,3 +356,10 @@ def test_refused_configs_say_why(case):
     with pytest.raises(UserError, match=r"config\.json: ") as caught:
         from_huggingface({**_COMMON, **LLAMA_2, **fields}, "config.json")
     assert reason in str(caught.value)
+
+
+def test_a_mistral_file_without_a_window_means_the_familys():
+    fields = {**_COMMON, **PUBLISHED["Mistral-7B-v0.1"][0]}
+    del fields["sliding_window"]
+    assert from_huggingface(fields, "config.json").windows == (4096,) * 32
+    assert from_huggingface({**fields, "sliding_window": None}, "config.json").windows is None

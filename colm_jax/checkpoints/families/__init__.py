@@ -24,6 +24,8 @@ def from_huggingface(config: dict[str, Any], source: str) -> ModelConfig:
       UserError: a family, a field or a value that is not implemented, a missing field, or a wrong type.
     """
     family = FAMILIES.get(str(config.get("model_type")))
+    if family is None and config.get("model_type") == "gemma3":
+        raise UserError(f"{source}: model_type 'gemma3' is the multimodal Gemma 3; only its text models are read")
     if family is None:
         raise UserError(f"{source}: model_type {config.get('model_type')!r} is none of {', '.join(FAMILIES)}")
     fields = Fields(config, source)
@@ -35,7 +37,9 @@ def from_huggingface(config: dict[str, Any], source: str) -> ModelConfig:
     return result
 
 
-def to_huggingface(config: ModelConfig, dtype: str, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
+def to_huggingface(
+    config: ModelConfig, dtype: str, bos_id: int | None, eos_id: int | list[int] | None
+) -> dict[str, Any]:
     """The `config.json` that transformers reads for this model."""
     family = FAMILIES[config.family]
     head = {"architectures": [family.architecture], "model_type": family.model_type}

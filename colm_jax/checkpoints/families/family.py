@@ -18,10 +18,11 @@ Json = dict[str, Any]
 _HARMLESS = frozenset(
     """_attn_implementation_autoset _name_or_path architectures attention_dropout bos_token_id cache_implementation
     chunk_size_feed_forward cls_token_id dtype eos_token_id finetuning_task id2label initializer_range
-    is_encoder_decoder label2id mask_token_id max_length model_type output_attentions output_hidden_states
-    output_router_logits pad_token_id prefix pretraining_tp problem_type return_dict router_aux_loss_coef
-    router_jitter_noise sep_token_id task_specific_params tokenizer_class torch_dtype torchscript transformers_version
-    unsloth_fixed unsloth_version use_bfloat16 use_cache""".split()
+    is_encoder_decoder is_llama_config label2id mask_token_id max_length max_sequence_length model_type
+    output_attentions output_hidden_states output_router_logits pad_token_id prefix pretraining_tp problem_type
+    return_dict router_aux_loss_coef router_jitter_noise sep_token_id task_specific_params tokenizer_class
+    torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16
+    use_cache""".split()
 )
 _REFUSED = {
     "auto_map": "the checkpoint brings its own code, which is never run",
@@ -62,6 +63,10 @@ class Fields:
             raise self.error(f"field {key!r} is out of range: {value!r:.80}")
         return value
 
+    def absent(self, key: str) -> bool:
+        """Whether the file leaves the field out (null is a value)."""
+        return key not in self.config
+
     def number(self, key: str, default: Any = _REQUIRED) -> Any:
         """A field that holds a number, as a float."""
         value = self.get(key, (int, float), default)
@@ -88,16 +93,15 @@ class Fields:
           default_theta: what the family's files mean where they leave theta out; None: they never do.
         """
         theta = self.get("rope_theta", (int, float), default_theta)
-        found = self.get("rope_parameters", (dict, str), None) or self.get("rope_scaling", (dict, str), None) or {}
-        self.get("rope_scaling", (dict, str), None)
+        found = self.get("rope_parameters", dict, None) or self.get("rope_scaling", dict, None) or {}
+        self.get("rope_scaling", dict, None)
         return self.rope_of(found, theta)
 
-    def rope_of(self, found: Json | str, theta: float | None) -> Rope:
+    def rope_of(self, found: Json, theta: float | None) -> Rope:
         """One rope description; `theta` where it names none."""
-        kind = found.get("rope_type", found.get("type", "default")) if isinstance(found, dict) else found
+        kind = found.get("rope_type", found.get("type", "default"))
         if kind not in ("default", "linear", "llama3"):
             raise self.error(f"rope type {kind!r} is not supported, only 'default', 'linear' and 'llama3'")
-        assert isinstance(found, dict)
         wanted = {"default": (), "linear": ("factor",), "llama3": ("factor", *_BANDS)}[kind]
         for key in found:
             if key not in (*wanted, "rope_type", "type", "rope_theta"):

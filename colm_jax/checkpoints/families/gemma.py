@@ -26,6 +26,7 @@ _GELU = "gelu_pytorch_tanh"
 def _read_common(fields: Fields, pattern: int) -> dict[str, Any]:
     for key in ("hidden_activation", "hidden_act"):
         fields.only(key, _GELU, None)
+    fields.only("sliding_window_size", fields.config.get("sliding_window"), None)  # Gemma 2 9B and 27B name it twice
     fields.only("use_bidirectional_attention", False, None)
     sizes = read_sizes(fields, tied=True)
     bias = fields.get("attention_bias", bool, False)

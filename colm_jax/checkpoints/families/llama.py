@@ -6,6 +6,7 @@ from colm_jax.models.config import ModelConfig
 
 def _read(fields: Fields) -> ModelConfig:
     fields.only("hidden_act", "silu")
+    fields.only("rope_interleaved", False)
     bias = fields.get("attention_bias", bool, False)
     return ModelConfig(
         family="llama",

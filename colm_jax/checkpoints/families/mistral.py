@@ -16,9 +16,12 @@ from colm_jax.checkpoints.families.family import (
 from colm_jax.models.config import Mixture, ModelConfig
 
 
-def _read_common(fields: Fields) -> dict[str, Any]:
+def _read_common(fields: Fields, window_left_out: int | None) -> dict[str, Any]:
+    """`window_left_out` is what a file without the field means; null is no window in both."""
     fields.only("hidden_act", "silu")
     sizes, window = read_sizes(fields, tied=False), fields.get("sliding_window", int, None)
+    if fields.absent("sliding_window"):
+        window = window_left_out
     return {**sizes, "rope": fields.rope(), "windows": None if window is None else (window,) * sizes["depth"]}
 
 
@@ -33,7 +36,7 @@ def _write_common(config: ModelConfig) -> Json:
 
 def _read_mixtral(fields: Fields) -> ModelConfig:
     mixture = Mixture(fields.get("num_local_experts", int), fields.get("num_experts_per_tok", int))
-    return ModelConfig(family="mixtral", **_read_common(fields), mixture=mixture)
+    return ModelConfig(family="mixtral", **_read_common(fields, None), mixture=mixture)
 
 
 def _write_mixtral(config: ModelConfig) -> Json:
@@ -49,7 +52,7 @@ _MIXTURE = "model.layers.{}.block_sparse_moe."
 MISTRAL = Family(
     "mistral",
     "MistralForCausalLM",
-    lambda fields: ModelConfig(family="mistral", **_read_common(fields)),
+    lambda fields: ModelConfig(family="mistral", **_read_common(fields, 4096)),
     _write_common,
     TABLE,
 )

@@ -24,6 +24,8 @@ def _read_common(fields: Fields) -> dict[str, Any]:
     window = fields.get("sliding_window", int, None)  # files name one that is not in use
     first = fields.get("max_window_layers", int, sizes["depth"])
     used = fields.get("use_sliding_window", bool, False)
+    if used and fields.absent("max_window_layers") and fields.absent("layer_types"):
+        raise fields.error("'use_sliding_window' is true, and neither 'max_window_layers' nor 'layer_types' says where")
     windows = read_windows(fields, sizes["depth"], window, [used and i >= first for i in range(sizes["depth"])])
     if windows is not None and not used:
         raise fields.error("'layer_types' has windowed layers, and 'use_sliding_window' is false")
