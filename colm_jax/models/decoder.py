@@ -21,6 +21,13 @@ from colm_jax.models.layers import Linear, Maker, RMSNorm, precision_of
 
 _NO_WINDOW = np.iinfo(np.int32).max
 
+# What a layer keeps for its gradient; the rest is computed again. None: everything is kept.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # what the weights were multiplied to
+    "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input alone
+}
+
 
 class Attention(nnx.Module):
     """Self-attention with grouped key and value heads."""
@@ -97,13 +104,18 @@ class Decoder(nnx.Module):
         return self.embedding[...].dtype
 
     def __call__(
-        self, tokens: Int[Array, "B T"], cache: KVCache | None = None
+        self, tokens: Int[Array, "B T"], cache: KVCache | None = None, remat: str = "none"
     ) -> tuple[Float[Array, "B T D"], Rows | None]:
         """Reads T tokens behind what the cache holds (from position 0 without one).
 
+        Args:
+          tokens: to be read.
+          cache: what was read before; needs `unstacked()` layers.
+          remat: what each layer keeps for its gradient, a key of REMAT; of stacked layers only.
+
         Returns:
           The final hidden states (after the last norm: what head and gate read), and the tokens' keys and values for
-          `KVCache.write` (None without a cache). A cache needs `unstacked()` layers.
+          `KVCache.write` (None without a cache).
         """
         config = self.config
         start = 0 if cache is None else cache.lengths[:, None]
@@ -118,7 +130,7 @@ class Decoder(nnx.Module):
         if isinstance(self.layers, Block):
             if cache is not None:
                 raise ValueError("reading with a cache needs unstacked layers: decoder.unstacked()")
-            return self.norm(self._scan(x, everywhere, local)), None
+            return self.norm(self._scan(x, everywhere, local, REMAT[remat])), None
         rows = []
         for i, layer in enumerate(self.layers):
             past = None if cache is None else (cache.keys[i], cache.values[i], cache.lengths)
@@ -127,7 +139,7 @@ class Decoder(nnx.Module):
             rows.append(new)
         return self.norm(x), None if cache is None else Rows(*map(tuple, zip(*rows)))
 
-    def _scan(self, x: Float[Array, "B T D"], everywhere, local) -> Float[Array, "B T D"]:
+    def _scan(self, x: Float[Array, "B T D"], everywhere, local, policy) -> Float[Array, "B T D"]:
         """The stacked layers, one after the other."""
         graph, stacked = nnx.split(self.layers)
         windows = None
@@ -139,6 +151,8 @@ class Decoder(nnx.Module):
             angles = everywhere if window is None else jnp.where(window == _NO_WINDOW, everywhere, local)
             return nnx.merge(graph, state)(x, angles, window)[0], None
 
+        if policy is not None:
+            step = jax.checkpoint(step, policy=policy, prevent_cse=False)  # a scan's body needs no barrier
         return jax.lax.scan(step, x, (stacked, windows))[0]
 
     def logits(self, hidden: Float[Array, "*N D"], allowed: Bool[Array, "W"] | None = None) -> Float[Array, "*N V"]:

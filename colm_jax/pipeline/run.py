@@ -225,6 +225,7 @@ class Run:
                             step, steps, f"loss {m['loss']:.4f}  deferral {m['expected_deferral']:.3f}"
                         ),
                         self.allowed,
+                        self.mesh,
                     )
             save_team(
                 directory / "team",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from colm_jax.errors import UserError
+from colm_jax.models.decoder import REMAT
 from colm_jax.models.lora import Lora
 
 OBJECTIVES = ("marginal", "em", "sft", "weak")
@@ -23,7 +24,9 @@ class Training:
     warmup_fraction: float = 0.04
     weight_decay: float = 0.0
     clip_norm: float | None = None  # largest global gradient norm; None: no clipping
-    batch_size: int = 128
+    batch_size: int = 128  # texts a step
+    accumulate: int = 1  # parts of a batch that pass one after the other, to save memory; the gradient is the same
+    remat: str = "none"  # what layers keep for their gradient: "none" (all), "dots" (products) or "full" (their input)
     epochs: int = 2
     seed: int = 0  # order of the examples
     label_method: str = "a"  # of the objective `weak`
@@ -33,13 +36,20 @@ class Training:
 
     def __post_init__(self):
         """Rejects settings that cannot be meant."""
-        for name, allowed in (("objective", OBJECTIVES), ("trainable", TRAINABLE), ("schedule", SCHEDULES)):
+        for name, allowed in (
+            ("objective", OBJECTIVES),
+            ("trainable", TRAINABLE),
+            ("schedule", SCHEDULES),
+            ("remat", tuple(REMAT)),
+        ):
             if getattr(self, name) not in allowed:
                 raise UserError(f"training: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("batch_size", "epochs", "checkpoint_every"):
+        for name in ("batch_size", "accumulate", "epochs", "checkpoint_every"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"training: {name} must be a whole number of at least 1, got {value!r}")
+        if self.batch_size % self.accumulate:
+            raise UserError(f"training: batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}")
         for name in ("learning_rate", "gate_learning_rate"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value >= 0):

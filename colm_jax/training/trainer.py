@@ -1,8 +1,9 @@
 """The training run: one jitted step, batches indexed by step, Orbax checkpoints, exact resume.
 
-Base weights (or the LoRA matrices beside them) and gate are one tree. A step number fixes the batch, so a checkpoint
-holds parameters, optimizer state and the step, and a resumed run ends in the same bits. (The gate alone is fitted
-elsewhere: `gate_fit.train_gate`.)
+Base weights (or the LoRA matrices beside them) and gate are one tree, in float32 whatever the base computes in. The
+tree and the optimizer's state are split over the mesh by logical axes, a batch by texts. A step number fixes the
+batch, so a checkpoint holds parameters, optimizer state and the step, and a resumed run ends in the same bits. (The
+gate alone is fitted elsewhere: `gate_fit.train_gate`.)
 """
 
 import json
@@ -25,6 +26,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate, p_defer
 from colm_jax.models.lora import add_lora, merge_lora
 from colm_jax.objectives import em_loss, marginal_nll, sft_loss, weak_loss
+from colm_jax.parallel import make_mesh, replicated, shardings, spec_of
 from colm_jax.scoring import Scores, head_scores
 from colm_jax.training.config import Training
 
@@ -56,7 +58,7 @@ def scored_batch(batch: Batch, base: Scores | None, experts: list[Scores], metho
 
 def batch_loss(decoder: Decoder, gate: Gate, batch: ScoredBatch, settings: Training, allowed=None):
     """The objective's (sum, count) over a batch, and what to report of it."""
-    hidden, _ = decoder(batch.tokens[:, :-1])
+    hidden, _ = decoder(batch.tokens[:, :-1], remat=settings.remat)
     base_log_prob, _ = head_scores(decoder, hidden, batch.tokens[:, 1:], allowed)
     gate_logits = gate(hidden)
     if settings.objective == "sft":
@@ -104,17 +106,25 @@ def train(
     directory: Path,
     report: Report = lambda step, steps, metrics: None,
     allowed: np.ndarray | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Decoder, Gate]:
     """Trains and returns decoder and gate; takes up an earlier run in `directory` where it stopped.
 
     `allowed` is the shared vocabulary, [V] bool, over which probabilities are; None: all of the head's rows.
+    `mesh` is where it trains; None: the first device. A checkpoint of one mesh is taken up on any other.
 
     Writes `directory`/checkpoints and `directory`/metrics.jsonl (a line a step: loss, expected deferral rate,
     gradient norm; no times, so that a resumed run writes the same file).
 
     Raises:
-      UserError: the loss is no longer finite; names step and examples.
+      UserError: a batch that the mesh cannot split; a loss that is no longer finite (names step and examples).
     """
+    mesh = make_mesh() if mesh is None else mesh
+    parts = settings.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
+    if settings.batch_size % parts:
+        raise UserError(
+            f"training: batch_size {settings.batch_size} must be a multiple of accumulate · data · fsdp = {parts}"
+        )
     length = padded_length(examples.items)
     order = shuffled(len(examples.items), settings.batch_size, settings.epochs, settings.seed)
     steps = len(order)
@@ -122,11 +132,14 @@ def train(
     base = add_lora(decoder, settings.lora, settings.seed) if lora else decoder
     base_graph, moving, frozen = nnx.split(base, nnx.LoRAParam if lora else nnx.Param, ...)
     gate_graph, gate_state = nnx.split(gate)
+    spread = {"base": shardings(mesh, moving), "gate": shardings(mesh, gate_state)}
+    spread = {part: nnx.to_pure_dict(tree) for part, tree in spread.items()}
     params = {"base": nnx.to_pure_dict(moving), "gate": nnx.to_pure_dict(gate_state)}
     optimizer = make_optimizer(settings, steps)
 
     def rebuild(params, frozen) -> tuple[Decoder, Gate]:
         def filled(state, pure):
+            pure = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), pure, nnx.to_pure_dict(state))
             state = jax.tree.map(lambda leaf: leaf, state)  # a copy: replace_by_pure_dict writes in place
             nnx.replace_by_pure_dict(state, pure)
             return state
@@ -134,22 +147,46 @@ def train(
         base = nnx.merge(base_graph, filled(moving, params["base"]), frozen)
         return base, nnx.merge(gate_graph, filled(gate_state, params["gate"]))
 
-    @jax.jit(donate_argnums=(0, 1))
-    def step_fn(params, opt_state, frozen, batch: ScoredBatch):
+    def part_gradient(params, frozen, part: ScoredBatch, count):
+        """What a part of a batch of `count` positions adds to loss, expected deferral and gradient."""
+
         def loss_fn(params):
-            total, count, defer = batch_loss(*rebuild(params, frozen), batch, settings, allowed)
-            count = jnp.maximum(count, 1.0)
+            total, _, defer = batch_loss(*rebuild(params, frozen), part, settings, allowed)
             return total / count, defer / count
 
         (loss, defer), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return loss, defer, gradient
+
+    def step_fn(params, opt_state, frozen, batch: ScoredBatch):
+        count = jnp.maximum(jnp.sum(batch.mask.astype(jnp.float32)), 1.0)
+        if settings.accumulate == 1:
+            loss, defer, gradient = part_gradient(params, frozen, batch, count)
+        else:
+
+            def add(sums, part):
+                return jax.tree.map(jnp.add, sums, part_gradient(params, frozen, part, count)), None
+
+            def split(x):  # every n-th text, so that each device splits its own
+                return x.reshape(-1, settings.accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+            nothing = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+            (loss, defer, gradient), _ = jax.lax.scan(add, nothing, jax.tree.map(split, batch))
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         metrics = {"loss": loss, "expected_deferral": defer, "gradient_norm": optax.global_norm(gradient)}
         return optax.apply_updates(params, updates), opt_state, metrics
 
     directory.mkdir(parents=True, exist_ok=True)
     metrics_path = directory / "metrics.jsonl"
-    params = jax.tree.map(jnp.copy, params)  # the step donates its arguments; the caller keeps its own
-    opt_state = optimizer.init(params)
+    # Copies, since the step donates its arguments and the caller keeps its own.
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
+    params = jax.tree.map(jax.device_put, params, spread)
+    opt_state = jax.tree.map(
+        lambda leaf: leaf if leaf.ndim else jax.device_put(leaf, replicated(mesh)), optimizer.init(params)
+    )
+    frozen = jax.tree.map(jax.device_put, frozen, shardings(mesh, frozen))
+    kept = jax.tree.map(lambda leaf: leaf.sharding, (params, opt_state))
+    step_fn = jax.jit(step_fn, donate_argnums=(0, 1), out_shardings=(*kept, None))
+    by_text = jax.sharding.NamedSharding(mesh, spec_of(mesh, ("batch",), (settings.batch_size,)))
     saved = {"params": params, "optimizer": jax.tree.leaves(opt_state)}
     with ocp.training.Checkpointer(
         (directory / "checkpoints").resolve(),
@@ -168,6 +205,7 @@ def train(
                 rows = [int(row) for row in order[step]]
                 batch = collate(examples.items, rows, settings.batch_size, length)
                 scored = scored_batch(batch, base_scores, expert_scores, settings.label_method)
+                scored = jax.device_put(scored, by_text)
                 params, opt_state, metrics = step_fn(params, opt_state, frozen, scored)
                 values = {name: float(value) for name, value in metrics.items()}
                 if not np.isfinite(values["loss"] + values["gradient_norm"]):

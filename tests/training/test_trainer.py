@@ -6,16 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from orbax.checkpoint import v1 as ocp
 
 from colm_jax.checkpoints.team import make_gate
 from colm_jax.errors import UserError
 from colm_jax.models.gate import Gate
 from colm_jax.models.lora import Lora
+from colm_jax.parallel import make_mesh
 from colm_jax.scoring import score_examples
 from colm_jax.training.config import Training
 from colm_jax.training.trainer import train
@@ -25,12 +30,12 @@ from tests.tiny import tiny_decoder
 SETTINGS = Training(learning_rate=3e-3, batch_size=4, epochs=3, checkpoint_every=4)
 
 
-def run(directory, settings=SETTINGS, report=lambda *a: None, kernel=None):
+def run(directory, settings=SETTINGS, report=lambda *a: None, kernel=None, mesh=None, dtype="float32"):
     examples = texts(22)
-    base, expert = tiny_decoder(), tiny_decoder(seed=1)
+    base, expert = tiny_decoder(dtype), tiny_decoder(seed=1)
     gate = Gate(32, 1) if kernel is None else make_gate(kernel)
     scores = score_examples(base, examples), [score_examples(expert, examples)]
-    return train(base, gate, examples, *scores, settings, directory, report)
+    return train(base, gate, examples, *scores, settings, directory, report, mesh=mesh)
 
 
 def leaves(team):
@@ -142,3 +147,126 @@ def test_lora_resumes_to_the_same_bits(tmp_path):
         run(tmp_path / "half", settings, stop)
     for one, two in zip(whole, leaves(run(tmp_path / "half", settings)), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def plain_steps(monkeypatch, rate):
+    """Gradient descent in place of AdamW, which divides rounding by rounding where a gradient is all but zero."""
+    monkeypatch.setattr("colm_jax.training.trainer.make_optimizer", lambda settings, steps: optax.sgd(rate))
+
+
+ONE_STEP = dataclasses.replace(SETTINGS, batch_size=24, epochs=1)  # of 22 texts: two rows are empty
+
+
+def assert_same_step(monkeypatch, directory, one, other, **changes):
+    """Two ways to take one step have the same loss and gradient (at rate 1 it is what the weights move by)."""
+    plain_steps(monkeypatch, rate=1.0)
+    a, b = run(directory / "a", one), run(directory / "b", other, **changes)
+    (first,), (second,) = metrics(directory / "a"), metrics(directory / "b")
+    assert second == pytest.approx(first, rel=1e-5)
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["marginal", "em", "sft", "weak"])
+def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path, monkeypatch, objective):
+    settings = dataclasses.replace(ONE_STEP, objective=objective)
+    assert_same_step(monkeypatch, tmp_path, settings, dataclasses.replace(settings, accumulate=4))
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 2), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("objective", ["marginal", "em", "sft", "weak"])
+def test_a_mesh_trains_as_one_device_does(tmp_path, monkeypatch, objective, sizes):
+    settings = dataclasses.replace(ONE_STEP, objective=objective)
+    spread = dataclasses.replace(settings, accumulate=2)
+    assert_same_step(monkeypatch, tmp_path, settings, spread, mesh=make_mesh(*sizes))
+
+
+def test_parameters_and_optimizer_are_split_over_the_mesh(tmp_path, monkeypatch):
+    found, save = {}, ocp.training.Checkpointer.save_pytree
+
+    def look(self, step, state):
+        for part in ("params", "optimizer"):
+            leaves = [leaf for leaf in jax.tree.leaves(state[part]) if leaf.ndim]
+            assert all(leaf.dtype == jnp.float32 for leaf in leaves)
+            found[part] = Counter((leaf.shape, leaf.addressable_shards[0].data.shape) for leaf in leaves)
+        return save(self, step, state)
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_pytree", look)
+    run(tmp_path, dataclasses.replace(SETTINGS, epochs=1), mesh=make_mesh(1, 4, 2), dtype="bfloat16")
+    parts = found["params"]
+    assert parts[(2, 32, 48), (2, 8, 24)] == 2  # gate and up of the feed-forward layers
+    assert parts[(32, 1), (8, 1)] == 1  # the gate
+    assert found["optimizer"] == parts + parts  # Adam's two moments
+
+
+def test_a_checkpoint_goes_on_on_another_mesh(tmp_path, monkeypatch):
+    plain_steps(monkeypatch, rate=0.01)
+    settings = dataclasses.replace(SETTINGS, batch_size=8, checkpoint_every=3)
+    whole = leaves(run(tmp_path / "whole", settings))
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step, steps, values):
+        if step == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(tmp_path / "moved", settings, stop, mesh=make_mesh(1, 4, 2))
+    steps = []
+    moved = leaves(run(tmp_path / "moved", settings, lambda step, *_: steps.append(step), mesh=make_mesh(2, 1, 1)))
+    assert steps[0] == 4
+    for x, y in zip(whole, moved, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_what_is_computed_again_changes_nothing(tmp_path, monkeypatch, remat):
+    assert_same_step(monkeypatch, tmp_path, ONE_STEP, dataclasses.replace(ONE_STEP, remat=remat))
+
+
+def test_layers_that_keep_less_need_less_memory():
+    decoder = tiny_decoder(depth=8)
+    graph, state = nnx.split(decoder)
+    tokens = np.zeros((8, 64), np.int32)
+
+    def temporaries(remat):
+        def loss(state):
+            return jnp.sum(nnx.merge(graph, state)(tokens, remat=remat)[0])
+
+        return jax.jit(jax.grad(loss)).lower(state).compile().memory_analysis().temp_size_in_bytes
+
+    everything, products, inputs = map(temporaries, ("none", "dots", "full"))
+    assert inputs < products < everything
+    assert inputs < 0.5 * everything
+
+
+def test_steps_too_small_for_bfloat16_add_up(tmp_path):
+    """At this rate no single step moves a bfloat16 weight of size 1, and 66 steps together do."""
+    settings = dataclasses.replace(
+        SETTINGS, objective="sft", learning_rate=2e-4, schedule="constant", epochs=11, checkpoint_every=100
+    )
+    decoder, _ = run(tmp_path, settings, dtype="bfloat16")
+    scale = decoder.layers.feed_forward_norm.scale[...]
+    assert scale.dtype == jnp.bfloat16
+    spacing = 2.0**-8  # of bfloat16 below 1
+    assert settings.learning_rate < spacing / 4  # half the spacing would be needed to move
+    assert float(jnp.mean(scale != 1)) > 0.2
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"batch_size": 6, "accumulate": 4}, "no multiple of accumulate 4"),
+        ({"remat": "some"}, "remat must be one of none, dots, full"),
+        ({"accumulate": 0}, "accumulate"),
+    ],
+)
+def test_bad_parts_name_themselves(settings, message):
+    with pytest.raises(UserError, match=message):
+        Training(**settings)
+
+
+def test_a_batch_that_the_mesh_cannot_split_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"batch_size 4 must be a multiple of accumulate · data · fsdp = 8"):
+        run(tmp_path, mesh=make_mesh(2, 4, 1))
