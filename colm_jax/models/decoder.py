@@ -24,8 +24,8 @@ _NO_WINDOW = np.iinfo(np.int32).max
 # What a layer keeps for its gradient; the rest is computed again. None: everything is kept.
 REMAT = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # what the weights were multiplied to
-    "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input alone
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # its input and the products with weights
+    "full": jax.checkpoint_policies.nothing_saveable,  # its input alone
 }
 
 

@@ -42,3 +42,5 @@ class RunConfig:
             find_task(self.task)
         if not self.experts:
             raise UserError("a run needs at least one --expert")
+        if self.training.trainable != "gate":  # which is fitted to all texts at once
+            self.training.check_split(self.mesh[0] * self.mesh[1])

@@ -26,7 +26,7 @@ class Training:
     clip_norm: float | None = None  # largest global gradient norm; None: no clipping
     batch_size: int = 128  # texts a step
     accumulate: int = 1  # parts of a batch that pass one after the other, to save memory; the gradient is the same
-    remat: str = "none"  # what layers keep for their gradient: "none" (all), "dots" (products) or "full" (their input)
+    remat: str = "none"  # what layers keep for their gradient: "none" (all), "dots" (input, products) or "full" (input)
     epochs: int = 2
     seed: int = 0  # order of the examples
     label_method: str = "a"  # of the objective `weak`
@@ -48,8 +48,7 @@ class Training:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"training: {name} must be a whole number of at least 1, got {value!r}")
-        if self.batch_size % self.accumulate:
-            raise UserError(f"training: batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}")
+        self.check_split(1)
         for name in ("learning_rate", "gate_learning_rate"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value >= 0):
@@ -58,3 +57,11 @@ class Training:
             raise UserError(f"training: warmup_fraction must be from 0 up to 1, got {self.warmup_fraction}")
         if self.objective == "sft" and self.trainable == "gate":
             raise UserError("training: objective 'sft' does not train a gate; use --trainable all")
+
+    def check_split(self, ways: int) -> None:
+        """Raises UserError where `ways` groups of devices (the mesh's data · fsdp) cannot share a part of a batch."""
+        if self.batch_size % (self.accumulate * ways):
+            raise UserError(
+                f"training: batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate} times the "
+                f"mesh's data · fsdp, {ways}"
+            )

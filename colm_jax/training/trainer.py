@@ -120,11 +120,7 @@ def train(
       UserError: a batch that the mesh cannot split; a loss that is no longer finite (names step and examples).
     """
     mesh = make_mesh() if mesh is None else mesh
-    parts = settings.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
-    if settings.batch_size % parts:
-        raise UserError(
-            f"training: batch_size {settings.batch_size} must be a multiple of accumulate · data · fsdp = {parts}"
-        )
+    settings.check_split(mesh.shape["data"] * mesh.shape["fsdp"])
     length = padded_length(examples.items)
     order = shuffled(len(examples.items), settings.batch_size, settings.epochs, settings.seed)
     steps = len(order)
@@ -132,9 +128,9 @@ def train(
     base = add_lora(decoder, settings.lora, settings.seed) if lora else decoder
     base_graph, moving, frozen = nnx.split(base, nnx.LoRAParam if lora else nnx.Param, ...)
     gate_graph, gate_state = nnx.split(gate)
-    spread = {"base": shardings(mesh, moving), "gate": shardings(mesh, gate_state)}
-    spread = {part: nnx.to_pure_dict(tree) for part, tree in spread.items()}
-    params = {"base": nnx.to_pure_dict(moving), "gate": nnx.to_pure_dict(gate_state)}
+    parts = {"base": moving, "gate": gate_state}
+    params = {part: nnx.to_pure_dict(state) for part, state in parts.items()}
+    spread = {part: nnx.to_pure_dict(shardings(mesh, state)) for part, state in parts.items()}
     optimizer = make_optimizer(settings, steps)
 
     def rebuild(params, frozen) -> tuple[Decoder, Gate]:
@@ -159,18 +155,15 @@ def train(
 
     def step_fn(params, opt_state, frozen, batch: ScoredBatch):
         count = jnp.maximum(jnp.sum(batch.mask.astype(jnp.float32)), 1.0)
-        if settings.accumulate == 1:
-            loss, defer, gradient = part_gradient(params, frozen, batch, count)
-        else:
 
-            def add(sums, part):
-                return jax.tree.map(jnp.add, sums, part_gradient(params, frozen, part, count)), None
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, part_gradient(params, frozen, part, count)), None
 
-            def split(x):  # every n-th text, so that each device splits its own
-                return x.reshape(-1, settings.accumulate, *x.shape[1:]).swapaxes(0, 1)
+        def split(x):  # every n-th text, so that each device splits its own
+            return x.reshape(-1, settings.accumulate, *x.shape[1:]).swapaxes(0, 1)
 
-            nothing = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-            (loss, defer, gradient), _ = jax.lax.scan(add, nothing, jax.tree.map(split, batch))
+        nothing = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        (loss, defer, gradient), _ = jax.lax.scan(add, nothing, jax.tree.map(split, batch))
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         metrics = {"loss": loss, "expected_deferral": defer, "gradient_norm": optax.global_norm(gradient)}
         return optax.apply_updates(params, updates), opt_state, metrics
@@ -178,8 +171,7 @@ def train(
     directory.mkdir(parents=True, exist_ok=True)
     metrics_path = directory / "metrics.jsonl"
     # Copies, since the step donates its arguments and the caller keeps its own.
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
-    params = jax.tree.map(jax.device_put, params, spread)
+    params = jax.tree.map(lambda leaf, to: jax.device_put(jnp.array(leaf, jnp.float32), to), params, spread)
     opt_state = jax.tree.map(
         lambda leaf: leaf if leaf.ndim else jax.device_put(leaf, replicated(mesh)), optimizer.init(params)
     )

@@ -203,6 +203,9 @@ def test_gin_mistakes_are_one_line(pair, tmp_path, capsys):
     assert "no_such_rate" in refused(capsys, *start, "--gin.Training.no_such_rate=1")
     assert "no such file" in refused(capsys, *start, "--gin_file", tmp_path / "x.gin")
     assert "epochs must be a whole number" in refused(capsys, *start, "--gin.Training.epochs=0")
+    assert "batch_size 12 must be a multiple" in refused(
+        capsys, *start, "--mesh", "2,4,1", "--gin.Training.batch_size=12"
+    )
     assert "looks like" in refused(capsys, *start, "--gin.Training.epochs")
     assert not (tmp_path / "o").exists()
 

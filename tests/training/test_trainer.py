@@ -23,7 +23,7 @@ from colm_jax.models.lora import Lora
 from colm_jax.parallel import make_mesh
 from colm_jax.scoring import score_examples
 from colm_jax.training.config import Training
-from colm_jax.training.trainer import train
+from colm_jax.training.trainer import ScoredBatch, batch_loss, train
 from tests.scoring.test_scorer import texts
 from tests.tiny import tiny_decoder
 
@@ -36,6 +36,20 @@ def run(directory, settings=SETTINGS, report=lambda *a: None, kernel=None, mesh=
     gate = Gate(32, 1) if kernel is None else make_gate(kernel)
     scores = score_examples(base, examples), [score_examples(expert, examples)]
     return train(base, gate, examples, *scores, settings, directory, report, mesh=mesh)
+
+
+def run_until(step, directory, *settings, **options):
+    """A run that is stopped behind a step."""
+
+    class Stopped(Exception):
+        pass
+
+    def report(done, steps, values):
+        if done == step:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(directory, *settings, report=report, **options)
 
 
 def leaves(team):
@@ -63,19 +77,9 @@ def test_em_and_marginal_take_the_same_steps(tmp_path):
 
 def test_a_stopped_run_ends_in_the_same_bits(tmp_path):
     whole = leaves(run(tmp_path / "whole"))
-
-    class Stopped(Exception):
-        pass
-
     for at in (3, 4, 11):
-
-        def stop(step, steps, values, at=at):
-            if step == at:
-                raise Stopped
-
         directory = tmp_path / f"stopped-{at}"
-        with pytest.raises(Stopped):
-            run(directory, report=stop)
+        run_until(at, directory)
         again = leaves(run(directory))
         assert all(np.array_equal(a, b) for a, b in zip(whole, again))
         assert metrics(directory) == metrics(tmp_path / "whole")
@@ -135,16 +139,7 @@ def test_lora_moves_only_its_own_matrices_and_comes_back_merged(tmp_path):
 def test_lora_resumes_to_the_same_bits(tmp_path):
     settings = dataclasses.replace(SETTINGS, trainable="lora")
     whole = leaves(run(tmp_path / "whole", settings))
-
-    class Stop(Exception):
-        pass
-
-    def stop(step, steps, values):
-        if step == 7:
-            raise Stop
-
-    with pytest.raises(Stop):
-        run(tmp_path / "half", settings, stop)
+    run_until(7, tmp_path / "half", settings)
     for one, two in zip(whole, leaves(run(tmp_path / "half", settings)), strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -181,6 +176,26 @@ def test_a_mesh_trains_as_one_device_does(tmp_path, monkeypatch, objective, size
     assert_same_step(monkeypatch, tmp_path, settings, spread, mesh=make_mesh(*sizes))
 
 
+def test_lora_trains_on_a_mesh_too(tmp_path, monkeypatch):
+    settings = dataclasses.replace(ONE_STEP, trainable="lora", lora=Lora(rank=4))
+    spread = dataclasses.replace(settings, accumulate=2)
+    assert_same_step(monkeypatch, tmp_path, settings, spread, mesh=make_mesh(1, 4, 2))
+
+
+def test_each_device_reads_its_own_texts_of_a_part(tmp_path, monkeypatch):
+    parts = []
+
+    def look(decoder, gate, batch, *rest):
+        jax.debug.inspect_array_sharding(
+            batch.tokens, callback=lambda split: parts.append(split.shard_shape(batch.tokens.shape)[0])
+        )
+        return batch_loss(decoder, gate, batch, *rest)
+
+    monkeypatch.setattr("colm_jax.training.trainer.batch_loss", look)
+    run(tmp_path, dataclasses.replace(ONE_STEP, accumulate=2), mesh=make_mesh(2, 2, 2))
+    assert set(parts) == {24 // 2 // 4}
+
+
 def test_parameters_and_optimizer_are_split_over_the_mesh(tmp_path, monkeypatch):
     found, save = {}, ocp.training.Checkpointer.save_pytree
 
@@ -203,16 +218,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(tmp_path, monkeypatch):
     plain_steps(monkeypatch, rate=0.01)
     settings = dataclasses.replace(SETTINGS, batch_size=8, checkpoint_every=3)
     whole = leaves(run(tmp_path / "whole", settings))
-
-    class Stopped(Exception):
-        pass
-
-    def stop(step, steps, values):
-        if step == 4:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        run(tmp_path / "moved", settings, stop, mesh=make_mesh(1, 4, 2))
+    run_until(4, tmp_path / "moved", settings, mesh=make_mesh(1, 4, 2))
     steps = []
     moved = leaves(run(tmp_path / "moved", settings, lambda step, *_: steps.append(step), mesh=make_mesh(2, 1, 1)))
     assert steps[0] == 4
@@ -226,13 +232,14 @@ def test_what_is_computed_again_changes_nothing(tmp_path, monkeypatch, remat):
 
 
 def test_layers_that_keep_less_need_less_memory():
-    decoder = tiny_decoder(depth=8)
-    graph, state = nnx.split(decoder)
-    tokens = np.zeros((8, 64), np.int32)
+    graph, state = nnx.split((tiny_decoder(depth=8), Gate(32, 1)))
+    shape = (8, 64)
+    experts, labels = np.zeros((*shape, 1), np.float32), np.zeros((*shape, 1), bool)
+    batch = ScoredBatch(np.zeros((8, 65), np.int32), np.ones(shape, bool), experts, labels)
 
     def temporaries(remat):
         def loss(state):
-            return jnp.sum(nnx.merge(graph, state)(tokens, remat=remat)[0])
+            return batch_loss(*nnx.merge(graph, state), batch, Training(remat=remat))[0]
 
         return jax.jit(jax.grad(loss)).lower(state).compile().memory_analysis().temp_size_in_bytes
 
@@ -257,7 +264,7 @@ def test_steps_too_small_for_bfloat16_add_up(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"batch_size": 6, "accumulate": 4}, "no multiple of accumulate 4"),
+        ({"batch_size": 6, "accumulate": 4}, "batch_size 6 must be a multiple of accumulate 4"),
         ({"remat": "some"}, "remat must be one of none, dots, full"),
         ({"accumulate": 0}, "accumulate"),
     ],
@@ -268,5 +275,5 @@ def test_bad_parts_name_themselves(settings, message):
 
 
 def test_a_batch_that_the_mesh_cannot_split_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"batch_size 4 must be a multiple of accumulate · data · fsdp = 8"):
+    with pytest.raises(UserError, match=r"batch_size 4 must be a multiple of accumulate 1 times .* 8"):
         run(tmp_path, mesh=make_mesh(2, 4, 1))
