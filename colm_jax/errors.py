@@ -1,5 +1,13 @@
-"""The one exception for what the user got wrong; the command line prints it as one line and exits with status 2."""
+"""What the command line prints as one line: what the user got wrong (exit 2), and being asked to stop (143)."""
 
 
 class UserError(ValueError):
     """Wrong input. The message names the file, line or key, the value received, and the remedy."""
+
+
+class Preempted(Exception):
+    """Training was asked to stop; a checkpoint of `step` is written."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped by SIGTERM behind step {step}, which is saved; the same command goes on from here")
+        self.step = step

@@ -3,12 +3,13 @@
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import colm_jax
-from colm_jax.errors import UserError
+from colm_jax.errors import Preempted, UserError
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _EXPERT_DTYPES = (*_DTYPES, "int8", "int4")
@@ -175,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"colm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Preempted as stopped:
+        print(f"colm: {stopped}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("colm: stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -28,6 +28,13 @@ def rope_angles(positions: Int[Array, "B T"], head_dim: int, rope: Rope) -> Floa
     return positions[..., None].astype(jnp.float32) * rope_frequencies(head_dim, rope)
 
 
+def positions_in(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Each token's place in its own text, for rows in which texts follow one another."""
+    places = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return places - jax.lax.cummax(jnp.where(first, places, 0), axis=1)
+
+
 def rotate(x: Float[Array, "B T N h"], angles: Float[Array, "B T h2"]) -> Float[Array, "B T N h"]:
     """Applies RoPE in the half-split layout of Hugging Face checkpoints: dimension i turns with i + h/2."""
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
@@ -45,6 +52,7 @@ def attend(
     scale: float,
     softcap: float | None = None,
     window: int | Int[Array, ""] | None = None,
+    segments: Int[Array, "B T"] | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "B T H h"]:
     """Each new token attends to the cached tokens (`past`: keys, values, lengths) and to the new ones up to itself.
@@ -59,6 +67,7 @@ def attend(
       scale: of query · key.
       softcap: scores become softcap · tanh(score / softcap).
       window: how many tokens each one sees, itself included; None: all.
+      segments: which of a packed row's texts each new token belongs to; it sees no other. None: one text a row.
       precision: of the matrix products.
     """
     batch, time, heads, head_dim = query.shape
@@ -73,6 +82,8 @@ def attend(
 
     distance = jnp.arange(time)[:, None] - jnp.arange(time)  # [T, T]: from each token back to each
     seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    if segments is not None:
+        seen = (seen & (segments[:, :, None] == segments[:, None, :]))[:, None, None]  # [B, 1, 1, T, T]
     logits = scores("btkgh,bskh->bkgts", key, seen)
     if past is not None:
         old_keys, old_values, lengths = past

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from colm_jax.models.attention import attend, rope_angles, rotate
+from colm_jax.models.attention import attend, positions_in, rope_angles, rotate
 from colm_jax.models.cache import KVCache, Rows
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.feed_forward import FeedForward, MixtureFeedForward
@@ -50,7 +50,7 @@ class Attention(nnx.Module):
             self.query_norm = RMSNorm(h, "head_dim", config.rms_eps, config.zero_centred_norm, make)
             self.key_norm = RMSNorm(h, "head_dim", config.rms_eps, config.zero_centred_norm, make)
 
-    def __call__(self, x: Float[Array, "B T D"], angles: Float[Array, "B T h2"], window, past):
+    def __call__(self, x: Float[Array, "B T D"], angles: Float[Array, "B T h2"], window, past, segments):
         """Returns the output [B,T,D] and the new tokens' keys and values, each [B,K,T,h]."""
         query, key, value = self.query(x), self.key(x), self.value(x)
         if hasattr(self, "query_norm"):
@@ -58,7 +58,15 @@ class Attention(nnx.Module):
         query, key = rotate(query, angles), rotate(key, angles)
         precision = precision_of(x.dtype)
         mixed = attend(
-            query, key, value, past, scale=self.scale, softcap=self.softcap, window=window, precision=precision
+            query,
+            key,
+            value,
+            past,
+            scale=self.scale,
+            softcap=self.softcap,
+            window=window,
+            segments=segments,
+            precision=precision,
         )
         return self.out(mixed), (key.swapaxes(1, 2), value.swapaxes(1, 2))
 
@@ -78,9 +86,9 @@ class Block(nnx.Module):
             self.attention_post_norm = norm()
             self.feed_forward_post_norm = norm()
 
-    def __call__(self, x: Float[Array, "B T D"], angles: Float[Array, "B T h2"], window=None, past=None):
+    def __call__(self, x: Float[Array, "B T D"], angles: Float[Array, "B T h2"], window=None, past=None, segments=None):
         """Returns the residual stream [B,T,D] and the new tokens' keys and values, each [B,K,T,h]."""
-        mixed, rows = self.attention(self.attention_norm(x), angles, window, past)
+        mixed, rows = self.attention(self.attention_norm(x), angles, window, past, segments)
         x = x + (self.attention_post_norm(mixed) if hasattr(self, "attention_post_norm") else mixed)
         out = self.feed_forward(self.feed_forward_norm(x))
         return x + (self.feed_forward_post_norm(out) if hasattr(self, "feed_forward_post_norm") else out), rows
@@ -104,7 +112,11 @@ class Decoder(nnx.Module):
         return self.embedding[...].dtype
 
     def __call__(
-        self, tokens: Int[Array, "B T"], cache: KVCache | None = None, remat: str = "none"
+        self,
+        tokens: Int[Array, "B T"],
+        cache: KVCache | None = None,
+        remat: str = "none",
+        segments: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Rows | None]:
         """Reads T tokens behind what the cache holds (from position 0 without one).
 
@@ -112,6 +124,7 @@ class Decoder(nnx.Module):
           tokens: to be read.
           cache: what was read before; needs `unstacked()` layers.
           remat: what each layer keeps for its gradient, a key of REMAT; of stacked layers only.
+          segments: where rows hold several texts: which one each token belongs to. Without a cache only.
 
         Returns:
           The final hidden states (after the last norm: what head and gate read), and the tokens' keys and values for
@@ -120,6 +133,8 @@ class Decoder(nnx.Module):
         config = self.config
         start = 0 if cache is None else cache.lengths[:, None]
         positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
+        if segments is not None:
+            positions = positions_in(segments)
         everywhere = rope_angles(positions, config.head_dim, config.rope)
         local = (
             everywhere if config.window_rope is None else rope_angles(positions, config.head_dim, config.window_rope)
@@ -130,16 +145,16 @@ class Decoder(nnx.Module):
         if isinstance(self.layers, Block):
             if cache is not None:
                 raise ValueError("reading with a cache needs unstacked layers: decoder.unstacked()")
-            return self.norm(self._scan(x, everywhere, local, REMAT[remat])), None
+            return self.norm(self._scan(x, everywhere, local, segments, REMAT[remat])), None
         rows = []
         for i, layer in enumerate(self.layers):
             past = None if cache is None else (cache.keys[i], cache.values[i], cache.lengths)
             window = None if config.windows is None else config.windows[i]
-            x, new = layer(x, everywhere if window is None else local, window, past)
+            x, new = layer(x, everywhere if window is None else local, window, past, segments)
             rows.append(new)
         return self.norm(x), None if cache is None else Rows(*map(tuple, zip(*rows)))
 
-    def _scan(self, x: Float[Array, "B T D"], everywhere, local, policy) -> Float[Array, "B T D"]:
+    def _scan(self, x: Float[Array, "B T D"], everywhere, local, segments, policy) -> Float[Array, "B T D"]:
         """The stacked layers, one after the other."""
         graph, stacked = nnx.split(self.layers)
         windows = None
@@ -149,7 +164,7 @@ class Decoder(nnx.Module):
         def step(x, layer):
             state, window = layer
             angles = everywhere if window is None else jnp.where(window == _NO_WINDOW, everywhere, local)
-            return nnx.merge(graph, state)(x, angles, window)[0], None
+            return nnx.merge(graph, state)(x, angles, window, None, segments)[0], None
 
         if policy is not None:
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)  # a scan's body needs no barrier

@@ -28,6 +28,7 @@ class RunConfig:
     max_new_tokens: int = 96
     prompt_tokens: int = 32  # where test lines have no prompt: their first tokens serve as one
     batch_size: int = 32  # of decoding
+    profile_steps: tuple[int, int] | None = None  # first and last training step of a profiler trace
     training: Training = field(default_factory=Training)
     gate_init: GateInit = field(default_factory=GateInit)
     calibration: Calibration = field(default_factory=Calibration)
@@ -40,6 +41,9 @@ class RunConfig:
             raise UserError(f"expert_dtype must be one of {', '.join(EXPERT_DTYPES)}, got {self.expert_dtype!r}")
         if self.task is not None:
             find_task(self.task)
+        steps = self.profile_steps
+        if steps is not None and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+            raise UserError(f"profile_steps must be the first and the last step, as in (10, 12), got {steps!r}")
         if not self.experts:
             raise UserError("a run needs at least one --expert")
         if self.training.trainable != "gate":  # which is fitted to all texts at once

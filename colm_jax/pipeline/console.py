@@ -1,6 +1,6 @@
 """What a person sees while a stage works: one progress bar with time left, on standard error."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -42,3 +42,16 @@ def bar(title: str, total: int | None = None, bytes_: bool = False) -> Iterator[
     )
     with Progress(*columns, console=errors) as progress:
         yield Bar(progress, progress.add_task(title, total=total, note=""))
+
+
+def of_step(metrics: Mapping[str, float]) -> str:
+    """What a training step says of itself, beside the bar."""
+    parts = [f"loss {metrics['loss']:.4f}"]
+    if "expected_deferral" in metrics:
+        parts.append(f"deferral {metrics['expected_deferral']:.3f}")
+    if "responsibility_entropy" in metrics:
+        parts.append(f"entropy {metrics['responsibility_entropy']:.3f}")
+    parts.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
+    if metrics["data_share"] > 0.02:
+        parts.append(f"data {metrics['data_share']:.0%}")
+    return "  ".join(parts)

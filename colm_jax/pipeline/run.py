@@ -221,11 +221,10 @@ class Run:
                         self._expert_scores(),
                         settings,
                         directory,
-                        lambda step, steps, m: bar.to(
-                            step, steps, f"loss {m['loss']:.4f}  deferral {m['expected_deferral']:.3f}"
-                        ),
+                        lambda step, steps, metrics: bar.to(step, steps, console.of_step(metrics)),
                         self.allowed,
                         self.mesh,
+                        profile_steps=self.config.profile_steps,
                     )
             save_team(
                 directory / "team",

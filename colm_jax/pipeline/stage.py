@@ -19,6 +19,7 @@ from colm_jax.errors import UserError
 
 SCHEMA = 1
 MANIFEST, STARTED = "manifest.json", "started.json"
+_PASSING = {"checkpoints", "logs"}  # folders of a stage that no later one reads, and that hold times
 _PACKAGES = (
     "colm-jax",
     "jax",
@@ -114,7 +115,7 @@ class Stage:
         files = sorted(
             path.relative_to(self.directory).as_posix()
             for path in self.directory.rglob("*")
-            if path.is_file() and path.name not in skipped and "checkpoints" not in path.parts
+            if path.is_file() and path.name not in skipped and not _PASSING & set(path.parts)
         )
         packages = {name: version(name) for name in _PACKAGES}
         hashes = {name: hash_file(self.directory / name) for name in files}

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from colm_jax.data.batches import collate, in_order, padded_length
+from colm_jax.data.batches import Rows, collate, in_order, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
@@ -32,14 +32,16 @@ class Scores:
     is_argmax: tuple[np.ndarray, ...]  # bool [n-1]: the model's own greedy choice is the text's token
     hidden: tuple[np.ndarray, ...] | None = None  # float32 [n-1, D], where they were asked for
 
-    def padded(self, rows: np.ndarray, length: int) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
-        """The rows of a batch, right-padded with zeros to T = length - 1; row -1 is empty."""
-        log_prob = np.zeros((len(rows), length - 1), np.float32)
-        is_argmax = np.zeros((len(rows), length - 1), bool)
+    def aligned(self, rows: Rows, shape: tuple[int, int]) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+        """The scores of a batch's rows, each text's where `collate` put its tokens; zeros elsewhere."""
+        log_prob, is_argmax = np.zeros(shape, np.float32), np.zeros(shape, bool)
         for b, row in enumerate(rows):
-            if row >= 0:
-                log_prob[b, : len(self.log_prob[row])] = self.log_prob[row]
-                is_argmax[b, : len(self.is_argmax[row])] = self.is_argmax[row]
+            start = 0
+            for number in row:
+                end = start + len(self.log_prob[number])
+                log_prob[b, start:end] = self.log_prob[number]
+                is_argmax[b, start:end] = self.is_argmax[number]
+                start = end + 1  # a text of n tokens has n - 1 scores
         return log_prob, is_argmax
 
 
@@ -57,7 +59,12 @@ def _passes(
     graph, state = nnx.split(decoder)
     length = padded_length(examples.items)
     for rows in groups:
-        yield rows, _score_batch(graph, state, collate(examples.items, rows, _BATCH, length).tokens, allowed)
+        yield (
+            rows,
+            _score_batch(
+                graph, state, collate(examples.items, [[row] for row in rows], _BATCH, length).tokens, allowed
+            ),
+        )
 
 
 def score_examples(

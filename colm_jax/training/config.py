@@ -24,7 +24,8 @@ class Training:
     warmup_fraction: float = 0.04
     weight_decay: float = 0.0
     clip_norm: float | None = None  # largest global gradient norm; None: no clipping
-    batch_size: int = 128  # texts a step
+    batch_size: int = 128  # rows a step
+    packing: bool = False  # several texts a row, as many as fit beside the longest; else one, padded
     accumulate: int = 1  # parts of a batch that pass one after the other, to save memory; the gradient is the same
     remat: str = "none"  # what layers keep for their gradient: "none" (all), "dots" (input, products) or "full" (input)
     epochs: int = 2

@@ -1,99 +1,79 @@
-"""The training run: one jitted step, batches indexed by step, Orbax checkpoints, exact resume.
+"""The training run: batches by step, one jitted step, asynchronous Orbax checkpoints, exact resume.
 
-Base weights (or the LoRA matrices beside them) and gate are one tree, in float32 whatever the base computes in. The
-tree and the optimizer's state are split over the mesh by logical axes, a batch by texts. A step number fixes the
-batch, so a checkpoint holds parameters, optimizer state and the step, and a resumed run ends in the same bits. (The
-gate alone is fitted elsewhere: `gate_fit.train_gate`.)
+A step number fixes its batch, so a checkpoint holds parameters, optimizer state and the step, and a run that was
+killed and went on ends in the same bits. (The gate alone is fitted elsewhere: `gate_fit.train_gate`.)
 """
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from colm_jax.data.batches import Batch, collate, padded_length, shuffled
+from colm_jax.data.batches import Rows, collate, packed, padded_length, shuffled
 from colm_jax.data.records import Examples
-from colm_jax.errors import UserError
+from colm_jax.errors import Preempted
 from colm_jax.labels import weak_labels
 from colm_jax.models.decoder import Decoder
-from colm_jax.models.gate import Gate, p_defer
+from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora, merge_lora
-from colm_jax.objectives import em_loss, marginal_nll, sft_loss, weak_loss
-from colm_jax.parallel import make_mesh, replicated, shardings, spec_of
-from colm_jax.scoring import Scores, head_scores
+from colm_jax.parallel import make_mesh
+from colm_jax.scoring import Scores
 from colm_jax.training.config import Training
+from colm_jax.training.metrics import Log, Stopwatch, check_finite
+from colm_jax.training.preemption import watch
+from colm_jax.training.step import ScoredBatch, TrainState, TrainStep
 
-Report = Callable[[int, int, dict[str, float]], None]  # step done, of how many, metrics
+Report = Callable[[int, int, dict[str, float]], None]  # step done, of how many, metrics and speed
+_PREFETCH = 4  # batches made ahead, beside the step
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ScoredBatch:
-    """A batch with what the experts said of it."""
+class Input:
+    """The texts of a run with their scores, as batches by step; nothing in it changes."""
 
-    tokens: jax.Array  # [B, T+1] int32
-    mask: jax.Array  # [B, T] bool, of the token at t + 1
-    expert_log_probs: jax.Array  # [B, T, M] float32, nats
-    labels: jax.Array  # [B, T, M] bool, weak labels
+    examples: Examples
+    base_scores: Scores | None  # for weak labels only
+    expert_scores: Sequence[Scores]  # none where experts score in the step
+    settings: Training
+    length: int  # tokens a row
+    steps: Sequence[Rows]
 
+    @classmethod
+    def of(
+        cls, examples: Examples, base_scores: Scores | None, expert_scores: Sequence[Scores], settings: Training
+    ) -> "Input":
+        """Plans every step of a run."""
+        length, items = padded_length(examples.items), examples.items
+        order = settings.batch_size, settings.epochs, settings.seed
+        if settings.packing:
+            steps: Sequence[Rows] = packed([len(item.ids) for item in items], length, *order)
+        else:
+            steps = shuffled(len(items), *order)
+        return cls(examples, base_scores, expert_scores, settings, length, steps)
 
-def scored_batch(batch: Batch, base: Scores | None, experts: list[Scores], method: str) -> ScoredBatch:
-    """Joins a batch with the scores of its rows. `base` is needed for weak labels only."""
-    length = batch.tokens.shape[1]
-    padded = [scores.padded(batch.rows, length) for scores in experts]
-    shape = (*batch.mask.shape, len(experts))
-    log_probs = np.stack([p[0] for p in padded], -1) if padded else np.zeros(shape, np.float32)
-    labels = np.zeros(shape, bool)
-    if base is not None and padded:
-        labels = weak_labels(base.padded(batch.rows, length)[1], np.stack([p[1] for p in padded], -1), method)
-    return ScoredBatch(batch.tokens, batch.mask, log_probs, labels)  # type: ignore[arg-type]
+    def batch(self, step: int) -> tuple[Rows, ScoredBatch]:
+        """The batch of a step (from 0), in host memory, and which examples it holds."""
+        settings, rows = self.settings, self.steps[step]
+        batch = collate(self.examples.items, rows, settings.batch_size, self.length)
+        shape = batch.mask.shape
+        found = [scores.aligned(rows, shape) for scores in self.expert_scores]
+        log_probs = np.stack([log_prob for log_prob, _ in found], -1) if found else None
+        labels = None
+        if settings.objective == "weak" and self.base_scores is not None:
+            bits = np.stack([is_argmax for _, is_argmax in found], -1)
+            labels = weak_labels(self.base_scores.aligned(rows, shape)[1], bits, settings.label_method)
+        segments = batch.segments if settings.packing else None
+        return rows, ScoredBatch(batch.tokens, batch.mask, log_probs, labels, segments)  # type: ignore[arg-type]
 
-
-def batch_loss(decoder: Decoder, gate: Gate, batch: ScoredBatch, settings: Training, allowed=None):
-    """The objective's (sum, count) over a batch, and what to report of it."""
-    hidden, _ = decoder(batch.tokens[:, :-1], remat=settings.remat)
-    base_log_prob, _ = head_scores(decoder, hidden, batch.tokens[:, 1:], allowed)
-    gate_logits = gate(hidden)
-    if settings.objective == "sft":
-        total, count = sft_loss(base_log_prob, batch.mask)
-    elif settings.objective == "weak":
-        total, count = weak_loss(gate_logits, base_log_prob, batch.labels, batch.mask, settings.positive_weight)
-    else:
-        objective = marginal_nll if settings.objective == "marginal" else em_loss
-        total, count = objective(gate_logits, base_log_prob, batch.expert_log_probs, batch.mask)
-    defer = jnp.sum(jnp.where(batch.mask, p_defer(gate_logits), 0.0)) if gate.kernel.shape[1] else jnp.zeros(())
-    return total, count, defer
-
-
-def make_optimizer(settings: Training, steps: int) -> optax.GradientTransformation:
-    """AdamW with warm-up and decay; base and gate may have rates of their own."""
-
-    def adamw(rate: float) -> optax.GradientTransformation:
-        warmup = max(1, round(settings.warmup_fraction * steps))
-        rest = max(1, steps - warmup)
-        after = {
-            "linear": optax.linear_schedule(rate, 0.0, rest),
-            "cosine": optax.cosine_decay_schedule(rate, rest),
-            "constant": optax.constant_schedule(rate),
-        }[settings.schedule]
-        schedule = optax.join_schedules([optax.linear_schedule(rate / warmup, rate, warmup), after], [warmup])
-        return optax.adamw(schedule, weight_decay=settings.weight_decay)
-
-    gate_rate = settings.learning_rate if settings.gate_learning_rate is None else settings.gate_learning_rate
-    by_part = optax.partition(
-        {"base": adamw(settings.learning_rate), "gate": adamw(gate_rate)},
-        lambda params: {part: jax.tree.map(lambda _, part=part: part, tree) for part, tree in params.items()},
-    )
-    return (
-        by_part if settings.clip_norm is None else optax.chain(optax.clip_by_global_norm(settings.clip_norm), by_part)
-    )
+    def batches(self, start: int) -> Iterator[tuple[Rows, ScoredBatch]]:
+        """The batches from step `start` on, made ahead by a thread."""
+        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
+        return iter(grain.MapDataset.range(start, len(self.steps)).map(self.batch).to_iter_dataset(ahead))
 
 
 def train(
@@ -101,124 +81,104 @@ def train(
     gate: Gate,
     examples: Examples,
     base_scores: Scores | None,
-    expert_scores: list[Scores],
+    expert_scores: Sequence[Scores],
     settings: Training,
     directory: Path,
     report: Report = lambda step, steps, metrics: None,
     allowed: np.ndarray | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    experts: Sequence[Decoder] = (),
+    profile_steps: tuple[int, int] | None = None,
 ) -> tuple[Decoder, Gate]:
     """Trains and returns decoder and gate; takes up an earlier run in `directory` where it stopped.
 
-    `allowed` is the shared vocabulary, [V] bool, over which probabilities are; None: all of the head's rows.
-    `mesh` is where it trains; None: the first device. A checkpoint of one mesh is taken up on any other.
-
-    Writes `directory`/checkpoints and `directory`/metrics.jsonl (a line a step: loss, expected deferral rate,
-    gradient norm; no times, so that a resumed run writes the same file).
+    Args:
+      decoder: the base.
+      gate: as it starts.
+      examples: the texts.
+      base_scores: the base's scores of them; needed for the objective `weak` only.
+      expert_scores: the experts'.
+      settings: objective, optimizer, length of the run.
+      directory: for checkpoints/, metrics.jsonl (a line a step, no times) and logs/ (times, TensorBoard, traces).
+      report: told of each step.
+      allowed: the shared vocabulary, [V] bool, over which probabilities are; None: all of the head's rows.
+      mesh: where it trains; None: the first device. A checkpoint of one mesh is taken up on any other.
+      experts: the experts themselves, on the mesh, where they are to score inside the step; then no `expert_scores`.
+      profile_steps: first and last step of a profiler trace.
 
     Raises:
-      UserError: a batch that the mesh cannot split; a loss that is no longer finite (names step and examples).
+      UserError: a batch that the mesh cannot split; a loss that is no longer finite.
+      Preempted: SIGTERM came; the step that was under way is finished and saved.
     """
     mesh = make_mesh() if mesh is None else mesh
     settings.check_split(mesh.shape["data"] * mesh.shape["fsdp"])
-    length = padded_length(examples.items)
-    order = shuffled(len(examples.items), settings.batch_size, settings.epochs, settings.seed)
-    steps = len(order)
     lora = settings.trainable == "lora"
     base = add_lora(decoder, settings.lora, settings.seed) if lora else decoder
-    base_graph, moving, frozen = nnx.split(base, nnx.LoRAParam if lora else nnx.Param, ...)
-    gate_graph, gate_state = nnx.split(gate)
-    parts = {"base": moving, "gate": gate_state}
-    params = {part: nnx.to_pure_dict(state) for part, state in parts.items()}
-    spread = {part: nnx.to_pure_dict(shardings(mesh, state)) for part, state in parts.items()}
-    optimizer = make_optimizer(settings, steps)
-
-    def rebuild(params, frozen) -> tuple[Decoder, Gate]:
-        def filled(state, pure):
-            pure = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), pure, nnx.to_pure_dict(state))
-            state = jax.tree.map(lambda leaf: leaf, state)  # a copy: replace_by_pure_dict writes in place
-            nnx.replace_by_pure_dict(state, pure)
-            return state
-
-        base = nnx.merge(base_graph, filled(moving, params["base"]), frozen)
-        return base, nnx.merge(gate_graph, filled(gate_state, params["gate"]))
-
-    def part_gradient(params, frozen, part: ScoredBatch, count):
-        """What a part of a batch of `count` positions adds to loss, expected deferral and gradient."""
-
-        def loss_fn(params):
-            total, _, defer = batch_loss(*rebuild(params, frozen), part, settings, allowed)
-            return total / count, defer / count
-
-        (loss, defer), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        return loss, defer, gradient
-
-    def step_fn(params, opt_state, frozen, batch: ScoredBatch):
-        count = jnp.maximum(jnp.sum(batch.mask.astype(jnp.float32)), 1.0)
-
-        def add(sums, part):
-            return jax.tree.map(jnp.add, sums, part_gradient(params, frozen, part, count)), None
-
-        def split(x):  # every n-th text, so that each device splits its own
-            return x.reshape(-1, settings.accumulate, *x.shape[1:]).swapaxes(0, 1)
-
-        nothing = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        (loss, defer, gradient), _ = jax.lax.scan(add, nothing, jax.tree.map(split, batch))
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        metrics = {"loss": loss, "expected_deferral": defer, "gradient_norm": optax.global_norm(gradient)}
-        return optax.apply_updates(params, updates), opt_state, metrics
-
-    directory.mkdir(parents=True, exist_ok=True)
-    metrics_path = directory / "metrics.jsonl"
-    # Copies, since the step donates its arguments and the caller keeps its own.
-    params = jax.tree.map(lambda leaf, to: jax.device_put(jnp.array(leaf, jnp.float32), to), params, spread)
-    opt_state = jax.tree.map(
-        lambda leaf: leaf if leaf.ndim else jax.device_put(leaf, replicated(mesh)), optimizer.init(params)
-    )
-    frozen = jax.tree.map(jax.device_put, frozen, shardings(mesh, frozen))
-    kept = jax.tree.map(lambda leaf: leaf.sharding, (params, opt_state))
-    step_fn = jax.jit(step_fn, donate_argnums=(0, 1), out_shardings=(*kept, None))
-    by_text = jax.sharding.NamedSharding(mesh, spec_of(mesh, ("batch",), (settings.batch_size,)))
-    saved = {"params": params, "optimizer": jax.tree.leaves(opt_state)}
-    with ocp.training.Checkpointer(
-        (directory / "checkpoints").resolve(),
-        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(settings.checkpoint_every),
-        preservation_policy=ocp.training.preservation_policies.LatestN(2),
-    ) as checkpointer:
-        start = 0
-        if checkpointer.latest is not None:
-            start = checkpointer.latest.step
-            saved = checkpointer.load_pytree(start, saved)
-            params = saved["params"]
-            opt_state = jax.tree.unflatten(jax.tree.structure(opt_state), saved["optimizer"])
-        _keep_lines(metrics_path, start)
-        with metrics_path.open("a", encoding="utf-8") as log:
-            for step in range(start, steps):
-                rows = [int(row) for row in order[step]]
-                batch = collate(examples.items, rows, settings.batch_size, length)
-                scored = scored_batch(batch, base_scores, expert_scores, settings.label_method)
-                scored = jax.device_put(scored, by_text)
-                params, opt_state, metrics = step_fn(params, opt_state, frozen, scored)
-                values = {name: float(value) for name, value in metrics.items()}
-                if not np.isfinite(values["loss"] + values["gradient_norm"]):
-                    raise UserError(
-                        f"training: loss {values['loss']} at step {step + 1}, examples {rows[:8]}...; "
-                        "lower the learning rate"
-                    )
-                log.write(json.dumps({"step": step + 1, **values}) + "\n")
-                log.flush()
-                report(step + 1, steps, values)
-                if (step + 1) % settings.checkpoint_every == 0:
-                    state = {"params": params, "optimizer": jax.tree.leaves(opt_state)}
-                    checkpointer.save_pytree(step + 1, state)
-    trained, gate = rebuild(params, frozen)
+    texts = Input.of(examples, base_scores, expert_scores, settings)
+    step_of = TrainStep(base, gate, settings, len(texts.steps), mesh, allowed, experts)
+    state = _run(step_of, texts, directory, report, profile_steps)
+    trained, gate = step_of.models(state.params)
     return merge_lora(trained, decoder, settings.lora) if lora else trained, gate
 
 
-def _keep_lines(path: Path, count: int) -> None:
-    """Cuts a metrics file to the steps that the checkpoint holds; later ones will be done again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:count]
-        beside = path.with_suffix(".tmp")
-        beside.write_text("".join(lines), encoding="utf-8")
-        beside.replace(path)
+def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, profile_steps) -> TrainState:
+    """Every step from the last checkpoint's on."""
+    settings, steps = step_of.settings, len(texts.steps)
+    directory.mkdir(parents=True, exist_ok=True)
+    state = step_of.start()
+    with (
+        ocp.training.Checkpointer(
+            (directory / "checkpoints").resolve(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(2),
+        ) as checkpointer,
+        watch() as asked_to_stop,
+    ):
+        start = 0
+        if checkpointer.latest is not None:
+            start = checkpointer.latest.step
+            state = _unflattened(checkpointer.load_pytree(start, _flattened(step_of.shapes)), state)
+        good = start or None  # the last step that is in a checkpoint
+        with closing(Log(directory, start)) as log:
+            stopwatch, batches = Stopwatch(), texts.batches(start)
+
+            def finish(step: int, rows: Rows, metrics: dict[str, jax.Array]) -> None:
+                """Waits for a step and writes down what it measured."""
+                values = {name: float(value) for name, value in metrics.items()}
+                check_finite(values, step, rows, good)
+                speed = stopwatch.lap(values["positions"])
+                log.write(step, values, speed)
+                report(step, steps, values | speed)
+
+            under_way = None  # so that the host makes ready the next step while the devices are at this one
+            for step in range(start + 1, steps + 1):
+                if profile_steps is not None and step == max(profile_steps[0], start + 1):
+                    jax.profiler.start_trace(directory / "logs")
+                rows, batch = stopwatch.next(batches)
+                state, metrics = step_of(state, jax.device_put(batch, step_of.by_text))
+                if under_way is not None:
+                    finish(*under_way)
+                under_way = step, rows, metrics
+                stop = asked_to_stop(step)
+                if stop or step % settings.checkpoint_every == 0:
+                    finish(*under_way)  # before it is saved: no checkpoint holds what is not finite
+                    under_way = None
+                    checkpointer.save_pytree_async(step, _flattened(state))
+                    good = step
+                if stop:
+                    raise Preempted(step)  # once what is being saved is saved
+                if profile_steps is not None and step == min(profile_steps[1], steps):
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+            if under_way is not None:
+                finish(*under_way)
+    return state
+
+
+def _flattened(state: TrainState) -> dict:
+    """As it is stored: parameters by name, the optimizer's leaves in order."""
+    return {"params": state.params, "optimizer": jax.tree.leaves(state.optimizer)}
+
+
+def _unflattened(stored: dict, like: TrainState) -> TrainState:
+    return TrainState(stored["params"], jax.tree.unflatten(jax.tree.structure(like.optimizer), stored["optimizer"]))

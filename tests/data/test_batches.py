@@ -1,10 +1,9 @@
 """Padding, and the order in which examples are read."""
 
-import jax
 import numpy as np
 import pytest
 
-from colm_jax.data.batches import collate, in_order, padded_length, shuffled
+from colm_jax.data.batches import collate, first_fit, in_order, packed, padded_length, shuffled
 from colm_jax.data.records import Example
 
 
@@ -17,24 +16,27 @@ EXAMPLES = [example(1, 5, 6), example(1, 7, targets=[False, False]), example(1, 
 
 
 def test_collate_pads_on_the_right_and_shifts_the_mask_onto_the_predicting_position():
-    batch = collate(EXAMPLES, [2, 0, 1], batch_size=4, length=6)
+    batch = collate(EXAMPLES, [[2], [0], [1]], batch_size=4, length=6)
     np.testing.assert_array_equal(
         batch.tokens, [[1, 8, 9, 10, 11, 0], [1, 5, 6, 0, 0, 0], [1, 7, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]
     )
     np.testing.assert_array_equal(
         batch.mask.astype(int), [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
     )
-    np.testing.assert_array_equal(batch.rows, [2, 0, 1, -1])
+    np.testing.assert_array_equal(batch.segments, batch.tokens > 0)
 
 
 def test_collate_takes_a_text_that_fills_the_row_and_one_of_a_single_token():
-    batch = collate(EXAMPLES, [2, 3], batch_size=2, length=5)
+    batch = collate(EXAMPLES, [[2], [3]], batch_size=2, length=5)
     np.testing.assert_array_equal(batch.tokens, [[1, 8, 9, 10, 11], [1, 0, 0, 0, 0]])
     np.testing.assert_array_equal(batch.mask.sum(-1), [4, 0])
 
 
-def test_batch_is_a_pytree_of_its_arrays():
-    assert len(jax.tree.leaves(collate(EXAMPLES, [0], 1, 4))) == 3
+def test_collate_puts_the_texts_of_a_row_one_behind_the_other():
+    batch = collate(EXAMPLES, [[0, 3, 1], [2]], batch_size=2, length=8)
+    np.testing.assert_array_equal(batch.tokens, [[1, 5, 6, 1, 1, 7, 0, 0], [1, 8, 9, 10, 11, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.segments, [[1, 1, 1, 2, 3, 3, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.mask.astype(int), [[1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0]])
 
 
 @pytest.mark.parametrize(("lengths", "expected"), [([3], 32), ([32, 5], 32), ([33], 64)])
@@ -48,7 +50,7 @@ def test_in_order_reads_each_once_and_keeps_the_short_last_batch():
 
 
 def epochs(dataset, count):
-    return np.concatenate([dataset[i] for i in range(len(dataset))]).reshape(-1, count)
+    return np.array([number for i in range(len(dataset)) for row in dataset[i] for number in row]).reshape(-1, count)
 
 
 def test_each_epoch_is_a_permutation_of_its_own():
@@ -79,3 +81,21 @@ def test_element_depends_on_seed_and_step_alone():
 def test_more_epochs_leave_the_earlier_ones_as_they_were():
     short, long = (epochs(shuffled(24, 4, epochs=n, seed=1), 24) for n in (1, 3))
     np.testing.assert_array_equal(short[0], long[0])
+
+
+def test_each_epoch_is_packed_with_every_text_once_and_no_row_overfull():
+    lengths = np.random.default_rng(0).integers(1, 30, 200)
+    batches = packed(lengths, 40, batch_size=8, epochs=2, seed=0)
+    rows = [row for batch in batches for row in batch]
+    assert all(len(batch) == 8 for batch in batches[:-1])
+    assert all(sum(lengths[row]) <= 40 for row in rows)
+    numbers = np.array([number for row in rows for number in row])
+    for epoch in range(2):  # rows are filled in another order than the texts come, but never across epochs
+        half = numbers[epoch * 200 : (epoch + 1) * 200]
+        np.testing.assert_array_equal(np.sort(half), np.arange(200))
+    assert len(rows) < 1.1 * 2 * lengths.sum() / 40  # little room is left
+
+
+def test_first_fit_takes_the_first_open_row_with_room():
+    assert first_fit(iter(range(5)), [5, 4, 3, 2, 8], 8) == [[0, 2], [1, 3], [4]]
+    assert packed([5, 4, 3, 2, 8], 8, 2, 1, seed=1) == packed([5, 4, 3, 2, 8], 8, 2, 1, seed=1)

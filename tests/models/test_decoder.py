@@ -47,6 +47,18 @@ def test_batch_mates_change_nothing():
     np.testing.assert_allclose(together[1:2], alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("fields", [{}, {"windows": (8, None), "window_rope": Rope(500.0)}], ids=["full", "windows"])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_texts_that_share_a_row_do_not_see_each_other(fields, stacked):
+    decoder, lengths = tiny_decoder(**fields), (17, 1, 30)
+    decoder = decoder if stacked else decoder.unstacked()
+    tokens = random_tokens(1, sum(lengths))
+    segments = np.repeat([1, 2, 3], lengths)[None]
+    hidden, _ = decoder(tokens, segments=segments)
+    alone = [decoder(part)[0] for part in np.split(tokens, np.cumsum(lengths)[:-1], axis=1)]
+    np.testing.assert_allclose(hidden, np.concatenate(alone, axis=1), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_logits_are_float32_and_hidden_states_of_the_weights_type(dtype):
     decoder = tiny_decoder(dtype)

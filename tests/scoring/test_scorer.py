@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import colm_jax.scoring.scorer as scorer
+from colm_jax.data.batches import collate
 from colm_jax.data.records import Example, Examples
 from colm_jax.errors import UserError
 from colm_jax.scoring import load_scores, score_examples, score_to_directory
@@ -54,12 +55,13 @@ def test_scores_of_other_data_are_refused(tmp_path):
         load_scores(tmp_path, texts(5, seed=1))
 
 
-def test_padded_rows_are_zero_behind_their_text():
+def test_scores_lie_where_the_tokens_of_their_text_lie():
     examples = texts(3)
     scores = score_examples(tiny_decoder(), examples)
-    log_prob, is_argmax = scores.padded(np.array([2, -1]), 48)
-    n = len(scores.log_prob[2])
+    log_prob, is_argmax = scores.aligned([[2, 0], []], (2, 95))
+    batch = collate(examples.items, [[2, 0], []], 2, 96)
+    n, m = len(scores.log_prob[2]), len(scores.log_prob[0])
     np.testing.assert_array_equal(log_prob[0, :n], scores.log_prob[2])
-    assert not log_prob[0, n:].any()
-    assert not log_prob[1].any()
-    assert not is_argmax[1].any()
+    np.testing.assert_array_equal(log_prob[0, n + 1 : n + 1 + m], scores.log_prob[0])
+    np.testing.assert_array_equal(log_prob != 0, batch.mask)
+    assert not (is_argmax & ~batch.mask).any()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,25 +18,27 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from colm_jax.checkpoints.team import make_gate
-from colm_jax.errors import UserError
+from colm_jax.errors import Preempted, UserError
 from colm_jax.models.gate import Gate
 from colm_jax.models.lora import Lora
 from colm_jax.parallel import make_mesh
 from colm_jax.scoring import score_examples
 from colm_jax.training.config import Training
-from colm_jax.training.trainer import ScoredBatch, batch_loss, train
+from colm_jax.training.step import ScoredBatch, batch_loss
+from colm_jax.training.trainer import Input, train
 from tests.scoring.test_scorer import texts
 from tests.tiny import tiny_decoder
 
 SETTINGS = Training(learning_rate=3e-3, batch_size=4, epochs=3, checkpoint_every=4)
 
 
-def run(directory, settings=SETTINGS, report=lambda *a: None, kernel=None, mesh=None, dtype="float32"):
+def run(directory, settings=SETTINGS, report=lambda *a: None, kernel=None, mesh=None, dtype="float32", online=False):
     examples = texts(22)
     base, expert = tiny_decoder(dtype), tiny_decoder(seed=1)
     gate = Gate(32, 1) if kernel is None else make_gate(kernel)
-    scores = score_examples(base, examples), [score_examples(expert, examples)]
-    return train(base, gate, examples, *scores, settings, directory, report, mesh=mesh)
+    scores = (None, []) if online else (score_examples(base, examples), [score_examples(expert, examples)])
+    experts = [expert] if online else []
+    return train(base, gate, examples, *scores, settings, directory, report, mesh=mesh, experts=experts)
 
 
 def run_until(step, directory, *settings, **options):
@@ -85,32 +88,115 @@ def test_a_stopped_run_ends_in_the_same_bits(tmp_path):
         assert metrics(directory) == metrics(tmp_path / "whole")
 
 
+SCRIPT = (
+    "import sys, pathlib, numpy as np; from tests.training.test_trainer import *\n"
+    "out = pathlib.Path(sys.argv[1]); result = leaves(run(out, report=lambda s, n, m: print(s, flush=True)))\n"
+    "np.savez(out / 'result.npz', *result)"
+)
+
+
+def in_a_process(directory, signals=()):
+    """Trains in a process that is sent each (step, signal); its exit status."""
+    waiting = list(signals)
+    command, environment = [sys.executable, "-c", SCRIPT, str(directory)], {**os.environ, "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout:
+            if waiting and int(line) == waiting[0][0]:
+                process.send_signal(waiting.pop(0)[1])
+    assert not waiting
+    return process.returncode
+
+
+def assert_same_end(one, other):
+    with np.load(one / "result.npz") as whole, np.load(other / "result.npz") as stopped:
+        assert set(whole) == set(stopped)
+        assert all(np.array_equal(whole[name], stopped[name]) for name in whole)
+    assert metrics(one) == metrics(other)
+
+
 def test_a_killed_process_ends_in_the_same_bits(tmp_path):
-    script = (
-        "import sys, pathlib, numpy as np; from tests.training.test_trainer import *\n"
-        "out = pathlib.Path(sys.argv[1]); result = leaves(run(out, report=lambda s, n, m: print(s, flush=True)))\n"
-        "np.savez(out / 'result.npz', *result)"
-    )
+    """Killed before the first checkpoint, while one may be under way, and late: resume is exact each time."""
+    assert in_a_process(tmp_path / "whole") == 0
+    for at in (2, 5, 9, 12):
+        assert in_a_process(tmp_path / "killed", [(at, signal.SIGKILL)]) == -signal.SIGKILL
+    assert in_a_process(tmp_path / "killed") == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
-    def command(name):
-        return [sys.executable, "-c", script, str(tmp_path / name)]
 
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    subprocess.run(command("whole"), check=True, env=environment, stdout=subprocess.DEVNULL)
-    for at in (5, 9):
-        with subprocess.Popen(command("killed"), stdout=subprocess.PIPE, text=True, env=environment) as process:
-            for line in process.stdout:
-                if int(line) == at:
-                    process.send_signal(signal.SIGKILL)
-                    break
-        assert process.returncode == -signal.SIGKILL
-    subprocess.run(command("killed"), check=True, env=environment, stdout=subprocess.DEVNULL)
-    with np.load(tmp_path / "whole/result.npz") as whole, np.load(tmp_path / "killed/result.npz") as killed:
-        assert all(np.array_equal(whole[name], killed[name]) for name in whole)
+def test_sigterm_saves_the_step_under_way_and_stops(tmp_path):
+    whole, directory, reported = leaves(run(tmp_path / "whole")), tmp_path / "stopped", []
+
+    def report(step, steps, values):
+        reported.append(step)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="behind step 7, which is saved; the same command goes on") as stopped:
+        run(directory, report=report)
+    assert stopped.value.step == reported[-1] == 7
+    assert signal.getsignal(signal.SIGTERM) is before
+    reported.clear()
+    again = leaves(run(directory, report=lambda step, *_: reported.append(step)))
+    assert reported[0] == 8
+    assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
+    assert metrics(directory) == metrics(tmp_path / "whole")
+
+
+def test_a_checkpoint_half_written_is_not_taken_for_whole(tmp_path):
+    run_until(9, tmp_path)
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == ["4", "8"]
+    # What a kill leaves while step 12 is being written: Orbax's temporary name.
+    shutil.copytree(tmp_path / "checkpoints/8", tmp_path / "checkpoints/12.orbax-checkpoint-tmp")
+    next((tmp_path / "checkpoints/12.orbax-checkpoint-tmp").rglob("_METADATA")).unlink()
+    steps = []
+    run(tmp_path, report=lambda step, *_: steps.append(step))
+    assert steps[0] == 9
+
+
+def test_packed_rows_make_the_step_of_padded_ones(tmp_path, monkeypatch):
+    """All 22 texts in one batch either way: the same loss, the same gradient."""
+    whole = dataclasses.replace(ONE_STEP, packing=True)
+    assert_same_step(monkeypatch, tmp_path, ONE_STEP, whole)
+    assert len(Input.of(texts(22), None, [], whole).steps[0]) < 22
+
+
+def test_packed_training_resumes_to_the_same_bits(tmp_path):
+    settings = dataclasses.replace(SETTINGS, packing=True, batch_size=1, checkpoint_every=2)
+    whole = leaves(run(tmp_path / "whole", settings))
+    run_until(3, tmp_path / "half", settings)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, leaves(run(tmp_path / "half", settings)), strict=True))
+
+
+@pytest.mark.parametrize("objective", ["marginal", "em"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_experts_that_score_in_the_step_give_what_their_scores_give(tmp_path, monkeypatch, objective, packing):
+    settings = dataclasses.replace(ONE_STEP, objective=objective, packing=packing)
+    assert_same_step(monkeypatch, tmp_path, settings, settings, online=True)
+
+
+def test_the_times_of_steps_stand_apart_from_what_is_exact(tmp_path):
+    run(tmp_path)
+    steps = [line["step"] for line in metrics(tmp_path)]
+    speed = [json.loads(line) for line in (tmp_path / "logs/speed.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in speed] == steps == list(range(1, 18))
+    assert set(speed[0]) == {"step", "seconds", "tokens_per_second", "data_share"}
+    shown = {"step", "loss", "expected_deferral", "responsibility_entropy", "gradient_norm", "positions"}
+    assert set(metrics(tmp_path)[0]) == shown
+    assert all(0 < line["responsibility_entropy"] <= np.log(2) for line in metrics(tmp_path))
+    assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
+
+
+def test_a_trace_of_chosen_steps(tmp_path):
+    examples, base = texts(22), tiny_decoder()
+    settings = dataclasses.replace(SETTINGS, epochs=1, objective="sft")
+    train(base, Gate(32, 1), examples, None, [], settings, tmp_path, profile_steps=(2, 3))
+    assert list((tmp_path / "logs").rglob("*.xplane.pb"))
 
 
 def test_a_loss_that_is_not_finite_names_step_and_examples(tmp_path):
-    with pytest.raises(UserError, match=r"step 1, examples \["):
+    with pytest.raises(UserError, match=r"at step 1, examples \[.*there is no checkpoint yet"):
         run(tmp_path, kernel=np.full((32, 1), np.nan, np.float32))
 
 
@@ -146,7 +232,7 @@ def test_lora_resumes_to_the_same_bits(tmp_path):
 
 def plain_steps(monkeypatch, rate):
     """Gradient descent in place of AdamW, which divides rounding by rounding where a gradient is all but zero."""
-    monkeypatch.setattr("colm_jax.training.trainer.make_optimizer", lambda settings, steps: optax.sgd(rate))
+    monkeypatch.setattr("colm_jax.training.step.make_optimizer", lambda settings, steps: optax.sgd(rate))
 
 
 ONE_STEP = dataclasses.replace(SETTINGS, batch_size=24, epochs=1)  # of 22 texts: two rows are empty
@@ -191,13 +277,13 @@ def test_each_device_reads_its_own_texts_of_a_part(tmp_path, monkeypatch):
         )
         return batch_loss(decoder, gate, batch, *rest)
 
-    monkeypatch.setattr("colm_jax.training.trainer.batch_loss", look)
+    monkeypatch.setattr("colm_jax.training.step.batch_loss", look)
     run(tmp_path, dataclasses.replace(ONE_STEP, accumulate=2), mesh=make_mesh(2, 2, 2))
     assert set(parts) == {24 // 2 // 4}
 
 
 def test_parameters_and_optimizer_are_split_over_the_mesh(tmp_path, monkeypatch):
-    found, save = {}, ocp.training.Checkpointer.save_pytree
+    found, save = {}, ocp.training.Checkpointer.save_pytree_async
 
     def look(self, step, state):
         for part in ("params", "optimizer"):
@@ -206,7 +292,7 @@ def test_parameters_and_optimizer_are_split_over_the_mesh(tmp_path, monkeypatch)
             found[part] = Counter((leaf.shape, leaf.addressable_shards[0].data.shape) for leaf in leaves)
         return save(self, step, state)
 
-    monkeypatch.setattr(ocp.training.Checkpointer, "save_pytree", look)
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_pytree_async", look)
     run(tmp_path, dataclasses.replace(SETTINGS, epochs=1), mesh=make_mesh(1, 4, 2), dtype="bfloat16")
     parts = found["params"]
     assert parts[(2, 32, 48), (2, 8, 24)] == 2  # gate and up of the feed-forward layers

@@ -1,0 +1,93 @@
+"""What a training run leaves of each step: metrics.jsonl, and times and TensorBoard events under logs/.
+
+metrics.jsonl holds nothing that depends on the machine's speed, so that a run that was stopped and went on leaves the
+same file. Times are in logs/speed.jsonl, a line a step, of every start.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from colm_jax.errors import UserError
+
+
+class Log:
+    """The files of one start, open until `close`."""
+
+    def __init__(self, directory: Path, done: int):
+        """Opens the files of `directory`; of metrics.jsonl the first `done` steps are kept, later ones come again."""
+        self.is_writer = jax.process_index() == 0
+        if not self.is_writer:
+            return
+        logs = directory / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        keep_lines(path, done)
+        self._exact = path.open("a", encoding="utf-8")
+        self._speed = (logs / "speed.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(logs), purge_step=done + 1, flush_secs=10)
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self.is_writer:
+            for file in (self._exact, self._speed, self._board):
+                file.close()
+
+    def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        """A step's line in each file; in metrics.jsonl a killed process leaves only whole lines that count."""
+        if not self.is_writer:
+            return
+        for file, line in ((self._exact, values), (self._speed, speed)):
+            file.write(json.dumps({"step": step, **line}) + "\n")
+            file.flush()
+        for name, value in {**values, **speed}.items():
+            self._board.add_scalar(name, value, step)
+
+
+def keep_lines(path: Path, count: int) -> None:
+    """Cuts a file to its first `count` lines."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:count]
+        beside = path.with_suffix(".tmp")
+        beside.write_text("".join(lines), encoding="utf-8")
+        beside.replace(path)
+
+
+class Stopwatch:
+    """Times of steps: the whole, and what of it was waiting for data."""
+
+    def __init__(self) -> None:
+        self._last, self._data = time.perf_counter(), 0.0
+
+    def next(self, batches: Any) -> Any:
+        """The next batch; the wait is data time."""
+        begun = time.perf_counter()
+        batch = next(batches)
+        self._data += time.perf_counter() - begun
+        return batch
+
+    def lap(self, positions: float) -> dict[str, float]:
+        """Since the last lap: seconds, tokens (that count in the loss) a second, the share spent waiting for data."""
+        now = time.perf_counter()
+        seconds, data = now - self._last, self._data
+        self._last, self._data = now, 0.0
+        return {"seconds": seconds, "tokens_per_second": positions / seconds, "data_share": data / seconds}
+
+
+def check_finite(values: Mapping[str, float], step: int, rows: Any, last_good: int | None) -> None:
+    """Raises UserError, naming step, examples and the checkpoint to go back to, where loss or gradient is none."""
+    if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"]):
+        return
+    examples = [number for row in rows for number in row]
+    more = "" if len(examples) <= 16 else f" and {len(examples) - 16} more"
+    good = "there is no checkpoint yet" if last_good is None else f"the last good checkpoint is step {last_good}"
+    raise UserError(
+        f"training: loss {values['loss']}, gradient norm {values['gradient_norm']} at step {step}, examples "
+        f"{examples[:16]}{more} (numbered from 0); {good}; lower the learning rate or look at these texts"
+    )

@@ -1,0 +1,30 @@
+"""Being asked to stop: SIGTERM, which a scheduler sends before it takes the machine away."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+from jax.experimental import multihost_utils
+
+
+@contextmanager
+def watch() -> Iterator[Callable[[int], bool]]:
+    """Within it SIGTERM kills no longer; the function given says, behind a step, whether it has come.
+
+    Of several processes all say yes behind the same step, which is some steps after the signal: JAX's coordination
+    service agrees on one.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+        yield lambda step: False
+        return
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield lambda step: asked.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)

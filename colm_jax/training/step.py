@@ -1,0 +1,249 @@
+"""One training step: forward passes, the objective, its gradient, AdamW; jitted over the mesh.
+
+Base weights (or the LoRA matrices beside them) and gate are one tree, in float32 whatever the base computes in. The
+tree and the optimizer's state are split over the mesh by logical axes, a batch by texts. `TrainStep` takes models or
+their shapes alone, so that `colm plan` compiles the very step that `trainer.train` runs.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from colm_jax.models.decoder import Decoder
+from colm_jax.models.gate import Gate, p_defer
+from colm_jax.objectives import em_loss, marginal_nll, responsibilities, sft_loss, weak_loss
+from colm_jax.parallel import replicated, shardings, spec_of
+from colm_jax.scoring.head import head_scores
+from colm_jax.training.config import Training
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Texts with what the experts said of them."""
+
+    tokens: Int[Array, "B T+1"]
+    mask: Bool[Array, "B T"]  # of the token at t + 1: it counts in the loss
+    expert_log_probs: Float[Array, "B T M"] | None  # nats, of the token at t + 1; None: experts score in the step
+    labels: Bool[Array, "B T M"] | None  # weak labels; None: the objective needs none
+    segments: Int[Array, "B T+1"] | None = None  # of packed rows: which text a token belongs to; None: one a row
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that a step changes."""
+
+    params: dict[str, Any]  # "base" (its weights or LoRA matrices) and "gate", float32
+    optimizer: Any  # optax's state: AdamW's moments, shaped as the parameters, and its counts
+
+
+def expert_scores(experts: Sequence[Decoder], batch: ScoredBatch, allowed: Any = None) -> Float[Array, "B T M"]:
+    """log p of each text's own next token under each expert, nats."""
+    found = []
+    for expert in experts:
+        segments = None if batch.segments is None else batch.segments[:, :-1]
+        hidden, _ = expert(batch.tokens[:, :-1], segments=segments)
+        found.append(head_scores(expert, hidden, batch.tokens[:, 1:], allowed)[0])
+    return jax.lax.stop_gradient(jnp.stack(found, axis=-1))
+
+
+def batch_loss(
+    decoder: Decoder, gate: Gate, batch: ScoredBatch, settings: Training, allowed: Any = None
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The objective's sum over a batch's positions, and sums of what is shown beside it.
+
+    The sums are of the expected deferral (P(Z ≠ 0)) and, for `marginal` and `em`, of the responsibilities' entropy in
+    nats: how sure training is of who should write.
+    """
+    segments = None if batch.segments is None else batch.segments[:, :-1]
+    hidden, _ = decoder(batch.tokens[:, :-1], segments=segments, remat=settings.remat)
+    base_log_prob, _ = head_scores(decoder, hidden, batch.tokens[:, 1:], allowed)
+    gate_logits = gate(hidden)
+    shown = {}
+    if gate.kernel.shape[1]:
+        shown["expected_deferral"] = jnp.sum(jnp.where(batch.mask, p_defer(gate_logits), 0.0))
+    if settings.objective == "sft":
+        total, _ = sft_loss(base_log_prob, batch.mask)
+    elif settings.objective == "weak":
+        total, _ = weak_loss(gate_logits, base_log_prob, batch.labels, batch.mask, settings.positive_weight)
+    else:
+        arguments = gate_logits, base_log_prob, batch.expert_log_probs, batch.mask
+        total, _ = (marginal_nll if settings.objective == "marginal" else em_loss)(*arguments)
+        r = responsibilities(*jax.lax.stop_gradient(arguments))
+        shown["responsibility_entropy"] = jnp.sum(jax.scipy.special.entr(r))
+    return total, shown
+
+
+def make_optimizer(settings: Training, steps: int) -> optax.GradientTransformation:
+    """AdamW with warm-up and decay over `steps` steps; base and gate may have rates of their own."""
+
+    def adamw(rate: float) -> optax.GradientTransformation:
+        warmup = max(1, round(settings.warmup_fraction * steps))
+        rest = max(1, steps - warmup)
+        after = {
+            "linear": optax.linear_schedule(rate, 0.0, rest),
+            "cosine": optax.cosine_decay_schedule(rate, rest),
+            "constant": optax.constant_schedule(rate),
+        }[settings.schedule]
+        schedule = optax.join_schedules([optax.linear_schedule(rate / warmup, rate, warmup), after], [warmup])
+        return optax.adamw(schedule, weight_decay=settings.weight_decay)
+
+    gate_rate = settings.learning_rate if settings.gate_learning_rate is None else settings.gate_learning_rate
+    by_part = optax.partition(
+        {"base": adamw(settings.learning_rate), "gate": adamw(gate_rate)},
+        lambda params: {part: jax.tree.map(lambda _, part=part: part, tree) for part, tree in params.items()},
+    )
+    return (
+        by_part if settings.clip_norm is None else optax.chain(optax.clip_by_global_norm(settings.clip_norm), by_part)
+    )
+
+
+class TrainStep:
+    """The step of one training run; the models may be `nnx.eval_shape`s, which can be lowered but not run."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        gate: Gate,
+        settings: Training,
+        steps: int,
+        mesh: jax.sharding.Mesh,
+        allowed: np.ndarray | None = None,
+        experts: Sequence[Decoder] = (),
+    ):
+        """Splits the models into what moves and what is frozen.
+
+        Args:
+          decoder: the base; with LoRA matrices (`add_lora`) where settings.trainable is "lora".
+          gate: the gate.
+          settings: objective, optimizer, parts, remat.
+          steps: of the whole run, for the learning rate's decay.
+          mesh: where it trains.
+          allowed: the shared vocabulary, [V] bool; None: all of the head's rows.
+          experts: that score inside the step; none where batches bring their scores.
+        """
+        self.settings, self.mesh, self.allowed = settings, mesh, allowed
+        kind = nnx.LoRAParam if settings.trainable == "lora" else nnx.Param
+        graph, moving, frozen = nnx.split(decoder, kind, ...)
+        self._base_graph: nnx.GraphDef = graph
+        self._base: nnx.State = moving
+        self._gate_graph, self._gate = nnx.split(gate)
+        split = [nnx.split(expert) for expert in experts]
+        self._expert_graphs = [graph for graph, _ in split]
+        self._frozen = (on_mesh(frozen, mesh), [state for _, state in split])  # experts lie where they were loaded
+        self._optimizer = make_optimizer(settings, steps)
+        parts = {"base": self._base, "gate": self._gate}
+        where = {part: nnx.to_pure_dict(shardings(mesh, state)) for part, state in parts.items()}
+        self._params = {part: nnx.to_pure_dict(state) for part, state in parts.items()}
+        params = jax.tree.map(
+            lambda x, to: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=to), self._params, where
+        )
+        optimizer = _like(jax.eval_shape(self._optimizer.init, params), params, replicated(mesh))
+        self.shapes = TrainState(params, optimizer)  # shapes, types and shardings of the state
+        self._step = jax.jit(
+            self._advance,
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda x: x.sharding, self.shapes), None),
+        )
+
+    @property
+    def by_text(self) -> jax.sharding.NamedSharding:
+        """How a batch lies on the mesh."""
+        return jax.sharding.NamedSharding(self.mesh, spec_of(self.mesh, ("batch",), (self.settings.batch_size,)))
+
+    def start(self) -> TrainState:
+        """The state before the first step. Copies, since a step donates its state and the caller keeps its models."""
+        params = jax.tree.map(
+            lambda leaf, like: jax.device_put(jnp.array(leaf, jnp.float32), like.sharding),
+            self._params,
+            self.shapes.params,
+        )
+        where = jax.tree.map(lambda x: x.sharding, self.shapes.optimizer)
+        return TrainState(params, jax.jit(self._optimizer.init, out_shardings=where)(params))
+
+    def __call__(self, state: TrainState, batch: ScoredBatch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        """One step; the state that came in is gone. The metrics are means over the batch's positions.
+
+        They are `loss` (nats), `gradient_norm`, what `batch_loss` shows, and `positions`, how many counted.
+        """
+        return self._step(state, self._frozen, batch)
+
+    def lower(self, batch: ScoredBatch) -> jax.stages.Lowered:
+        """The step for a batch of these shapes, to be compiled and looked at."""
+        return self._step.lower(self.shapes, self._frozen, batch)
+
+    def models(self, params: dict[str, Any], frozen: Any = None) -> tuple[Decoder, Gate]:
+        """Base and gate with these parameters, the base's in the type that it computes in."""
+        frozen = self._frozen[0] if frozen is None else frozen
+        base = nnx.merge(self._base_graph, _filled(self._base, params["base"]), frozen)
+        return base, nnx.merge(self._gate_graph, _filled(self._gate, params["gate"]))
+
+    def _advance(self, state: TrainState, frozen: Any, batch: ScoredBatch):
+        settings = self.settings
+        base, expert_states = frozen
+        experts = [nnx.merge(graph, s) for graph, s in zip(self._expert_graphs, expert_states)]
+        count = jnp.maximum(jnp.sum(batch.mask.astype(jnp.float32)), 1.0)
+
+        def gradient(part: ScoredBatch):
+            """What a part of the batch adds to loss, what is shown, and gradient."""
+            if experts:
+                part = dataclasses.replace(part, expert_log_probs=expert_scores(experts, part, self.allowed))
+
+            def loss(params):
+                total, shown = batch_loss(*self.models(params, base), part, settings, self.allowed)
+                return total / count, jax.tree.map(lambda x: x / count, shown)
+
+            return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, gradient(part)), None
+
+        def split(x):  # every n-th text, so that each device splits its own
+            return x.reshape(-1, settings.accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+        parts = jax.tree.map(split, batch)
+        nothing = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nothing)
+        ((loss, shown), gradients), _ = jax.lax.scan(add, nothing, parts)
+        updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.params)
+        metrics = {"loss": loss, **shown, "gradient_norm": optax.global_norm(gradients), "positions": count}
+        return TrainState(optax.apply_updates(state.params, updates), optimizer), metrics
+
+
+def on_mesh(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
+    """Weights on the mesh by their logical axes; of shapes, shapes that know where they would lie."""
+
+    def put(x, to):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
+        return jax.device_put(x, to)
+
+    return jax.tree.map(put, state, shardings(mesh, state))
+
+
+def _like(optimizer: Any, params: Any, otherwise: jax.sharding.Sharding) -> Any:
+    """Shapes of an optimizer's state, each split as the parameter at whose path it lies (moments), or `otherwise`."""
+    by_path = {tuple(path): leaf.sharding for path, leaf in jax.tree.leaves_with_path(params)}
+
+    def place(path, leaf):
+        found = (by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=next(found, otherwise))
+
+    return jax.tree.map_with_path(place, optimizer)
+
+
+def _filled(state: nnx.State, values: Any) -> nnx.State:
+    """The state with these values, each cast to the type it had."""
+    values = jax.tree.map(lambda value, like: value.astype(like.dtype), values, nnx.to_pure_dict(state))
+    state = jax.tree.map(lambda leaf: leaf, state)  # a copy: replace_by_pure_dict writes in place
+    nnx.replace_by_pure_dict(state, values)
+    return state
