@@ -49,11 +49,6 @@ def collate(examples: Sequence[Example], rows: Rows, batch_size: int, length: in
     return Batch(tokens, mask, segments, rows)
 
 
-def in_order(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
-    """Row numbers of batches that read the examples once, in file order."""
-    return [list(range(i, min(i + batch_size, len(examples)))) for i in range(0, len(examples), batch_size)]
-
-
 def shuffled(count: int, batch_size: int, epochs: int, seed: int) -> grain.MapDataset:
     """Rows of training batches with a text each: element i is the batch of step i.
 

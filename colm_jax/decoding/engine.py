@@ -34,6 +34,7 @@ from colm_jax.models.gate import Gate
 
 STEPS = 16  # of one scan: how often the host looks
 CATCH_UP = (64, 256)  # tokens an expert reads in one pass between two scans
+EXPERT_ROOM = max(CHUNK, *CATCH_UP)  # a pass writes its whole chunk behind a text's length, whatever part counts
 _SMALLEST = 64  # text buffer
 
 
@@ -171,8 +172,7 @@ class Engine:
             calls=jnp.zeros((rows, size), jnp.int32),
             expert_passes=jnp.zeros((experts,), jnp.int32),
             base_cache=empty(0, size + 1),
-            # A pass writes its whole chunk behind a text's length, whatever part of it counts.
-            expert_caches=tuple(empty(m + 1, size + max(CHUNK, *CATCH_UP)) for m in range(experts)),
+            expert_caches=tuple(empty(m + 1, size + EXPERT_ROOM) for m in range(experts)),
         )
         fixed = Requests(
             prompt_lengths=jnp.asarray(prompts),

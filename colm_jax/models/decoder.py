@@ -117,6 +117,7 @@ class Decoder(nnx.Module):
         cache: KVCache | None = None,
         remat: str = "none",
         segments: Int[Array, "B T"] | None = None,
+        spread: jax.sharding.Sharding | None = None,
     ) -> tuple[Float[Array, "B T D"], Rows | None]:
         """Reads T tokens behind what the cache holds (from position 0 without one).
 
@@ -125,6 +126,8 @@ class Decoder(nnx.Module):
           cache: what was read before; needs `unstacked()` layers.
           remat: what each layer keeps for its gradient, a key of REMAT; of stacked layers only.
           segments: where rows hold several texts: which one each token belongs to. Without a cache only.
+          spread: how the residual stream lies on a mesh, by texts. Without it the compiler may split the stream as
+            the weights are, along D, and then every product of the whole batch is summed over the devices.
 
         Returns:
           The final hidden states (after the last norm: what head and gate read), and the tokens' keys and values for
@@ -139,22 +142,27 @@ class Decoder(nnx.Module):
         local = (
             everywhere if config.window_rope is None else rope_angles(positions, config.head_dim, config.window_rope)
         )
-        x = jnp.take(self.embedding[...], tokens, axis=0)
+
+        def kept(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+            return x if spread is None else jax.lax.with_sharding_constraint(x, spread)
+
+        x = kept(jnp.take(self.embedding[...], tokens, axis=0))
         if config.scaled_embedding:
             x *= jnp.asarray(config.width**0.5, x.dtype)
         if isinstance(self.layers, Block):
             if cache is not None:
                 raise ValueError("reading with a cache needs unstacked layers: decoder.unstacked()")
-            return self.norm(self._scan(x, everywhere, local, segments, REMAT[remat])), None
+            return self.norm(self._scan(x, everywhere, local, segments, REMAT[remat], kept)), None
         rows = []
         for i, layer in enumerate(self.layers):
             past = None if cache is None else (cache.keys[i], cache.values[i], cache.lengths)
             window = None if config.windows is None else config.windows[i]
             x, new = layer(x, everywhere if window is None else local, window, past, segments)
+            x = kept(x)
             rows.append(new)
         return self.norm(x), None if cache is None else Rows(*map(tuple, zip(*rows)))
 
-    def _scan(self, x: Float[Array, "B T D"], everywhere, local, segments, policy) -> Float[Array, "B T D"]:
+    def _scan(self, x: Float[Array, "B T D"], everywhere, local, segments, policy, kept) -> Float[Array, "B T D"]:
         """The stacked layers, one after the other."""
         graph, stacked = nnx.split(self.layers)
         windows = None
@@ -164,7 +172,7 @@ class Decoder(nnx.Module):
         def step(x, layer):
             state, window = layer
             angles = everywhere if window is None else jnp.where(window == _NO_WINDOW, everywhere, local)
-            return nnx.merge(graph, state)(x, angles, window, None, segments)[0], None
+            return kept(nnx.merge(graph, state)(x, angles, window, None, segments)[0]), None
 
         if policy is not None:
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)  # a scan's body needs no barrier

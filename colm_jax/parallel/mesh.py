@@ -64,6 +64,22 @@ def shardings(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(of, state, is_leaf=lambda x: hasattr(x, "get_metadata"))
 
 
+def on_mesh(state: Any, mesh: Mesh) -> Any:
+    """Weights on the mesh by their logical axes; of shapes, shapes that know where they would lie."""
+
+    def put(x, to):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
+        return jax.device_put(x, to)
+
+    return jax.tree.map(put, state, shardings(mesh, state))
+
+
+def by_text(mesh: Mesh) -> NamedSharding:
+    """The sharding of batches and activations: along their first axis, the texts."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

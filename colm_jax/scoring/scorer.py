@@ -3,7 +3,7 @@
 Written in shards, each beside its place and then renamed, so that a stopped run goes on behind the last whole shard.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +12,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from colm_jax.data.batches import Rows, collate, in_order, padded_length
+from colm_jax.data.batches import Rows, collate, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
+from colm_jax.parallel import by_text
 from colm_jax.scoring.head import head_scores
 
-SHARD_BATCHES = 16  # batches in a shard: what a kill can cost
-_BATCH = 8
+SHARD_TEXTS = 128  # in a shard: what a kill can cost
+_BATCH = 8  # texts that pass together, at least
 
 Progress = Callable[[int], None]  # told how many examples are done
 
@@ -45,26 +46,39 @@ class Scores:
         return log_prob, is_argmax
 
 
-@jax.jit(static_argnames="graph")
-def _score_batch(graph, state, tokens, allowed):
+@jax.jit(static_argnames=("graph", "spread"))
+def score_batch(graph, state, tokens, allowed, spread):
+    """Scores [B, T], "is argmax" [B, T] and final hidden states [B, T, D] of a batch of texts, tokens [B, T+1].
+
+    `spread` says how the texts lie on the mesh; None: all on one device.
+    """
     decoder = nnx.merge(graph, state)
-    hidden, _ = decoder(tokens[:, :-1])
+    hidden, _ = decoder(tokens[:, :-1], spread=spread)
     log_prob, is_argmax = head_scores(decoder, hidden, tokens[:, 1:], allowed)
     return log_prob, is_argmax, hidden
 
 
+def texts_at_once(mesh: jax.sharding.Mesh) -> int:
+    """Texts of a batch: as many for each group of devices (data · fsdp), and at least 8."""
+    groups = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-_BATCH // groups) * groups
+
+
 def _passes(
-    decoder: Decoder, examples: Examples, allowed: np.ndarray | None, groups: list[list[int]]
-) -> Iterator[tuple[list[int], tuple]]:
+    decoder: Decoder, examples: Examples, allowed: np.ndarray | None, numbers: Sequence[int]
+) -> Iterator[tuple[Sequence[int], tuple]]:
+    """The examples' scores, a batch at a time: which examples, and what `score_batch` says of them."""
     graph, state = nnx.split(decoder)
     length = padded_length(examples.items)
-    for rows in groups:
-        yield (
-            rows,
-            _score_batch(
-                graph, state, collate(examples.items, [[row] for row in rows], _BATCH, length).tokens, allowed
-            ),
-        )
+    where = decoder.embedding[...].sharding
+    size, spread = _BATCH, None
+    if isinstance(where, jax.sharding.NamedSharding):
+        size = texts_at_once(where.mesh)
+        spread = by_text(where.mesh)
+    for first in range(0, len(numbers), size):
+        rows = numbers[first : first + size]
+        batch = collate(examples.items, [[row] for row in rows], size, length)
+        yield rows, score_batch(graph, state, batch.tokens, allowed, spread)
 
 
 def score_examples(
@@ -86,7 +100,7 @@ def score_examples(
     log_probs: list[np.ndarray] = []
     argmaxes: list[np.ndarray] = []
     states: list[np.ndarray] = []
-    for rows, (log_prob, is_argmax, hidden) in _passes(decoder, examples, allowed, in_order(examples.items, _BATCH)):
+    for rows, (log_prob, is_argmax, hidden) in _passes(decoder, examples, allowed, range(len(examples.items))):
         _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
         if keep_hidden:
             wide = np.asarray(hidden, np.float32)
@@ -104,9 +118,9 @@ def score_to_directory(
 ) -> Scores:
     """Scores into `directory` as shard-NNNNN.npz; shards already there are kept. Returns all of them."""
     directory.mkdir(parents=True, exist_ok=True)
-    groups = in_order(examples.items, _BATCH)
-    for number, first in enumerate(range(0, len(groups), SHARD_BATCHES)):
-        shard = groups[first : first + SHARD_BATCHES]
+    count = len(examples.items)
+    for number, first in enumerate(range(0, count, SHARD_TEXTS)):
+        shard = range(first, min(first + SHARD_TEXTS, count))
         path = directory / f"shard-{number:05d}.npz"
         if not path.exists():
             log_probs: list[np.ndarray] = []
@@ -118,7 +132,7 @@ def score_to_directory(
             lengths = np.array([len(scores) for scores in log_probs], np.int64)
             np.savez(beside, lengths=lengths, log_prob=np.concatenate(log_probs), is_argmax=np.concatenate(argmaxes))
             beside.replace(path)
-        progress(shard[-1][-1] + 1)
+        progress(shard[-1] + 1)
     return load_scores(directory, examples)
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate, p_defer
 from colm_jax.objectives import em_loss, marginal_nll, responsibilities, sft_loss, weak_loss
-from colm_jax.parallel import replicated, shardings, spec_of
+from colm_jax.parallel import by_text, on_mesh, replicated, shardings
 from colm_jax.scoring.head import head_scores
 from colm_jax.training.config import Training
 
@@ -46,18 +46,25 @@ class TrainState:
     optimizer: Any  # optax's state: AdamW's moments, shaped as the parameters, and its counts
 
 
-def expert_scores(experts: Sequence[Decoder], batch: ScoredBatch, allowed: Any = None) -> Float[Array, "B T M"]:
+def expert_scores(
+    experts: Sequence[Decoder], batch: ScoredBatch, allowed: Any = None, spread: jax.sharding.Sharding | None = None
+) -> Float[Array, "B T M"]:
     """log p of each text's own next token under each expert, nats."""
     found = []
     for expert in experts:
         segments = None if batch.segments is None else batch.segments[:, :-1]
-        hidden, _ = expert(batch.tokens[:, :-1], segments=segments)
+        hidden, _ = expert(batch.tokens[:, :-1], segments=segments, spread=spread)
         found.append(head_scores(expert, hidden, batch.tokens[:, 1:], allowed)[0])
     return jax.lax.stop_gradient(jnp.stack(found, axis=-1))
 
 
 def batch_loss(
-    decoder: Decoder, gate: Gate, batch: ScoredBatch, settings: Training, allowed: Any = None
+    decoder: Decoder,
+    gate: Gate,
+    batch: ScoredBatch,
+    settings: Training,
+    allowed: Any = None,
+    spread: jax.sharding.Sharding | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The objective's sum over a batch's positions, and sums of what is shown beside it.
 
@@ -65,7 +72,7 @@ def batch_loss(
     nats: how sure training is of who should write.
     """
     segments = None if batch.segments is None else batch.segments[:, :-1]
-    hidden, _ = decoder(batch.tokens[:, :-1], segments=segments, remat=settings.remat)
+    hidden, _ = decoder(batch.tokens[:, :-1], segments=segments, remat=settings.remat, spread=spread)
     base_log_prob, _ = head_scores(decoder, hidden, batch.tokens[:, 1:], allowed)
     gate_logits = gate(hidden)
     shown = {}
@@ -139,7 +146,7 @@ class TrainStep:
         self._gate_graph, self._gate = nnx.split(gate)
         split = [nnx.split(expert) for expert in experts]
         self._expert_graphs = [graph for graph, _ in split]
-        self._frozen = (on_mesh(frozen, mesh), [state for _, state in split])  # experts lie where they were loaded
+        self.frozen = on_mesh(frozen, mesh), [state for _, state in split]  # of the base, of the experts
         self._optimizer = make_optimizer(settings, steps)
         parts = {"base": self._base, "gate": self._gate}
         where = {part: nnx.to_pure_dict(shardings(mesh, state)) for part, state in parts.items()}
@@ -154,11 +161,6 @@ class TrainStep:
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda x: x.sharding, self.shapes), None),
         )
-
-    @property
-    def by_text(self) -> jax.sharding.NamedSharding:
-        """How a batch lies on the mesh."""
-        return jax.sharding.NamedSharding(self.mesh, spec_of(self.mesh, ("batch",), (self.settings.batch_size,)))
 
     def start(self) -> TrainState:
         """The state before the first step. Copies, since a step donates its state and the caller keeps its models."""
@@ -175,15 +177,15 @@ class TrainStep:
 
         They are `loss` (nats), `gradient_norm`, what `batch_loss` shows, and `positions`, how many counted.
         """
-        return self._step(state, self._frozen, batch)
+        return self._step(state, self.frozen, batch)
 
-    def lower(self, batch: ScoredBatch) -> jax.stages.Lowered:
-        """The step for a batch of these shapes, to be compiled and looked at."""
-        return self._step.lower(self.shapes, self._frozen, batch)
+    def trace(self, batch: ScoredBatch) -> jax.stages.Traced:
+        """The step for a batch of these shapes, to be lowered, compiled and looked at."""
+        return self._step.trace(self.shapes, self.frozen, batch)
 
     def models(self, params: dict[str, Any], frozen: Any = None) -> tuple[Decoder, Gate]:
         """Base and gate with these parameters, the base's in the type that it computes in."""
-        frozen = self._frozen[0] if frozen is None else frozen
+        frozen = self.frozen[0] if frozen is None else frozen
         base = nnx.merge(self._base_graph, _filled(self._base, params["base"]), frozen)
         return base, nnx.merge(self._gate_graph, _filled(self._gate, params["gate"]))
 
@@ -196,10 +198,12 @@ class TrainStep:
         def gradient(part: ScoredBatch):
             """What a part of the batch adds to loss, what is shown, and gradient."""
             if experts:
-                part = dataclasses.replace(part, expert_log_probs=expert_scores(experts, part, self.allowed))
+                part = dataclasses.replace(
+                    part, expert_log_probs=expert_scores(experts, part, self.allowed, by_text(self.mesh))
+                )
 
             def loss(params):
-                total, shown = batch_loss(*self.models(params, base), part, settings, self.allowed)
+                total, shown = batch_loss(*self.models(params, base), part, settings, self.allowed, by_text(self.mesh))
                 return total / count, jax.tree.map(lambda x: x / count, shown)
 
             return jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -217,17 +221,6 @@ class TrainStep:
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.params)
         metrics = {"loss": loss, **shown, "gradient_norm": optax.global_norm(gradients), "positions": count}
         return TrainState(optax.apply_updates(state.params, updates), optimizer), metrics
-
-
-def on_mesh(state: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
-    """Weights on the mesh by their logical axes; of shapes, shapes that know where they would lie."""
-
-    def put(x, to):
-        if isinstance(x, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
-        return jax.device_put(x, to)
-
-    return jax.tree.map(put, state, shardings(mesh, state))
 
 
 def _like(optimizer: Any, params: Any, otherwise: jax.sharding.Sharding) -> Any:

@@ -21,7 +21,7 @@ from colm_jax.labels import weak_labels
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora, merge_lora
-from colm_jax.parallel import make_mesh
+from colm_jax.parallel import by_text, make_mesh
 from colm_jax.scoring import Scores
 from colm_jax.training.config import Training
 from colm_jax.training.metrics import Log, Stopwatch, check_finite
@@ -155,7 +155,7 @@ def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, prof
                 if profile_steps is not None and step == max(profile_steps[0], start + 1):
                     jax.profiler.start_trace(directory / "logs")
                 rows, batch = stopwatch.next(batches)
-                state, metrics = step_of(state, jax.device_put(batch, step_of.by_text))
+                state, metrics = step_of(state, jax.device_put(batch, by_text(step_of.mesh)))
                 if under_way is not None:
                     finish(*under_way)
                 under_way = step, rows, metrics

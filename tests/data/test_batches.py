@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from colm_jax.data.batches import collate, first_fit, in_order, packed, padded_length, shuffled
+from colm_jax.data.batches import collate, first_fit, packed, padded_length, shuffled
 from colm_jax.data.records import Example
 
 
@@ -42,11 +42,6 @@ def test_collate_puts_the_texts_of_a_row_one_behind_the_other():
 @pytest.mark.parametrize(("lengths", "expected"), [([3], 32), ([32, 5], 32), ([33], 64)])
 def test_padded_length_is_the_longest_rounded_up(lengths, expected):
     assert padded_length([example(*range(n)) for n in lengths]) == expected
-
-
-def test_in_order_reads_each_once_and_keeps_the_short_last_batch():
-    assert in_order([None] * 7, 3) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert in_order([None] * 6, 3) == [[0, 1, 2], [3, 4, 5]]
 
 
 def epochs(dataset, count):

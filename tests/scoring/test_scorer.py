@@ -3,11 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import colm_jax.scoring.scorer as scorer
 from colm_jax.data.batches import collate
 from colm_jax.data.records import Example, Examples
 from colm_jax.errors import UserError
+from colm_jax.parallel import make_mesh, on_mesh
 from colm_jax.scoring import load_scores, score_examples, score_to_directory
 from tests.tiny import run, tiny_decoder
 
@@ -34,12 +36,12 @@ def test_scores_equal_a_plain_pass_over_each_text():
 
 
 def test_a_restart_keeps_whole_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(scorer, "SHARD_BATCHES", 1)
+    monkeypatch.setattr(scorer, "SHARD_TEXTS", 8)
     decoder, examples = tiny_decoder(), texts(20)
     whole = score_to_directory(decoder, examples, tmp_path / "a")
     calls = []
-    real = scorer._score_batch
-    monkeypatch.setattr(scorer, "_score_batch", lambda *a: calls.append(1) or real(*a))
+    real = scorer.score_batch
+    monkeypatch.setattr(scorer, "score_batch", lambda *a: calls.append(1) or real(*a))
     score_to_directory(decoder, examples, tmp_path / "a")
     assert calls == []
     (tmp_path / "a/shard-00001.npz").unlink()
@@ -65,3 +67,12 @@ def test_scores_lie_where_the_tokens_of_their_text_lie():
     np.testing.assert_array_equal(log_prob[0, n + 1 : n + 1 + m], scores.log_prob[0])
     np.testing.assert_array_equal(log_prob != 0, batch.mask)
     assert not (is_argmax & ~batch.mask).any()
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 1), (1, 2, 4)], ids=str)
+def test_a_mesh_scores_as_one_device_does(tmp_path, sizes):
+    mesh, plain, examples = make_mesh(*sizes), tiny_decoder(), texts(20)
+    graph, state = nnx.split(tiny_decoder())
+    one, other = score_examples(plain, examples), score_examples(nnx.merge(graph, on_mesh(state, mesh)), examples)
+    for a, b in zip(one.log_prob, other.log_prob, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)

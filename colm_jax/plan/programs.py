@@ -1,0 +1,171 @@
+"""The programs of a run, traced from shapes: one training step, scoring, one decoding step.
+
+They are the programs themselves (`TrainStep`, the scorer's pass, the decoding loop), not models of them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from colm_jax.checkpoints.families import FAMILIES
+from colm_jax.checkpoints.huggingface import DTYPES, abstract_decoder
+from colm_jax.decoding.engine import EXPERT_ROOM
+from colm_jax.decoding.loop import Graphs, LoopConfig, Models, Requests, State, run_steps
+from colm_jax.decoding.sampling import Sampling
+from colm_jax.decoding.strategies import find_strategy
+from colm_jax.models.cache import KVCache
+from colm_jax.models.config import ModelConfig
+from colm_jax.models.decoder import Decoder
+from colm_jax.models.gate import Gate
+from colm_jax.models.lora import add_lora
+from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
+from colm_jax.parallel import by_text, on_mesh, spec_of
+from colm_jax.scoring.scorer import score_batch, texts_at_once
+from colm_jax.training.config import Training
+from colm_jax.training.step import ScoredBatch, TrainStep
+
+Shape = jax.ShapeDtypeStruct
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced program, and what of its arguments lies on each chip."""
+
+    name: str
+    traced: jax.stages.Traced
+    resident: dict[str, int]  # bytes a chip, by kind: "parameters", "optimizer", "experts", "caches"
+
+
+def model_of(config: ModelConfig, kind: str, dtype: str, mesh: jax.sharding.Mesh, stacked: bool) -> Decoder:
+    """Shapes of a model on a mesh, as loading would place it; `kind` is a dtype or "int8", "int4"."""
+    decoder = abstract_decoder(config, DTYPES[kind if kind in DTYPES else dtype], stacked)
+    graph, state = nnx.split(decoder)
+    if kind not in BITS:
+        return nnx.merge(graph, on_mesh(state, mesh))
+    table, found = FAMILIES[config.family].table, []
+    for path, variable in nnx.to_flat_state(state):
+        name = ".".join(map(str, path))
+        axes, value = variable.get_metadata()["axes"], Shape(variable.shape, variable.dtype)
+        leading = sum(axis in ("layers", "networks") for axis in axes)
+        if QUANTIZED.fullmatch(name):
+            inputs = table[name if stacked else name.replace(f".{path[1]}", "", 1)].inputs
+            layer = Shape(value.shape[leading:], value.dtype)
+            one = jax.eval_shape(partial(quantize_kernel, inputs=inputs, kind=kind), layer)
+            value = jax.tree.map(lambda x, n=leading, v=value: Shape((*v.shape[:n], *x.shape), x.dtype), one)
+        placed = jax.tree.map(
+            lambda x, axes=axes: Shape(
+                x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec_of(mesh, axes, x.shape))
+            ),
+            value,
+        )
+        found.append((path, variable.replace(placed)))
+    return nnx.merge(graph, nnx.from_flat_state(found))
+
+
+def training_program(
+    base: ModelConfig,
+    experts: Sequence[tuple[ModelConfig, str]],
+    settings: Training,
+    dtype: str,
+    length: int,
+    mesh: jax.sharding.Mesh,
+    online: bool,
+) -> Program:
+    """One step of `settings` on texts of `length` tokens; `experts` with their types, on the mesh where `online`."""
+    decoder = model_of(base, dtype, dtype, mesh, stacked=True)
+    if settings.trainable == "lora":
+        decoder = _with_lora(decoder, settings, mesh)
+    gate = nnx.eval_shape(lambda: Gate(base.width, len(experts)))
+    scorers = [model_of(config, kind, dtype, mesh, stacked=True) for config, kind in experts] if online else []
+    step = TrainStep(decoder, gate, settings, 1000, mesh, None, scorers)
+
+    def spread(shape, kind):
+        return Shape(shape, kind, sharding=by_text(mesh))
+
+    rows, count = settings.batch_size, len(experts)
+    batch = ScoredBatch(
+        tokens=spread((rows, length), jnp.int32),  # type: ignore[arg-type]
+        mask=spread((rows, length - 1), jnp.bool_),  # type: ignore[arg-type]
+        expert_log_probs=None if online else spread((rows, length - 1, count), jnp.float32),  # type: ignore[arg-type]
+        labels=spread((rows, length - 1, count), jnp.bool_) if settings.objective == "weak" else None,  # type: ignore[arg-type]
+        segments=spread((rows, length), jnp.int32) if settings.packing else None,  # type: ignore[arg-type]
+    )
+    resident = {
+        "parameters": on_chip((step.shapes.params, step.frozen[0])),
+        "optimizer": on_chip(step.shapes.optimizer),
+        "experts": on_chip(step.frozen[1]),
+    }
+    return Program("train", step.trace(batch), resident)
+
+
+def scoring_program(
+    name: str, config: ModelConfig, kind: str, dtype: str, length: int, mesh: jax.sharding.Mesh
+) -> Program:
+    """One batch of `colm score`."""
+    graph, state = nnx.split(model_of(config, kind, dtype, mesh, stacked=True))
+    traced = score_batch.trace(graph, state, Shape((texts_at_once(mesh), length), jnp.int32), None, by_text(mesh))
+    return Program(f"score {name}", traced, {"parameters": on_chip(state)})
+
+
+def decoding_program(
+    base: ModelConfig,
+    experts: Sequence[tuple[ModelConfig, str]],
+    dtype: str,
+    length: int,
+    rows: int,
+    mesh: jax.sharding.Mesh,
+) -> Program:
+    """One step of the decoding loop, in which every expert may be called, for `rows` texts of up to `length` tokens."""
+    models = [model_of(base, dtype, dtype, mesh, False), *(model_of(c, k, dtype, mesh, False) for c, k in experts)]
+    (base_graph, base_state), *others = [nnx.split(model) for model in models]
+    gate_graph, gate_state = nnx.split(nnx.eval_shape(lambda: Gate(base.width, len(experts))))
+    words, count = min(config.vocab_size for config in (base, *(c for c, _ in experts))), len(experts)
+    room = (1, *(EXPERT_ROOM,) * count)
+    caches = [
+        jax.eval_shape(partial(KVCache.empty, model.config, rows, length + more, model.dtype))
+        for model, more in zip(models, room)
+    ]
+    per_text, per_token = Shape((rows,), jnp.int32), Shape((rows, length), jnp.int32)
+    numbers = Shape((rows, length), jnp.float32)
+    state = State(
+        per_token, per_text, per_text, Shape((rows, count), jnp.bool_), per_token, numbers, numbers, per_token,
+        Shape((count,), jnp.int32), caches[0], tuple(caches[1:]),
+    )  # fmt: skip
+    rates, keys = Shape((rows,), jnp.float32), jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    requests = Requests(per_text, per_text, rates, rates, keys)
+    loop = LoopConfig(find_strategy("defer", count, True), Sampling(0.0, 1.0, 0), "constant", 0, (2,), 1)
+    graphs = Graphs(base_graph, tuple(graph for graph, _ in others), gate_graph)
+    team = Models(base_state, tuple(s for _, s in others), gate_state, Shape((words,), jnp.bool_))  # type: ignore[arg-type]
+    traced = run_steps.trace(graphs, loop, team, requests, state)
+    resident = {"parameters": on_chip(base_state), "experts": on_chip(team.experts)}
+    return Program("decode", traced, resident)
+
+
+def on_chip(tree: Any) -> int:
+    """Bytes that one chip holds of arrays with shardings."""
+
+    def size(leaf) -> int:
+        bits = 4 if leaf.dtype == jnp.int4 else 8 * leaf.dtype.itemsize
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits // 8
+
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
+def _with_lora(decoder: Decoder, settings: Training, mesh: jax.sharding.Mesh) -> Decoder:
+    """Shapes of the decoder with its LoRA matrices."""
+    graph, state = nnx.split(decoder)
+    graphs: list[nnx.GraphDef] = []
+
+    def add(state: nnx.State) -> nnx.State:
+        graph_with, state_with = nnx.split(add_lora(nnx.merge(graph, state), settings.lora, 0))
+        graphs.append(graph_with)
+        return state_with
+
+    shapes = jax.eval_shape(add, state)
+    return nnx.merge(graphs[0], on_mesh(shapes, mesh))
