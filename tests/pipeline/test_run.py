@@ -45,11 +45,11 @@ TRAINING = Training(batch_size=8, epochs=2, learning_rate=1e-3, checkpoint_every
 
 
 def files(directory):
-    """Hash of every file a run leaves, but for training checkpoints, which name nothing a user reads."""
+    """Hash of every file a run leaves, but for training checkpoints and logs, which hold times."""
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and "checkpoints" not in path.parts
+        if path.is_file() and not {"checkpoints", "logs"} & set(path.parts)
     }
 
 
