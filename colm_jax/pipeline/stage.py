@@ -28,6 +28,7 @@ _PACKAGES = (
     "orbax-checkpoint",
     "grain",
     "qwix",
+    "scipy",
     "transformers",
     "tokenizers",
 )

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from colm_jax.data.batches import collate, in_order, padded_length
+from colm_jax.data.batches import Batch, collate, in_order, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
@@ -51,13 +51,39 @@ def _score_batch(graph, state, tokens, allowed):
     return log_prob, is_argmax, hidden
 
 
+def batches(examples: Examples, groups: list[list[int]]) -> Iterator[tuple[list[int], Batch]]:
+    """Each group of rows as a batch; all of one shape, whatever the groups, so that one compiled program serves."""
+    length = padded_length(examples.items)
+    for rows in groups:
+        yield rows, collate(examples.items, rows, _BATCH, length)
+
+
+def write_shards(
+    examples: Examples,
+    directory: Path,
+    suffix: str,
+    write: Callable[[Path, list[list[int]]], None],
+    progress: Progress,
+) -> None:
+    """Has `write` write every shard-NNNNN of `directory` that is not there yet, from its groups of rows."""
+    directory.mkdir(parents=True, exist_ok=True)
+    groups = in_order(examples.items, _BATCH)
+    for number, first in enumerate(range(0, len(groups), SHARD_BATCHES)):
+        shard = groups[first : first + SHARD_BATCHES]
+        path = directory / f"shard-{number:05d}{suffix}"
+        if not path.exists():
+            beside = path.with_suffix(f".tmp{suffix}")
+            write(beside, shard)
+            beside.replace(path)
+        progress(shard[-1][-1] + 1)
+
+
 def _passes(
     decoder: Decoder, examples: Examples, allowed: np.ndarray | None, groups: list[list[int]]
 ) -> Iterator[tuple[list[int], tuple]]:
     graph, state = nnx.split(decoder)
-    length = padded_length(examples.items)
-    for rows in groups:
-        yield rows, _score_batch(graph, state, collate(examples.items, rows, _BATCH, length).tokens, allowed)
+    for rows, batch in batches(examples, groups):
+        yield rows, _score_batch(graph, state, batch.tokens, allowed)
 
 
 def score_examples(
@@ -96,22 +122,17 @@ def score_to_directory(
     progress: Progress = lambda done: None,
 ) -> Scores:
     """Scores into `directory` as shard-NNNNN.npz; shards already there are kept. Returns all of them."""
-    directory.mkdir(parents=True, exist_ok=True)
-    groups = in_order(examples.items, _BATCH)
-    for number, first in enumerate(range(0, len(groups), SHARD_BATCHES)):
-        shard = groups[first : first + SHARD_BATCHES]
-        path = directory / f"shard-{number:05d}.npz"
-        if not path.exists():
-            log_probs: list[np.ndarray] = []
-            argmaxes: list[np.ndarray] = []
-            for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, allowed, shard):
-                _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
-                progress(rows[-1] + 1)
-            beside = path.with_suffix(".tmp.npz")
-            lengths = np.array([len(scores) for scores in log_probs], np.int64)
-            np.savez(beside, lengths=lengths, log_prob=np.concatenate(log_probs), is_argmax=np.concatenate(argmaxes))
-            beside.replace(path)
-        progress(shard[-1][-1] + 1)
+
+    def write(path: Path, groups: list[list[int]]) -> None:
+        log_probs: list[np.ndarray] = []
+        argmaxes: list[np.ndarray] = []
+        for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, allowed, groups):
+            _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
+            progress(rows[-1] + 1)
+        lengths = np.array([len(scores) for scores in log_probs], np.int64)
+        np.savez(path, lengths=lengths, log_prob=np.concatenate(log_probs), is_argmax=np.concatenate(argmaxes))
+
+    write_shards(examples, directory, ".npz", write, progress)
     return load_scores(directory, examples)
 
 
