@@ -78,6 +78,13 @@ class Run:
         with console.bar("loading base", bytes_=True) as bar:
             return load_base(self.base_directory, self.config.dtype, self.mesh, progress=bar.to)
 
+    @property
+    def head_mean(self) -> np.ndarray:
+        """Mean row [D] of the base's LM head, float32."""
+        decoder = self.base.decoder
+        head = decoder.embedding[...] if decoder.config.tied else decoder.head[...].T
+        return np.asarray(head, np.float32).mean(0)
+
     @cached_property
     def experts(self) -> list[Decoder]:
         """The experts."""
@@ -201,14 +208,11 @@ class Run:
         settings = self.config.gate_init
 
         def work(directory: Path) -> None:
-            decoder = self.base.decoder
             if hidden is None:
-                fit = Fit(np.zeros((decoder.config.width, len(self.config.experts)), np.float32), (), 0)
+                fit = Fit(np.zeros((len(self.head_mean), len(self.config.experts)), np.float32), (), 0)
             else:
-                head = decoder.embedding[...] if decoder.config.tied else decoder.head[...].T
-                mean = np.asarray(head, np.float32).mean(0)
                 with console.bar("fitting the gate") as bar:
-                    fit = initial_gate(self._positions(hidden), settings, mean, _shown(bar))
+                    fit = initial_gate(self._positions(hidden), settings, self.head_mean, _shown(bar))
             save_array(directory / "kernel.npy", fit.kernel)
             write_json(directory / "summary.json", {"loss": fit.losses, "passes": fit.passes})
 

@@ -252,9 +252,9 @@ def train_gate(
 ) -> Fit:
     """Trains the gate to the optimum of an objective.
 
-    `marginal` and `weak` are one minimisation each. `em` alternates: responsibilities (E), then at most three steps on
-    the expected log-likelihood with them fixed (M, convex), until the marginal no longer falls; its losses are the
-    marginal's. Source: arXiv 2403.03870, section 2.2.
+    `marginal` and `weak` are one minimisation each. `em` alternates: responsibilities (E), then a Newton step (or ten
+    of L-BFGS) on the expected log-likelihood with them fixed (M, convex), until the marginal no longer falls; its
+    losses are the marginal's. Source: arXiv 2403.03870, section 2.2.
 
     Args:
       positions: the data.
@@ -291,6 +291,6 @@ def _expectation_maximisation(positions: Positions, kernel: Float[np.ndarray, "D
         report(round_, losses[-1])
         if len(losses) > 5 and losses[-6] - losses[-1] < 1e-6:
             break
-        step = minimise(held, _expected_loss, kernel, 0.0, max_steps=3)
+        step = minimise(held, _expected_loss, kernel, 0.0, max_steps=1 if kernel.size <= DENSE else 10)
         kernel, passes = step.kernel, passes + step.passes
     return Fit(np.asarray(kernel), tuple(losses), passes)
