@@ -179,7 +179,7 @@ def minimise(
         callback=arrived,
         options={"maxiter": max_steps, "gtol": _GRADIENT, **({} if dense else {"ftol": 1e-9, "maxcor": 20})},
     )
-    x = _polished(mean, found.x) if dense and found.status != 1 else found.x  # 1: out of steps
+    x = _polished(mean, found.x) if dense and found.nit < max_steps else found.x
     return Fit(x.astype(np.float32).reshape(positions.shape), tuple(losses), mean.passes)
 
 

@@ -50,9 +50,7 @@ def main() -> None:
         labelled = partial(_label_loss, positive_weight=GateInit().positive_weight)
         width, positions = data.shape[0], f"{data.count:,} training and {test.count:,} held-out positions"
         print(f"{positions}, D = {width}; nats per token\n")
-        print(
-            "| solver | BCE of the labels | steps | passes | seconds | team | steps | passes | seconds | team, trained |"
-        )
+        print("| solver | labels' BCE | steps | passes | seconds | team | steps | passes | seconds | team, trained |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 
         def cost(fit: Fit, seconds: float) -> list[str]:
