@@ -112,7 +112,7 @@ def refresh(flags: Flags) -> None:
     training = {
         "base": str(team),
         "dtype": flags.dtype or read_json(team / "config.json")["dtype"],
-        "expert_dtype": flags.expert_dtype or read_json(team / "colm.json")["expert_dtype"],
+        "expert_dtype": flags.expert_dtype or read_json(team / "colm.json").get("expert_dtype"),
         "trainable": "gate",
         "seed": None,
     }
