@@ -12,7 +12,7 @@ import numpy as np
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.calibration.threshold import calibrate as calibrate_team
 from colm_jax.checkpoints.describe import describe, describe_pair
-from colm_jax.checkpoints.directory import resolve, write_json
+from colm_jax.checkpoints.directory import read_json, resolve, write_json
 from colm_jax.checkpoints.team import load_base, load_expert, save_reference
 from colm_jax.cli.gin_edge import make, operative
 from colm_jax.data.records import encode_examples, read_jsonl
@@ -71,6 +71,20 @@ def _run(flags: Flags, **more: Any) -> Run:
     return Run(config, flags.out)
 
 
+def _make_team(pipeline: Run) -> None:
+    pipeline.make_team()
+    write_text(pipeline.out / "operative_config.gin", operative())
+    console.errors.print(f"team: {pipeline.out / 'team'}")
+
+
+def _trained_team(run: str) -> Path:
+    """The team directory of a run."""
+    team = Path(run) / "team"
+    if not (team / "colm.json").exists():
+        raise UserError(f"{run}: no trained team in it (team/colm.json is missing); run colm train or colm run")
+    return team
+
+
 def demo(flags: Flags) -> None:
     """The offline demo."""
     from colm_jax.demo.show import run_demo
@@ -87,10 +101,22 @@ def run(flags: Flags) -> None:
 
 def train(flags: Flags) -> None:
     """The pipeline up to the trained team."""
-    pipeline = _run(flags)
-    pipeline.make_team()
-    write_text(Path(flags.out) / "operative_config.gin", operative())
-    console.errors.print(f"team: {Path(flags.out) / 'team'}")
+    _make_team(_run(flags))
+
+
+def refresh(flags: Flags) -> None:
+    """Other experts for a trained team: its base scored, a gate of its own, calibrated; the base is only read."""
+    team = _trained_team(flags.run)
+    if Path(flags.out).resolve() == Path(flags.run).resolve():
+        raise UserError(f"--out {flags.out}: is the run itself; name another directory")
+    training = {
+        "base": str(team),
+        "dtype": flags.dtype or read_json(team / "config.json")["dtype"],
+        "expert_dtype": flags.expert_dtype or read_json(team / "colm.json").get("expert_dtype"),
+        "trainable": "gate",
+        "seed": None,
+    }
+    _make_team(_run(Flags(**{**vars(flags), **training}), dev=flags.dev, task=flags.task))
 
 
 def score(flags: Flags) -> dict[str, Any]:
@@ -205,9 +231,7 @@ def inspect(flags: Flags) -> dict[str, Any]:
 
 def export(flags: Flags) -> None:
     """A run's team, as a directory of its own."""
-    team, out = Path(flags.run) / "team", Path(flags.out)
-    if not (team / "colm.json").exists():
-        raise UserError(f"{flags.run}: no trained team in it (team/colm.json is missing); run colm train or colm run")
+    team, out = _trained_team(flags.run), Path(flags.out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {flags.out}: is not empty; name a new directory")
     beside = out.with_name(out.name + ".tmp")

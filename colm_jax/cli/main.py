@@ -36,6 +36,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def team(sub: argparse.ArgumentParser, expert_required: bool) -> None:
         sub.add_argument("--base", required=True, metavar="MODEL", help="Hugging Face directory, team, or Hub name")
+        experts(sub, expert_required)
+        sub.add_argument("--dtype", choices=_DTYPES, help="of weights, activations and caches (default float32)")
+
+    def experts(sub: argparse.ArgumentParser, expert_required: bool) -> None:
         sub.add_argument(
             "--expert",
             "--expert2",
@@ -45,7 +49,6 @@ def _parser() -> argparse.ArgumentParser:
             help="repeat for several; default: those that the team names" if not expert_required else "repeatable",
         )
         mesh(sub, "Run.mesh, 1,1,1" if expert_required else "1,1,1")
-        sub.add_argument("--dtype", choices=_DTYPES, help="of weights, activations and caches (default float32)")
         sub.add_argument(
             "--expert_dtype",
             choices=_EXPERT_DTYPES,
@@ -104,6 +107,20 @@ def _parser() -> argparse.ArgumentParser:
     training(sub)
     sub.add_argument("--data", required=True, metavar="FILE")
     sub.add_argument("--out", required=True, metavar="DIR")
+
+    sub = command(
+        "refresh",
+        "Give a trained team other experts: score them, fit its gate anew, calibrate; the base stays as it is.",
+        "colm refresh --run RUN --expert NEW --data train.jsonl --dev dev.jsonl --out DIR",
+    )
+    sub.add_argument("--run", required=True, metavar="DIR", help="a run with a trained team; nothing in it is changed")
+    experts(sub, expert_required=True)
+    sub.add_argument("--dtype", choices=_DTYPES, help="of weights and activations (default: as the team is stored)")
+    sub.add_argument("--objective", choices=("marginal", "em", "weak"), help="default: marginal")
+    sub.add_argument("--data", required=True, metavar="FILE", help="training texts, JSONL")
+    sub.add_argument("--dev", required=True, metavar="FILE", help="texts for calibration")
+    sub.add_argument("--task", metavar="TASK", help="decode and grade the answers (default: next-token accuracy)")
+    sub.add_argument("--out", required=True, metavar="DIR", help="a run directory of its own; the team is DIR/team")
 
     sub = command(
         "calibrate",

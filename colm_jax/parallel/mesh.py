@@ -75,7 +75,7 @@ def on_mesh(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, state, shardings(mesh, state))
 
 
-def by_text(mesh: Mesh) -> NamedSharding:
+def by_text(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of batches and activations: along their first axis, the texts."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 

@@ -4,12 +4,11 @@ Each stage is a method that says what it reads and what it writes; DESIGN sectio
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from colm_jax.calibration.threshold import calibrate, prompt_of
@@ -28,9 +27,10 @@ from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.files import link, save_array, write_generations, write_text
 from colm_jax.pipeline.stage import Stage, hash_file, hash_model
-from colm_jax.scoring import Scores, load_scores, score_examples, score_to_directory
+from colm_jax.scoring import Scores, hidden_to_directory, load_scores, open_hidden, score_to_directory
 from colm_jax.team import CoLM
-from colm_jax.training.gate_fit import Positions, initial_gate, train_gate
+from colm_jax.training.gate_fit import Fit, initial_gate, train_gate
+from colm_jax.training.positions import Positions
 from colm_jax.training.trainer import train
 
 STAGES = ("score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
@@ -45,7 +45,8 @@ class Run:
         Args:
           config: what to run.
           out: the run directory.
-          shared: a run directory of the same models and data whose scores, labels and gate serve here too.
+          shared: a run directory of the same models and data whose scores, labels, hidden states and gate serve here
+            too.
 
         Raises:
           UserError: a file or model that cannot be used, tokenizers that disagree.
@@ -77,6 +78,13 @@ class Run:
         with console.bar("loading base", bytes_=True) as bar:
             return load_base(self.base_directory, self.config.dtype, self.mesh, progress=bar.to)
 
+    @property
+    def head_mean(self) -> np.ndarray:
+        """Mean row [D] of the base's LM head, float32."""
+        decoder = self.base.decoder
+        head = decoder.embedding[...] if decoder.config.tied else decoder.head[...].T
+        return np.asarray(head, np.float32).mean(0)
+
     @cached_property
     def experts(self) -> list[Decoder]:
         """The experts."""
@@ -89,11 +97,16 @@ class Run:
 
     @cached_property
     def _context(self) -> int:
-        return min(decoder.config.context for decoder in (self.base.decoder, *self.experts))
+        return min(read_config(directory).context for directory in (self.base_directory, *self.expert_directories))
+
+    @property
+    def _length(self) -> int:
+        """Where training texts are cut, in tokens."""
+        return min(self.config.length, self._context)
 
     def examples(self, split: str) -> Examples:
         """A data file, tokenised by the base's tokenizer; training texts are cut at `length` too."""
-        limit = min(self.config.length, self._context) if split == "data" else self._context
+        limit = self._length if split == "data" else self._context
         return encode_examples(self.records[split], self.tokenizer, limit, getattr(self.config, split), self.allowed)
 
     @cached_property
@@ -109,8 +122,8 @@ class Run:
         return {**files, "base": hash_model(self.base_directory), **models}
 
     def stage(self, name: str) -> Stage:
-        """A stage by name; scores, labels and the gate's start may be another run's."""
-        common = name.startswith("scores/") or name in ("labels", "gate")
+        """A stage by name; scores, labels, hidden states and the gate's start may be another run's."""
+        common = name.startswith("scores/") or name in ("labels", "hidden", "gate")
         return Stage(name, (self.shared if common else self.out) / name)
 
     def _do(self, name: str, inputs: dict[str, str], settings: Any, work) -> Stage:
@@ -164,53 +177,63 @@ class Run:
 
         return self._do("labels", _digests(scores), {"method": method}, work)
 
-    @cached_property
-    def _positions(self) -> Positions:
-        """The positions of the training texts that count, with hidden states, scores and labels."""
-        examples = self.training_examples
-        with console.bar("hidden states", len(examples.items)) as bar:
-            states = score_examples(self.base.decoder, examples, self.allowed, True, bar.to).hidden or ()
-        counted = np.concatenate([example.targets[1:] for example in examples.items])
-        experts = np.stack([np.concatenate(s.log_prob) for s in self._expert_scores()], -1)
-        return Positions(
-            hidden=jnp.asarray(np.concatenate(states)[counted]),
-            base_log_prob=jnp.asarray(np.concatenate(self._scores("base").log_prob)[counted]),
-            expert_log_probs=jnp.asarray(experts[counted]),
-            labels=jnp.asarray(np.load(self.stage("labels").directory / "labels.npy")[counted]),
-        )
+    def hidden(self) -> Stage | None:
+        """The base's final hidden states at the positions that count; None where no gate is fitted alone.
 
-    def gate(self, labels: Stage) -> Stage:
-        """The gate's start."""
+        No expert is among its inputs, so that it outlives an exchange of experts.
+        """
+        if self.config.gate_init.solver == "zero" and self.config.training.trainable != "gate":
+            return None
 
         def work(directory: Path) -> None:
-            decoder = self.base.decoder
-            head = decoder.embedding[...] if decoder.config.tied else decoder.head[...].T
-            mean = np.asarray(head, np.float32).mean(0)
-            kernel, losses = initial_gate(self._positions, self.config.gate_init, mean)
-            save_array(directory / "kernel.npy", np.asarray(kernel))
-            write_json(directory / "summary.json", {"loss": losses})
+            with console.bar("hidden states", len(self.training_examples.items)) as bar:
+                hidden_to_directory(self.base.decoder, self.training_examples, directory, bar.to)
 
-        return self._do("gate", {"labels": labels.digest}, self.config.gate_init, work)
+        inputs = {"data": self.hashes["data"], "tokenizer": self.tokenizer.digest, "base": self.hashes["base"]}
+        return self._do("hidden", inputs, {"dtype": self.config.dtype, "length": self._length}, work)
 
-    def train(self, scores: Sequence[Stage], gate: Stage) -> Stage:
+    def _positions(self, hidden: Stage) -> Positions:
+        """The positions of the training texts that count: hidden states on disk, scores and labels in memory."""
+        counted = np.concatenate([example.targets[1:] for example in self.training_examples.items])
+        experts = np.stack([np.concatenate(s.log_prob)[counted] for s in self._expert_scores()], -1)
+        return Positions(
+            hidden=open_hidden(hidden.directory, self.training_examples),
+            base_log_prob=np.concatenate(self._scores("base").log_prob)[counted],
+            expert_log_probs=experts,
+            labels=np.load(self.stage("labels").directory / "labels.npy")[counted],
+        )
+
+    def gate(self, labels: Stage, hidden: Stage | None) -> Stage:
+        """The gate's start."""
+        settings = self.config.gate_init
+
+        def work(directory: Path) -> None:
+            if hidden is None:
+                fit = Fit(np.zeros((len(self.head_mean), len(self.config.experts)), np.float32), (), 0)
+            else:
+                with console.bar("fitting the gate") as bar:
+                    fit = initial_gate(self._positions(hidden), settings, self.head_mean, _shown(bar))
+            save_array(directory / "kernel.npy", fit.kernel)
+            write_json(directory / "summary.json", {"loss": fit.losses, "passes": fit.passes})
+
+        return self._do("gate", _digests([labels, *([hidden] if hidden else [])]), settings, work)
+
+    def train(self, scores: Sequence[Stage], gate: Stage, hidden: Stage | None) -> Stage:
         """The trained team, without a threshold yet."""
         settings = self.config.training
+        # A base that moves has no hidden states to be read again.
+        frozen = hidden if settings.trainable == "gate" else None
 
         def work(directory: Path) -> None:
             kernel = np.load(gate.directory / "kernel.npy")
             decoder, trained = self.base.decoder, make_gate(kernel)
-            if settings.trainable == "gate":
+            if frozen is not None:
+                positions = self._positions(frozen)
                 with console.bar("training the gate") as bar:
-                    fitted, losses = train_gate(
-                        self._positions,
-                        jnp.asarray(kernel),
-                        settings.objective,
-                        settings.positive_weight,
-                        lambda step, loss: bar.to(step, None, f"loss {loss:.4f}"),
-                    )
-                trained = make_gate(fitted)
-                lines = "".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(losses))
-                (directory / "metrics.jsonl").write_text(lines, encoding="utf-8")
+                    fit = train_gate(positions, kernel, settings.objective, settings.positive_weight, _shown(bar))
+                trained = make_gate(fit.kernel)
+                lines = "".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(fit.losses))
+                write_text(directory / "metrics.jsonl", lines)
             else:
                 with console.bar("training") as bar:
                     decoder, trained = train(
@@ -236,7 +259,8 @@ class Run:
                 self.base.defer_embedding,
             )
 
-        inputs = {**_digests(scores), "gate": gate.digest, "chat_template": self.tokenizer.template_digest or "none"}
+        inputs = _digests([*scores, gate, *([frozen] if frozen else [])])
+        inputs |= {"chat_template": self.tokenizer.template_digest or "none"}
         return self._do("train", inputs, settings, work)
 
     def _provenance(self) -> dict[str, Any]:
@@ -388,8 +412,8 @@ class Run:
     def make_team(self) -> tuple[Stage, Stage | None]:
         """Every stage up to the team with its threshold: the stage `team` and, with a dev file, `calibrate`."""
         scores = self.score()
-        gate = self.gate(self.labels(scores))
-        trained = self.train(scores, gate)
+        labels, hidden = self.labels(scores), self.hidden()
+        trained = self.train(scores, self.gate(labels, hidden), hidden)
         calibrated = self.calibrate(trained)
         return self.finish_team(trained, calibrated), calibrated
 
@@ -406,10 +430,11 @@ class Run:
         labels = self.labels(scores)
         if reached("labels"):
             return {}
-        gate = self.gate(labels)
+        hidden = self.hidden()
+        gate = self.gate(labels, hidden)
         if reached("gate"):
             return {}
-        trained = self.train(scores, gate)
+        trained = self.train(scores, gate, hidden)
         if reached("train"):
             return {}
         calibrated = self.calibrate(trained)
@@ -429,3 +454,8 @@ class Run:
 
 def _digests(stages: Sequence[Stage]) -> dict[str, str]:
     return {stage.name: stage.digest for stage in stages}
+
+
+def _shown(bar: console.Bar) -> Callable[[int, float], None]:
+    """Tells a bar of a fit's steps."""
+    return lambda step, loss: bar.to(step, None, f"loss {loss:.4f}")

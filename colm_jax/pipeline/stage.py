@@ -29,6 +29,7 @@ _PACKAGES = (
     "orbax-checkpoint",
     "grain",
     "qwix",
+    "scipy",
     "transformers",
     "tokenizers",
 )

@@ -1,6 +1,15 @@
 """Scoring: log-probability of every token of the data under one model, made once, read by every later stage."""
 
 from colm_jax.scoring.head import head_scores
+from colm_jax.scoring.hidden import hidden_to_directory, open_hidden
 from colm_jax.scoring.scorer import Scores, load_scores, score_examples, score_to_directory
 
-__all__ = ["Scores", "head_scores", "load_scores", "score_examples", "score_to_directory"]
+__all__ = [
+    "Scores",
+    "head_scores",
+    "hidden_to_directory",
+    "load_scores",
+    "open_hidden",
+    "score_examples",
+    "score_to_directory",
+]

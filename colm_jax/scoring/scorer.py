@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from colm_jax.data.batches import Rows, collate, padded_length
+from colm_jax.data.batches import Batch, Rows, collate, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
@@ -58,10 +58,47 @@ def score_batch(graph, state, tokens, allowed, spread):
     return log_prob, is_argmax, hidden
 
 
-def texts_at_once(mesh: jax.sharding.Mesh) -> int:
+def texts_at_once(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """Texts of a batch: as many for each group of devices (data · fsdp), and at least 8."""
     groups = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-_BATCH // groups) * groups
+
+
+def spread_of(decoder: Decoder) -> jax.sharding.NamedSharding | None:
+    """How batches lie on the mesh that holds a model; None where it is on one device without a mesh."""
+    where = decoder.embedding[...].sharding
+    return by_text(where.mesh) if isinstance(where, jax.sharding.NamedSharding) else None
+
+
+def batches(
+    examples: Examples, numbers: Sequence[int], spread: jax.sharding.NamedSharding | None
+) -> Iterator[tuple[Sequence[int], Batch]]:
+    """The examples of these numbers, a text a row; all of one shape, so that one compiled program serves."""
+    length = padded_length(examples.items)
+    size = _BATCH if spread is None else texts_at_once(spread.mesh)
+    for first in range(0, len(numbers), size):
+        rows = numbers[first : first + size]
+        yield rows, collate(examples.items, [[row] for row in rows], size, length)
+
+
+def write_shards(
+    examples: Examples,
+    directory: Path,
+    suffix: str,
+    write: Callable[[Path, Sequence[int]], None],
+    progress: Progress,
+) -> None:
+    """Has `write` write every shard-NNNNN of `directory` that is not there yet, from the numbers of its examples."""
+    directory.mkdir(parents=True, exist_ok=True)
+    count = len(examples.items)
+    for number, first in enumerate(range(0, count, SHARD_TEXTS)):
+        shard = range(first, min(first + SHARD_TEXTS, count))
+        path = directory / f"shard-{number:05d}{suffix}"
+        if not path.exists():
+            beside = path.with_suffix(f".tmp{suffix}")
+            write(beside, shard)
+            beside.replace(path)
+        progress(shard[-1] + 1)
 
 
 def _passes(
@@ -69,15 +106,8 @@ def _passes(
 ) -> Iterator[tuple[Sequence[int], tuple]]:
     """The examples' scores, a batch at a time: which examples, and what `score_batch` says of them."""
     graph, state = nnx.split(decoder)
-    length = padded_length(examples.items)
-    where = decoder.embedding[...].sharding
-    size, spread = _BATCH, None
-    if isinstance(where, jax.sharding.NamedSharding):
-        size = texts_at_once(where.mesh)
-        spread = by_text(where.mesh)
-    for first in range(0, len(numbers), size):
-        rows = numbers[first : first + size]
-        batch = collate(examples.items, [[row] for row in rows], size, length)
+    spread = spread_of(decoder)
+    for rows, batch in batches(examples, numbers, spread):
         yield rows, score_batch(graph, state, batch.tokens, allowed, spread)
 
 
@@ -117,22 +147,17 @@ def score_to_directory(
     progress: Progress = lambda done: None,
 ) -> Scores:
     """Scores into `directory` as shard-NNNNN.npz; shards already there are kept. Returns all of them."""
-    directory.mkdir(parents=True, exist_ok=True)
-    count = len(examples.items)
-    for number, first in enumerate(range(0, count, SHARD_TEXTS)):
-        shard = range(first, min(first + SHARD_TEXTS, count))
-        path = directory / f"shard-{number:05d}.npz"
-        if not path.exists():
-            log_probs: list[np.ndarray] = []
-            argmaxes: list[np.ndarray] = []
-            for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, allowed, shard):
-                _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
-                progress(rows[-1] + 1)
-            beside = path.with_suffix(".tmp.npz")
-            lengths = np.array([len(scores) for scores in log_probs], np.int64)
-            np.savez(beside, lengths=lengths, log_prob=np.concatenate(log_probs), is_argmax=np.concatenate(argmaxes))
-            beside.replace(path)
-        progress(shard[-1] + 1)
+
+    def write(path: Path, numbers: Sequence[int]) -> None:
+        log_probs: list[np.ndarray] = []
+        argmaxes: list[np.ndarray] = []
+        for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, allowed, numbers):
+            _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
+            progress(rows[-1] + 1)
+        lengths = np.array([len(scores) for scores in log_probs], np.int64)
+        np.savez(path, lengths=lengths, log_prob=np.concatenate(log_probs), is_argmax=np.concatenate(argmaxes))
+
+    write_shards(examples, directory, ".npz", write, progress)
     return load_scores(directory, examples)
 
 

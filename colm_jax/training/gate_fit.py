@@ -1,12 +1,13 @@
 """Fitting the gate alone, the base frozen: its start on weak labels, and `--trainable gate` by an objective.
 
-Both read hidden states that were computed once, so that a fit costs seconds; full-batch L-BFGS takes it to its
-optimum with no learning rate to choose. The first problem is convex. `reference` follows the original's start instead:
-AdamW at 2e-5, batch 8, one pass, from the mean row of the LM head.
+Both read hidden states that were computed once, a chunk at a time, so that a fit costs seconds and no more memory than
+a chunk. One pass over the data gives value, gradient and Hessian; a second-order method then needs few passes and no
+learning rate. The problem on labels is convex, the marginal's is not, which the trust region allows for. `reference`
+follows the original's start instead: AdamW at 2e-5, batch 8, one pass, from the mean row of the LM head.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,20 +15,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+from scipy.optimize import OptimizeResult, minimize
 
 from colm_jax.errors import UserError
 from colm_jax.models.gate import log_writers
 from colm_jax.objectives import marginal_nll, responsibilities, weighted_bce
+from colm_jax.training.positions import Positions, Rows
 
-SOLVERS = ("lbfgs", "reference", "zero")
+SOLVERS = ("newton", "reference", "zero")
+DENSE = 2048  # weights of a gate, at most, whose Hessian is made; above it L-BFGS
+_GRADIENT = 1e-5  # norm of the gradient, in nats per token and unit of a weight, below which values are mere rounding
+_REFERENCE_BATCH = 1024  # positions; the original's 8 sequences
+
+Loss = Callable[[Float[Array, "M"], Any], Float[Array, ""]]  # of one position's gate logits and its entry of `Rows`
+Report = Callable[[int, float], None]  # step, nats per token
 
 
 @dataclass(frozen=True)
 class GateInit:
     """How the gate starts."""
 
-    solver: str = "lbfgs"
+    solver: str = "newton"
     label_method: str = "a"
     positive_weight: float = 8.0
     ridge: float = 1e-4  # L2 penalty in nats per token; keeps the fit of separable labels finite
@@ -42,141 +51,246 @@ class GateInit:
             raise UserError(f"gate initialisation: positive_weight must be above 0, got {self.positive_weight}")
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Positions:
-    """The positions that count, of all texts in a row."""
+class Fit:
+    """A fitted gate, and how it got there."""
 
-    hidden: Float[Array, "N D"]  # the base's final hidden states
-    base_log_prob: Float[Array, "N"]  # nats
-    expert_log_probs: Float[Array, "N M"]
-    labels: Bool[Array, "N M"]  # weak labels
-
-
-class Minimiser:
-    """Full-batch L-BFGS on one loss, compiled once for however many data it is run on."""
-
-    def __init__(self, loss: Callable[[Array, Any], Array]):
-        optimizer = optax.lbfgs()
-
-        @jax.jit
-        def step(x, state, data):
-            def value_of(x):
-                return loss(x, data)
-
-            value, gradient = optax.value_and_grad_from_state(value_of)(x, state=state)
-            updates, state = optimizer.update(gradient, state, x, value=value, grad=gradient, value_fn=value_of)
-            return optax.apply_updates(x, updates), state, value
-
-        self._start, self._step = optimizer.init, step
-
-    def __call__(self, x: Array, data: Any, max_steps: int, tolerance: float = 1e-7) -> tuple[Array, list[float]]:
-        """The minimiser found from `x`, and the loss at each step's beginning.
-
-        Stops when five steps together lower the loss by less than `tolerance`.
-        """
-        state, losses = self._start(x), []
-        for _ in range(max_steps):
-            moved, state, value = self._step(x, state, data)
-            losses.append(float(value))
-            if len(losses) > 5 and losses[-6] - losses[-1] < tolerance:
-                break
-            x = moved
-        return x, losses
+    kernel: Float[np.ndarray, "D M"]  # float32
+    losses: tuple[float, ...]  # nats per token (with the penalty), at the start and after each step
+    passes: int  # over the data
 
 
-def _all(positions: Positions) -> Bool[Array, "N"]:
-    return jnp.ones(positions.hidden.shape[:1], bool)
+# Losses of one position. The objectives take texts, so a position is a text of one token in a batch of one.
 
 
-def _label_loss(kernel, data, positive_weight, ridge):
-    total, count = weighted_bce(data.hidden @ kernel, data.labels, _all(data), positive_weight)
-    return total / count + 0.5 * ridge * jnp.sum(kernel**2)
+def _one(values: Any) -> Any:
+    return values[None, None]
 
 
-def initial_gate(positions: Positions, settings: GateInit, head_mean: np.ndarray) -> tuple[Array, list[float]]:
-    """The gate's kernel [D, M] fitted to weak labels, and the loss by step (nats per token).
+def _label_loss(logits: Float[Array, "M"], row: Rows, positive_weight: float) -> Float[Array, ""]:
+    return weighted_bce(_one(logits), _one(row.labels), _one(row.mask), positive_weight)[0]
+
+
+def _marginal_loss(logits: Float[Array, "M"], row: Rows) -> Float[Array, ""]:
+    return marginal_nll(_one(logits), _one(row.base_log_prob), _one(row.expert_log_probs), _one(row.mask))[0]
+
+
+def _expected_loss(logits: Float[Array, "M"], row: Rows) -> Float[Array, ""]:
+    """−Σ_z r_z log P(Z = z), the part of the M step's objective that the gate can change; r is 0 in filling rows."""
+    assert row.responsibilities is not None
+    return -jnp.sum(row.responsibilities * log_writers(logits))
+
+
+# One pass over the data, and the minimisers that ask for it.
+
+
+@jax.jit(static_argnames=("loss", "second_order"))
+def _sums(kernel: Float[Array, "D M"], rows: Rows, loss: Loss, second_order: bool):
+    """Losses [N], and the sums of gradients [D,M] and (else None) Hessians [D,M,D,M] of a chunk in the kernel."""
+    exact = jax.lax.Precision.HIGHEST
+    logits = jnp.dot(rows.hidden, kernel, precision=exact)
+    losses, slopes = jax.vmap(jax.value_and_grad(loss))(logits, rows)
+    gradient = jnp.einsum("nd,nm->dm", rows.hidden, slopes, precision=exact)
+    if not second_order:
+        return losses, gradient, None
+    bends = jax.vmap(jax.hessian(loss))(logits, rows)
+    return losses, gradient, jnp.einsum("nd,nmk,ne->dmek", rows.hidden, bends, rows.hidden, precision=exact)
+
+
+class MeanLoss:
+    """The mean of a loss over all positions plus ridge / 2 · |kernel|², as a function of the kernel's D · M weights.
+
+    Chunks are summed in float32 on the device, chunks (and each chunk's losses) in float64 here. Value, gradient and
+    Hessian at one point share a pass over the data.
+    """
+
+    def __init__(self, positions: Positions, loss: Loss, ridge: float, second_order: bool):
+        self._positions, self._loss, self._ridge, self._second_order = positions, loss, ridge, second_order
+        self._point: np.ndarray | None = None
+        self.passes = 0
+
+    def _visit(self, x: Float[np.ndarray, "DM"]) -> None:
+        if self._point is not None and np.array_equal(x, self._point):
+            return
+        kernel = x.astype(np.float32).reshape(self._positions.shape)
+        value, gradient = 0.0, np.zeros(x.size)
+        bent = x.size if self._second_order else 0
+        hessian = np.zeros((bent, bent))
+        for _, rows in self._positions.chunks():
+            losses, slopes, bends = _sums(kernel, rows, self._loss, self._second_order)
+            value += np.asarray(losses, np.float64).sum()
+            gradient += np.asarray(slopes).reshape(-1)
+            if self._second_order:
+                hessian += np.asarray(bends).reshape(hessian.shape)
+        count = self._positions.count
+        self._value = value / count + 0.5 * self._ridge * x @ x
+        self._gradient = gradient / count + self._ridge * x
+        self._hessian = hessian / count + self._ridge * np.eye(bent)
+        self._point, self.passes = x.copy(), self.passes + 1
+
+    def value(self, x: Float[np.ndarray, "DM"]) -> float:
+        """Nats per token."""
+        self._visit(x)
+        return self._value
+
+    def gradient(self, x: Float[np.ndarray, "DM"]) -> Float[np.ndarray, "DM"]:
+        """Of `value`."""
+        self._visit(x)
+        return self._gradient
+
+    def hessian(self, x: Float[np.ndarray, "DM"]) -> Float[np.ndarray, "DM DM"]:
+        """Of `value`."""
+        self._visit(x)
+        return self._hessian
+
+
+def minimise(
+    positions: Positions,
+    loss: Loss,
+    start: Float[np.ndarray, "D M"],
+    ridge: float,
+    max_steps: int,
+    report: Report = lambda step, loss: None,
+) -> Fit:
+    """The kernel that minimises a loss over all positions: by Newton steps in a trust region, or L-BFGS above DENSE.
+
+    Args:
+      positions: the data.
+      loss: of one position; not necessarily convex.
+      start: where to begin.
+      ridge: L2 penalty in nats per token.
+      max_steps: to take at most.
+      report: told each step and the loss behind it.
+    """
+    dense = start.size <= DENSE
+    mean, x = MeanLoss(positions, loss, ridge, dense), np.asarray(start, np.float64).reshape(-1)
+    losses = [mean.value(x)]
+
+    def arrived(intermediate_result: OptimizeResult) -> None:
+        losses.append(float(intermediate_result.fun))
+        report(len(losses) - 1, losses[-1])
+
+    found = minimize(
+        mean.value,
+        x,
+        method="trust-exact" if dense else "L-BFGS-B",
+        jac=mean.gradient,
+        hess=mean.hessian if dense else None,
+        callback=arrived,
+        options={"maxiter": max_steps, "gtol": _GRADIENT, **({} if dense else {"ftol": 1e-9, "maxcor": 20})},
+    )
+    x = _polished(mean, found.x) if dense and found.nit < max_steps else found.x
+    return Fit(x.astype(np.float32).reshape(positions.shape), tuple(losses), mean.passes)
+
+
+def _polished(mean: MeanLoss, x: Float[np.ndarray, "DM"]) -> Float[np.ndarray, "DM"]:
+    """Newton steps from beside the optimum, while each at least halves the gradient.
+
+    The trust region judges a step by values, and rounding hides the last steps' gain; gradients show it for longer.
+    """
+    while True:
+        gradient = mean.gradient(x)
+        # In directions that bend less than float32 sums can tell from not at all, no step is known.
+        nearer = x - np.linalg.lstsq(mean.hessian(x), gradient, rcond=1e-6)[0]
+        if not np.linalg.norm(mean.gradient(nearer)) < 0.5 * np.linalg.norm(gradient):
+            return x
+        x = nearer
+
+
+# The gate's start, and its training.
+
+
+def initial_gate(
+    positions: Positions,
+    settings: GateInit,
+    head_mean: Float[np.ndarray, "D"],
+    report: Report = lambda step, loss: None,
+) -> Fit:
+    """The gate fitted to weak labels.
 
     Args:
       positions: what to fit.
       settings: solver and weights.
-      head_mean: [D], mean row of the base's LM head, where the reference solver starts.
+      head_mean: mean row of the base's LM head, where the reference solver starts.
+      report: told each step and its loss, nats per token.
     """
-    shape = (positions.hidden.shape[1], positions.labels.shape[1])
+    loss = partial(_label_loss, positive_weight=settings.positive_weight)
+    zero = np.zeros(positions.shape, np.float32)
     if settings.solver == "zero":
-        return jnp.zeros(shape, jnp.float32), []
-    if settings.solver == "lbfgs":
-        loss = partial(_label_loss, positive_weight=settings.positive_weight, ridge=settings.ridge)
-        return Minimiser(loss)(jnp.zeros(shape, jnp.float32), positions, settings.max_steps)
-    start = jnp.broadcast_to(jnp.asarray(head_mean, jnp.float32)[:, None], shape)
-    return _reference(positions, settings, start)
+        return Fit(zero, (), 0)
+    if settings.solver == "newton":
+        return minimise(positions, loss, zero, settings.ridge, settings.max_steps, report)
+    return _reference(positions, loss, zero + np.asarray(head_mean, np.float32)[:, None], settings.seed, report)
 
 
-def _reference(positions: Positions, settings: GateInit, kernel: Array) -> tuple[Array, list[float]]:
-    """One pass of AdamW at 2e-5 in batches of 1024 positions (the original: 8 sequences)."""
-    size, count = 1024, len(positions.hidden)
+def _reference(positions: Positions, loss: Loss, kernel: Float[np.ndarray, "D M"], seed: int, report: Report) -> Fit:
+    """One shuffled pass of AdamW at 2e-5 (the original's start). Its losses are of each batch before its step."""
+    size = min(_REFERENCE_BATCH, positions.count)
     optimizer = optax.adamw(2e-5, weight_decay=0.0)
-    order = np.random.default_rng(settings.seed).permutation(count)
+    order = np.random.default_rng(seed).permutation(positions.count)
 
     @jax.jit
-    def step(kernel, state, batch):
-        loss, gradient = jax.value_and_grad(_label_loss)(kernel, batch, settings.positive_weight, 0.0)
-        updates, state = optimizer.update(gradient, state, kernel)
-        return optax.apply_updates(kernel, updates), state, loss
+    def step(kernel, state, rows):
+        losses, gradient, _ = _sums(kernel, rows, loss, second_order=False)
+        updates, state = optimizer.update(gradient / size, state, kernel)
+        return optax.apply_updates(kernel, updates), state, losses.mean()
 
     state, losses = optimizer.init(kernel), []
-    for first in range(0, max(count - size, 0) + 1, size):
-        rows = order[first : first + size]
-        kernel, state, loss = step(kernel, state, jax.tree.map(lambda leaf, rows=rows: leaf[rows], positions))
-        losses.append(float(loss))
-    return kernel, losses
-
-
-def _objective_loss(kernel, data, objective, positive_weight):
-    """Nats per token of the positions; `em` reads its responsibilities from `data`."""
-    positions, r = data
-    logits = positions.hidden @ kernel
-    if objective == "weak":
-        total, count = weighted_bce(logits, positions.labels, _all(positions), positive_weight)
-    elif objective == "em":
-        return -jnp.mean(jnp.sum(r * log_writers(logits), axis=-1))
-    else:
-        total, count = marginal_nll(logits, positions.base_log_prob, positions.expert_log_probs, _all(positions))
-    return total / count
+    for first in range(0, positions.count - size + 1, size):
+        kernel, state, value = step(kernel, state, positions.take(order[first : first + size], size))
+        losses.append(float(value))
+        report(len(losses), losses[-1])
+    return Fit(np.asarray(kernel), tuple(losses), 1)
 
 
 def train_gate(
     positions: Positions,
-    kernel: Array,
+    kernel: Float[np.ndarray, "D M"],
     objective: str,
     positive_weight: float,
-    report: Callable[[int, float], None] = lambda step, loss: None,
-) -> tuple[Array, list[float]]:
-    """Trains the gate's kernel [D, M] to the optimum of an objective; returns it and the loss (nats per token).
+    report: Report = lambda step, loss: None,
+) -> Fit:
+    """Trains the gate to the optimum of an objective.
 
-    `marginal` and `weak` are one L-BFGS run. `em` alternates: responsibilities (E), then ten L-BFGS steps on the
-    expected log-likelihood with them fixed (M), until the marginal no longer falls; its losses are the marginal's.
+    `marginal` and `weak` are one minimisation each. `em` alternates: responsibilities (E), then a Newton step (or ten
+    of L-BFGS) on the expected log-likelihood with them fixed (M, convex), until the marginal no longer falls; its
+    losses are the marginal's. Source: arXiv 2403.03870, section 2.2.
+
+    Args:
+      positions: the data.
+      kernel: where to begin.
+      objective: "marginal", "em" or "weak" (of which the gate's part remains, the base being frozen).
+      positive_weight: of "weak".
+      report: told each step and its loss, nats per token.
     """
-    nothing = jnp.zeros((*positions.labels.shape[:1], 1))
-    if objective != "em":
-        loss = partial(_objective_loss, objective=objective, positive_weight=positive_weight)
-        kernel, values = Minimiser(loss)(kernel, (positions, nothing), max_steps=200)
-        report(len(values), values[-1])
-        return kernel, values
+    if objective == "em":
+        return _expectation_maximisation(positions, kernel, report)
+    loss = partial(_label_loss, positive_weight=positive_weight) if objective == "weak" else _marginal_loss
+    return minimise(positions, loss, kernel, 0.0, max_steps=200, report=report)
 
-    @jax.jit
-    def expectation(kernel, positions):
-        arguments = (positions.hidden @ kernel, positions.base_log_prob, positions.expert_log_probs, _all(positions))
-        total, count = marginal_nll(*arguments)
-        return responsibilities(*arguments), total / count
 
-    losses: list[float] = []
-    maximise = Minimiser(partial(_objective_loss, objective="em", positive_weight=positive_weight))
+@jax.jit
+def _expectation(kernel: Float[Array, "D M"], rows: Rows) -> tuple[Float[Array, "N W"], Float[Array, "N"]]:
+    """Responsibilities and the marginal's losses of a chunk."""
+    logits = jnp.dot(rows.hidden, kernel, precision=jax.lax.Precision.HIGHEST)
+    found = responsibilities(logits, rows.base_log_prob, rows.expert_log_probs, rows.mask)
+    return found, jax.vmap(_marginal_loss)(logits, rows)
+
+
+def _expectation_maximisation(positions: Positions, kernel: Float[np.ndarray, "D M"], report: Report) -> Fit:
+    r = np.zeros((positions.count, positions.shape[1] + 1), np.float32)
+    held, losses, passes = replace(positions, responsibilities=r), list[float](), 0
     for round_ in range(200):
-        r, value = expectation(kernel, positions)
-        losses.append(float(value))
-        report(round_ + 1, losses[-1])
+        total = 0.0
+        for place, rows in positions.chunks():
+            found, values = _expectation(kernel, rows)
+            r[place] = np.asarray(found)[: place.stop - place.start]
+            total += np.asarray(values, np.float64).sum()
+        losses.append(total / positions.count)
+        passes += 1
+        report(round_, losses[-1])
         if len(losses) > 5 and losses[-6] - losses[-1] < 1e-6:
             break
-        kernel, _ = maximise(kernel, (positions, r), max_steps=10)
-    return kernel, losses
+        step = minimise(held, _expected_loss, kernel, 0.0, max_steps=1 if kernel.size <= DENSE else 10)
+        kernel, passes = step.kernel, passes + step.passes
+    return Fit(np.asarray(kernel), tuple(losses), passes)

@@ -1,10 +1,15 @@
 """The contract at the command line: commands, files, and one clear line with exit status 2 for what is wrong."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from colm_jax import CoLM
 from colm_jax.cli.main import main
+from colm_jax.objectives import marginal_nll
 
 TEAM = "babyllama-105-colm"
 
@@ -215,5 +220,73 @@ def test_help_lists_every_command(capsys):
         main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("demo", "run", "score", "train", "calibrate", "generate", "evaluate", "inspect", "export"):
+    for command in (
+        "demo",
+        "run",
+        "score",
+        "train",
+        "refresh",
+        "calibrate",
+        "generate",
+        "evaluate",
+        "inspect",
+        "export",
+    ):
         assert command in shown
+
+
+def tensors(directory):
+    return load_file(directory / "model.safetensors")
+
+
+def nats_per_token(team, data):
+    """Of a team under its own gate, on what counts in a data file."""
+    scored = CoLM.from_pretrained(team).score([json.loads(line) for line in Path(data).read_text().splitlines()])
+    columns = [[getattr(text, name)[text.mask] for text in scored] for name in ("base_log_prob", "expert_log_probs")]
+    gate = np.concatenate([text.gate_logits[text.mask] for text in scored])[None]
+    base, experts = (np.concatenate(column)[None] for column in columns)
+    total, count = marginal_nll(gate, base, experts, np.ones(base.shape, bool))
+    return float(total / count)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_refresh_takes_up_another_expert_and_leaves_the_base(pair, tiny_model, tmp_path, capsys, dtype):
+    rng = np.random.default_rng(0)
+    lines = [{"prompt": "ab", "completion": "".join(rng.choice(list("abcdefgh "), 12))} for _ in range(24)]
+    files = ["--data", write(tmp_path / "d.jsonl", *lines)]
+    dev = ["--dev", write(tmp_path / "v.jsonl", *lines[:4])]
+    run, out, fresh, new = tmp_path / "run", tmp_path / "out", tmp_path / "fresh", str(tiny_model("new", seed=2))
+    train = ["train", "--dtype", dtype, "--gin.Training.batch_size=8", *files]
+    assert main([*train, "--base", pair[0], "--expert", pair[1], "--out", str(run)]) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    refresh = ["refresh", "--run", str(run), *files, *dev, "--out", str(out)]
+    assert main([*refresh, "--expert", new]) == 0
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    old, now = tensors(run / "team"), tensors(out / "team")
+    assert old.keys() == now.keys()
+    assert all(old[name].dtype == now[name].dtype and (old[name] == now[name]).all() for name in old)
+    facts = json.loads((out / "team/colm.json").read_text())
+    assert [expert["model"] for expert in facts["experts"]] == [new]
+    assert facts["threshold"] is not None
+    options = ["--base", str(run / "team"), "--expert", new, "--trainable", "gate", "--out", str(fresh)]
+    assert main([*train, *options]) == 0
+    assert nats_per_token(out / "team", files[1]) <= nats_per_token(fresh / "team", files[1]) + 1e-6
+    hidden = {path: path.stat().st_mtime_ns for path in out.glob("hidden/*")}
+    assert len(hidden) == 2
+    assert main([*refresh, "--expert", new, "--expert", pair[1]]) == 0  # again, with two: the hidden states serve
+    assert hidden == {path: path.stat().st_mtime_ns for path in out.glob("hidden/*")}
+    assert CoLM.from_pretrained(out / "team").gate.kernel.shape == (32, 2)
+
+
+def test_refresh_refuses(pair, tmp_path, capsys):
+    data = write(tmp_path / "d.jsonl", {"prompt": "ab", "completion": "cd"})
+    start = ["refresh", "--expert", pair[1], "--data", data, "--dev", data]
+    assert "no trained team in it" in refused(capsys, *start, "--run", pair[0], "--out", tmp_path / "out")
+    run = tmp_path / "run"
+    models = ["--base", pair[0], "--expert", pair[1], "--trainable", "gate"]
+    assert main(["train", *models, "--data", data, "--out", str(run)]) == 0
+    capsys.readouterr()
+    assert "is the run itself" in refused(capsys, *start, "--run", run, "--out", run)
+    missing = ["--run", run, "--out", tmp_path / "out", "--expert", "no/such/dir"]
+    assert "no such directory" in refused(capsys, *start, *missing)
+    assert not (tmp_path / "out").exists()

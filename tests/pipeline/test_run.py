@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from colm_jax import CoLM
 from colm_jax.errors import UserError
 from colm_jax.pipeline.run import STAGES, Run, RunConfig
 from colm_jax.training.config import Training
+from colm_jax.training.gate_fit import GateInit
 
 
 def write_lines(path, records):
@@ -117,6 +119,31 @@ def test_a_second_run_does_nothing_and_a_changed_input_only_what_depends_on_it(t
     assert changed == {"generate", "evaluate", "report"}
 
 
+def test_hidden_states_outlive_an_exchange_of_experts(tmp_path, inputs, tiny_model):
+    out = tmp_path / "run"
+    config = RunConfig(**inputs, training=Training(trainable="gate"))
+
+    def written():
+        return {path.parent.name: path.stat().st_mtime_ns for path in out.rglob("manifest.json")}
+
+    Run(config, out).make_team()
+    before = written()
+    experts = (str(tiny_model("third", seed=2)), *inputs["experts"])
+    Run(replace(config, experts=experts), out).make_team()
+    assert {name for name, time in before.items() if written()[name] == time} == {"hidden"}
+    shorter = (str(tiny_model("short", seed=3, context=16)),)
+    Run(replace(config, experts=shorter), out).make_team()  # texts are cut elsewhere
+    assert before["hidden"] != written()["hidden"]
+
+
+def test_hidden_states_are_made_where_they_are_read(tmp_path, inputs):
+    config = RunConfig(**inputs, training=TRAINING, gate_init=GateInit(solver="zero"))
+    Run(config, tmp_path / "a").make_team()
+    assert not (tmp_path / "a/hidden").exists()
+    Run(replace(config, training=Training(trainable="gate")), tmp_path / "b").make_team()
+    assert (tmp_path / "b/hidden/manifest.json").exists()
+
+
 def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
     """SIGKILL at each stage's beginning and in its middle; the last start must leave what an undisturbed run leaves."""
     arguments = ["run", "--base", inputs["base"], "--expert", inputs["experts"][0], "--task", "exact"]
@@ -136,7 +163,7 @@ def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
     whole = start("whole")
     _, errors = whole.communicate()
     assert whole.returncode == 0, errors.decode()
-    for stage in ("scores/expert-1", "gate", "train", "calibrate", "generate", "report"):
+    for stage in ("scores/expert-1", "hidden", "gate", "train", "calibrate", "generate", "report"):
         process = start("killed")
         begun = tmp_path / "killed" / stage
         deadline = time.monotonic() + 120

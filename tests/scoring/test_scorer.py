@@ -10,7 +10,7 @@ from colm_jax.data.batches import collate
 from colm_jax.data.records import Example, Examples
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh, on_mesh
-from colm_jax.scoring import load_scores, score_examples, score_to_directory
+from colm_jax.scoring import hidden_to_directory, load_scores, open_hidden, score_examples, score_to_directory
 from tests.tiny import run, tiny_decoder
 
 
@@ -55,6 +55,29 @@ def test_scores_of_other_data_are_refused(tmp_path):
     score_to_directory(tiny_decoder(), texts(5), tmp_path)
     with pytest.raises(UserError, match="other data"):
         load_scores(tmp_path, texts(5, seed=1))
+
+
+def test_hidden_states_on_disk_are_those_that_predict_what_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(scorer, "SHARD_TEXTS", 8)
+    decoder, examples = tiny_decoder(), texts(20)
+    items = tuple(Example(e.ids, e.targets & (i >= 8)) for i, e in enumerate(examples.items))  # none in the first shard
+    items = (*items[:9], Example(items[9].ids, items[9].targets & (np.arange(len(items[9].ids)) % 2 == 0)), *items[10:])
+    examples = Examples(items, 0)
+    hidden_to_directory(decoder, examples, tmp_path)
+    shards = open_hidden(tmp_path, examples)
+    assert len(shards[0]) == 0
+    assert len(shards) == 3
+    states = score_examples(decoder, examples, keep_hidden=True).hidden
+    expected = np.concatenate([rows[e.targets[1:]] for rows, e in zip(states, items)])
+    np.testing.assert_allclose(np.concatenate(shards), expected, atol=1e-5)
+    before = (tmp_path / "shard-00001.npy").read_bytes()
+    (tmp_path / "shard-00001.npy").unlink()
+    kept = (tmp_path / "shard-00002.npy").stat().st_mtime_ns
+    hidden_to_directory(decoder, examples, tmp_path)
+    assert (tmp_path / "shard-00001.npy").read_bytes() == before
+    assert (tmp_path / "shard-00002.npy").stat().st_mtime_ns == kept
+    with pytest.raises(UserError, match="other data"):
+        open_hidden(tmp_path, texts(20))
 
 
 def test_scores_lie_where_the_tokens_of_their_text_lie():

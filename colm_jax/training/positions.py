@@ -1,0 +1,78 @@
+"""The positions that count, of all training texts in a row: what the gate is fitted to, a chunk at a time.
+
+Hidden states stay on disk, mapped into memory; the few numbers a position that scoring and labels give are held.
+Shapes: N positions, D width of the base, M experts, W = M + 1 writers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+CHUNK = 8192  # positions of one pass through the device
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """Some positions. The last of them may only fill the shape: zeros, where `mask` is false."""
+
+    mask: Bool[np.ndarray, "N"]
+    hidden: Float[np.ndarray, "N D"]  # the base's final hidden states, float32
+    base_log_prob: Float[np.ndarray, "N"]  # of the text's own token, nats
+    expert_log_probs: Float[np.ndarray, "N M"]
+    labels: Bool[np.ndarray, "N M"]  # weak labels
+    responsibilities: Float[np.ndarray, "N W"] | None  # P(Z = z | text), where they are held fixed
+
+
+@dataclass(frozen=True)
+class Positions:
+    """All positions. Fields are those of `Rows`, but for the hidden states."""
+
+    hidden: tuple[Float[np.ndarray, "n D"], ...]  # shards, in order; memory maps
+    base_log_prob: Float[np.ndarray, "N"]
+    expert_log_probs: Float[np.ndarray, "N M"]
+    labels: Bool[np.ndarray, "N M"]
+    responsibilities: Float[np.ndarray, "N W"] | None = None
+    chunk: int = CHUNK
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.base_log_prob)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the gate's kernel: D, M."""
+        return self.hidden[0].shape[1], self.labels.shape[1]
+
+    def take(self, rows: Int[np.ndarray, "n"], size: int) -> Rows:
+        """The positions of these numbers, filled up to `size`."""
+
+        def padded(array: np.ndarray) -> np.ndarray:
+            return np.pad(array, ((0, size - len(array)), *((0, 0),) * (array.ndim - 1)))
+
+        hidden = np.zeros((size, self.shape[0]), np.float32)
+        first = 0
+        for shard in self.hidden:
+            here = np.flatnonzero((rows >= first) & (rows < first + len(shard)))
+            if len(here):
+                hidden[here] = shard[rows[here] - first]
+            first += len(shard)
+        return Rows(
+            mask=np.arange(size) < len(rows),
+            hidden=hidden,
+            base_log_prob=padded(self.base_log_prob[rows]),
+            expert_log_probs=padded(self.expert_log_probs[rows]),
+            labels=padded(self.labels[rows]),
+            responsibilities=None if self.responsibilities is None else padded(self.responsibilities[rows]),
+        )
+
+    def chunks(self) -> Iterator[tuple[slice, Rows]]:
+        """All positions in order, each chunk with its place; all of one shape, so that one compiled program serves."""
+        size = min(self.chunk, self.count)
+        for first in range(0, self.count, size):
+            place = slice(first, min(first + size, self.count))
+            yield place, self.take(np.arange(place.start, place.stop), size)
