@@ -13,6 +13,7 @@ from colm_jax.calibration.threshold import Calibration
 from colm_jax.calibration.threshold import calibrate as calibrate_team
 from colm_jax.checkpoints.describe import describe, describe_pair
 from colm_jax.checkpoints.directory import read_json, resolve, write_json
+from colm_jax.checkpoints.huggingface import read_config
 from colm_jax.checkpoints.team import load_base, load_expert, save_reference
 from colm_jax.cli.gin_edge import make, operative
 from colm_jax.data.records import encode_examples, read_jsonl
@@ -227,6 +228,42 @@ def inspect(flags: Flags) -> dict[str, Any]:
     mesh = jax.sharding.AbstractMesh(_mesh_sizes(flags) or (1, 1, 1), MESH_AXES)
     facts = [describe(model, mesh) for model in flags.model]
     return facts[0] if len(facts) == 1 else {"pair": describe_pair(flags.model), "models": facts}
+
+
+def plan(flags: Flags) -> dict[str, Any]:
+    """Memory and work of each chip of a topology."""
+    from colm_jax.plan.plan import CHIPS, Plan, compile_plan
+    from colm_jax.plan.table import show_costs
+
+    training = make(Training, objective=flags.objective, trainable=flags.trainable, lora=make(Lora))
+    if training.trainable == "gate":
+        raise UserError("--trainable gate: is fitted on one device from hidden states; plan takes all or lora")
+    if min(flags.length, flags.rows) < 1:
+        raise UserError(f"--length {flags.length} --rows {flags.rows}: both are at least 1")
+    models = [read_config(resolve(model, weights=False)) for model in (flags.base, *flags.expert)]
+    wanted = Plan(
+        topology=flags.topology,
+        base=models[0],
+        experts=tuple(models[1:]),
+        mesh=_mesh_sizes(flags),
+        dtype=flags.dtype,
+        expert_dtype=flags.expert_dtype,
+        length=flags.length,
+        rows=flags.rows,
+        online=flags.expert_scores == "online",
+        training=training,
+    )
+    with console.bar("compiling", 3 + len(flags.expert)) as bar:
+        found = list(compile_plan(wanted, lambda done, program: bar.to(done, note=program)))
+    memory = CHIPS[wanted.kind][0]
+    show_costs([cost for cost, _ in found], memory, console.errors)
+    programs = [{**cost.__dict__, "change": change} for cost, change in found]
+    return {
+        "topology": flags.topology,
+        "memory_per_chip": memory,
+        "fits": all(c.fits for c, _ in found),
+        "programs": programs,
+    }
 
 
 def export(flags: Flags) -> None:

@@ -59,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
         text = f"devices along data, fsdp, tensor (default {default})"
         sub.add_argument("--mesh", metavar="D,F,T", help=text)
 
+    def expert_scores(sub: argparse.ArgumentParser) -> None:
+        text = "cached: scored once beforehand (default); online: in every training step, experts on the mesh"
+        sub.add_argument("--expert_scores", choices=("cached", "online"), default="cached", help=text)
+
     def training(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--objective", choices=("marginal", "em", "sft", "weak"), help="default: marginal")
         sub.add_argument("--trainable", choices=("all", "gate", "lora"), help="what is trained (default: all)")
@@ -175,6 +179,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("model", nargs="+", metavar="MODEL", help="the base first")
     mesh(sub)
+
+    sub = command(
+        "plan",
+        "Compile a run for TPUs that are not there: memory and work of each chip, whether it fits, what to change.",
+        "colm plan --topology v5e:4x4 --base configs/models/llama2-7b --expert configs/models/llama2-70b "
+        "--gin.Training.remat=\"'full'\"",
+    )
+    sub.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="as in v5e:4x4, v5p:2x2x4, v6e:16x16")
+    sub.add_argument("--base", required=True, metavar="MODEL", help="only its config.json is read")
+    sub.add_argument("--expert", action="append", required=True, metavar="MODEL", help="repeatable")
+    mesh(sub, "all chips along fsdp")
+    sub.add_argument("--dtype", choices=_DTYPES, default="bfloat16", help="default bfloat16")
+    sub.add_argument("--expert_dtype", choices=_EXPERT_DTYPES, help="of the experts (default: --dtype)")
+    sub.add_argument("--length", type=int, default=2048, metavar="T", help="tokens of a text (default 2048)")
+    sub.add_argument("--rows", type=int, default=8, metavar="B", help="texts decoded at once (default 8)")
+    expert_scores(sub)
+    sub.add_argument("--objective", choices=("marginal", "em", "sft", "weak"), help="default: marginal")
+    sub.add_argument("--trainable", choices=("all", "lora"), help="default: all (a gate alone is fitted on one device)")
 
     sub = command(
         "export", "Write a run's team for use elsewhere.", "colm export --run RUN --out DIR --format reference"

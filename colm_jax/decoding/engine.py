@@ -102,6 +102,8 @@ class Engine:
         self._graphs = Graphs(base_graph, tuple(graph for graph, _ in split), gate_graph)
         self._models = Models(base_state, tuple(state for _, state in split), gate_state, jnp.asarray(allowed))
         self._eos_ids, self._context = eos_ids, context
+        where = base.embedding[...].sharding
+        self._mesh = where.mesh if isinstance(where, jax.sharding.NamedSharding) and where.mesh.size > 1 else None
         self.expert_passes = np.zeros(len(experts), np.int64)  # since the engine was made
 
     def run(
@@ -159,7 +161,7 @@ class Engine:
         experts = len(self._graphs.experts)
 
         def empty(model: int, size: int) -> KVCache:
-            return KVCache.empty(self._configs[model], rows, size, self._dtypes[model])
+            return KVCache.empty(self._configs[model], rows, size, self._dtypes[model], self._mesh)
 
         state = State(
             tokens=jnp.asarray(tokens),

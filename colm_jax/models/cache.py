@@ -9,9 +9,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from colm_jax.models.config import ModelConfig
+from colm_jax.parallel import spec_of
+
+CACHE_AXES = ("slots", "kv_heads", "cache", "head_dim")
 
 
 @jax.tree_util.register_dataclass
@@ -33,13 +37,24 @@ class KVCache:
     lengths: Int[Array, "B"]  # tokens read of each sequence
 
     @classmethod
-    def empty(cls, config: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> "KVCache":
-        """A cache of `size` positions. It must exceed the longest text by the longest chunk ever written to it."""
+    def empty(
+        cls,
+        config: ModelConfig,
+        batch: int,
+        size: int,
+        dtype: jnp.dtype,
+        mesh: Mesh | AbstractMesh | None = None,
+    ) -> "KVCache":
+        """A cache of `size` positions. It must exceed the longest text by the longest chunk ever written to it.
+
+        On a `mesh` it is split by heads where the model's keys and values are.
+        """
         shape = (batch, config.kv_heads, size, config.head_dim)
+        where = None if mesh is None else NamedSharding(mesh, spec_of(mesh, CACHE_AXES, shape))
         layers = range(config.depth)
         return cls(
-            keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
-            values=tuple(jnp.zeros(shape, dtype) for _ in layers),
+            keys=tuple(jnp.zeros(shape, dtype, device=where) for _ in layers),
+            values=tuple(jnp.zeros(shape, dtype, device=where) for _ in layers),
             lengths=jnp.zeros((batch,), jnp.int32),
         )
 

@@ -18,6 +18,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
+    "slots": (),  # texts of a decoding batch: each is written at a place of its own
+    "cache": (),
     "ff": ("tensor",),
     "experts": (),
     "networks": (),

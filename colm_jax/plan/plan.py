@@ -9,14 +9,20 @@ import math
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
 from jax.extend.core import jaxprs_in_params
 
 from colm_jax.errors import UserError
-from colm_jax.plan.programs import Program
+from colm_jax.models.config import ModelConfig
+from colm_jax.models.quantize import BITS
+from colm_jax.parallel.mesh import MESH_AXES, AxisType
+from colm_jax.plan.programs import Program, decoding_program, scoring_program, training_program
+from colm_jax.training.config import Training
 
 # Memory (bytes) and peak bfloat16 rate (flops/s) of a chip. Source: cloud.google.com/tpu/docs, pages v4 to v6e.
 CHIPS = {
@@ -28,8 +34,28 @@ CHIPS = {
 _COLLECTIVE = re.compile(
     r"= \(?(\w+)\[([\d,]*)\].*? (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
-_NEEDED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
 _UNITS = {unit: 2.0 ** (10 * i) for i, unit in enumerate("KMGT", start=1)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be compiled."""
+
+    topology: str  # as in v5e:4x4
+    base: ModelConfig
+    experts: tuple[ModelConfig, ...]
+    mesh: tuple[int, int, int] | None = None  # data, fsdp, tensor; None: all chips along fsdp
+    dtype: str = "bfloat16"
+    expert_dtype: str | None = None  # also "int8", "int4"; None: as dtype
+    length: int = 2048  # tokens of a text
+    rows: int = 8  # texts decoded at once
+    online: bool = False  # experts score inside the training step
+    training: Training = field(default_factory=Training)
+
+    @property
+    def kind(self) -> str:
+        """The kind of chip."""
+        return self.topology.partition(":")[0]
 
 
 @dataclass(frozen=True)
@@ -45,8 +71,47 @@ class Cost:
     fits: bool
 
 
-def topology_devices(name: str) -> tuple[str, list]:
-    """The kind of chip, and the devices of a topology as in v5e:4x4.
+def compile_plan(
+    plan: Plan, progress: Callable[[int, str], None] = lambda done, program: None, only: str | None = None
+) -> Iterator[tuple[Cost, list[str]]]:
+    """Each program's cost, and what to change where it does not fit: training, scoring of each model, decoding.
+
+    Args:
+      plan: what to compile.
+      progress: told before each program how many are done, and its name.
+      only: the name of the one program that is wanted.
+
+    Raises:
+      UserError: no such topology, no libtpu, a mesh that is not of all its chips, a batch that the mesh cannot split.
+    """
+    devices = topology_devices(plan.topology)
+    chips = len(devices)
+    sizes = plan.mesh or (1, chips, 1)
+    if math.prod(sizes) != chips:
+        raise UserError(
+            f"--mesh {','.join(map(str, sizes))}: {plan.topology} has {chips} chips, not {math.prod(sizes)}"
+        )
+    plan.training.check_split(sizes[0] * sizes[1])
+    plan, kind = replace(plan, mesh=sizes), plan.expert_dtype or plan.dtype
+    mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    experts = [(config, kind) for config in plan.experts]
+    models = [("base", plan.base, plan.dtype), *((f"expert-{m + 1}", *e) for m, e in enumerate(experts))]
+    train = plan.base, experts, plan.training, plan.dtype, plan.length, mesh, plan.online
+    makers: list[tuple[str, Callable[[], Program]]] = [("train", partial(training_program, *train))]
+    for name, config, dtype in models:
+        score = partial(scoring_program, f"score {name}", config, dtype, plan.dtype, plan.length, mesh)
+        makers.append((f"score {name}", score))
+    decode = partial(decoding_program, plan.base, experts, plan.dtype, plan.length, plan.rows, mesh)
+    makers.append(("decode", decode))
+    makers = [(name, make) for name, make in makers if only in (None, name)]
+    for done, (name, make) in enumerate(makers):
+        progress(done, name)
+        cost = measure(make(), plan.kind, chips)
+        yield cost, advice(cost, plan)
+
+
+def topology_devices(name: str) -> list:
+    """The devices of a topology, as in v5e:4x4.
 
     Raises:
       UserError: no libtpu, or no such topology.
@@ -56,6 +121,8 @@ def topology_devices(name: str) -> tuple[str, list]:
         raise UserError(f"--topology {name}: write KIND:SHAPE, as in v5e:4x4 or v5p:2x2x4; kinds: {', '.join(CHIPS)}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for the machine it is on
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "4")  # its log speaks of a machine that is not there
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "4")
     from jax.experimental import topologies
 
     try:
@@ -65,24 +132,31 @@ def topology_devices(name: str) -> tuple[str, list]:
         raise UserError(
             f"--topology {name}: {reason}; `pip install 'colm-jax[plan]'` brings libtpu, which compiles for TPUs"
         ) from None
-    return kind, list(found.devices)
+    return list(found.devices)
 
 
 def measure(program: Program, kind: str, chips: int) -> Cost:
     """Compiles a program for the chips of its mesh; one that does not fit is measured by the compiler's complaint."""
     memory, rate = CHIPS[kind]
     flops = matrix_flops(program.traced.jaxpr.jaxpr) / chips
-    cost = dict(program=program.name, resident=program.resident, flops=flops, seconds_at_peak=flops / rate)
     try:
         compiled = program.traced.lower(lowering_platforms=("tpu",)).compile()
     except jax.errors.JaxRuntimeError as error:
-        found = _NEEDED.search(str(error))
-        if found is None:
+        peak, found = _needed(str(error), sum(program.resident.values())), {}
+        if peak is None:
             raise
-        peak = int(float(found[1]) * _UNITS[found[2]])
-        return Cost(**cost, peak=peak, collectives={}, fits=False)
-    peak = compiled.memory_analysis().peak_memory_in_bytes
-    return Cost(**cost, peak=peak, collectives=collectives(compiled.as_text()), fits=peak <= memory)
+    else:
+        peak, found = compiled.memory_analysis().peak_memory_in_bytes, collectives(compiled.as_text())
+    return Cost(program.name, program.resident, peak, flops, flops / rate, found, peak <= memory)
+
+
+def _needed(complaint: str, arguments: int) -> int | None:
+    """Bytes that a program would have needed, from the compiler's words; None where they are about something else."""
+    whole = re.search(r"Used ([\d.]+)([KMGT]) of", complaint)
+    temporaries = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds", complaint)
+    if whole is not None:
+        return int(float(whole[1]) * _UNITS[whole[2]])
+    return None if temporaries is None else arguments + int(float(temporaries[1]) * _UNITS[temporaries[2]])
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
@@ -102,32 +176,37 @@ def _width(kind: str) -> int:
     return 1 if digits is None else max(1, int(digits[0]) // 8)
 
 
-def advice(cost: Cost, kind: str, facts: dict[str, Any]) -> list[str]:
-    """What to change, most promising first, where a program does not fit."""
-    memory = CHIPS[kind][0]
-    rest = cost.peak - sum(cost.resident.values())
-    found: list[tuple[int, str]] = []
-
-    def say(size: int, condition: bool, text: str) -> None:
-        if condition:
-            found.append((size, text))
-
-    state = cost.resident.get("parameters", 0) + cost.resident.get("optimizer", 0)
-    say(state, facts["fsdp"] * facts["tensor"] < facts["chips"], "split the weights further: --mesh with more fsdp")
-    say(state, cost.program == "train" and facts["trainable"] == "all", "--trainable lora (or gate)")
-    say(state, state > memory, "a topology of more chips")
-    experts = cost.resident.get("experts", 0)
-    say(experts, experts > 0 and facts["expert_dtype"] not in ("int8", "int4"), "--expert_dtype int8 (or int4)")
-    say(experts, cost.program == "train" and experts > 0, "--expert_scores cached: score the experts beforehand")
-    train = cost.program == "train"
-    say(rest, train and facts["remat"] != "full", "--gin.Training.remat=\"'full'\"")
-    parts = facts["batch_size"] // (facts["accumulate"] * facts["data"] * facts["fsdp"])
-    say(rest, train and parts > 1, f"--gin.Training.accumulate={2 * facts['accumulate']}")
-    say(rest, not train and cost.program == "decode", "--rows: fewer texts at once")
-    say(rest, facts["tensor"] == 1, "--mesh with more tensor: activations and caches are split too")
-    say(rest, True, "--length: shorter texts")
-    found.sort(key=lambda item: -item[0])
-    return [text for _, text in found]
+def advice(cost: Cost, plan: Plan) -> list[str]:
+    """What to change where a program does not fit, what weighs most first."""
+    if cost.fits:
+        return []
+    data, fsdp, tensor = plan.mesh
+    chips, settings, train = data * fsdp * tensor, plan.training, cost.program == "train"
+    held, memory = cost.resident, CHIPS[plan.kind][0]
+    weights = held["parameters"] + held.get("optimizer", 0)
+    experts, caches = held.get("experts", 0), held.get("caches", 0)
+    rest = cost.peak - sum(held.values())
+    ways: list[tuple[int, str]] = []
+    if data > 1:
+        ways.append((weights + experts, f"--mesh 1,{data * fsdp},{tensor} (weights split over all chips)"))
+    if weights + experts > memory / 2:
+        ways.append((weights + experts, f"a topology of more than {chips} chips, or of larger ones"))
+    if train and settings.trainable == "all":
+        ways.append((weights, "--trainable lora"))
+    if experts and plan.expert_dtype not in BITS:
+        ways.append((experts, "--expert_dtype int8"))
+    if train and experts:
+        ways.append((experts, "--expert_scores cached"))
+    if train and settings.remat != "full":
+        ways.append((rest, "--gin.Training.remat=\"'full'\""))
+    if train and settings.batch_size > settings.accumulate * data * fsdp:
+        ways.append((rest, f"--gin.Training.accumulate={2 * settings.accumulate}"))
+    if not train and tensor < chips:
+        ways.append((rest + caches, f"--mesh with a larger tensor axis than {tensor}"))
+    if cost.program == "decode":
+        ways.append((caches, "--rows with fewer texts at once"))
+    ways.append((min(rest, caches or rest), "--length with shorter texts"))
+    return [text for _, text in sorted(ways, key=lambda way: -way[0])]
 
 
 def matrix_flops(jaxpr: Any) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from colm_jax.checkpoints.families import FAMILIES
 from colm_jax.checkpoints.huggingface import DTYPES, abstract_decoder
@@ -19,18 +20,21 @@ from colm_jax.decoding.engine import EXPERT_ROOM
 from colm_jax.decoding.loop import Graphs, LoopConfig, Models, Requests, State, run_steps
 from colm_jax.decoding.sampling import Sampling
 from colm_jax.decoding.strategies import find_strategy
-from colm_jax.models.cache import KVCache
+from colm_jax.models.cache import CACHE_AXES, KVCache
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora
 from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
-from colm_jax.parallel import by_text, on_mesh, spec_of
+from colm_jax.parallel import by_text, on_mesh, replicated, spec_of
 from colm_jax.scoring.scorer import score_batch, texts_at_once
 from colm_jax.training.config import Training
 from colm_jax.training.step import ScoredBatch, TrainStep
 
-Shape = jax.ShapeDtypeStruct
+
+def shape(sizes: tuple[int, ...], kind: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
+    """An array that is not there, in the place of one that is."""
+    return jax.ShapeDtypeStruct(sizes, kind, sharding=sharding)
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,15 @@ def model_of(config: ModelConfig, kind: str, dtype: str, mesh: jax.sharding.Mesh
     table, found = FAMILIES[config.family].table, []
     for path, variable in nnx.to_flat_state(state):
         name = ".".join(map(str, path))
-        axes, value = variable.get_metadata()["axes"], Shape(variable.shape, variable.dtype)
+        axes, value = variable.get_metadata()["axes"], shape(variable.shape, variable.dtype)
         leading = sum(axis in ("layers", "networks") for axis in axes)
         if QUANTIZED.fullmatch(name):
             inputs = table[name if stacked else name.replace(f".{path[1]}", "", 1)].inputs
-            layer = Shape(value.shape[leading:], value.dtype)
+            layer = shape(value.shape[leading:], value.dtype)
             one = jax.eval_shape(partial(quantize_kernel, inputs=inputs, kind=kind), layer)
-            value = jax.tree.map(lambda x, n=leading, v=value: Shape((*v.shape[:n], *x.shape), x.dtype), one)
+            value = jax.tree.map(lambda x, n=leading, v=value: shape((*v.shape[:n], *x.shape), x.dtype), one)
         placed = jax.tree.map(
-            lambda x, axes=axes: Shape(
-                x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec_of(mesh, axes, x.shape))
-            ),
+            lambda x, axes=axes: shape(x.shape, x.dtype, NamedSharding(mesh, spec_of(mesh, axes, x.shape))),
             value,
         )
         found.append((path, variable.replace(placed)))
@@ -85,16 +87,16 @@ def training_program(
     scorers = [model_of(config, kind, dtype, mesh, stacked=True) for config, kind in experts] if online else []
     step = TrainStep(decoder, gate, settings, 1000, mesh, None, scorers)
 
-    def spread(shape, kind):
-        return Shape(shape, kind, sharding=by_text(mesh))
+    def spread(sizes, kind):
+        return shape(sizes, kind, by_text(mesh))
 
     rows, count = settings.batch_size, len(experts)
     batch = ScoredBatch(
-        tokens=spread((rows, length), jnp.int32),  # type: ignore[arg-type]
-        mask=spread((rows, length - 1), jnp.bool_),  # type: ignore[arg-type]
-        expert_log_probs=None if online else spread((rows, length - 1, count), jnp.float32),  # type: ignore[arg-type]
-        labels=spread((rows, length - 1, count), jnp.bool_) if settings.objective == "weak" else None,  # type: ignore[arg-type]
-        segments=spread((rows, length), jnp.int32) if settings.packing else None,  # type: ignore[arg-type]
+        tokens=spread((rows, length), jnp.int32),
+        mask=spread((rows, length - 1), jnp.bool_),
+        expert_log_probs=None if online else spread((rows, length - 1, count), jnp.float32),
+        labels=spread((rows, length - 1, count), jnp.bool_) if settings.objective == "weak" else None,
+        segments=spread((rows, length), jnp.int32) if settings.packing else None,
     )
     resident = {
         "parameters": on_chip((step.shapes.params, step.frozen[0])),
@@ -107,10 +109,10 @@ def training_program(
 def scoring_program(
     name: str, config: ModelConfig, kind: str, dtype: str, length: int, mesh: jax.sharding.Mesh
 ) -> Program:
-    """One batch of `colm score`."""
+    """One batch of `colm score`; `kind` is the model's type, `dtype` of what int8 and int4 leave."""
     graph, state = nnx.split(model_of(config, kind, dtype, mesh, stacked=True))
-    traced = score_batch.trace(graph, state, Shape((texts_at_once(mesh), length), jnp.int32), None, by_text(mesh))
-    return Program(f"score {name}", traced, {"parameters": on_chip(state)})
+    traced = score_batch.trace(graph, state, shape((texts_at_once(mesh), length), jnp.int32), None, by_text(mesh))
+    return Program(name, traced, {"parameters": on_chip(state)})
 
 
 def decoding_program(
@@ -127,24 +129,35 @@ def decoding_program(
     gate_graph, gate_state = nnx.split(nnx.eval_shape(lambda: Gate(base.width, len(experts))))
     words, count = min(config.vocab_size for config in (base, *(c for c, _ in experts))), len(experts)
     room = (1, *(EXPERT_ROOM,) * count)
-    caches = [
-        jax.eval_shape(partial(KVCache.empty, model.config, rows, length + more, model.dtype))
-        for model, more in zip(models, room)
-    ]
-    per_text, per_token = Shape((rows,), jnp.int32), Shape((rows, length), jnp.int32)
-    numbers = Shape((rows, length), jnp.float32)
+    caches = [_cache(model, rows, length + more, mesh) for model, more in zip(models, room)]
+    per_text, per_token = shape((rows,), jnp.int32), shape((rows, length), jnp.int32)
+    numbers = shape((rows, length), jnp.float32)
     state = State(
-        per_token, per_text, per_text, Shape((rows, count), jnp.bool_), per_token, numbers, numbers, per_token,
-        Shape((count,), jnp.int32), caches[0], tuple(caches[1:]),
+        per_token, per_text, per_text, shape((rows, count), jnp.bool_), per_token, numbers, numbers, per_token,
+        shape((count,), jnp.int32), caches[0], tuple(caches[1:]),
     )  # fmt: skip
-    rates, keys = Shape((rows,), jnp.float32), jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    rates, keys = shape((rows,), jnp.float32), jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     requests = Requests(per_text, per_text, rates, rates, keys)
     loop = LoopConfig(find_strategy("defer", count, True), Sampling(0.0, 1.0, 0), "constant", 0, (2,), 1)
     graphs = Graphs(base_graph, tuple(graph for graph, _ in others), gate_graph)
-    team = Models(base_state, tuple(s for _, s in others), gate_state, Shape((words,), jnp.bool_))  # type: ignore[arg-type]
+    team = Models(base_state, tuple(s for _, s in others), gate_state, shape((words,), jnp.bool_))
     traced = run_steps.trace(graphs, loop, team, requests, state)
-    resident = {"parameters": on_chip(base_state), "experts": on_chip(team.experts)}
+    resident = {"parameters": on_chip(base_state), "experts": on_chip(team.experts), "caches": on_chip(caches)}
     return Program("decode", traced, resident)
+
+
+def _cache(model: Decoder, rows: int, size: int, mesh: jax.sharding.Mesh) -> KVCache:
+    """Shapes of an empty cache, and how it lies on the mesh."""
+    dtype = model.embedding.get_value().dtype
+    made = jax.eval_shape(partial(KVCache.empty, model.config, rows, size, dtype))
+    return jax.tree.map(
+        lambda x: shape(
+            x.shape,
+            x.dtype,
+            NamedSharding(mesh, spec_of(mesh, CACHE_AXES, x.shape)) if x.ndim == 4 else replicated(mesh),
+        ),
+        made,
+    )
 
 
 def on_chip(tree: Any) -> int:

@@ -1,0 +1,191 @@
+"""`colm plan` compiles for real, by libtpu, for TPUs that are not there; what it says is held to what can be counted."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from colm_jax.checkpoints.huggingface import abstract_decoder, read_config
+from colm_jax.cli.main import main
+from colm_jax.models.lora import Lora
+from colm_jax.parallel import make_mesh
+from colm_jax.plan.plan import CHIPS, Plan, advice, collectives, compile_plan, matrix_flops
+from colm_jax.plan.programs import model_of, on_chip
+from colm_jax.training.config import Training
+from tests.tiny import tiny_config
+
+MODELS = Path(__file__).parents[2] / "configs/models"
+TRAINING = Training(batch_size=8, remat="full")
+TINY = tiny_config(width=128, ff=256, heads=8, kv_heads=4, head_dim=16, vocab_size=512)
+PLAN = Plan("v5e:2x2", TINY, (TINY,), length=128, training=TRAINING)
+
+
+def costs(plan):
+    return {cost.program: cost for cost, _ in compile_plan(plan)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mesh": (1, 2, 2), "expert_dtype": "int8", "online": True},
+        {"expert_dtype": "int4", "training": dataclasses.replace(TRAINING, trainable="lora", lora=Lora(rank=4))},
+        {"training": dataclasses.replace(TRAINING, objective="weak", packing=True, accumulate=2)},
+    ],
+    ids=["plain", "online-int8", "lora-int4", "weak-packed"],
+)
+def test_every_program_compiles_and_fits(changes):
+    found = costs(dataclasses.replace(PLAN, **changes))
+    assert list(found) == ["train", "score base", "score expert-1", "decode"]
+    for cost in found.values():
+        assert cost.fits
+        assert sum(cost.resident.values()) < cost.peak < CHIPS["v5e"][0]
+        assert cost.flops > 0
+    assert bool(found["train"].resident["experts"]) == changes.get("online", False)
+
+
+def test_memory_is_what_the_shapes_say():
+    found = costs(PLAN)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_decoder(TINY)))
+    gate, norms = 128, TINY.width * (2 * TINY.depth + 1)
+    train = found["train"].resident
+    assert train["parameters"] == pytest.approx(4 * (count + gate) / 4, rel=1e-3)  # float32, four chips
+    assert train["optimizer"] == pytest.approx(2 * train["parameters"], rel=1e-3)  # two moments
+    assert found["score base"].resident["parameters"] == pytest.approx(2 * count / 4, abs=2 * norms)  # bfloat16
+
+
+def test_flops_are_those_of_the_products():
+    """Of scoring: two a weight and token, and the attention's scores and mixtures; the same on any number of chips."""
+    found = costs(PLAN)
+    tokens = 8 * 127
+    weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_decoder(TINY)))
+    products = weights - 512 * 128 - 128 * (2 * TINY.depth + 1)  # neither the embedding's table nor the norms
+    attention = 2 * 2 * 127 * 128 * TINY.depth  # each token with each of its row's
+    assert found["score base"].flops * 4 == pytest.approx(tokens * (2 * products + attention), rel=1e-6)
+    # Gradients take twice the forward pass, and `full` does the layers a second time.
+    assert 3.6 < found["train"].flops / found["score base"].flops < 4.1
+
+
+def test_loops_are_counted_as_often_as_they_run():
+    def repeated(x):
+        return jax.lax.scan(lambda x, _: (jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x), None), x, length=5)[0]
+
+    jaxpr = jax.make_jaxpr(jax.jit(repeated))(jnp.ones((8, 8)))
+    assert matrix_flops(jaxpr.jaxpr) == 5 * 2 * 8**3
+
+
+def test_collectives_are_read_from_the_compiled_text():
+    text = """
+  %all-gather.3 = bf16[4096,128]{1,0:T(8,128)} all-gather(%p), dimensions={0}
+  %all-reduce-start.1 = f32[16]{0} all-reduce-start(%x), to_apply=%add
+  %all-gather.4 = (bf16[8]{0}, bf16[64]{0}) all-gather-start(%q), dimensions={0}
+  %fusion = f32[16]{0} fusion(%all-gather.3), kind=kLoop
+"""
+    found = collectives(text)
+    assert found["all-gather"] == {"count": 2, "largest_bytes": 4096 * 128 * 2}
+    assert found["all-reduce"] == {"count": 1, "largest_bytes": 64}
+
+
+def test_activations_are_split_by_texts_and_no_parameter_is_gathered_outside_its_layer():
+    """Left to itself the compiler splits the residual stream as the weights are, and needs a whole batch's logits."""
+    plan = dataclasses.replace(PLAN, length=2048, training=Training(batch_size=4, remat="full"))
+    base = read_config(MODELS / "llama2-7b")
+    one, two = (
+        costs_of_training(dataclasses.replace(plan, base=dataclasses.replace(base, depth=depth), mesh=(1, 4, 1)))
+        for depth in (1, 2)
+    )
+    layer = base.width * base.ff * 2  # bytes of its largest kernel, bfloat16
+    head = base.width * base.vocab_size * 2
+    for cost in (one, two):
+        assert cost.collectives["all-gather"]["largest_bytes"] <= max(layer, head)
+        rest = cost.peak - sum(cost.resident.values())
+        assert rest < 3 * 2**30  # 14 GiB where the stream is split along D
+    assert one.collectives == two.collectives  # what is gathered is a layer, however many there are
+
+
+def costs_of_training(plan):
+    return next(cost for cost, _ in compile_plan(plan, only="train"))
+
+
+def test_work_a_chip_does_not_grow_with_the_chips():
+    """At constant texts a chip, flops a chip are the same on 4 and on 16."""
+    few, many = (
+        costs_of_training(
+            dataclasses.replace(PLAN, topology=t, training=dataclasses.replace(TRAINING, batch_size=2 * n))
+        )
+        for t, n in (("v5e:2x2", 4), ("v5e:4x4", 16))
+    )
+    assert few.flops == pytest.approx(many.flops, rel=1e-6)
+    assert many.peak < few.peak
+
+
+@pytest.mark.parametrize(
+    "topology, mesh, program",
+    [("v5e:4x4", (1, 2, 8), "train"), ("v5p:2x2x2", (1, 8, 1), "score expert-1"), ("v6e:4x4", (1, 2, 8), "decode")],
+)
+def test_llama_2_7b_with_70b_fits(topology, mesh, program):
+    base, expert = (read_config(MODELS / name) for name in ("llama2-7b", "llama2-70b"))
+    training = Training(batch_size=16, remat="full")
+    plan = Plan(topology, base, (expert,), mesh=mesh, training=training)
+    cost = next(cost for cost, _ in compile_plan(plan, only=program))
+    assert cost.fits
+    if program == "decode":
+        assert 140e9 / 16 < sum(cost.resident.values()) < 200e9 / 16  # 7 + 70 billion in two bytes, and caches
+    if program == "train":
+        assert sum(cost.resident.values()) == pytest.approx(6.74e9 * 12 / 16, rel=0.01)  # float32 and two moments
+
+
+def test_what_does_not_fit_says_what_to_change():
+    base = read_config(MODELS / "llama2-7b")
+    deep = dataclasses.replace(base, depth=2)
+    plan = dataclasses.replace(PLAN, base=deep, length=2048, mesh=(4, 1, 1), training=Training(batch_size=32))
+    cost, change = next(compile_plan(plan, only="train"))
+    assert not cost.fits
+    assert cost.peak > CHIPS["v5e"][0]
+    assert change[0].startswith("--gin.Training.")
+    assert any("remat" in line for line in change)
+    assert any("accumulate=2" in line for line in change)
+    assert advice(dataclasses.replace(cost, fits=True), plan) == []
+
+
+def test_quantised_shapes_are_those_of_loading():
+    mesh = make_mesh(1, 2, 2)
+    for stacked in (True, False):
+        plain, small = (on_chip(model_split(kind, mesh, stacked)) for kind in ("bfloat16", "int8"))
+        assert 0.5 < small / plain < 0.7
+
+
+def model_split(kind, mesh, stacked):
+    return nnx.state(model_of(TINY, kind, "bfloat16", mesh, stacked))
+
+
+def test_the_command_prints_the_plan(capsys, tiny_model):
+    models = ["--base", str(tiny_model("a")), "--expert", str(tiny_model("b"))]
+    options = ["--topology", "v5e:2x2", "--length", "64", "--gin.Training.batch_size=8"]
+    assert main(["plan", *models, *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["fits"] is True
+    assert [program["program"] for program in result["programs"]][-1] == "decode"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--topology", "v9:2x2"], "write KIND:SHAPE"),
+        (["--topology", "v5e:3x3"], "--topology v5e:3x3"),
+        (["--topology", "v5e:2x2", "--mesh", "1,2,1"], "has 4 chips, not 2"),
+        (["--topology", "v5e:2x2", "--gin.Training.batch_size=6"], "batch_size 6"),
+        (["--topology", "v5e:2x2", "--length", "0"], "at least 1"),
+    ],
+)
+def test_bad_plans_are_one_line(capsys, tiny_model, options, message):
+    models = ["--base", str(tiny_model("a")), "--expert", str(tiny_model("b"))]
+    assert main(["plan", *models, *options]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+    assert error.startswith("colm: ")
