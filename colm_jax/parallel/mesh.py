@@ -1,8 +1,10 @@
 """The mesh (axes data, fsdp, tensor; 1×1×1 on a laptop) and the one table from logical axes to mesh axes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from colm_jax.errors import UserError
@@ -27,18 +29,21 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over the first data · fsdp · tensor devices.
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the first data · fsdp · tensor of `devices`, by default of all there are, neighbours side by side.
 
     Raises:
       UserError: more devices asked for than there are, or a size below 1.
     """
     sizes = (data, fsdp, tensor)
-    wanted, devices = data * fsdp * tensor, jax.devices()
+    devices = jax.devices() if devices is None else devices
+    wanted = data * fsdp * tensor
     if min(sizes) < 1 or wanted > len(devices):
         named = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
         raise UserError(f"mesh {named} needs {wanted} devices (each axis at least 1); there are {len(devices)}")
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
+    # A mesh axis may be a part of a physical one, or `1,2,8` would not lie on 4×4 chips.
+    placed = create_device_mesh(sizes, devices[:wanted], allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def spec_of(mesh: Mesh | AbstractMesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:

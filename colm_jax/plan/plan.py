@@ -20,7 +20,7 @@ from jax.extend.core import jaxprs_in_params
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.quantize import BITS
-from colm_jax.parallel.mesh import MESH_AXES, AxisType
+from colm_jax.parallel import make_mesh
 from colm_jax.plan.programs import Program, decoding_program, scoring_program, training_program
 from colm_jax.training.config import Training
 
@@ -93,7 +93,7 @@ def compile_plan(
         )
     plan.training.check_split(sizes[0] * sizes[1])
     plan, kind = replace(plan, mesh=sizes), plan.expert_dtype or plan.dtype
-    mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    mesh = make_mesh(*sizes, devices=devices)
     experts = [(config, kind) for config in plan.experts]
     models = [("base", plan.base, plan.dtype), *((f"expert-{m + 1}", *e) for m, e in enumerate(experts))]
     train = plan.base, experts, plan.training, plan.dtype, plan.length, mesh, plan.online

@@ -1,4 +1,4 @@
-"""`colm plan` compiles for real, by libtpu, for TPUs that are not there; what it says is held to what can be counted."""
+"""`colm plan` compiles by libtpu for TPUs that are not there; what it says is held to what can be counted."""
 
 import dataclasses
 import json
