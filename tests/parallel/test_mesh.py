@@ -7,6 +7,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from colm_jax.errors import UserError
+from colm_jax.models.cache import CACHE_AXES
 from colm_jax.models.config import Mixture
 from colm_jax.models.gate import Gate
 from colm_jax.models.lora import Lora, add_lora
@@ -48,7 +49,7 @@ def test_impossible_mesh_is_refused(sizes, message):
 
 
 def test_rules_cover_every_axis_in_use_and_name_only_mesh_axes():
-    assert {axis for axes, _ in parameters() for axis in axes} | {"batch"} == set(RULES)
+    assert {axis for axes, _ in parameters() for axis in axes} | {"batch", *CACHE_AXES} == set(RULES)
     assert {axis for axes in RULES.values() for axis in axes} <= set(MESH_AXES)
 
 
