@@ -26,7 +26,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.quantize import QUANTIZED, quantize_kernel
-from colm_jax.parallel import spec_of
+from colm_jax.parallel import spec_of, whole
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -219,8 +219,11 @@ def _place(stacked, value, index):
 
 
 def to_tensors(decoder: Decoder, dtype: str | None = None) -> dict[str, np.ndarray]:
-    """The decoder's weights under their Hugging Face names, as NumPy arrays; the inverse of `load_model`."""
-    arrays = {path: np.asarray(variable[...]) for path, variable in _by_path(nnx.state(decoder)).items()}
+    """The decoder's weights under their Hugging Face names, as NumPy arrays; the inverse of `load_model`.
+
+    Where several processes hold parts of it, all have to ask.
+    """
+    arrays = {path: whole(variable[...]) for path, variable in _by_path(nnx.state(decoder)).items()}
     tensors = {}
     for name, part in parts_of(decoder.config).items():
         value, shape = arrays[part.path][part.index], part.stored.shape(part.shape)

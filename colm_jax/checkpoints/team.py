@@ -24,6 +24,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.models.quantize import BITS
+from colm_jax.parallel import is_first, whole
 
 GATE_FILE, TEAM_FILE = "gate.safetensors", "colm.json"
 FORMAT = 1
@@ -139,7 +140,8 @@ def save_team(
     facts: dict[str, Any],
     defer_embedding: np.ndarray | None = None,
 ) -> None:
-    """Writes a team directory. colm.json goes last: a directory without it is not a team.
+    """Writes a team directory, the first process of several (all have to call). colm.json goes last: a directory
+    without it is not a team.
 
     Args:
       directory: made where it is missing.
@@ -150,10 +152,13 @@ def save_team(
       facts: for colm.json: experts, thresholds, provenance.
       defer_embedding: kept for `save_reference` where the base came in the original's format.
     """
+    tensors = to_tensors(decoder, dtype)
+    kernel = np.ascontiguousarray(whole(gate.kernel[...]).astype(np.float32).T)
+    if not is_first():
+        return
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = _copy_tokenizer(tokenizer_directory, directory)
-    save_tensors(to_tensors(decoder, dtype), directory / "model.safetensors")
-    kernel = np.ascontiguousarray(np.asarray(gate.kernel[...], np.float32).T)
+    save_tensors(tensors, directory / "model.safetensors")
     extra = {} if defer_embedding is None else {"defer_embedding": np.asarray(defer_embedding, np.float32)}
     save_tensors({"gate.weight": kernel, **extra}, directory / GATE_FILE)
     config = to_huggingface(

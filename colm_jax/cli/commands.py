@@ -22,7 +22,7 @@ from colm_jax.decoding.schedule import check_threshold
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import evaluate_files, find_task
 from colm_jax.models.lora import Lora
-from colm_jax.parallel import make_mesh
+from colm_jax.parallel import is_first, make_mesh
 from colm_jax.parallel.mesh import MESH_AXES
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
@@ -74,7 +74,8 @@ def _run(flags: Flags, **more: Any) -> Run:
 
 def _make_team(pipeline: Run) -> None:
     pipeline.make_team()
-    write_text(pipeline.out / "operative_config.gin", operative())
+    if is_first():
+        write_text(pipeline.out / "operative_config.gin", operative())
     console.errors.print(f"team: {pipeline.out / 'team'}")
 
 
@@ -142,7 +143,8 @@ def score(flags: Flags) -> dict[str, Any]:
             "texts": len(examples.items),
             "texts_cut": examples.cut,
         }
-        write_json(target / "summary.json", summary)
+        if is_first():
+            write_json(target / "summary.json", summary)
 
     inputs = {"data": hash_file(Path(flags.data)), "tokenizer": tokenizer.digest, "model": hash_model(directory)}
     Stage("score", Path(flags.out)).run(inputs, {"dtype": flags.dtype}, work)

@@ -59,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
         text = f"devices along data, fsdp, tensor (default {default})"
         sub.add_argument("--mesh", metavar="D,F,T", help=text)
 
+    def distributed(sub: argparse.ArgumentParser) -> None:
+        text = (
+            "this is one of several processes that share the job, its --mesh and its files: auto (Cloud TPU, Slurm, "
+            "GKE), or where process 0 listens, how many there are, which this is"
+        )
+        sub.add_argument("--distributed", metavar="auto|HOST:PORT,COUNT,NUMBER", help=text)
+
     def expert_scores(sub: argparse.ArgumentParser) -> None:
         text = "cached: scored once beforehand (default); online: in every training step, experts on the mesh"
         sub.add_argument("--expert_scores", choices=("cached", "online"), default="cached", help=text)
@@ -96,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--model", required=True, metavar="MODEL")
     mesh(sub)
+    distributed(sub)
     sub.add_argument("--data", required=True, metavar="FILE")
     sub.add_argument(
         "--dtype", choices=_EXPERT_DTYPES, default="float32", help="default float32; int8, int4: weights only"
@@ -111,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     training(sub)
     sub.add_argument("--data", required=True, metavar="FILE")
     sub.add_argument("--out", required=True, metavar="DIR")
+    distributed(sub)
 
     sub = command(
         "refresh",
@@ -233,10 +242,15 @@ def _main(arguments: list[str]) -> int:
         rest = arguments
     flags = _parser().parse_args(rest)
     from colm_jax.cli import commands, gin_edge
+    from colm_jax.parallel import is_first, join
+    from colm_jax.pipeline import console
 
     gin_edge.parse(files, bindings)
+    if getattr(flags, "distributed", None) is not None:
+        join(flags.distributed)
+        console.errors.quiet = not is_first()
     result = getattr(commands, flags.command)(flags)
-    if result is not None:
+    if result is not None and is_first():
         try:
             print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)
         except BrokenPipeError:  # whoever reads has seen enough (colm inspect MODEL | head)

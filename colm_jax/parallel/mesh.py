@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -33,14 +34,19 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
     """A mesh over the first data · fsdp · tensor of `devices`, by default of all there are, neighbours side by side.
 
     Raises:
-      UserError: more devices asked for than there are, or a size below 1.
+      UserError: more devices asked for than there are, fewer where several processes share them, or a size below 1.
     """
-    sizes = (data, fsdp, tensor)
+    sizes, shared = (data, fsdp, tensor), devices is None and jax.process_count() > 1
     devices = jax.devices() if devices is None else devices
     wanted = data * fsdp * tensor
+    named = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
     if min(sizes) < 1 or wanted > len(devices):
-        named = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
         raise UserError(f"mesh {named} needs {wanted} devices (each axis at least 1); there are {len(devices)}")
+    if shared and wanted < len(devices):
+        raise UserError(
+            f"mesh {named} has {wanted} of {len(devices)} devices; several processes share all of them, "
+            f"as in --mesh 1,{len(devices)},1"
+        )
     # A mesh axis may be a part of a physical one, or `1,2,8` would not lie on 4×4 chips.
     placed = create_device_mesh(sizes, devices[:wanted], allow_split_physical_axes=True)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
@@ -87,6 +93,24 @@ def by_text(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def rows_here(mesh: Mesh, rows: int) -> list[int]:
+    """Which rows of a batch that is split by texts lie on this process's devices; all of them with one process."""
+    places = by_text(mesh).addressable_devices_indices_map((rows,)).values()
+    return sorted({row for place in places if place is not None for row in range(rows)[place[0]]})
+
+
+def from_rows(mesh: Mesh, rows: int, here: Sequence[int], local: np.ndarray) -> jax.Array:
+    """A batch of `rows` rows, split by texts, of which this process brings the rows `here`."""
+    place = np.empty(rows, np.int64)
+    place[here] = np.arange(len(here))
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        return local[place[index[0]]]
+
+    return jax.make_array_from_callback((rows, *local.shape[1:]), by_text(mesh), part)
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

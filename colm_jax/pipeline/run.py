@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from colm_jax.calibration.threshold import calibrate, prompt_of
@@ -22,7 +23,7 @@ from colm_jax.evaluation.tasks import reference_of, score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.labels import weak_labels
 from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import make_mesh
+from colm_jax.parallel import is_first, make_mesh, on_first, whole
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.files import link, save_array, write_generations, write_text
@@ -83,7 +84,7 @@ class Run:
         """Mean row [D] of the base's LM head, float32."""
         decoder = self.base.decoder
         head = decoder.embedding[...] if decoder.config.tied else decoder.head[...].T
-        return np.asarray(head, np.float32).mean(0)
+        return whole(jnp.mean(head, axis=0, dtype=jnp.float32))
 
     @cached_property
     def experts(self) -> list[Decoder]:
@@ -116,10 +117,14 @@ class Run:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """What the run reads, by content."""
-        files = {split: hash_file(Path(getattr(self.config, split))) for split in self.records}
-        models = {f"expert-{m + 1}": hash_model(d) for m, d in enumerate(self.expert_directories)}
-        return {**files, "base": hash_model(self.base_directory), **models}
+        """What the run reads, by content; one process reads it for all."""
+
+        def read() -> dict[str, str]:
+            files = {split: hash_file(Path(getattr(self.config, split))) for split in self.records}
+            models = {f"expert-{m + 1}": hash_model(d) for m, d in enumerate(self.expert_directories)}
+            return {**files, "base": hash_model(self.base_directory), **models}
+
+        return on_first(read)
 
     def stage(self, name: str) -> Stage:
         """A stage by name; scores, labels, hidden states and the gate's start may be another run's."""
@@ -170,6 +175,8 @@ class Run:
             base = np.concatenate(self._scores("base").is_argmax)
             experts = np.stack([np.concatenate(s.is_argmax) for s in self._expert_scores()], -1)
             labels = weak_labels(base, experts, method)
+            if not is_first():
+                return
             save_array(directory / "labels.npy", labels)
             counted = np.concatenate([example.targets[1:] for example in self.training_examples.items])
             rates = labels[counted].mean(0).tolist()
@@ -213,8 +220,9 @@ class Run:
             else:
                 with console.bar("fitting the gate") as bar:
                     fit = initial_gate(self._positions(hidden), settings, self.head_mean, _shown(bar))
-            save_array(directory / "kernel.npy", fit.kernel)
-            write_json(directory / "summary.json", {"loss": fit.losses, "passes": fit.passes})
+            if is_first():
+                save_array(directory / "kernel.npy", fit.kernel)
+                write_json(directory / "summary.json", {"loss": fit.losses, "passes": fit.passes})
 
         return self._do("gate", _digests([labels, *([hidden] if hidden else [])]), settings, work)
 
@@ -233,7 +241,8 @@ class Run:
                     fit = train_gate(positions, kernel, settings.objective, settings.positive_weight, _shown(bar))
                 trained = make_gate(fit.kernel)
                 lines = "".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(fit.losses))
-                write_text(directory / "metrics.jsonl", lines)
+                if is_first():
+                    write_text(directory / "metrics.jsonl", lines)
             else:
                 with console.bar("training") as bar:
                     decoder, trained = train(
@@ -317,6 +326,8 @@ class Run:
         """The team directory of the contract, with its threshold, in RUN/team."""
 
         def work(directory: Path) -> None:
+            if not is_first():
+                return
             source = trained.directory / "team"
             facts = json.loads((source / "colm.json").read_text(encoding="utf-8"))
             if calibrated is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from colm_jax.checkpoints.directory import write_json
 from colm_jax.errors import UserError
+from colm_jax.parallel import on_first
 
 SCHEMA = 1
 MANIFEST, STARTED = "manifest.json", "started.json"
@@ -81,10 +82,10 @@ class Stage:
         """Hash of the finished stage, an input of those that follow."""
         return hash_file(self.directory / MANIFEST)
 
-    def is_done(self, inputs: Mapping[str, str], settings: Any) -> bool:
-        """Whether the stage stands finished for these inputs and settings, with every file as it was written."""
+    def _is_done(self, request: dict[str, Any]) -> bool:
+        """Whether the stage stands finished for what is asked, with every file as it was written."""
         manifest = self.manifest
-        if manifest is None or _request(self.name, inputs, settings) != {k: manifest.get(k) for k in _REQUEST}:
+        if manifest is None or request != {k: manifest.get(k) for k in _REQUEST}:
             return False
         files = manifest["files"]
         return all((self.directory / n).exists() and hash_file(self.directory / n) == h for n, h in files.items())
@@ -93,14 +94,23 @@ class Stage:
         """Does the stage's work unless it is done. Returns whether it worked.
 
         A directory that an earlier run began for the same inputs and settings is handed to `work` as it is; one begun
-        for others is emptied first. `work` writes each file beside its place and renames it.
+        for others is emptied first. `work` writes each file beside its place and renames it. Of several processes all
+        do the work together, and the first keeps the directory's books.
 
         Raises:
           UserError: the directory holds files that no stage wrote; nothing in it is touched.
         """
-        if self.is_done(inputs, settings):
-            return False
         request = _request(self.name, inputs, settings)
+        if not on_first(lambda: self._begin(request)):
+            return False
+        work(self.directory)
+        on_first(lambda: self._finish(request))
+        return True
+
+    def _begin(self, request: dict[str, Any]) -> bool:
+        """Makes the directory ready; false where the stage stands finished."""
+        if self._is_done(request):
+            return False
         started = self.directory / STARTED
         same = started.exists() and json.loads(started.read_text(encoding="utf-8")) == request
         ours = started.exists() or (self.directory / MANIFEST).exists()
@@ -111,7 +121,10 @@ class Stage:
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / MANIFEST).unlink(missing_ok=True)
         write_json(started, request)
-        work(self.directory)
+        return True
+
+    def _finish(self, request: dict[str, Any]) -> None:
+        """Writes the manifest, which says that the stage is done."""
         skipped = {MANIFEST, STARTED}
         files = sorted(
             path.relative_to(self.directory).as_posix()
@@ -121,8 +134,7 @@ class Stage:
         packages = {name: version(name) for name in _PACKAGES}
         hashes = {name: hash_file(self.directory / name) for name in files}
         write_json(self.directory / MANIFEST, {**request, "packages": packages, "files": hashes})
-        started.unlink()
-        return True
+        (self.directory / STARTED).unlink()
 
 
 _REQUEST = ("schema", "stage", "inputs", "settings")

@@ -16,13 +16,13 @@ from colm_jax.data.batches import Batch
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
-from colm_jax.scoring.scorer import Progress, batches, spread_of, write_shards
+from colm_jax.scoring.scorer import Progress, batches, readable, spread_of, write_shards
 
 
 @jax.jit(static_argnames=("graph", "spread"))
 def _hidden_batch(graph, state, tokens: Int[Array, "B T+1"], spread) -> Float[Array, "B T D"]:
     hidden, _ = nnx.merge(graph, state)(tokens[:, :-1], spread=spread)
-    return hidden.astype(np.float32)
+    return readable(hidden.astype(np.float32), spread)
 
 
 def hidden_to_directory(
@@ -38,16 +38,18 @@ def hidden_to_directory(
     def counted(batch: Batch) -> int:
         return int(batch.mask.sum())
 
-    def write(path: Path, numbers: Sequence[int]) -> None:
+    def write(path: Path | None, numbers: Sequence[int]) -> None:
         shape = (sum(counted(batch) for _, batch in batches(examples, numbers, spread)), decoder.config.width)
-        shard = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        shard = None if path is None else np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         filled = 0
         for rows, batch in batches(examples, numbers, spread):
-            hidden = np.asarray(_hidden_batch(graph, state, batch.tokens, spread))
-            shard[filled : filled + counted(batch)] = hidden[batch.mask]
+            hidden = _hidden_batch(graph, state, batch.tokens, spread)
+            if shard is not None:
+                shard[filled : filled + counted(batch)] = np.asarray(hidden)[batch.mask]
             filled += counted(batch)
             progress(rows[-1] + 1)
-        shard.flush()
+        if shard is not None:
+            shard.flush()
 
     write_shards(examples, directory, ".npy", write, progress)
 

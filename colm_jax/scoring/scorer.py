@@ -1,6 +1,7 @@
 """One model over the data: float32 log-probability of each text's own next token, and whether it was the argmax.
 
 Written in shards, each beside its place and then renamed, so that a stopped run goes on behind the last whole shard.
+Of several processes all compute each batch together, and they take turns in writing: the shards lie side by side.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from colm_jax.data.batches import Batch, Rows, collate, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import by_text
+from colm_jax.parallel import by_text, on_first, replicated, wait
 from colm_jax.scoring.head import head_scores
 
 SHARD_TEXTS = 128  # in a shard: what a kill can cost
@@ -55,7 +56,12 @@ def score_batch(graph, state, tokens, allowed, spread):
     decoder = nnx.merge(graph, state)
     hidden, _ = decoder(tokens[:, :-1], spread=spread)
     log_prob, is_argmax = head_scores(decoder, hidden, tokens[:, 1:], allowed)
-    return log_prob, is_argmax, hidden
+    return readable(log_prob, spread), readable(is_argmax, spread), hidden
+
+
+def readable(result, spread: jax.sharding.NamedSharding | None):
+    """A result of a jitted program as every process of several can read it: whole on each device."""
+    return result if spread is None else jax.lax.with_sharding_constraint(result, replicated(spread.mesh))
 
 
 def texts_at_once(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
@@ -85,20 +91,28 @@ def write_shards(
     examples: Examples,
     directory: Path,
     suffix: str,
-    write: Callable[[Path, Sequence[int]], None],
+    write: Callable[[Path | None, Sequence[int]], None],
     progress: Progress,
 ) -> None:
-    """Has `write` write every shard-NNNNN of `directory` that is not there yet, from the numbers of its examples."""
+    """Has `write` write every shard-NNNNN of `directory` that is not there yet, from the numbers of its examples.
+
+    Where the shard is another process's, `write` gets no path: it computes its part and writes nothing. All shards are
+    there when any process goes on.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     count = len(examples.items)
-    for number, first in enumerate(range(0, count, SHARD_TEXTS)):
-        shard = range(first, min(first + SHARD_TEXTS, count))
-        path = directory / f"shard-{number:05d}{suffix}"
-        if not path.exists():
+    paths = [directory / f"shard-{i:05d}{suffix}" for i in range(-(-count // SHARD_TEXTS))]
+    missing = on_first(lambda: [not path.exists() for path in paths])  # by one look, so that all agree
+    for number, path in enumerate(paths):
+        shard = range(number * SHARD_TEXTS, min((number + 1) * SHARD_TEXTS, count))
+        if missing[number]:
             beside = path.with_suffix(f".tmp{suffix}")
-            write(beside, shard)
-            beside.replace(path)
+            mine = number % jax.process_count() == jax.process_index()
+            write(beside if mine else None, shard)
+            if mine:
+                beside.replace(path)
         progress(shard[-1] + 1)
+    wait()
 
 
 def _passes(
@@ -148,14 +162,15 @@ def score_to_directory(
 ) -> Scores:
     """Scores into `directory` as shard-NNNNN.npz; shards already there are kept. Returns all of them."""
 
-    def write(path: Path, numbers: Sequence[int]) -> None:
+    def write(path: Path | None, numbers: Sequence[int]) -> None:
         log_probs: list[np.ndarray] = []
         argmaxes: list[np.ndarray] = []
         for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, allowed, numbers):
             _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
             progress(rows[-1] + 1)
         lengths = np.array([len(scores) for scores in log_probs], np.int64)
-        np.savez(path, lengths=lengths, log_prob=np.concatenate(log_probs), is_argmax=np.concatenate(argmaxes))
+        if path is not None:
+            np.savez(path, lengths=lengths, log_prob=np.concatenate(log_probs), is_argmax=np.concatenate(argmaxes))
 
     write_shards(examples, directory, ".npz", write, progress)
     return load_scores(directory, examples)

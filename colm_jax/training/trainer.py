@@ -7,6 +7,7 @@ killed and went on ends in the same bits. (The gate alone is fitted elsewhere: `
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grain
@@ -21,7 +22,7 @@ from colm_jax.labels import weak_labels
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora, merge_lora
-from colm_jax.parallel import by_text, make_mesh
+from colm_jax.parallel import from_rows, make_mesh, rows_here
 from colm_jax.scoring import Scores
 from colm_jax.training.config import Training
 from colm_jax.training.metrics import Log, Stopwatch, check_finite
@@ -42,24 +43,32 @@ class Input:
     settings: Training
     length: int  # tokens a row
     steps: Sequence[Rows]
+    here: Sequence[int]  # rows of a batch that this process reads; the others are other processes'
 
     @classmethod
     def of(
-        cls, examples: Examples, base_scores: Scores | None, expert_scores: Sequence[Scores], settings: Training
+        cls,
+        examples: Examples,
+        base_scores: Scores | None,
+        expert_scores: Sequence[Scores],
+        settings: Training,
+        mesh: jax.sharding.Mesh,
     ) -> "Input":
-        """Plans every step of a run."""
+        """Plans every step of a run on `mesh`."""
         length, items = padded_length(examples.items), examples.items
         order = settings.batch_size, settings.epochs, settings.seed
         if settings.packing:
             steps: Sequence[Rows] = packed([len(item.ids) for item in items], length, *order)
         else:
             steps = shuffled(len(items), *order)
-        return cls(examples, base_scores, expert_scores, settings, length, steps)
+        here = rows_here(mesh, settings.batch_size)
+        return cls(examples, base_scores, expert_scores, settings, length, steps, here)
 
     def batch(self, step: int) -> tuple[Rows, ScoredBatch]:
-        """The batch of a step (from 0), in host memory, and which examples it holds."""
-        settings, rows = self.settings, self.steps[step]
-        batch = collate(self.examples.items, rows, settings.batch_size, self.length)
+        """This process's rows of the batch of a step (from 0), in host memory, and which examples all rows hold."""
+        settings, all_rows = self.settings, self.steps[step]
+        rows = [all_rows[row] if row < len(all_rows) else [] for row in self.here]
+        batch = collate(self.examples.items, rows, len(rows), self.length)
         shape = batch.mask.shape
         found = [scores.aligned(rows, shape) for scores in self.expert_scores]
         log_probs = np.stack([log_prob for log_prob, _ in found], -1) if found else None
@@ -68,7 +77,7 @@ class Input:
             bits = np.stack([is_argmax for _, is_argmax in found], -1)
             labels = weak_labels(self.base_scores.aligned(rows, shape)[1], bits, settings.label_method)
         segments = batch.segments if settings.packing else None
-        return rows, ScoredBatch(batch.tokens, batch.mask, log_probs, labels, segments)  # type: ignore[arg-type]
+        return all_rows, ScoredBatch(batch.tokens, batch.mask, log_probs, labels, segments)  # type: ignore[arg-type]
 
     def batches(self, start: int) -> Iterator[tuple[Rows, ScoredBatch]]:
         """The batches from step `start` on, made ahead by a thread."""
@@ -114,7 +123,7 @@ def train(
     settings.check_split(mesh.shape["data"] * mesh.shape["fsdp"])
     lora = settings.trainable == "lora"
     base = add_lora(decoder, settings.lora, settings.seed) if lora else decoder
-    texts = Input.of(examples, base_scores, expert_scores, settings)
+    texts = Input.of(examples, base_scores, expert_scores, settings, mesh)
     step_of = TrainStep(base, gate, settings, len(texts.steps), mesh, allowed, experts)
     state = _run(step_of, texts, directory, report, profile_steps)
     trained, gate = step_of.models(state.params)
@@ -124,6 +133,7 @@ def train(
 def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, profile_steps) -> TrainState:
     """Every step from the last checkpoint's on."""
     settings, steps = step_of.settings, len(texts.steps)
+    spread = partial(from_rows, step_of.mesh, settings.batch_size, texts.here)
     directory.mkdir(parents=True, exist_ok=True)
     state = step_of.start()
     with (
@@ -155,7 +165,7 @@ def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, prof
                 if profile_steps is not None and step == max(profile_steps[0], start + 1):
                     jax.profiler.start_trace(directory / "logs")
                 rows, batch = stopwatch.next(batches)
-                state, metrics = step_of(state, jax.device_put(batch, by_text(step_of.mesh)))
+                state, metrics = step_of(state, jax.tree.map(spread, batch))
                 if under_way is not None:
                     finish(*under_way)
                 under_way = step, rows, metrics

@@ -160,7 +160,7 @@ def test_packed_rows_make_the_step_of_padded_ones(tmp_path, monkeypatch):
     """All 22 texts in one batch either way: the same loss, the same gradient."""
     whole = dataclasses.replace(ONE_STEP, packing=True)
     assert_same_step(monkeypatch, tmp_path, ONE_STEP, whole)
-    assert len(Input.of(texts(22), None, [], whole).steps[0]) < 22
+    assert len(Input.of(texts(22), None, [], whole, make_mesh()).steps[0]) < 22
 
 
 def test_packed_training_resumes_to_the_same_bits(tmp_path):

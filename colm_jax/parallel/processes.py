@@ -1,0 +1,87 @@
+"""Several processes of one job (the hosts of a TPU slice, say): how they meet, wait for each other, and share files.
+
+Every process runs the same program on the same inputs; arrays lie on a mesh over all of their devices, and files on a
+file system that all of them see. Waiting is done by JAX's coordination service: collectives of the devices time out.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from colm_jax.errors import UserError
+
+T = TypeVar("T")
+
+_WAIT = 7 * 24 * 3600 * 1000  # milliseconds; a process that has died is noticed by its missing heartbeat long before
+_HEARTBEAT = 40  # seconds without a sign of life from one process after which the others give up
+_names = itertools.count()
+
+
+def join(where: str) -> None:
+    """Makes this process one of several; before anything else is done with JAX.
+
+    Args:
+      where: "auto" on Cloud TPU, Slurm, GKE and other clusters that JAX knows, else HOST:PORT,COUNT,NUMBER: where
+        process 0 listens, how many processes there are, and which of them this is.
+
+    Raises:
+      UserError: `where` is neither, or the others cannot be found.
+    """
+    manual = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", where)
+    if manual is None and where != "auto":
+        raise UserError(f"--distributed {where}: write auto, or HOST:PORT,COUNT,NUMBER, as in host0:8476,2,0")
+    if manual is not None and int(manual[3]) >= int(manual[2]):
+        raise UserError(f"--distributed {where}: processes are numbered from 0 to {int(manual[2]) - 1}")
+    try:
+        found = (None, None, None) if manual is None else (manual[1], int(manual[2]), int(manual[3]))
+        jax.distributed.initialize(*found, heartbeat_timeout_seconds=_HEARTBEAT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"--distributed {where}: {error}") from None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def wait() -> None:
+    """Returns when every process has called it as often as this one."""
+    barrier = multihost.get_barrier_sync_fn() if jax.process_count() > 1 else None
+    if barrier is not None:
+        barrier(key=f"colm-{next(_names)}", timeout_ms=_WAIT)
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """What `work` returns in the first process, which alone does it: something that JSON holds. All wait for it.
+
+    Raises:
+      UserError: in every process, where `work` raised it.
+    """
+    if jax.process_count() == 1:
+        return work()
+    outcome: dict[str, Any] = {}
+    if is_first():
+        try:
+            outcome["result"] = work()
+        except UserError as error:
+            outcome["error"] = str(error)
+    wait()
+    text = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    text = multihost_utils.broadcast_one_to_all(np.resize(text, size))
+    outcome = json.loads(text.tobytes())
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome["result"]
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """All of an array in this host's memory, also where other processes hold parts of it; all have to ask."""
+    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))

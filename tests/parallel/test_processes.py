@@ -1,0 +1,134 @@
+"""Two processes of one job, over loopback: they leave what one process leaves, stop together, and go on."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from colm_jax.cli.main import main
+from colm_jax.errors import UserError
+from colm_jax.parallel import from_rows, join, make_mesh, on_first, rows_here, wait
+from tests.pipeline.test_run import files, write_lines
+
+BASE = ["--gin.Training.batch_size=8", "--gin.Training.learning_rate=1e-3", "--gin.Training.checkpoint_every=4"]
+
+
+@pytest.fixture
+def command(tmp_path, tiny_model):
+    rng = np.random.default_rng(0)
+    texts = [{"text": "".join(rng.choice(list("abcdefgh "), rng.integers(8, 40)))} for _ in range(160)]
+    data = write_lines(tmp_path / "train.jsonl", texts)
+    models = ["--base", str(tiny_model("base")), "--expert", str(tiny_model("expert", seed=1))]
+    return [sys.executable, "-m", "colm_jax.cli.main", "train", *models, "--data", data, *BASE]
+
+
+def start(command, out, count):
+    """The job as `count` processes that share 8 devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
+        "PYTHONPATH": os.getcwd(),
+    }
+    started = []
+    for number in range(count):
+        where = ["--distributed", f"localhost:{port},{count},{number}"] if count > 1 else []
+        arguments = [*command, "--out", str(out), "--mesh", "1,4,2", *where]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(arguments, env=environment, **pipes))
+    return started
+
+
+def end(processes):
+    """Exit status and output of each."""
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def steps(out):
+    path = out / "train/metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def signalled(processes, out, at, number, what):
+    """The job's end after one process was sent a signal behind step `at`."""
+    while len(steps(out)) < at and all(process.poll() is None for process in processes):
+        time.sleep(0.02)
+    processes[number].send_signal(what)
+    return end(processes)
+
+
+def test_two_processes_leave_what_one_leaves_and_resume_when_stopped(tmp_path, command):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main([*command[3:], "--out", str(one), "--mesh", "1,4,2"]) == 0
+    # SIGTERM reaches one of them; both finish and save the same step.
+    codes, outputs = signalled(start(command, two, 2), two, 6, 1, signal.SIGTERM)
+    assert codes == [128 + signal.SIGTERM] * 2, outputs
+    stopped = len(steps(two))
+    assert all(f"stopped by SIGTERM behind step {stopped}, which is saved" in output for output in outputs)
+    assert max(int(path.name) for path in (two / "train/checkpoints").iterdir()) == stopped
+    # They go on from there to the end.
+    codes, outputs = end(start(command, two, 2))
+    assert codes == [0, 0], outputs
+    assert_same_up_to_rounding(one, two)
+    assert (two / "scores/base/shard-00001.npz").exists()  # so both have written some
+
+
+def assert_same_up_to_rounding(one, two):
+    """Devices of two processes sum gradients in another order; what comes before training is the same to the bit."""
+    hashes, others = files(one), files(two)
+    assert set(hashes) == set(others)
+    rounded = {"train/metrics.jsonl", "train/manifest.json", "team/manifest.json"}
+    rounded |= {name for name in hashes if name.endswith(".safetensors")}
+    assert {name for name in hashes if hashes[name] != others[name]} <= rounded
+    for a, b in zip(steps(one), steps(two), strict=True):
+        assert b == pytest.approx(a, rel=1e-4)
+    for name in ("model", "gate"):
+        a, b = (load_file(out / f"team/{name}.safetensors") for out in (one, two))
+        for key in a:
+            np.testing.assert_allclose(a[key], b[key], rtol=0, atol=1e-4)
+
+
+def test_what_one_process_refuses_all_refuse(tmp_path, command):
+    (tmp_path / "out/scores/base").mkdir(parents=True)
+    (tmp_path / "out/scores/base/notes.txt").write_text("mine")
+    codes, outputs = end(start(command, tmp_path / "out", 2))
+    assert codes == [2, 2], outputs
+    assert all("holds files that are not this program's" in output for output in outputs)
+    assert (tmp_path / "out/scores/base/notes.txt").read_text() == "mine"
+
+
+def test_several_processes_share_all_devices(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="has 2 of 8 devices; several processes share all of them, as in --mesh 1,8,1"):
+        make_mesh(1, 2, 1)
+
+
+@pytest.mark.parametrize("where", ["", "host", "host:80", "host:80,2", "host:80,2,2"])
+def test_bad_addresses_are_one_line(where):
+    with pytest.raises(UserError, match="--distributed"):
+        join(where)
+
+
+def test_one_process_waits_for_nobody():
+    wait()
+    assert on_first(lambda: [1, "a"]) == [1, "a"]
+
+
+def test_rows_lie_where_a_batch_is_split():
+    mesh, batch = make_mesh(2, 2, 2), np.arange(24).reshape(8, 3)
+    here = rows_here(mesh, 8)
+    assert here == list(range(8))
+    spread = from_rows(mesh, 8, here, batch)
+    np.testing.assert_array_equal(spread, batch)
+    assert {shard.data.shape for shard in spread.addressable_shards} == {(2, 3)}
