@@ -28,6 +28,7 @@ _PACKAGES = (
     "optax",
     "orbax-checkpoint",
     "grain",
+    "array_record",
     "qwix",
     "scipy",
     "transformers",
@@ -93,7 +94,8 @@ class Stage:
         """Does the stage's work unless it is done. Returns whether it worked.
 
         A directory that an earlier run began for the same inputs and settings is handed to `work` as it is; one begun
-        for others is emptied first. `work` writes each file beside its place and renames it.
+        for others is emptied first. `work` writes each file beside its place and renames it. Where it finds the inputs
+        wrong before it has written a file, no directory stays behind.
 
         Raises:
           UserError: the directory holds files that no stage wrote; nothing in it is touched.
@@ -108,10 +110,18 @@ class Stage:
             raise UserError(f"{self.directory}: holds files that are not this program's; name a new directory")
         if self.directory.exists() and not same:
             shutil.rmtree(self.directory)
+        made = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / MANIFEST).unlink(missing_ok=True)
         write_json(started, request)
-        work(self.directory)
+        try:
+            work(self.directory)
+        except UserError:
+            if [path.name for path in self.directory.iterdir()] == [STARTED]:
+                started.unlink()
+                for path in made:
+                    path.rmdir()
+            raise
         skipped = {MANIFEST, STARTED}
         files = sorted(
             path.relative_to(self.directory).as_posix()

@@ -48,12 +48,12 @@ class Input:
         cls, examples: Examples, base_scores: Scores | None, expert_scores: Sequence[Scores], settings: Training
     ) -> "Input":
         """Plans every step of a run."""
-        length, items = padded_length(examples.items), examples.items
+        length = padded_length(examples.lengths)
         order = settings.batch_size, settings.epochs, settings.seed
         if settings.packing:
-            steps: Sequence[Rows] = packed([len(item.ids) for item in items], length, *order)
+            steps: Sequence[Rows] = packed(examples.lengths, length, *order)
         else:
-            steps = shuffled(len(items), *order)
+            steps = shuffled(len(examples.items), *order)
         return cls(examples, base_scores, expert_scores, settings, length, steps)
 
     def batch(self, step: int) -> tuple[Rows, ScoredBatch]:
