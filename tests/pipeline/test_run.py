@@ -130,7 +130,7 @@ def test_hidden_states_outlive_an_exchange_of_experts(tmp_path, inputs, tiny_mod
     before = written()
     experts = (str(tiny_model("third", seed=2)), *inputs["experts"])
     Run(replace(config, experts=experts), out).make_team()
-    assert {name for name, time in before.items() if written()[name] == time} == {"hidden"}
+    assert {name for name, time in before.items() if written()[name] == time} == {"tokens", "base", "hidden"}
     shorter = (str(tiny_model("short", seed=3, context=16)),)
     Run(replace(config, experts=shorter), out).make_team()  # texts are cut elsewhere
     assert before["hidden"] != written()["hidden"]
@@ -163,16 +163,15 @@ def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
     whole = start("whole")
     _, errors = whole.communicate()
     assert whole.returncode == 0, errors.decode()
-    for stage in ("scores/expert-1", "hidden", "gate", "train", "calibrate", "generate", "report"):
+    for stage in ("tokens", "scores/expert-1", "hidden", "gate", "train", "calibrate", "generate", "report"):
         process = start("killed")
         begun = tmp_path / "killed" / stage
         deadline = time.monotonic() + 120
         while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
-        assert begun.exists()
+        _, errors = process.communicate()
+        assert begun.exists(), errors.decode()
         assert process.returncode == -signal.SIGKILL
     last = start("killed")
     _, errors = last.communicate()
