@@ -260,13 +260,16 @@ def check_shared(ids: list[int], allowed: np.ndarray | None, tokenizer: Tokenize
     """Raises UserError for a token that not every model of the team knows."""
     if allowed is None:
         return
-    for i, token in enumerate(ids):
-        if token >= len(allowed) or not allowed[token]:
-            word = tokenizer.words[token] if token < tokenizer.size else "no word"
-            raise UserError(
-                f"{where}: token {i} is {token} ({word!r}), which not every model of the team knows; "
-                "remove it from the text (or chat template), or pair models that share it"
-            )
+    array = np.array(ids, np.int64)
+    unknown = (array >= len(allowed)) | ~allowed[np.minimum(array, len(allowed) - 1)]
+    if unknown.any():
+        i = int(unknown.argmax())
+        token = ids[i]
+        word = tokenizer.words[token] if token < tokenizer.size else "no word"
+        raise UserError(
+            f"{where}: token {i} is {token} ({word!r}), which not every model of the team knows; "
+            "remove it from the text (or chat template), or pair models that share it"
+        )
 
 
 def _string(record: dict[str, Any], key: str, where: str) -> str:

@@ -106,10 +106,16 @@ class Stage:
         started = self.directory / STARTED
         same = started.exists() and json.loads(started.read_text(encoding="utf-8")) == request
         ours = started.exists() or (self.directory / MANIFEST).exists()
-        if not ours and self.directory.exists() and any(self.directory.iterdir()):
+        found = list(self.directory.iterdir()) if self.directory.exists() else []
+        if not ours and any(path.name != f"{STARTED}.tmp" for path in found):
             raise UserError(f"{self.directory}: holds files that are not this program's; name a new directory")
-        if self.directory.exists() and not same:
-            shutil.rmtree(self.directory)
+        if found and not same:
+            write_json(started, {})  # begun for nothing: if this is cut short, the rest is emptied too
+            for path in found:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path != started:
+                    path.unlink(missing_ok=True)
         made = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / MANIFEST).unlink(missing_ok=True)
