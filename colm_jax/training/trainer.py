@@ -70,6 +70,10 @@ class Input:
         segments = batch.segments if settings.packing else None
         return rows, ScoredBatch(batch.tokens, batch.mask, log_probs, labels, segments)  # type: ignore[arg-type]
 
+    def lines(self, rows: Rows) -> Rows:
+        """Where a batch's examples stood in the data file."""
+        return [[int(self.examples.index["line"][number]) for number in row] for row in rows]
+
     def batches(self, start: int) -> Iterator[tuple[Rows, ScoredBatch]]:
         """The batches from step `start` on, made ahead by a thread."""
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
@@ -145,7 +149,7 @@ def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, prof
             def finish(step: int, rows: Rows, metrics: dict[str, jax.Array]) -> None:
                 """Waits for a step and writes down what it measured."""
                 values = {name: float(value) for name, value in metrics.items()}
-                check_finite(values, step, rows, good)
+                check_finite(values, step, texts.lines(rows), good)
                 speed = stopwatch.lap(values["positions"])
                 log.write(step, values, speed)
                 report(step, steps, values | speed)
