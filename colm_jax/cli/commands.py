@@ -18,6 +18,7 @@ from colm_jax.checkpoints.team import load_base, load_expert, save_reference
 from colm_jax.cli.gin_edge import make, operative
 from colm_jax.data.records import encode_examples, read_jsonl
 from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
+from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
 from colm_jax.decoding.schedule import check_threshold
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import evaluate_files, find_task
@@ -125,16 +126,21 @@ def score(flags: Flags) -> dict[str, Any]:
     """Scores of one model."""
     directory = resolve(flags.model)
     tokenizer = load_tokenizer(directory)
-    records = read_jsonl(flags.data)
+    inputs = {"data": hash_file(Path(flags.data)), "tokenizer": tokenizer.digest, "model": hash_model(directory)}
     with console.bar("loading", bytes_=True) as bar:
         decoder = load_expert(directory, tokenizer, "float32", flags.dtype, _mesh(flags), bar.to)
     allowed = shared_vocabulary([tokenizer], [decoder.config.vocab_size])
-    examples = encode_examples(records, tokenizer, decoder.config.context, flags.data, allowed)
 
     def work(target: Path) -> None:
+        tokens = target / "tokens"
+        if not (tokens / SUMMARY).exists():
+            with console.bar("tokenising", bytes_=True) as bar:
+                tokenise(flags.data, tokenizer, decoder.config.context, tokens, allowed, bar.to)
+        console.note(f"{flags.data}: {counts(tokens)}")
+        examples = open_tokens(tokens)
         with console.bar("scoring", len(examples.items)) as bar:
             scores = score_to_directory(decoder, examples, target, allowed, bar.to)
-        counted = np.concatenate([example.targets[1:] for example in examples.items])
+        counted = examples.counted()
         total = -float(np.concatenate(scores.log_prob)[counted].astype(np.float64).sum())
         summary = {
             "nats_per_token": total / int(counted.sum()),
@@ -142,11 +148,11 @@ def score(flags: Flags) -> dict[str, Any]:
             "accuracy": float(np.concatenate(scores.is_argmax)[counted].mean()),
             "texts": len(examples.items),
             "texts_cut": examples.cut,
+            "texts_left_out": sum(read_json(tokens / SUMMARY)["texts_left_out"].values()),
         }
         if is_first():
             write_json(target / "summary.json", summary)
 
-    inputs = {"data": hash_file(Path(flags.data)), "tokenizer": tokenizer.digest, "model": hash_model(directory)}
     Stage("score", Path(flags.out)).run(inputs, {"dtype": flags.dtype}, work)
     return json.loads((Path(flags.out) / "summary.json").read_text(encoding="utf-8"))
 

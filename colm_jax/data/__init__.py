@@ -1,1 +1,1 @@
-"""Text to batches: tokenizers, records of every input form, padded batches."""
+"""Text to batches: tokenizers, records of every input form, tokens on disk, padded and packed batches."""

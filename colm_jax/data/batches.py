@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 from colm_jax.data.records import Example
 
 Rows = Sequence[Sequence[int]]  # of a batch: for each row, the numbers of the examples in it, one behind the other
+Lengths = Sequence[int] | Int[np.ndarray, "N"]  # tokens of each text
 _OPEN = 64  # rows that packing keeps open
 
 
@@ -26,10 +27,9 @@ class Batch:
     rows: Rows
 
 
-def padded_length(examples: Sequence[Example], multiple: int = 32) -> int:
+def padded_length(lengths: Lengths, multiple: int = 32) -> int:
     """Tokens per row: the longest text's, rounded up so that near lengths share one compiled program."""
-    longest = max(len(example.ids) for example in examples)
-    return -(-longest // multiple) * multiple
+    return -(-int(np.max(lengths)) // multiple) * multiple
 
 
 def collate(examples: Sequence[Example], rows: Rows, batch_size: int, length: int) -> Batch:
@@ -58,7 +58,7 @@ def shuffled(count: int, batch_size: int, epochs: int, seed: int) -> grain.MapDa
     return numbers.map(lambda number: [int(number)]).batch(batch_size, drop_remainder=False, batch_fn=list)
 
 
-def packed(lengths: Sequence[int], size: int, batch_size: int, epochs: int, seed: int) -> list[list[list[int]]]:
+def packed(lengths: Lengths, size: int, batch_size: int, epochs: int, seed: int) -> list[list[list[int]]]:
     """As `shuffled`, with as many texts a row as fit: batches of rows of at most `size` tokens.
 
     Each epoch is packed by itself, in its own order, so that a text is read once an epoch.
@@ -70,7 +70,7 @@ def packed(lengths: Sequence[int], size: int, batch_size: int, epochs: int, seed
     return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
 
 
-def first_fit(numbers: Iterator[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+def first_fit(numbers: Iterator[int], lengths: Lengths, size: int) -> list[list[int]]:
     """Packs texts into rows of at most `size` tokens, each into the first of the newest open rows that has room."""
     rows: list[list[int]] = []
     room: list[int] = []

@@ -3,17 +3,28 @@
 Each reading error names file and line. Texts longer than the context are cut, and counted.
 """
 
+import hashlib
 import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
 
 DOCUMENT_BORDER = "<|endoftext|>"
+_REPORTED = 1 << 16  # bytes of a file between two reports of progress
+
+# What is known of a text without reading it: its tokens, how many of them count in the loss, where in the data file it
+# stood (line, or document of a .txt file, from 1), and the SHA-256 of its ids and mask.
+INDEX = np.dtype([("length", "<i4"), ("targets", "<i4"), ("line", "<i8"), ("sha256", "u1", 32)])
+
+Progress = Callable[[int, int], None]  # told how many bytes are read, of how many
 
 
 @dataclass(frozen=True)
@@ -23,41 +34,121 @@ class Example:
     ids: np.ndarray  # [n] int32
     targets: np.ndarray  # [n] bool: the token counts in the loss; never the first, which nothing predicts
 
+    @property
+    def stored(self) -> bytes:
+        """Ids and mask as bytes: int32, little-endian; ~id where a token does not count."""
+        return np.where(self.targets, self.ids, ~self.ids).astype("<i4").tobytes()
+
+    @classmethod
+    def of_stored(cls, stored: bytes) -> "Example":
+        """What `stored` holds."""
+        signed = np.frombuffer(stored, "<i4").astype(np.int32, copy=False)
+        return cls(np.where(signed < 0, ~signed, signed), signed >= 0)
+
+    def first(self, count: int) -> "Example":
+        """The text cut at `count` tokens."""
+        return Example(self.ids[:count], self.targets[:count])
+
+    def entry(self, line: int) -> np.ndarray:
+        """The text's row of an index, [1] INDEX."""
+        found = np.zeros(1, INDEX)
+        found["length"], found["targets"], found["line"] = len(self.ids), self.targets[1:].sum(), line
+        found["sha256"] = np.frombuffer(hashlib.sha256(self.stored).digest(), np.uint8)
+        return found
+
 
 @dataclass(frozen=True)
 class Examples:
     """A tokenised data file."""
 
-    items: tuple[Example, ...]
+    items: Sequence[Example]  # in memory, or read from disk one by one (`tokens.StoredTexts`)
     cut: int  # how many were longer than the context
+    stored_index: np.ndarray | None = None  # [N] INDEX, where it lies on disk beside them
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """[N] INDEX."""
+        if self.stored_index is not None:
+            return self.stored_index
+        return np.concatenate([np.zeros(0, INDEX), *(item.entry(i + 1) for i, item in enumerate(self.items))])
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, "N"]:
+        """Tokens of each text."""
+        return np.ascontiguousarray(self.index["length"])
 
     @property
     def tokens(self) -> int:
         """How many tokens count in the loss."""
-        return sum(int(item.targets.sum()) for item in self.items)
+        return int(self.index["targets"].sum(dtype=np.int64))
+
+    def counted(self) -> Bool[np.ndarray, "n"]:
+        """Of all texts in a row: whether each token but a text's first counts in the loss. Reads every text."""
+        found = np.empty(int((self.lengths - 1).sum(dtype=np.int64)), bool)
+        start = 0
+        for item in self.items:
+            found[start : start + len(item.targets) - 1] = item.targets[1:]
+            start += len(item.targets) - 1
+        return found
+
+    def digest(self, numbers: Sequence[int]) -> str:
+        """SHA-256 over the SHA-256s of these texts: what scores of them are bound to."""
+        return hashlib.sha256(self.index["sha256"][np.asarray(numbers, np.int64)].tobytes()).hexdigest()
 
 
-def read_jsonl(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """The records of a data file, each with its place ("file:line").
+def _lines(path: Path, progress: Progress) -> Iterator[str]:
+    """The lines of a UTF-8 file, one at a time, each with its end as "\\n"."""
+    try:
+        with path.open("rb") as file:
+            size, done, reported = path.stat().st_size, 0, 0
+            for number, line in enumerate(file, start=1):
+                done += len(line)
+                if done - reported >= _REPORTED or done == size:
+                    progress(done, size)
+                    reported = done
+                try:
+                    yield line.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}: not UTF-8 text: line {number}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
-    A .txt file holds documents, split at <|endoftext|>; each becomes {"text": ...}.
+
+def _documents(path: Path, progress: Progress) -> Iterator[str]:
+    """What lies between the borders of a .txt file."""
+    parts: list[str] = []
+    for line in _lines(path, progress):
+        first, *others = line.split(DOCUMENT_BORDER)
+        parts.append(first)
+        for other in others:
+            yield "".join(parts)
+            parts = [other]
+    yield "".join(parts)
+
+
+def place(path: str | Path, number: int) -> str:
+    """How errors name a record: by file and line, or by file and document."""
+    return f"{path}:{'document ' if Path(path).suffix == '.txt' else ''}{number}"
+
+
+def stream_records(
+    path: str | Path, progress: Progress = lambda done, total: None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of a data file, one at a time, each with its line's number (from 1).
+
+    A .txt file holds documents, split at <|endoftext|>; each becomes {"text": ...} and has its own number.
 
     Raises:
       UserError: no file, no record in it, or a line that is no JSON object.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error}") from None
-    records: list[tuple[str, dict[str, Any]]] = []
+    path, found = Path(path), False
     if path.suffix == ".txt":
-        documents = [document.strip() for document in text.split(DOCUMENT_BORDER)]
-        records = [(f"{path}:document {i + 1}", {"text": d}) for i, d in enumerate(documents) if d]
+        for number, document in enumerate(_documents(path, progress), start=1):
+            if text := document.strip():
+                found = True
+                yield number, {"text": text}
     else:
-        for number, line in enumerate(text.split("\n"), start=1):
+        for number, line in enumerate(_lines(path, progress), start=1):
             if not line.strip():
                 continue
             try:
@@ -66,10 +157,15 @@ def read_jsonl(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
                 raise UserError(f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})") from None
             if not isinstance(record, dict):
                 raise UserError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
-            records.append((f"{path}:{number}", record))
-    if not records:
+            found = True
+            yield number, record
+    if not found:
         raise UserError(f"{path}: no data in it")
-    return records
+
+
+def read_jsonl(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """The records of a data file as `stream_records` gives them, all in memory, each with its place ("file:line")."""
+    return [(place(path, number), record) for number, record in stream_records(path)]
 
 
 def encode_example(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> tuple[list[int], list[bool]]:
@@ -119,6 +215,17 @@ def encode_prompt(prompt: str | dict[str, Any], tokenizer: Tokenizer, where: str
     return ids
 
 
+def encode_text(record: dict[str, Any], tokenizer: Tokenizer, where: str, allowed: np.ndarray | None = None) -> Example:
+    """One record as an example, not cut.
+
+    Raises:
+      UserError: a bad record, or a token outside the shared vocabulary.
+    """
+    ids, targets = encode_example(record, tokenizer, where)
+    check_shared(ids, allowed, tokenizer, where)
+    return Example(np.array(ids, np.int32), np.array(targets, bool))
+
+
 def encode_examples(
     records: list[tuple[str, dict[str, Any]]],
     tokenizer: Tokenizer,
@@ -126,7 +233,7 @@ def encode_examples(
     source: str,
     allowed: np.ndarray | None = None,
 ) -> Examples:
-    """Tokenises records that are already read.
+    """Tokenises records that are already read, one example each.
 
     Args:
       records: each with its place.
@@ -140,10 +247,9 @@ def encode_examples(
     """
     items, cut = [], 0
     for where, record in records:
-        ids, targets = encode_example(record, tokenizer, where)
-        check_shared(ids, allowed, tokenizer, where)
-        cut += len(ids) > context
-        items.append(Example(np.array(ids[:context], np.int32), np.array(targets[:context], bool)))
+        whole = encode_text(record, tokenizer, where, allowed)
+        cut += len(whole.ids) > context
+        items.append(whole.first(context))
     examples = Examples(tuple(items), cut)
     if examples.tokens == 0:
         raise UserError(f"{source}: no token in it counts in the loss (context {context}, {cut} examples cut)")
@@ -154,13 +260,16 @@ def check_shared(ids: list[int], allowed: np.ndarray | None, tokenizer: Tokenize
     """Raises UserError for a token that not every model of the team knows."""
     if allowed is None:
         return
-    for i, token in enumerate(ids):
-        if token >= len(allowed) or not allowed[token]:
-            word = tokenizer.words[token] if token < tokenizer.size else "no word"
-            raise UserError(
-                f"{where}: token {i} is {token} ({word!r}), which not every model of the team knows; "
-                "remove it from the text (or chat template), or pair models that share it"
-            )
+    array = np.array(ids, np.int64)
+    unknown = (array >= len(allowed)) | ~allowed[np.minimum(array, len(allowed) - 1)]
+    if unknown.any():
+        i = int(unknown.argmax())
+        token = ids[i]
+        word = tokenizer.words[token] if token < tokenizer.size else "no word"
+        raise UserError(
+            f"{where}: token {i} is {token} ({word!r}), which not every model of the team knows; "
+            "remove it from the text (or chat template), or pair models that share it"
+        )
 
 
 def _string(record: dict[str, Any], key: str, where: str) -> str:

@@ -44,6 +44,11 @@ def bar(title: str, total: int | None = None, bytes_: bool = False) -> Iterator[
         yield Bar(progress, progress.add_task(title, total=total, note=""))
 
 
+def note(line: str) -> None:
+    """One line on standard error, as it is."""
+    errors.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def of_step(metrics: Mapping[str, float]) -> str:
     """What a training step says of itself, beside the bar."""
     parts = [f"loss {metrics['loss']:.4f}"]

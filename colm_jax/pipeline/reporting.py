@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colm_jax.data.tokens import counts
 from colm_jax.pipeline import console
 from colm_jax.pipeline.stage import Stage
 from colm_jax.report.contents import Answer, Curve, Piece, Report, Table
@@ -101,6 +102,7 @@ def _contents(run: "Run", calibration: dict[str, Any] | None, generated: Stage, 
     facts = (
         ("base", run.config.base),
         *((f"expert {m + 1}", expert) for m, expert in enumerate(run.config.experts)),
+        ("training texts", counts(run.stage("tokens").directory)),
         ("objective", f"{run.config.training.objective}, trainable: {run.config.training.trainable}"),
         ("threshold", f"{run.threshold():.4f}"),
     )

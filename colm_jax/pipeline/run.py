@@ -17,8 +17,9 @@ from colm_jax.checkpoints.card import model_card
 from colm_jax.checkpoints.directory import resolve, revision, write_json
 from colm_jax.checkpoints.huggingface import match_tensors, read_config
 from colm_jax.checkpoints.team import Base, load_base, load_expert, make_gate, save_team
-from colm_jax.data.records import Examples, encode_examples, read_jsonl
+from colm_jax.data.records import Examples, encode_examples, read_jsonl, stream_records
 from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary, vocabulary_digest
+from colm_jax.data.tokens import counts, open_tokens, tokenise
 from colm_jax.evaluation.tasks import reference_of, score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.labels import weak_labels
@@ -34,20 +35,22 @@ from colm_jax.training.gate_fit import Fit, initial_gate, train_gate
 from colm_jax.training.positions import Positions
 from colm_jax.training.trainer import train
 
-STAGES = ("score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
+STAGES = ("tokens", "score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
 
 
 class Run:
     """A run directory and the stages in it."""
 
     def __init__(self, config: RunConfig, out: str | Path, shared: Path | None = None):
-        """Reads and checks every input before anything is computed or written.
+        """Checks models and files before anything is computed or written; dev and test files are read.
+
+        The training file, which may be larger than memory, is read through by the stage `tokens`.
 
         Args:
           config: what to run.
           out: the run directory.
-          shared: a run directory of the same models and data whose scores, labels, hidden states and gate serve here
-            too.
+          shared: a run directory of the same models and data whose tokens, scores, labels, hidden states and gate
+            serve here too.
 
         Raises:
           UserError: a file or model that cannot be used, tokenizers that disagree.
@@ -65,11 +68,10 @@ class Run:
         tokenizers = [self.tokenizer, *self._expert_tokenizers]
         heads = [read_config(d).vocab_size - t.has_defer_token for d, t in zip(directories, tokenizers)]
         self.allowed = shared_vocabulary(tokenizers, heads)
-        self.records = {"data": read_jsonl(config.data)}
-        if config.dev is not None:
-            self.records["dev"] = read_jsonl(config.dev)
-        if config.test is not None:
-            self.records["test"] = read_jsonl(config.test)
+        files = {"data": config.data, "dev": config.dev, "test": config.test}
+        self.files = {split: Path(file) for split, file in files.items() if file is not None}
+        next(stream_records(config.data))
+        self.records = {split: read_jsonl(file) for split, file in self.files.items() if split != "data"}
 
     # Inputs, each read once and only when a stage needs it.
 
@@ -106,29 +108,29 @@ class Run:
         return min(self.config.length, self._context)
 
     def examples(self, split: str) -> Examples:
-        """A data file, tokenised by the base's tokenizer; training texts are cut at `length` too."""
-        limit = self._length if split == "data" else self._context
-        return encode_examples(self.records[split], self.tokenizer, limit, getattr(self.config, split), self.allowed)
+        """The dev or test file, tokenised by the base's tokenizer."""
+        source = str(self.files[split])
+        return encode_examples(self.records[split], self.tokenizer, self._context, source, self.allowed)
 
     @cached_property
     def training_examples(self) -> Examples:
-        """The training texts."""
-        return self.examples("data")
+        """The training texts, on disk."""
+        return open_tokens(self.tokens().directory)
 
     @cached_property
     def hashes(self) -> dict[str, str]:
         """What the run reads, by content; one process reads it for all."""
 
         def read() -> dict[str, str]:
-            files = {split: hash_file(Path(getattr(self.config, split))) for split in self.records}
+            files = {split: hash_file(file) for split, file in self.files.items()}
             models = {f"expert-{m + 1}": hash_model(d) for m, d in enumerate(self.expert_directories)}
             return {**files, "base": hash_model(self.base_directory), **models}
 
         return on_first(read)
 
     def stage(self, name: str) -> Stage:
-        """A stage by name; scores, labels, hidden states and the gate's start may be another run's."""
-        common = name.startswith("scores/") or name in ("labels", "hidden", "gate")
+        """A stage by name; tokens, scores, labels, hidden states and the gate's start may be another run's."""
+        common = name.startswith("scores/") or name in ("tokens", "labels", "hidden", "gate")
         return Stage(name, (self.shared if common else self.out) / name)
 
     def _do(self, name: str, inputs: dict[str, str], settings: Any, work) -> Stage:
@@ -138,6 +140,20 @@ class Run:
         return stage
 
     # The stages.
+
+    def tokens(self) -> Stage:
+        """The training texts as tokens, on disk."""
+
+        def work(directory: Path) -> None:
+            with console.bar("tokenising", bytes_=True) as bar:
+                arguments = self.files["data"], self.tokenizer, self._length, directory, self.allowed, bar.to
+                on_first(lambda: tokenise(*arguments))
+
+        inputs = {"data": self.hashes["data"], "tokenizer": self.tokenizer.digest}
+        inputs |= {"shared_vocabulary": vocabulary_digest(self.tokenizer, self.allowed)}
+        stage = self._do("tokens", inputs, {"length": self._length}, work)
+        console.note(f"{self.files['data']}: {counts(stage.directory)}")
+        return stage
 
     def score(self) -> list[Stage]:
         """Scores of base and experts on the training texts."""
@@ -150,16 +166,18 @@ class Run:
                 with console.bar(f"scoring {name}", len(examples.items)) as bar:
                     score_to_directory(decoder, examples, directory, self.allowed, bar.to)
 
-            inputs = {"data": self.hashes["data"], "tokenizer": self.tokenizer.digest, "model": self.hashes[name]}
-            # The context of the shortest model decides where texts are cut.
-            inputs |= {key: value for key, value in self.hashes.items() if key not in ("dev", "test")}
+            inputs = {"texts": self._texts_digest, "model": self.hashes[name]}
             directory = self.base_directory if m == 0 else self.expert_directories[m - 1]
             inputs |= {"revision": revision(directory) or "a local directory"}
             inputs |= {"shared_vocabulary": vocabulary_digest(self.tokenizer, self.allowed)}
             dtype = self.config.dtype if m == 0 else self.config.expert_dtype or self.config.dtype
-            settings = {"dtype": dtype, "length": self.config.length}
-            stages.append(self._do(f"scores/{name}", inputs, settings, work))
+            stages.append(self._do(f"scores/{name}", inputs, {"dtype": dtype}, work))
         return stages
+
+    @property
+    def _texts_digest(self) -> str:
+        """Of the training texts' token ids and loss masks, all that scores and hidden states know of the data."""
+        return self.training_examples.digest(range(len(self.training_examples.items)))
 
     def _scores(self, name: str) -> Scores:
         return load_scores(self.stage(f"scores/{name}").directory, self.training_examples)
@@ -178,8 +196,7 @@ class Run:
             if not is_first():
                 return
             save_array(directory / "labels.npy", labels)
-            counted = np.concatenate([example.targets[1:] for example in self.training_examples.items])
-            rates = labels[counted].mean(0).tolist()
+            rates = labels[self.training_examples.counted()].mean(0).tolist()
             write_json(directory / "summary.json", {"method": method, "share_of_ones": rates})
 
         return self._do("labels", _digests(scores), {"method": method}, work)
@@ -196,12 +213,12 @@ class Run:
             with console.bar("hidden states", len(self.training_examples.items)) as bar:
                 hidden_to_directory(self.base.decoder, self.training_examples, directory, bar.to)
 
-        inputs = {"data": self.hashes["data"], "tokenizer": self.tokenizer.digest, "base": self.hashes["base"]}
-        return self._do("hidden", inputs, {"dtype": self.config.dtype, "length": self._length}, work)
+        inputs = {"texts": self._texts_digest, "base": self.hashes["base"]}
+        return self._do("hidden", inputs, {"dtype": self.config.dtype}, work)
 
     def _positions(self, hidden: Stage) -> Positions:
         """The positions of the training texts that count: hidden states on disk, scores and labels in memory."""
-        counted = np.concatenate([example.targets[1:] for example in self.training_examples.items])
+        counted = self.training_examples.counted()
         experts = np.stack([np.concatenate(s.log_prob)[counted] for s in self._expert_scores()], -1)
         return Positions(
             hidden=open_hidden(hidden.directory, self.training_examples),
@@ -285,10 +302,7 @@ class Run:
             for m, (name, directory) in enumerate(zip(self.config.experts, self.expert_directories))
         ]
         training = {"objective": self.config.training.objective, "trainable": self.config.training.trainable}
-        data = {
-            split: {"file": Path(getattr(self.config, split)).name, "sha256": self.hashes[split]}
-            for split in self.records
-        }
+        data = {split: {"file": file.name, "sha256": self.hashes[split]} for split, file in self.files.items()}
         base = model(self.config.base, self.base_directory, "base")
         return {
             "experts": experts,
@@ -435,6 +449,9 @@ class Run:
         def reached(stage: str) -> bool:
             return STAGES.index(until) <= STAGES.index(stage)
 
+        if reached("tokens"):
+            self.tokens()
+            return {}
         scores = self.score()
         if reached("score"):
             return {}

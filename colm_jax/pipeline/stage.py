@@ -16,7 +16,7 @@ from typing import Any
 
 from colm_jax.checkpoints.directory import write_json
 from colm_jax.errors import UserError
-from colm_jax.parallel import on_first
+from colm_jax.parallel import is_first, on_first
 
 SCHEMA = 1
 MANIFEST, STARTED = "manifest.json", "started.json"
@@ -29,6 +29,7 @@ _PACKAGES = (
     "optax",
     "orbax-checkpoint",
     "grain",
+    "array_record",
     "qwix",
     "scipy",
     "transformers",
@@ -94,34 +95,55 @@ class Stage:
         """Does the stage's work unless it is done. Returns whether it worked.
 
         A directory that an earlier run began for the same inputs and settings is handed to `work` as it is; one begun
-        for others is emptied first. `work` writes each file beside its place and renames it. Of several processes all
-        do the work together, and the first keeps the directory's books.
+        for others is emptied first. `work` writes each file beside its place and renames it. Where it finds the inputs
+        wrong before it has written a file, no directory stays behind. Of several processes all do the work together,
+        and the first keeps the directory's books.
 
         Raises:
           UserError: the directory holds files that no stage wrote; nothing in it is touched.
         """
         request = _request(self.name, inputs, settings)
-        if not on_first(lambda: self._begin(request)):
+        made = on_first(lambda: self._begin(request))
+        if made is None:
             return False
-        work(self.directory)
+        try:
+            work(self.directory)
+        except UserError:
+            if is_first():
+                self._abandon(made)
+            raise
         on_first(lambda: self._finish(request))
         return True
 
-    def _begin(self, request: dict[str, Any]) -> bool:
-        """Makes the directory ready; false where the stage stands finished."""
+    def _begin(self, request: dict[str, Any]) -> list[str] | None:
+        """Makes the directory ready; which directories were not there. None where the stage stands finished."""
         if self._is_done(request):
-            return False
+            return None
         started = self.directory / STARTED
         same = started.exists() and json.loads(started.read_text(encoding="utf-8")) == request
         ours = started.exists() or (self.directory / MANIFEST).exists()
-        if not ours and self.directory.exists() and any(self.directory.iterdir()):
+        found = list(self.directory.iterdir()) if self.directory.exists() else []
+        if not ours and any(path.name != f"{STARTED}.tmp" for path in found):
             raise UserError(f"{self.directory}: holds files that are not this program's; name a new directory")
-        if self.directory.exists() and not same:
-            shutil.rmtree(self.directory)
+        if found and not same:
+            write_json(started, {})  # begun for nothing: if this is cut short, the rest is emptied too
+            for path in found:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path != started:
+                    path.unlink(missing_ok=True)
+        made = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / MANIFEST).unlink(missing_ok=True)
         write_json(started, request)
-        return True
+        return [str(path) for path in made]
+
+    def _abandon(self, made: list[str]) -> None:
+        """Takes the directory away again where the work has written nothing."""
+        if [path.name for path in self.directory.iterdir()] == [STARTED]:
+            (self.directory / STARTED).unlink()
+            for path in made:
+                Path(path).rmdir()
 
     def _finish(self, request: dict[str, Any]) -> None:
         """Writes the manifest, which says that the stage is done."""

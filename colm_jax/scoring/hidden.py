@@ -4,6 +4,7 @@ They depend on the base and the texts alone, so that they outlive an exchange of
 to be mapped into memory: writing holds one batch, reading what is asked for. A position takes 4 · D bytes.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +13,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from colm_jax.data.batches import Batch
+from colm_jax.checkpoints.directory import write_json
 from colm_jax.data.records import Examples
-from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
-from colm_jax.scoring.scorer import Progress, batches, readable, spread_of, write_shards
+from colm_jax.scoring.scorer import (
+    Progress,
+    batches,
+    check_count,
+    check_digest,
+    readable,
+    spread_of,
+    write_shards,
+)
 
 
 @jax.jit(static_argnames=("graph", "spread"))
@@ -30,25 +38,25 @@ def hidden_to_directory(
 ) -> None:
     """Final hidden states into `directory` as shard-NNNNN.npy, float32 [n, D]; shards already there are kept.
 
-    Row by row they are the states that predict the tokens that count in the loss, in the order of the texts.
+    Row by row they are the states that predict the tokens that count in the loss, in the order of the texts. Which
+    texts these are says shard-NNNNN.json, which is written first.
     """
     graph, state = nnx.split(decoder)
     spread = spread_of(decoder)
 
-    def counted(batch: Batch) -> int:
-        return int(batch.mask.sum())
-
     def write(path: Path | None, numbers: Sequence[int]) -> None:
-        shape = (sum(counted(batch) for _, batch in batches(examples, numbers, spread)), decoder.config.width)
+        shape = int(examples.index["targets"][np.asarray(numbers)].sum()), decoder.config.width
         shard = None if path is None else np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         filled = 0
         for rows, batch in batches(examples, numbers, spread):
             hidden = _hidden_batch(graph, state, batch.tokens, spread)
             if shard is not None:
-                shard[filled : filled + counted(batch)] = np.asarray(hidden)[batch.mask]
-            filled += counted(batch)
+                counted = np.asarray(hidden)[batch.mask]
+                shard[filled : filled + len(counted)] = counted
+                filled += len(counted)
             progress(rows[-1] + 1)
-        if shard is not None:
+        if path is not None and shard is not None:
+            write_json(_facts(path), {"texts": len(numbers), "digest": examples.digest(numbers)})
             shard.flush()
 
     write_shards(examples, directory, ".npy", write, progress)
@@ -58,9 +66,19 @@ def open_hidden(directory: Path, examples: Examples) -> tuple[Float[np.ndarray, 
     """The shards that `hidden_to_directory` wrote for these examples, mapped into memory, not read.
 
     Raises:
-      UserError: they hold another number of positions than the data, so they were made from other data.
+      UserError: a shard was made from other token ids or loss masks than these, or shards are missing.
     """
-    shards = tuple(np.load(path, mmap_mode="r") for path in sorted(directory.glob("shard-?????.npy")))
-    if sum(map(len, shards)) != examples.tokens:
-        raise UserError(f"{directory}: these hidden states belong to other data or another tokenizer; delete them")
-    return shards
+    shards, count = [], 0
+    for path in sorted(directory.glob("shard-?????.npy")):
+        facts = json.loads(_facts(path).read_text(encoding="utf-8")) if _facts(path).exists() else {}
+        numbers = range(count, count + facts.get("texts", 0))
+        check_digest(path, examples, numbers, facts.get("digest"))
+        shards.append(np.load(path, mmap_mode="r"))
+        count = numbers.stop
+    check_count(directory, examples, count)
+    return tuple(shards)
+
+
+def _facts(shard: Path) -> Path:
+    """The file that says which texts a shard, finished or not, holds."""
+    return shard.with_name(shard.name.partition(".")[0] + ".json")

@@ -80,7 +80,7 @@ def batches(
     examples: Examples, numbers: Sequence[int], spread: jax.sharding.NamedSharding | None
 ) -> Iterator[tuple[Sequence[int], Batch]]:
     """The examples of these numbers, a text a row; all of one shape, so that one compiled program serves."""
-    length = padded_length(examples.items)
+    length = padded_length(examples.lengths)
     size = _BATCH if spread is None else texts_at_once(spread.mesh)
     for first in range(0, len(numbers), size):
         rows = numbers[first : first + size]
@@ -148,7 +148,7 @@ def score_examples(
         _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
         if keep_hidden:
             wide = np.asarray(hidden, np.float32)
-            states += [wide[b, : len(examples.items[row].ids) - 1] for b, row in enumerate(rows)]
+            states += [wide[b, : examples.lengths[row] - 1] for b, row in enumerate(rows)]
         progress(len(log_probs))
     return Scores(tuple(log_probs), tuple(argmaxes), tuple(states) if keep_hidden else None)
 
@@ -170,7 +170,9 @@ def score_to_directory(
             progress(rows[-1] + 1)
         lengths = np.array([len(scores) for scores in log_probs], np.int64)
         if path is not None:
-            np.savez(path, lengths=lengths, log_prob=np.concatenate(log_probs), is_argmax=np.concatenate(argmaxes))
+            log_prob, is_argmax = np.concatenate(log_probs), np.concatenate(argmaxes)
+            digest = np.array(examples.digest(numbers))
+            np.savez(path, lengths=lengths, log_prob=log_prob, is_argmax=is_argmax, digest=digest)
 
     write_shards(examples, directory, ".npz", write, progress)
     return load_scores(directory, examples)
@@ -180,23 +182,36 @@ def load_scores(directory: Path, examples: Examples) -> Scores:
     """Reads what `score_to_directory` wrote for these examples.
 
     Raises:
-      UserError: the shards hold other lengths than the data, so they were made from other data or another tokenizer.
+      UserError: a shard was made from other token ids or loss masks than these, or shards are missing.
     """
     log_probs: list[np.ndarray] = []
     argmaxes: list[np.ndarray] = []
     for path in sorted(directory.glob("shard-?????.npz")):
         with np.load(path) as shard:
+            numbers = range(len(log_probs), len(log_probs) + len(shard["lengths"]))
+            check_digest(path, examples, numbers, str(shard["digest"]) if "digest" in shard else None)
             borders = np.cumsum(shard["lengths"])[:-1]
             log_probs += np.split(shard["log_prob"], borders)
             argmaxes += np.split(shard["is_argmax"], borders)
-    if [len(scores) for scores in log_probs] != [len(example.ids) - 1 for example in examples.items]:
-        raise UserError(f"{directory}: these scores belong to other data or another tokenizer; delete them")
+    check_count(directory, examples, len(log_probs))
     return Scores(tuple(log_probs), tuple(argmaxes))
+
+
+def check_digest(path: Path, examples: Examples, numbers: range, digest: str | None) -> None:
+    """Raises UserError where a shard's digest is not that of the examples of these numbers."""
+    if numbers.stop > len(examples.items) or digest != examples.digest(numbers):
+        raise UserError(f"{path}: was made from other data or with another tokenizer; delete {path.parent}")
+
+
+def check_count(directory: Path, examples: Examples, count: int) -> None:
+    """Raises UserError where shards hold fewer texts than there are."""
+    if count != len(examples.items):
+        raise UserError(f"{directory}: its shards hold {count} texts, the data has {len(examples.items)}; delete it")
 
 
 def _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes) -> None:
     log_prob, is_argmax = np.asarray(log_prob, np.float32), np.asarray(is_argmax)
     for b, row in enumerate(rows):
-        length = len(examples.items[row].ids) - 1
+        length = examples.lengths[row] - 1
         log_probs.append(log_prob[b, :length])
         argmaxes.append(is_argmax[b, :length])

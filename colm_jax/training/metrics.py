@@ -81,7 +81,10 @@ class Stopwatch:
 
 
 def check_finite(values: Mapping[str, float], step: int, rows: Any, last_good: int | None) -> None:
-    """Raises UserError, naming step, examples and the checkpoint to go back to, where loss or gradient is none."""
+    """Raises UserError, naming step, examples and the checkpoint to go back to, where loss or gradient is none.
+
+    `rows` are those of the batch, each example by its line.
+    """
     if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"]):
         return
     examples = [number for row in rows for number in row]
@@ -89,5 +92,5 @@ def check_finite(values: Mapping[str, float], step: int, rows: Any, last_good: i
     good = "there is no checkpoint yet" if last_good is None else f"the last good checkpoint is step {last_good}"
     raise UserError(
         f"training: loss {values['loss']}, gradient norm {values['gradient_norm']} at step {step}, examples "
-        f"{examples[:16]}{more} (numbered from 0); {good}; lower the learning rate or look at these texts"
+        f"{examples[:16]}{more} (their lines in the data); {good}; lower the learning rate or look at these texts"
     )

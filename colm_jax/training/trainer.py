@@ -55,12 +55,12 @@ class Input:
         mesh: jax.sharding.Mesh,
     ) -> "Input":
         """Plans every step of a run on `mesh`."""
-        length, items = padded_length(examples.items), examples.items
+        length = padded_length(examples.lengths)
         order = settings.batch_size, settings.epochs, settings.seed
         if settings.packing:
-            steps: Sequence[Rows] = packed([len(item.ids) for item in items], length, *order)
+            steps: Sequence[Rows] = packed(examples.lengths, length, *order)
         else:
-            steps = shuffled(len(items), *order)
+            steps = shuffled(len(examples.items), *order)
         here = rows_here(mesh, settings.batch_size)
         return cls(examples, base_scores, expert_scores, settings, length, steps, here)
 
@@ -78,6 +78,10 @@ class Input:
             labels = weak_labels(self.base_scores.aligned(rows, shape)[1], bits, settings.label_method)
         segments = batch.segments if settings.packing else None
         return all_rows, ScoredBatch(batch.tokens, batch.mask, log_probs, labels, segments)  # type: ignore[arg-type]
+
+    def lines(self, rows: Rows) -> Rows:
+        """Where a batch's examples stood in the data file."""
+        return [[int(self.examples.index["line"][number]) for number in row] for row in rows]
 
     def batches(self, start: int) -> Iterator[tuple[Rows, ScoredBatch]]:
         """The batches from step `start` on, made ahead by a thread."""
@@ -155,7 +159,7 @@ def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, prof
             def finish(step: int, rows: Rows, metrics: dict[str, jax.Array]) -> None:
                 """Waits for a step and writes down what it measured."""
                 values = {name: float(value) for name, value in metrics.items()}
-                check_finite(values, step, rows, good)
+                check_finite(values, step, texts.lines(rows), good)
                 speed = stopwatch.lap(values["positions"])
                 log.write(step, values, speed)
                 report(step, steps, values | speed)

@@ -89,6 +89,38 @@ def test_score_reports_nats_per_token(shared, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["nats_per_token"] == pytest.approx(0.6149, abs=1e-3)
 
 
+def test_score_and_train_say_what_was_cut_and_left_out(pair, tmp_path, capsys):
+    lines = {"text": "abc"}, {"text": "a" * 200}, {"input_ids": [5]}, {"prompt": "ab", "completion": "c"}
+    data = write(tmp_path / "d.jsonl", *lines)
+    said = "3 texts of 137 tokens, of which 132 count in the loss; 1 texts cut at 128 tokens; left out: 1 of a single"
+    assert main(["score", "--model", pair[0], "--data", data, "--out", str(tmp_path / "s")]) == 0
+    captured = capsys.readouterr()
+    assert f"{data}: {said}" in captured.err
+    result = json.loads(captured.out)
+    assert (result["texts"], result["texts_cut"], result["texts_left_out"]) == (3, 1, 1)
+    assert result["tokens"] == 132
+    models = ["--base", pair[0], "--expert", pair[1], "--trainable", "gate"]
+    for _ in range(2):  # the second does nothing
+        assert main(["train", *models, "--data", data, "--out", str(tmp_path / "run")]) == 0
+        assert f"{data}: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("{", "d.jsonl:3: not valid JSON"),
+        ('{"text": 3}', "d.jsonl:3: 'text' must be a string, got 3"),
+        ('{"input_ids": [1, 99]}', "d.jsonl:3: input_ids[1] is 99"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "score", "train"])
+def test_a_bad_data_line_is_named_and_leaves_nothing(pair, tmp_path, capsys, command, line, said):
+    (tmp_path / "d.jsonl").write_text(f'{{"text": "ab"}}\n\n{line}\n')
+    models = ["--model", pair[0]] if command == "score" else ["--base", pair[0], "--expert", pair[1]]
+    assert said in refused(capsys, command, *models, "--data", tmp_path / "d.jsonl", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_inspect_says_what_will_be_loaded(shared, capsys):
     assert main(["inspect", str(shared / "models" / TEAM), "--mesh", "1,2,2"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -272,7 +304,7 @@ def test_refresh_takes_up_another_expert_and_leaves_the_base(pair, tiny_model, t
     assert main([*train, *options]) == 0
     assert nats_per_token(out / "team", files[1]) <= nats_per_token(fresh / "team", files[1]) + 1e-6
     hidden = {path: path.stat().st_mtime_ns for path in out.glob("hidden/*")}
-    assert len(hidden) == 2
+    assert {path.name for path in hidden} == {"manifest.json", "shard-00000.npy", "shard-00000.json"}
     assert main([*refresh, "--expert", new, "--expert", pair[1]]) == 0  # again, with two: the hidden states serve
     assert hidden == {path: path.stat().st_mtime_ns for path in out.glob("hidden/*")}
     assert CoLM.from_pretrained(out / "team").gate.kernel.shape == (32, 2)

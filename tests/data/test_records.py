@@ -77,6 +77,18 @@ def test_only_what_the_assistant_wrote_counts(tokenizer):
     assert kept == "yes.!ok!"
 
 
+def test_what_counts_is_where_the_template_puts_the_answer_not_where_its_words_are(tokenizer):
+    """The assistant's words, its opening included, stand in the system's and users' messages too, before and after."""
+    turns = ["system", "yes"], ["user", "a?yes"], ["assistant", "yes"], ["user", "yes"], ["assistant", "yes a?yes"]
+    ids, targets = encode_example({"messages": [{"role": r, "content": c} for r, c in turns]}, tokenizer, "here")
+    pieces = [("s?yes", 0), ("u?a?yes", 0), ("a?", 0), ("yes", 1), (EOS, 1), ("u?yes", 0)]
+    pieces += [("a?", 0), ("yes a?yes", 1), (EOS, 1)]
+    expected = [(BOS, False)]
+    for text, counts in pieces:
+        expected += [(i, bool(counts)) for i in ([text] if text == EOS else ids_of(text))]
+    assert list(zip(ids, targets)) == expected
+
+
 def test_system_and_last_user_messages_do_not_count(tokenizer):
     turns = ["system", "be"], ["user", "hi"], ["assistant", "yes"], ["user", "so"]
     ids, kept = counted({"messages": [{"role": r, "content": c} for r, c in turns]}, tokenizer)

@@ -130,10 +130,62 @@ def test_hidden_states_outlive_an_exchange_of_experts(tmp_path, inputs, tiny_mod
     before = written()
     experts = (str(tiny_model("third", seed=2)), *inputs["experts"])
     Run(replace(config, experts=experts), out).make_team()
-    assert {name for name, time in before.items() if written()[name] == time} == {"hidden"}
+    assert {name for name, time in before.items() if written()[name] == time} == {"tokens", "base", "hidden"}
     shorter = (str(tiny_model("short", seed=3, context=16)),)
     Run(replace(config, experts=shorter), out).make_team()  # texts are cut elsewhere
     assert before["hidden"] != written()["hidden"]
+
+
+def test_texts_in_which_nothing_counts_change_nothing_but_the_counts(tmp_path, inputs):
+    """Blank, cut off or masked texts between the others: the same scores, labels, states, gate and steps."""
+    lines = Path(inputs["data"]).read_text().splitlines()
+    odd = [
+        '{"text": ""}',
+        json.dumps({"prompt": "a" * 200, "completion": "b"}),
+        "",
+        '{"input_ids": [5, 6], "labels": [-100, -100]}',
+    ]
+    mixed = [line for i, text in enumerate(lines) for line in ([odd[i // 5]] if i % 5 == 0 and i < 20 else []) + [text]]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(mixed))
+    for name, data in (("plain", inputs["data"]), ("mixed", str(tmp_path / "mixed.jsonl"))):
+        config = RunConfig(**{**inputs, "data": data}, max_new_tokens=8, training=TRAINING)
+        Run(config, tmp_path / name).all()
+    for path in ("scores/base/shard-00000.npz", "labels/labels.npy", "hidden/shard-00000.npy", "gate/kernel.npy"):
+        assert (tmp_path / "plain" / path).read_bytes() == (tmp_path / "mixed" / path).read_bytes()
+    assert (tmp_path / "plain/train/metrics.jsonl").read_text() == (tmp_path / "mixed/train/metrics.jsonl").read_text()
+    summaries = [json.loads((tmp_path / name / "tokens/summary.json").read_text()) for name in ("plain", "mixed")]
+    left_out = [summary.pop("texts_left_out") for summary in summaries]
+    assert left_out[1] == {"one_token": 1, "nothing_counts": 1, "cut_off": 1}
+    assert summaries[0] == summaries[1]
+    report = (tmp_path / "mixed/report/report.md").read_text()
+    assert "40 texts of " in report
+    assert "left out: 1 of a single token, 1 in which no token counts in the loss, 1 in which" in report
+
+
+def test_texts_are_cut_at_length_and_the_cut_is_bound_to_the_scores(tmp_path, inputs):
+    out = tmp_path / "run"
+    config = RunConfig(**inputs, length=16, training=Training(trainable="gate"))
+    Run(config, out).all("score")
+    summary = json.loads((out / "tokens/summary.json").read_text())
+    assert summary["length"] == 16
+    assert 0 < summary["texts_cut"] < 40
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")}
+    Run(replace(config, length=17), out).all("score")
+    assert all(path.stat().st_mtime_ns != time for path, time in before.items())
+
+
+def test_scores_of_other_data_are_not_read_even_where_a_manifest_says_they_belong(tmp_path, inputs):
+    """Scores carried into a run by hand, with their stage's manifest; lengths are the same."""
+    swapped = tmp_path / "swapped.jsonl"
+    swapped.write_text(Path(inputs["data"]).read_text().replace("a", "#").replace("b", "a").replace("#", "b"))
+    config = RunConfig(**inputs, training=Training(trainable="gate"))
+    Run(config, tmp_path / "a").all("score")
+    Run(replace(config, data=str(swapped)), tmp_path / "b").all("score")
+    for name in ("base", "expert-1"):
+        one, other = (tmp_path / run / "scores" / name / "shard-00000.npz" for run in ("a", "b"))
+        one.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match=r"scores/base/shard-00000.npz: was made from other data"):
+        Run(config, tmp_path / "a").labels([])
 
 
 def test_hidden_states_are_made_where_they_are_read(tmp_path, inputs):
@@ -163,16 +215,15 @@ def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
     whole = start("whole")
     _, errors = whole.communicate()
     assert whole.returncode == 0, errors.decode()
-    for stage in ("scores/expert-1", "hidden", "gate", "train", "calibrate", "generate", "report"):
+    for stage in ("tokens", "scores/expert-1", "hidden", "gate", "train", "calibrate", "generate", "report"):
         process = start("killed")
         begun = tmp_path / "killed" / stage
         deadline = time.monotonic() + 120
         while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
-        assert begun.exists()
+        _, errors = process.communicate()
+        assert begun.exists(), errors.decode()
         assert process.returncode == -signal.SIGKILL
     last = start("killed")
     _, errors = last.communicate()
@@ -208,4 +259,6 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path, inputs, tiny_mo
         RunConfig(**{**inputs, "experts": ()})
     with pytest.raises(UserError, match=r"missing.jsonl"):
         Run(RunConfig(**{**inputs, "dev": "missing.jsonl"}), tmp_path / "run")
+    with pytest.raises(UserError, match=r"missing.jsonl"):
+        Run(RunConfig(**{**inputs, "data": "missing.jsonl"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -49,6 +49,46 @@ def test_a_broken_off_stage_keeps_its_files_only_for_the_same_request(tmp_path):
     assert log[1] == ["started.json"]
 
 
+def test_a_kill_while_a_stage_begins_or_is_emptied_leaves_it_to_be_begun_again(tmp_path, monkeypatch):
+    stage, log = Stage("s", tmp_path / "s"), []
+    stage.directory.mkdir()
+    (stage.directory / "started.json.tmp").write_text('{"sch')
+    stage.run({"data": "1"}, {}, work(log))
+    (stage.directory / "shards").mkdir()
+    (stage.directory / "shards/1").write_text("of data 1")
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("colm_jax.pipeline.stage.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage.run({"data": "2"}, {}, work(log))
+    stage.run({"data": "2"}, {}, work(log))
+    assert log == [["started.json"], ["started.json"]]
+    assert not stage.run({"data": "2"}, {}, work(log))
+    assert sorted(path.name for path in stage.directory.iterdir()) == ["a.txt", "manifest.json"]
+
+
+def test_inputs_that_are_wrong_leave_no_directory_but_what_was_written_stays(tmp_path):
+    def refuses(directory):
+        raise UserError("line 3")
+
+    def writes(directory):
+        (directory / "checkpoint").write_text("c")
+        raise UserError("loss")
+
+    (tmp_path / "there").mkdir()
+    for directory, left in ((tmp_path / "new/run/s", tmp_path / "new"), (tmp_path / "there/s", tmp_path / "there/s")):
+        with pytest.raises(UserError, match="line 3"):
+            Stage("s", directory).run({}, {}, refuses)
+        assert not left.exists()
+    assert (tmp_path / "there").exists()
+    with pytest.raises(UserError, match="loss"):
+        Stage("s", tmp_path / "s").run({}, {}, writes)
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"checkpoint", "started.json"}
+
+
 def test_the_manifest_names_files_settings_and_packages(tmp_path):
     stage = Stage("s", tmp_path / "s")
     stage.run({"data": "1"}, {"x": 1}, work([]))

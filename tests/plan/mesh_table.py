@@ -1,6 +1,6 @@
 """Meshes that fit Llama-2 7B with a 70B expert, from 8 to 256 chips: the table of docs/meshes.md.
 
-    python -m tests.plan.mesh_table v5e:2x4 v5e:4x4 ...
+python -m tests.plan.mesh_table v5e:2x4 v5e:4x4 ...
 """
 
 import argparse

@@ -1,5 +1,7 @@
 """Scores against a direct log-softmax, whole shards kept on restart, other data refused."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -8,10 +10,12 @@ from flax import nnx
 import colm_jax.scoring.scorer as scorer
 from colm_jax.data.batches import collate
 from colm_jax.data.records import Example, Examples
+from colm_jax.data.tokenizer import load_tokenizer
+from colm_jax.data.tokens import open_tokens, tokenise
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh, on_mesh
 from colm_jax.scoring import hidden_to_directory, load_scores, open_hidden, score_examples, score_to_directory
-from tests.tiny import run, tiny_decoder
+from tests.tiny import run, tiny_decoder, write_tokenizer
 
 
 def texts(count: int, seed: int = 0) -> Examples:
@@ -51,10 +55,72 @@ def test_a_restart_keeps_whole_shards(tmp_path, monkeypatch):
         np.testing.assert_array_equal(one, two)
 
 
+def changed(examples: Examples, number: int, what: str) -> Examples:
+    """The same texts, but for one token id or one bit of the mask in one of them; no length differs."""
+    items = list(examples.items)
+    ids, targets = items[number].ids.copy(), items[number].targets.copy()
+    if what == "id":
+        ids[-1] ^= 1
+    else:
+        targets[-1] = False
+    items[number] = Example(ids, targets)
+    return Examples(tuple(items), examples.cut)
+
+
 def test_scores_of_other_data_are_refused(tmp_path):
     score_to_directory(tiny_decoder(), texts(5), tmp_path)
     with pytest.raises(UserError, match="other data"):
         load_scores(tmp_path, texts(5, seed=1))
+
+
+@pytest.mark.parametrize("what", ["id", "mask"])
+def test_shards_of_texts_of_the_same_lengths_are_refused_by_name(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(scorer, "SHARD_TEXTS", 8)
+    decoder, examples = tiny_decoder(), texts(20)
+    score_to_directory(decoder, examples, tmp_path / "scores")
+    hidden_to_directory(decoder, examples, tmp_path / "hidden")
+    for number, shard in ((0, 0), (11, 1), (19, 2)):
+        other = changed(examples, number, what)
+        with pytest.raises(UserError, match=f"scores/shard-0000{shard}.npz: was made from other data"):
+            load_scores(tmp_path / "scores", other)
+        with pytest.raises(UserError, match=f"hidden/shard-0000{shard}.npy: was made from other data"):
+            open_hidden(tmp_path / "hidden", other)
+        with pytest.raises(UserError, match=f"shard-0000{shard}.npz: was made from other data"):
+            score_to_directory(decoder, other, tmp_path / "scores")  # nor are they taken up
+
+
+def test_shards_that_are_missing_or_too_many_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(scorer, "SHARD_TEXTS", 8)
+    decoder, examples = tiny_decoder(), texts(20)
+    fewer = Examples(examples.items[:16], 0)
+    score_to_directory(decoder, examples, tmp_path / "scores")
+    hidden_to_directory(decoder, examples, tmp_path / "hidden")
+    for read, kind in ((load_scores, "scores"), (open_hidden, "hidden")):
+        with pytest.raises(UserError, match=r"shard-00002.np[yz]: was made from other data"):
+            read(tmp_path / kind, fewer)
+        (last,) = (tmp_path / kind).glob("shard-00002.np*")
+        last.unlink()
+        read(tmp_path / kind, fewer)
+        with pytest.raises(UserError, match=f"{kind}: its shards hold 16 texts, the data has 20"):
+            read(tmp_path / kind, examples)
+    (tmp_path / "hidden/shard-00001.json").unlink()
+    with pytest.raises(UserError, match=r"shard-00001.npy: was made from other data"):
+        open_hidden(tmp_path / "hidden", examples)
+
+
+def test_scores_are_the_same_from_disk(tmp_path):
+    """Texts that lie on disk are scored as those in memory are, and to the same bytes."""
+    held, rows = texts(11), []
+    for item in held.items:
+        labels = [int(i) if target else -100 for i, target in zip(item.ids, item.targets)]
+        rows.append(json.dumps({"input_ids": item.ids.tolist(), "labels": labels}) + "\n")
+    (tmp_path / "d.jsonl").write_text("".join(rows))
+    tokenise(tmp_path / "d.jsonl", load_tokenizer(write_tokenizer(tmp_path / "tokenizer")), 64, tmp_path / "tokens")
+    for name, examples in (("held", held), ("stored", open_tokens(tmp_path / "tokens"))):
+        score_to_directory(tiny_decoder(), examples, tmp_path / name / "scores")
+        hidden_to_directory(tiny_decoder(), examples, tmp_path / name / "hidden")
+    for file in ("scores/shard-00000.npz", "hidden/shard-00000.npy", "hidden/shard-00000.json"):
+        assert (tmp_path / "held" / file).read_bytes() == (tmp_path / "stored" / file).read_bytes()
 
 
 def test_hidden_states_on_disk_are_those_that_predict_what_counts(tmp_path, monkeypatch):

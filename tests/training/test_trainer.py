@@ -202,7 +202,7 @@ def test_a_trace_of_chosen_steps(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_step_and_examples(tmp_path):
-    with pytest.raises(UserError, match=r"at step 1, examples \[.*there is no checkpoint yet"):
+    with pytest.raises(UserError, match=r"at step 1, examples \[.* lines in the data\); there is no checkpoint yet"):
         run(tmp_path, kernel=np.full((32, 1), np.nan, np.float32))
 
 

@@ -1,0 +1,65 @@
+"""Peak resident memory of tokenising a large data file and reading it once, as JSON; a process of its own.
+
+    python -m tests.data.tokens_memory DIR
+
+The file is made on the spot: 120 MB of texts of random tokens, a third of them longer than the context.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from colm_jax.data.batches import collate, padded_length, shuffled
+from colm_jax.data.records import Examples
+from colm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from colm_jax.data.tokens import open_tokens, tokenise
+from tests.checkpoints.load_memory import resident
+from tests.tiny import SPECIAL, write_tokenizer
+
+BYTES = 120_000_000
+CONTEXT = 4096
+BATCH = 8
+
+
+def write_texts(path: Path, size: int, words: int) -> None:
+    """A JSONL file of `input_ids`, about `size` bytes, a text at a time."""
+    rng, written = np.random.default_rng(0), 0
+    with path.open("w") as file:
+        while written < size:
+            ids = rng.integers(len(SPECIAL), words, rng.integers(2000, 5000))
+            written += file.write(json.dumps({"input_ids": ids.tolist()}) + "\n")
+
+
+def read_through(source: Path, tokenizer: Tokenizer, directory: Path) -> tuple[Examples, int]:
+    """Tokenises, opens, and makes every batch of one shuffled epoch; the texts and the tokens read."""
+    allowed = np.ones(tokenizer.size, bool)
+    tokenise(source, tokenizer, CONTEXT, directory, allowed)
+    examples, read = open_tokens(directory), 0
+    length = padded_length(examples.lengths)
+    for rows in shuffled(len(examples.items), BATCH, epochs=1, seed=0):
+        read += int((collate(examples.items, rows, BATCH, length).segments > 0).sum())
+    return examples, read
+
+
+def main(folder: Path) -> None:
+    """Prints what it took."""
+    words = [*SPECIAL, *(f"w{i}" for i in range(3000))]
+    tokenizer = load_tokenizer(write_tokenizer(folder / "tokenizer", words))
+    for name, size in (("small", 200_000), ("large", BYTES)):
+        write_texts(folder / f"{name}.jsonl", size, len(words))
+    read_through(folder / "small.jsonl", tokenizer, folder / "small")  # imports, buffers, thread pools
+    before = resident("VmRSS")
+    examples, read = read_through(folder / "large.jsonl", tokenizer, folder / "large")
+    figures = {
+        "file": (folder / "large.jsonl").stat().st_size,
+        "tokens": int(examples.lengths.sum()),
+        "read": read,
+        "peak": resident("VmHWM") - before,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
