@@ -90,6 +90,7 @@ class CoLM:
         mesh: jax.sharding.Mesh | None = None,
         dtype: str = "float32",
         expert_dtype: str | None = None,
+        expert_mesh: jax.sharding.Mesh | None = None,
         progress: Callable[[str, int, int], None] = lambda model, done, total: None,
     ) -> "CoLM":
         """Loads a team.
@@ -101,6 +102,7 @@ class CoLM:
           dtype: of weights, activations and caches: "float32", "bfloat16" or "float16".
           expert_dtype: of the experts, where it differs; "int8" and "int4" hold their weights in so many bits. None:
             as the team was trained, or `dtype`.
+          expert_mesh: where the experts' weights live, another shape of the same devices; None: as `mesh`.
           progress: told of each model how many bytes are read, of how many.
 
         Raises:
@@ -111,6 +113,7 @@ class CoLM:
         if expert_dtype is not None and expert_dtype not in EXPERT_DTYPES:
             raise UserError(f"expert_dtype must be one of {', '.join(EXPERT_DTYPES)}, got {expert_dtype!r}")
         mesh = make_mesh() if mesh is None else mesh
+        expert_mesh = mesh if expert_mesh is None else expert_mesh
         loaded = load_base(base, dtype, mesh, stacked=False, progress=partial(progress, str(base)))
         given = experts
         if given is None:
@@ -119,7 +122,7 @@ class CoLM:
         directories = [resolve(expert) for expert in given]
         tokenizers = [load_tokenizer(directory) for directory in directories]
         decoders = [
-            load_expert(directory, tokenizer, dtype, expert_dtype, mesh, partial(progress, str(expert)))
+            load_expert(directory, tokenizer, dtype, expert_dtype, expert_mesh, partial(progress, str(expert)))
             for expert, directory, tokenizer in zip(given, directories, tokenizers)
         ]
         team = cls(loaded, decoders, tokenizers, mesh)

@@ -108,6 +108,7 @@ def load_expert(
     kind: str | None,
     mesh: jax.sharding.Mesh,
     progress: Progress = lambda done, total: None,
+    stacked: bool = False,
 ) -> Decoder:
     """Loads a frozen model for scoring and decoding.
 
@@ -118,11 +119,12 @@ def load_expert(
       kind: one of EXPERT_DTYPES; "int8" and "int4" are weights only, all else in `dtype`. None: `dtype`.
       mesh: where it goes.
       progress: told how many bytes are read.
+      stacked: layers as one, as a training step wants them.
     """
     size = tokenizer.size if tokenizer.has_defer_token else None
     quantize = kind if kind in BITS else None
     dtype = kind if kind in DTYPES else dtype
-    return load_model(directory, dtype, mesh, size, quantize, stacked=False, progress=progress)[0]
+    return load_model(directory, dtype, mesh, size, quantize, stacked=stacked, progress=progress)[0]
 
 
 def pinned(expert: dict[str, Any]) -> str:

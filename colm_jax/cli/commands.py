@@ -23,7 +23,7 @@ from colm_jax.decoding.schedule import check_threshold
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import evaluate_files, find_task
 from colm_jax.models.lora import Lora
-from colm_jax.parallel import is_first, make_mesh
+from colm_jax.parallel import is_first, make_mesh, reshaped
 from colm_jax.parallel.mesh import MESH_AXES
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
@@ -38,16 +38,17 @@ from colm_jax.training.gate_fit import GateInit
 Flags = argparse.Namespace
 
 
-def _mesh_sizes(flags: Flags) -> tuple[int, int, int] | None:
-    """The sizes of --mesh, where it is given."""
-    if flags.mesh is None:
+def _mesh_sizes(flags: Flags, name: str = "mesh") -> tuple[int, int, int] | None:
+    """The sizes of --mesh (or --expert_mesh), where it is given."""
+    given = getattr(flags, name)
+    if given is None:
         return None
     try:
-        data, fsdp, tensor = (int(size) for size in flags.mesh.split(","))
+        data, fsdp, tensor = (int(size) for size in given.split(","))
     except ValueError:
-        raise UserError(f"--mesh {flags.mesh}: three whole numbers, data,fsdp,tensor, as in 1,4,2") from None
+        raise UserError(f"--{name} {given}: three whole numbers, data,fsdp,tensor, as in 1,4,2") from None
     if min(data, fsdp, tensor) < 1:
-        raise UserError(f"--mesh {flags.mesh}: sizes are at least 1")
+        raise UserError(f"--{name} {given}: sizes are at least 1")
     return data, fsdp, tensor
 
 
@@ -65,6 +66,8 @@ def _run(flags: Flags, **more: Any) -> Run:
         dtype=flags.dtype,
         expert_dtype=flags.expert_dtype,
         mesh=_mesh_sizes(flags),
+        expert_mesh=_mesh_sizes(flags, "expert_mesh"),
+        expert_scores=flags.expert_scores,
         training=training,
         gate_init=make(GateInit),
         calibration=make(Calibration),
@@ -117,6 +120,7 @@ def refresh(flags: Flags) -> None:
         "dtype": flags.dtype or read_json(team / "config.json")["dtype"],
         "expert_dtype": flags.expert_dtype or read_json(team / "colm.json").get("expert_dtype"),
         "trainable": "gate",
+        "expert_scores": "cached",
         "seed": None,
     }
     _make_team(_run(Flags(**{**vars(flags), **training}), dev=flags.dev, task=flags.task))
@@ -158,11 +162,13 @@ def score(flags: Flags) -> dict[str, Any]:
 
 
 def _team(flags: Flags) -> CoLM:
+    mesh = _mesh(flags)
     with console.bar("loading", bytes_=True) as bar:
         return CoLM.from_pretrained(
             flags.base,
             flags.expert,
-            mesh=_mesh(flags),
+            mesh=mesh,
+            expert_mesh=reshaped(mesh, _mesh_sizes(flags, "expert_mesh")),
             dtype=flags.dtype or "float32",
             expert_dtype=flags.expert_dtype,
             progress=lambda model, done, total: bar.to(done, total, Path(model).name),
@@ -254,6 +260,7 @@ def plan(flags: Flags) -> dict[str, Any]:
         base=models[0],
         experts=tuple(models[1:]),
         mesh=_mesh_sizes(flags),
+        expert_mesh=_mesh_sizes(flags, "expert_mesh"),
         dtype=flags.dtype,
         expert_dtype=flags.expert_dtype,
         length=flags.length,

@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
             help="repeat for several; default: those that the team names" if not expert_required else "repeatable",
         )
         mesh(sub, "Run.mesh, 1,1,1" if expert_required else "1,1,1")
+        expert_mesh(sub)
         sub.add_argument(
             "--expert_dtype",
             choices=_EXPERT_DTYPES,
@@ -59,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         text = f"devices along data, fsdp, tensor (default {default})"
         sub.add_argument("--mesh", metavar="D,F,T", help=text)
 
+    def expert_mesh(sub: argparse.ArgumentParser) -> None:
+        text = "how the experts lie on the same devices (default: as the base, by --mesh)"
+        sub.add_argument("--expert_mesh", metavar="D,F,T", help=text)
+
     def distributed(sub: argparse.ArgumentParser) -> None:
         text = (
             "this is one of several processes that share the job, its --mesh and its files: auto (Cloud TPU, Slurm, "
@@ -68,11 +73,12 @@ def _parser() -> argparse.ArgumentParser:
 
     def expert_scores(sub: argparse.ArgumentParser) -> None:
         text = "cached: scored once beforehand (default); online: in every training step, experts on the mesh"
-        sub.add_argument("--expert_scores", choices=("cached", "online"), default="cached", help=text)
+        sub.add_argument("--expert_scores", choices=("cached", "online"), help=text)
 
     def training(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--objective", choices=("marginal", "em", "sft", "weak"), help="default: marginal")
         sub.add_argument("--trainable", choices=("all", "gate", "lora"), help="what is trained (default: all)")
+        expert_scores(sub)
         sub.add_argument("--seed", type=int, help="order of the training texts (default 0)")
 
     sub = command(
@@ -199,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--base", required=True, metavar="MODEL", help="only its config.json is read")
     sub.add_argument("--expert", action="append", required=True, metavar="MODEL", help="repeatable")
     mesh(sub, "all chips along fsdp")
+    expert_mesh(sub)
     sub.add_argument("--dtype", choices=_DTYPES, default="bfloat16", help="default bfloat16")
     sub.add_argument("--expert_dtype", choices=_EXPERT_DTYPES, help="of the experts (default: --dtype)")
     sub.add_argument("--length", type=int, default=2048, metavar="T", help="tokens of a text (default 2048)")

@@ -31,6 +31,7 @@ from colm_jax.decoding.strategies import Strategy
 from colm_jax.models.cache import KVCache
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
+from colm_jax.scoring.scorer import spread_of
 
 STEPS = 16  # of one scan: how often the host looks
 CATCH_UP = (64, 256)  # tokens an expert reads in one pass between two scans
@@ -102,8 +103,8 @@ class Engine:
         self._graphs = Graphs(base_graph, tuple(graph for graph, _ in split), gate_graph)
         self._models = Models(base_state, tuple(state for _, state in split), gate_state, jnp.asarray(allowed))
         self._eos_ids, self._context = eos_ids, context
-        where = base.embedding[...].sharding
-        self._mesh = where.mesh if isinstance(where, jax.sharding.NamedSharding) and where.mesh.size > 1 else None
+        spreads = [spread_of(decoder) for decoder in (base, *experts)]
+        self._meshes = [None if spread is None or spread.mesh.size == 1 else spread.mesh for spread in spreads]
         self.expert_passes = np.zeros(len(experts), np.int64)  # since the engine was made
 
     def run(
@@ -161,7 +162,7 @@ class Engine:
         experts = len(self._graphs.experts)
 
         def empty(model: int, size: int) -> KVCache:
-            return KVCache.empty(self._configs[model], rows, size, self._dtypes[model], self._mesh)
+            return KVCache.empty(self._configs[model], rows, size, self._dtypes[model], self._meshes[model])
 
         state = State(
             tokens=jnp.asarray(tokens),

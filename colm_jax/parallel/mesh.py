@@ -1,5 +1,6 @@
 """The mesh (axes data, fsdp, tensor; 1×1×1 on a laptop) and the one table from logical axes to mesh axes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,22 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
     # A mesh axis may be a part of a physical one, or `1,2,8` would not lie on 4×4 chips.
     placed = create_device_mesh(sizes, devices[:wanted], allow_split_physical_axes=True)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def reshaped(mesh: Mesh, sizes: tuple[int, int, int] | None) -> Mesh:
+    """The same devices in the same order as another mesh, so that one program may hold models of both.
+
+    Raises:
+      UserError: the sizes do not take all of them.
+    """
+    if sizes is None:
+        return mesh
+    if min(sizes) < 1 or math.prod(sizes) != mesh.size:
+        named = ",".join(map(str, sizes))
+        raise UserError(
+            f"--expert_mesh {named}: has to take the {mesh.size} devices of the base's mesh, no more, no less"
+        )
+    return Mesh(mesh.devices.reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def spec_of(mesh: Mesh | AbstractMesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:

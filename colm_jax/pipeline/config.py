@@ -10,6 +10,8 @@ from colm_jax.evaluation.tasks import find_task
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
 
+EXPERT_SCORES = ("cached", "online")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -24,6 +26,8 @@ class RunConfig:
     dtype: str = "float32"
     expert_dtype: str | None = None  # of the experts, also "int8" or "int4"; None: as dtype
     mesh: tuple[int, int, int] = (1, 1, 1)  # data, fsdp, tensor
+    expert_mesh: tuple[int, int, int] | None = None  # of the experts, over the same devices; None: as mesh
+    expert_scores: str = "cached"  # made once, beforehand; "online": in every training step
     length: int = 2048  # longest training text, at most the context
     max_new_tokens: int = 96
     prompt_tokens: int = 32  # where test lines have no prompt: their first tokens serve as one
@@ -41,6 +45,10 @@ class RunConfig:
             raise UserError(f"expert_dtype must be one of {', '.join(EXPERT_DTYPES)}, got {self.expert_dtype!r}")
         if self.task is not None:
             find_task(self.task)
+        if self.expert_scores not in EXPERT_SCORES:
+            raise UserError(f"expert_scores must be one of {', '.join(EXPERT_SCORES)}, got {self.expert_scores!r}")
+        if self.online:
+            self._check_online()
         steps = self.profile_steps
         if steps is not None and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
             raise UserError(f"profile_steps must be the first and the last step, as in (10, 12), got {steps!r}")
@@ -48,3 +56,25 @@ class RunConfig:
             raise UserError("a run needs at least one --expert")
         if self.training.trainable != "gate":  # which is fitted to all texts at once
             self.training.check_split(self.mesh[0] * self.mesh[1])
+
+    @property
+    def online(self) -> bool:
+        """Whether experts score inside the training step."""
+        return self.expert_scores == "online"
+
+    @property
+    def gate_solver(self) -> str:
+        """How the gate starts, decided."""
+        return self.gate_init.solver or ("zero" if self.online else "newton")
+
+    def _check_online(self) -> None:
+        """Refuses what needs scores that an online run does not make."""
+        needs = {
+            "--trainable gate is fitted to": self.training.trainable == "gate",
+            "--objective weak takes its labels from": self.training.objective == "weak",
+            f"GateInit.solver {self.gate_solver} takes its labels (method a) from": self.gate_solver != "zero"
+            and self.gate_init.label_method == "a",
+        }
+        for what, true in needs.items():
+            if true:
+                raise UserError(f"{what} scores made beforehand; use --expert_scores cached")

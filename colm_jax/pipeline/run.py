@@ -24,7 +24,7 @@ from colm_jax.evaluation.tasks import reference_of, score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.labels import weak_labels
 from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import is_first, make_mesh, on_first, whole
+from colm_jax.parallel import is_first, make_mesh, on_first, reshaped, whole
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.files import link, save_array, write_generations, write_text
@@ -58,6 +58,7 @@ class Run:
         self.config, self.out = config, Path(out)
         self.shared = self.out if shared is None else shared
         self.mesh = make_mesh(*config.mesh)
+        self._expert_mesh = reshaped(self.mesh, config.expert_mesh)
         self.base_directory = resolve(config.base)
         self.expert_directories = [resolve(expert) for expert in config.experts]
         directories = [self.base_directory, *self.expert_directories]
@@ -91,11 +92,14 @@ class Run:
     @cached_property
     def experts(self) -> list[Decoder]:
         """The experts."""
-        found = []
+        return self._load_experts(stacked=False)
+
+    def _load_experts(self, stacked: bool) -> list[Decoder]:
+        found, config = [], self.config
         for m, (directory, tokenizer) in enumerate(zip(self.expert_directories, self._expert_tokenizers)):
             with console.bar(f"loading expert {m + 1}", bytes_=True) as bar:
-                kind = self.config.expert_dtype
-                found.append(load_expert(directory, tokenizer, self.config.dtype, kind, self.mesh, bar.to))
+                arguments = config.dtype, config.expert_dtype, self._expert_mesh, bar.to
+                found.append(load_expert(directory, tokenizer, *arguments, stacked=stacked))
         return found
 
     @cached_property
@@ -156,9 +160,10 @@ class Run:
         return stage
 
     def score(self) -> list[Stage]:
-        """Scores of base and experts on the training texts."""
+        """Scores of base and experts on the training texts; of the base alone where experts score online."""
         stages = []
-        for m, name in enumerate(["base", *(f"expert-{i + 1}" for i in range(len(self.config.experts)))]):
+        scored = 0 if self.config.online else len(self.config.experts)
+        for m, name in enumerate(["base", *(f"expert-{i + 1}" for i in range(scored))]):
 
             def work(directory: Path, m: int = m, name: str = name) -> None:
                 decoder = self.base.decoder if m == 0 else self.experts[m - 1]
@@ -183,15 +188,20 @@ class Run:
         return load_scores(self.stage(f"scores/{name}").directory, self.training_examples)
 
     def _expert_scores(self) -> list[Scores]:
+        """Of the training texts; none where experts score online."""
+        if self.config.online:
+            return []
         return [self._scores(f"expert-{m + 1}") for m in range(len(self.config.experts))]
 
-    def labels(self, scores: Sequence[Stage]) -> Stage:
-        """Weak labels at every position of the training texts."""
+    def labels(self, scores: Sequence[Stage]) -> Stage | None:
+        """Weak labels at every position of the training texts; None where experts score online and none are read."""
         method = self.config.gate_init.label_method
+        if self.config.online and self.config.gate_solver == "zero":
+            return None
 
         def work(directory: Path) -> None:
             base = np.concatenate(self._scores("base").is_argmax)
-            experts = np.stack([np.concatenate(s.is_argmax) for s in self._expert_scores()], -1)
+            experts = self._of_experts([np.concatenate(s.is_argmax) for s in self._expert_scores()], base.shape)
             labels = weak_labels(base, experts, method)
             if not is_first():
                 return
@@ -206,7 +216,7 @@ class Run:
 
         No expert is among its inputs, so that it outlives an exchange of experts.
         """
-        if self.config.gate_init.solver == "zero" and self.config.training.trainable != "gate":
+        if self.config.gate_solver == "zero" and self.config.training.trainable != "gate":
             return None
 
         def work(directory: Path) -> None:
@@ -219,21 +229,27 @@ class Run:
     def _positions(self, hidden: Stage) -> Positions:
         """The positions of the training texts that count: hidden states on disk, scores and labels in memory."""
         counted = self.training_examples.counted()
-        experts = np.stack([np.concatenate(s.log_prob)[counted] for s in self._expert_scores()], -1)
+        base = np.concatenate(self._scores("base").log_prob)[counted]
+        experts = [np.concatenate(scores.log_prob)[counted] for scores in self._expert_scores()]
         return Positions(
             hidden=open_hidden(hidden.directory, self.training_examples),
-            base_log_prob=np.concatenate(self._scores("base").log_prob)[counted],
-            expert_log_probs=experts,
+            base_log_prob=base,
+            expert_log_probs=self._of_experts(experts, base.shape),
             labels=np.load(self.stage("labels").directory / "labels.npy")[counted],
         )
 
-    def gate(self, labels: Stage, hidden: Stage | None) -> Stage:
+    def _of_experts(self, found: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """What scores say of each expert, side by side; zeros where experts score online, which nothing reads then."""
+        return np.stack(found, -1) if found else np.zeros((*shape, len(self.config.experts)), np.float32)
+
+    def gate(self, labels: Stage | None, hidden: Stage | None) -> Stage:
         """The gate's start."""
         settings = self.config.gate_init
 
         def work(directory: Path) -> None:
             if hidden is None:
-                fit = Fit(np.zeros((len(self.head_mean), len(self.config.experts)), np.float32), (), 0)
+                width = read_config(self.base_directory).width
+                fit = Fit(np.zeros((width, len(self.config.experts)), np.float32), (), 0)
             else:
                 with console.bar("fitting the gate") as bar:
                     fit = initial_gate(self._positions(hidden), settings, self.head_mean, _shown(bar))
@@ -241,11 +257,13 @@ class Run:
                 save_array(directory / "kernel.npy", fit.kernel)
                 write_json(directory / "summary.json", {"loss": fit.losses, "passes": fit.passes})
 
-        return self._do("gate", _digests([labels, *([hidden] if hidden else [])]), settings, work)
+        inputs = _digests([stage for stage in (labels, hidden) if stage is not None])
+        inputs |= {} if labels else {"base": self.hashes["base"], "experts": str(len(self.config.experts))}
+        return self._do("gate", inputs, settings, work)
 
     def train(self, scores: Sequence[Stage], gate: Stage, hidden: Stage | None) -> Stage:
         """The trained team, without a threshold yet."""
-        settings = self.config.training
+        settings, online = self.config.training, self.config.online
         # A base that moves has no hidden states to be read again.
         frozen = hidden if settings.trainable == "gate" else None
 
@@ -273,6 +291,7 @@ class Run:
                         lambda step, steps, metrics: bar.to(step, steps, console.of_step(metrics)),
                         self.allowed,
                         self.mesh,
+                        self._load_experts(stacked=True) if online else [],
                         profile_steps=self.config.profile_steps,
                     )
             save_team(
@@ -287,6 +306,9 @@ class Run:
 
         inputs = _digests([*scores, gate, *([frozen] if frozen else [])])
         inputs |= {"chat_template": self.tokenizer.template_digest or "none"}
+        if online:
+            inputs |= {name: digest for name, digest in self.hashes.items() if name.startswith("expert-")}
+            inputs |= {"expert_dtype": self.config.expert_dtype or self.config.dtype}
         return self._do("train", inputs, settings, work)
 
     def _provenance(self) -> dict[str, Any]:

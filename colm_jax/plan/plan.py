@@ -20,7 +20,7 @@ from jax.extend.core import jaxprs_in_params
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.quantize import BITS
-from colm_jax.parallel import make_mesh
+from colm_jax.parallel import make_mesh, reshaped
 from colm_jax.plan.programs import Program, decoding_program, scoring_program, training_program
 from colm_jax.training.config import Training
 
@@ -45,6 +45,7 @@ class Plan:
     base: ModelConfig
     experts: tuple[ModelConfig, ...]
     mesh: tuple[int, int, int] | None = None  # data, fsdp, tensor; None: all chips along fsdp
+    expert_mesh: tuple[int, int, int] | None = None  # of the experts, over the same chips; None: as mesh
     dtype: str = "bfloat16"
     expert_dtype: str | None = None  # also "int8", "int4"; None: as dtype
     length: int = 2048  # tokens of a text
@@ -94,12 +95,13 @@ def compile_plan(
     plan.training.check_split(sizes[0] * sizes[1])
     plan, kind = replace(plan, mesh=sizes), plan.expert_dtype or plan.dtype
     mesh = make_mesh(*sizes, devices=devices)
-    experts = [(config, kind) for config in plan.experts]
-    models = [("base", plan.base, plan.dtype), *((f"expert-{m + 1}", *e) for m, e in enumerate(experts))]
+    expert_mesh = reshaped(mesh, plan.expert_mesh)
+    experts = [(config, kind, expert_mesh) for config in plan.experts]
+    models = [("base", plan.base, plan.dtype, mesh), *((f"expert-{m + 1}", *e) for m, e in enumerate(experts))]
     train = plan.base, experts, plan.training, plan.dtype, plan.length, mesh, plan.online
     makers: list[tuple[str, Callable[[], Program]]] = [("train", partial(training_program, *train))]
-    for name, config, dtype in models:
-        score = partial(scoring_program, f"score {name}", config, dtype, plan.dtype, plan.length, mesh)
+    for name, config, dtype, where in models:
+        score = partial(scoring_program, f"score {name}", config, dtype, plan.dtype, plan.length, where)
         makers.append((f"score {name}", score))
     decode = partial(decoding_program, plan.base, experts, plan.dtype, plan.length, plan.rows, mesh)
     makers.append(("decode", decode))

@@ -72,19 +72,19 @@ def model_of(config: ModelConfig, kind: str, dtype: str, mesh: jax.sharding.Mesh
 
 def training_program(
     base: ModelConfig,
-    experts: Sequence[tuple[ModelConfig, str]],
+    experts: Sequence[tuple[ModelConfig, str, jax.sharding.Mesh]],
     settings: Training,
     dtype: str,
     length: int,
     mesh: jax.sharding.Mesh,
     online: bool,
 ) -> Program:
-    """One step of `settings` on texts of `length` tokens; `experts` with their types, on the mesh where `online`."""
+    """One step of `settings` on texts of `length` tokens; `experts`: their types and, where `online`, meshes."""
     decoder = model_of(base, dtype, dtype, mesh, stacked=True)
     if settings.trainable == "lora":
         decoder = _with_lora(decoder, settings, mesh)
     gate = nnx.eval_shape(lambda: Gate(base.width, len(experts)))
-    scorers = [model_of(config, kind, dtype, mesh, stacked=True) for config, kind in experts] if online else []
+    scorers = [model_of(config, kind, dtype, where, stacked=True) for config, kind, where in experts] if online else []
     step = TrainStep(decoder, gate, settings, 1000, mesh, None, scorers)
 
     def spread(sizes, kind):
@@ -117,19 +117,20 @@ def scoring_program(
 
 def decoding_program(
     base: ModelConfig,
-    experts: Sequence[tuple[ModelConfig, str]],
+    experts: Sequence[tuple[ModelConfig, str, jax.sharding.Mesh]],
     dtype: str,
     length: int,
     rows: int,
     mesh: jax.sharding.Mesh,
 ) -> Program:
     """One step of the decoding loop, in which every expert may be called, for `rows` texts of up to `length` tokens."""
-    models = [model_of(base, dtype, dtype, mesh, False), *(model_of(c, k, dtype, mesh, False) for c, k in experts)]
+    meshes = [mesh, *(where for _, _, where in experts)]
+    models = [model_of(base, dtype, dtype, mesh, False), *(model_of(c, k, dtype, m, False) for c, k, m in experts)]
     (base_graph, base_state), *others = [nnx.split(model) for model in models]
     gate_graph, gate_state = nnx.split(nnx.eval_shape(lambda: Gate(base.width, len(experts))))
-    words, count = min(config.vocab_size for config in (base, *(c for c, _ in experts))), len(experts)
+    words, count = min(config.vocab_size for config in (base, *(c for c, _, _ in experts))), len(experts)
     room = (1, *(EXPERT_ROOM,) * count)
-    caches = [_cache(model, rows, length + more, mesh) for model, more in zip(models, room)]
+    caches = [_cache(model, rows, length + more, where) for model, more, where in zip(models, room, meshes)]
     per_text, per_token = shape((rows,), jnp.int32), shape((rows, length), jnp.int32)
     numbers = shape((rows, length), jnp.float32)
     state = State(

@@ -72,7 +72,7 @@ def texts_at_once(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
 
 def spread_of(decoder: Decoder) -> jax.sharding.NamedSharding | None:
     """How batches lie on the mesh that holds a model; None where it is on one device without a mesh."""
-    where = decoder.embedding[...].sharding
+    where = decoder.embedding.get_value().sharding
     return by_text(where.mesh) if isinstance(where, jax.sharding.NamedSharding) else None
 
 

@@ -36,7 +36,7 @@ Report = Callable[[int, float], None]  # step, nats per token
 class GateInit:
     """How the gate starts."""
 
-    solver: str = "newton"
+    solver: str | None = None  # None: newton; zero where experts score online, which leaves nothing to label with
     label_method: str = "a"
     positive_weight: float = 8.0
     ridge: float = 1e-4  # L2 penalty in nats per token; keeps the fit of separable labels finite
@@ -45,7 +45,7 @@ class GateInit:
 
     def __post_init__(self):
         """Rejects settings that cannot be meant."""
-        if self.solver not in SOLVERS:
+        if self.solver not in (None, *SOLVERS):
             raise UserError(f"gate initialisation: solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
         if not self.positive_weight > 0:
             raise UserError(f"gate initialisation: positive_weight must be above 0, got {self.positive_weight}")
@@ -218,7 +218,7 @@ def initial_gate(
     zero = np.zeros(positions.shape, np.float32)
     if settings.solver == "zero":
         return Fit(zero, (), 0)
-    if settings.solver == "newton":
+    if settings.solver in (None, "newton"):
         return minimise(positions, loss, zero, settings.ridge, settings.max_steps, report)
     return _reference(positions, loss, zero + np.asarray(head_mean, np.float32)[:, None], settings.seed, report)
 

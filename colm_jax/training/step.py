@@ -22,6 +22,7 @@ from colm_jax.models.gate import Gate, p_defer
 from colm_jax.objectives import em_loss, marginal_nll, responsibilities, sft_loss, weak_loss
 from colm_jax.parallel import by_text, on_mesh, replicated, shardings
 from colm_jax.scoring.head import head_scores
+from colm_jax.scoring.scorer import spread_of
 from colm_jax.training.config import Training
 
 
@@ -47,11 +48,11 @@ class TrainState:
 
 
 def expert_scores(
-    experts: Sequence[Decoder], batch: ScoredBatch, allowed: Any = None, spread: jax.sharding.Sharding | None = None
+    experts: Sequence[Decoder], batch: ScoredBatch, allowed: Any, spreads: Sequence[jax.sharding.Sharding | None]
 ) -> Float[Array, "B T M"]:
-    """log p of each text's own next token under each expert, nats."""
+    """log p of each text's own next token under each expert, nats; `spreads` say how texts lie on each one's mesh."""
     found = []
-    for expert in experts:
+    for expert, spread in zip(experts, spreads, strict=True):
         segments = None if batch.segments is None else batch.segments[:, :-1]
         hidden, _ = expert(batch.tokens[:, :-1], segments=segments, spread=spread)
         found.append(head_scores(expert, hidden, batch.tokens[:, 1:], allowed)[0])
@@ -136,7 +137,8 @@ class TrainStep:
           steps: of the whole run, for the learning rate's decay.
           mesh: where it trains.
           allowed: the shared vocabulary, [V] bool; None: all of the head's rows.
-          experts: that score inside the step; none where batches bring their scores.
+          experts: that score inside the step, each on a mesh of its own of the same devices; none where batches
+            bring their scores.
         """
         self.settings, self.mesh, self.allowed = settings, mesh, allowed
         kind = nnx.LoRAParam if settings.trainable == "lora" else nnx.Param
@@ -146,6 +148,7 @@ class TrainStep:
         self._gate_graph, self._gate = nnx.split(gate)
         split = [nnx.split(expert) for expert in experts]
         self._expert_graphs = [graph for graph, _ in split]
+        self._expert_spreads = [spread_of(expert) for expert in experts]
         self.frozen = on_mesh(frozen, mesh), [state for _, state in split]  # of the base, of the experts
         self._optimizer = make_optimizer(settings, steps)
         parts = {"base": self._base, "gate": self._gate}
@@ -198,9 +201,8 @@ class TrainStep:
         def gradient(part: ScoredBatch):
             """What a part of the batch adds to loss, what is shown, and gradient."""
             if experts:
-                part = dataclasses.replace(
-                    part, expert_log_probs=expert_scores(experts, part, self.allowed, by_text(self.mesh))
-                )
+                scores = expert_scores(experts, part, self.allowed, self._expert_spreads)
+                part = dataclasses.replace(part, expert_log_probs=scores)
 
             def loss(params):
                 total, shown = batch_loss(*self.models(params, base), part, settings, self.allowed, by_text(self.mesh))

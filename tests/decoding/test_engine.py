@@ -204,20 +204,21 @@ def test_public_traces_of_the_original(shared, mesh):
             assert [s > 0 for s in answer.sources] == case["deferred"]
 
 
-def test_a_sharded_team_writes_the_same(models):
+@pytest.mark.parametrize("expert_mesh", [(1, 2, 2), (1, 4, 1)], ids=str)
+def test_a_sharded_team_writes_the_same(models, expert_mesh):
     from flax import nnx
 
-    from colm_jax.parallel import make_mesh, shardings
+    from colm_jax.parallel import make_mesh, reshaped, shardings
 
     base, experts, kernels = models
     mesh = make_mesh(data=1, fsdp=2, tensor=2)
 
-    def spread(decoder):
+    def spread(decoder, mesh=mesh):
         graph, state = nnx.split(decoder)
         return nnx.merge(graph, jax.tree.map(jax.device_put, state, shardings(mesh, state)))
 
     allowed = np.arange(32) < WORDS
-    sharded = Engine(spread(base), make_gate(kernels[1]), [spread(experts[0])], allowed, EOS, CONTEXT)
+    sharded = Engine(spread(base), make_gate(kernels[1]), [spread(experts[0], reshaped(mesh, expert_mesh))], allowed, EOS, CONTEXT)
     whole = Engine(base, make_gate(kernels[1]), experts[:1], allowed, EOS, CONTEXT)
     texts = prompts([5, 30])
     for one, two in zip(answers(sharded, texts, "defer", new=16), answers(whole, texts, "defer", new=16)):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from colm_jax import CoLM
 from colm_jax.errors import UserError
@@ -194,6 +195,54 @@ def test_hidden_states_are_made_where_they_are_read(tmp_path, inputs):
     assert not (tmp_path / "a/hidden").exists()
     Run(replace(config, training=Training(trainable="gate")), tmp_path / "b").make_team()
     assert (tmp_path / "b/hidden/manifest.json").exists()
+
+
+@pytest.mark.parametrize("expert_mesh", [None, (2, 1, 2)], ids=str)
+def test_experts_that_score_online_train_what_their_scores_train(tmp_path, inputs, expert_mesh):
+    """The same team up to rounding, without a score of an expert on disk; the experts may lie otherwise than the base."""
+    config = RunConfig(**inputs, training=TRAINING, gate_init=GateInit(solver="zero"), max_new_tokens=8)
+    Run(config, tmp_path / "cached").all("train")
+    online = replace(config, expert_scores="online", mesh=(1, 4, 1), expert_mesh=expert_mesh, gate_init=GateInit())
+    Run(online, tmp_path / "online").all("generate")
+    assert sorted(path.name for path in (tmp_path / "online/scores").iterdir()) == ["base"]
+    assert not (tmp_path / "online/labels").exists()
+    for name in ("model", "gate"):
+        a, b = (load_file(tmp_path / out / f"train/team/{name}.safetensors") for out in ("cached", "online"))
+        for key in a:
+            np.testing.assert_allclose(a[key], b[key], rtol=0, atol=1e-4)
+    # Another expert is another team, though no score of it is on disk.
+    done = Run(online, tmp_path / "online").stage("train").digest
+    assert Run(online, tmp_path / "online").stage("train").digest == done
+    other = replace(online, experts=(inputs["base"],))
+    Run(other, tmp_path / "online").all("train")
+    assert Run(other, tmp_path / "online").stage("train").digest != done
+
+
+def test_an_online_run_may_label_by_the_base_alone(tmp_path, inputs):
+    start = GateInit(solver="newton", label_method="b")
+    Run(RunConfig(**inputs, training=TRAINING, expert_scores="online", gate_init=start), tmp_path).all("gate")
+    assert np.abs(np.load(tmp_path / "gate/kernel.npy")).max() > 0
+    labels, base = np.load(tmp_path / "labels/labels.npy"), np.load(tmp_path / "scores/base/shard-00000.npz")
+    np.testing.assert_array_equal(labels[:, 0], ~base["is_argmax"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"training": Training(trainable="gate")}, "--trainable gate .*use --expert_scores cached"),
+        ({"training": Training(objective="weak")}, "--objective weak .*use --expert_scores cached"),
+        ({"gate_init": GateInit(solver="newton")}, r"GateInit.solver newton .*\(method a\)"),
+        ({"expert_scores": "later"}, "expert_scores must be one of cached, online, got 'later'"),
+    ],
+)
+def test_what_an_online_run_cannot_do_is_refused(inputs, fields, message):
+    with pytest.raises(UserError, match=message):
+        RunConfig(**{**inputs, "expert_scores": "online", **fields})
+
+
+def test_an_expert_mesh_takes_the_devices_of_the_base(tmp_path, inputs):
+    with pytest.raises(UserError, match="--expert_mesh 1,2,4: has to take the 4 devices"):
+        Run(RunConfig(**inputs, mesh=(1, 4, 1), expert_mesh=(1, 2, 4)), tmp_path / "run")
 
 
 def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):

@@ -33,7 +33,7 @@ def costs(plan):
     "changes",
     [
         {},
-        {"mesh": (1, 2, 2), "expert_dtype": "int8", "online": True},
+        {"mesh": (1, 2, 2), "expert_mesh": (1, 1, 4), "expert_dtype": "int8", "online": True},
         {"expert_dtype": "int4", "training": dataclasses.replace(TRAINING, trainable="lora", lora=Lora(rank=4))},
         {"training": dataclasses.replace(TRAINING, objective="weak", packing=True, accumulate=2)},
     ],
