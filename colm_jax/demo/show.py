@@ -77,7 +77,7 @@ def _answer(directory: Path, colm: Run, weak: Run, tuned: Run) -> None:
     records = read_jsonl(colm.config.test or "")
     prompts = [{"prompt": record["prompt"]} for _, record in records]
     references = [record["completion"] for _, record in records]
-    untrained = CoLM(colm.base, colm.experts, colm._expert_tokenizers, colm.mesh)
+    untrained = CoLM(colm.base, colm.experts, colm.expert_tokenizers, colm.mesh)
     steps = 7 + 2 * len(CURVE)
 
     with console.bar("answering test problems", steps) as bar:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from colm_jax.data.tokens import counts
 from colm_jax.pipeline import console
 from colm_jax.pipeline.stage import Stage
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from colm_jax.pipeline.run import Run
 
 _SHOWN = 50  # answers in the report
+_POINTS = 200  # of a training curve, at most: more steps are averaged
 
 
 def read_generations(path: Path, team: CoLM) -> list[Generation]:
@@ -80,7 +83,7 @@ def _contents(run: "Run", calibration: dict[str, Any] | None, generated: Stage, 
             f"Text: nats per token ({result['split']})",
             ("model", "nats per token"),
             tuple((name, None if value is None else round(value, 4)) for name, value in models),
-            f"{text['tokens']} tokens, each text cut to the context of {run._context}; lower is better.",
+            f"{text['tokens']} tokens, each text cut to the context of {run.context}; lower is better.",
         )
     ]
     if "task" in result:
@@ -98,6 +101,7 @@ def _contents(run: "Run", calibration: dict[str, Any] | None, generated: Stage, 
         title = f"Calibration: {calibration['metric'].replace('_', ' ')} (dev)"
         point = {f"η = {calibration['threshold']:.3f}": chosen}
         curves.append(Curve(title, "deferral rate", calibration["metric"].replace("_", " "), {"team": line}, point))
+    curves += training_curves(run.stage("train").directory / "metrics.jsonl")
     answers = read_generations(generated.directory / "defer.jsonl", run.team)[:_SHOWN]
     facts = (
         ("base", run.config.base),
@@ -114,3 +118,20 @@ def _contents(run: "Run", calibration: dict[str, Any] | None, generated: Stage, 
         answers=tuple(answer_for_report(run.team, answer, None, None) for answer in answers),
         writers=("base", *(f"expert {m + 1}" for m in range(len(run.config.experts)))),
     )
+
+
+def training_curves(metrics: Path) -> list[Curve]:
+    """How the loss fell and, where base and gate trained together, what became of deferral and of its certainty."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+
+    def line(name: str) -> list[tuple[float, float]]:
+        values = np.array([(line["step"], line[name]) for line in lines if name in line])
+        parts = np.array_split(values, min(_POINTS, len(values))) if len(values) else []
+        return [(float(step), float(value)) for step, value in (part.mean(0) for part in parts)]
+
+    curves = [Curve("Training: loss", "step", "nats per token", {"loss": line("loss")}, {})]
+    if deferral := line("expected_deferral"):
+        gate = {"expected deferral rate": deferral, "responsibilities' entropy, nats": line("responsibility_entropy")}
+        shown = {name: points for name, points in gate.items() if points}
+        curves.append(Curve("Training: the gate", "step", "mean per token", shown, {}))
+    return curves

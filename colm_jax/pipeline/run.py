@@ -9,26 +9,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from colm_jax.calibration.threshold import calibrate, prompt_of
 from colm_jax.checkpoints.card import model_card
-from colm_jax.checkpoints.directory import resolve, revision, write_json
-from colm_jax.checkpoints.huggingface import match_tensors, read_config
-from colm_jax.checkpoints.team import Base, load_base, load_expert, make_gate, save_team
-from colm_jax.data.records import Examples, encode_examples, read_jsonl, stream_records
-from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary, vocabulary_digest
+from colm_jax.checkpoints.directory import revision, write_json
+from colm_jax.checkpoints.huggingface import read_config
+from colm_jax.checkpoints.team import load_base, make_gate, save_team
+from colm_jax.data.records import Examples
+from colm_jax.data.tokenizer import vocabulary_digest
 from colm_jax.data.tokens import counts, open_tokens, tokenise
 from colm_jax.evaluation.tasks import reference_of, score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.labels import weak_labels
-from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import is_first, make_mesh, on_first, reshaped, whole
+from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.files import link, save_array, write_generations, write_text
-from colm_jax.pipeline.stage import Stage, hash_file, hash_model
+from colm_jax.pipeline.inputs import Inputs
+from colm_jax.pipeline.stage import Stage
 from colm_jax.scoring import Scores, hidden_to_directory, load_scores, open_hidden, score_to_directory
 from colm_jax.team import CoLM
 from colm_jax.training.gate_fit import Fit, initial_gate, train_gate
@@ -38,13 +37,11 @@ from colm_jax.training.trainer import train
 STAGES = ("tokens", "score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
 
 
-class Run:
+class Run(Inputs):
     """A run directory and the stages in it."""
 
     def __init__(self, config: RunConfig, out: str | Path, shared: Path | None = None):
-        """Checks models and files before anything is computed or written; dev and test files are read.
-
-        The training file, which may be larger than memory, is read through by the stage `tokens`.
+        """Checks every input (see `Inputs`) before anything is computed or written.
 
         Args:
           config: what to run.
@@ -55,82 +52,9 @@ class Run:
         Raises:
           UserError: a file or model that cannot be used, tokenizers that disagree.
         """
-        self.config, self.out = config, Path(out)
+        super().__init__(config)
+        self.out = Path(out)
         self.shared = self.out if shared is None else shared
-        self.mesh = make_mesh(*config.mesh)
-        self._expert_mesh = reshaped(self.mesh, config.expert_mesh)
-        self.base_directory = resolve(config.base)
-        self.expert_directories = [resolve(expert) for expert in config.experts]
-        directories = [self.base_directory, *self.expert_directories]
-        for directory in directories:
-            match_tensors(directory)
-        self.tokenizer = load_tokenizer(self.base_directory)
-        self._expert_tokenizers = [load_tokenizer(directory) for directory in self.expert_directories]
-        tokenizers = [self.tokenizer, *self._expert_tokenizers]
-        heads = [read_config(d).vocab_size - t.has_defer_token for d, t in zip(directories, tokenizers)]
-        self.allowed = shared_vocabulary(tokenizers, heads)
-        files = {"data": config.data, "dev": config.dev, "test": config.test}
-        self.files = {split: Path(file) for split, file in files.items() if file is not None}
-        next(stream_records(config.data))
-        self.records = {split: read_jsonl(file) for split, file in self.files.items() if split != "data"}
-
-    # Inputs, each read once and only when a stage needs it.
-
-    @cached_property
-    def base(self) -> Base:
-        """The base as given."""
-        with console.bar("loading base", bytes_=True) as bar:
-            return load_base(self.base_directory, self.config.dtype, self.mesh, progress=bar.to)
-
-    @property
-    def head_mean(self) -> np.ndarray:
-        """Mean row [D] of the base's LM head, float32."""
-        decoder = self.base.decoder
-        head = decoder.embedding[...] if decoder.config.tied else decoder.head[...].T
-        return whole(jnp.mean(head, axis=0, dtype=jnp.float32))
-
-    @cached_property
-    def experts(self) -> list[Decoder]:
-        """The experts."""
-        return self._load_experts(stacked=False)
-
-    def _load_experts(self, stacked: bool) -> list[Decoder]:
-        found, config = [], self.config
-        for m, (directory, tokenizer) in enumerate(zip(self.expert_directories, self._expert_tokenizers)):
-            with console.bar(f"loading expert {m + 1}", bytes_=True) as bar:
-                arguments = config.dtype, config.expert_dtype, self._expert_mesh, bar.to
-                found.append(load_expert(directory, tokenizer, *arguments, stacked=stacked))
-        return found
-
-    @cached_property
-    def _context(self) -> int:
-        return min(read_config(directory).context for directory in (self.base_directory, *self.expert_directories))
-
-    @property
-    def _length(self) -> int:
-        """Where training texts are cut, in tokens."""
-        return min(self.config.length, self._context)
-
-    def examples(self, split: str) -> Examples:
-        """The dev or test file, tokenised by the base's tokenizer."""
-        source = str(self.files[split])
-        return encode_examples(self.records[split], self.tokenizer, self._context, source, self.allowed)
-
-    @cached_property
-    def training_examples(self) -> Examples:
-        """The training texts, on disk."""
-        return open_tokens(self.tokens().directory)
-
-    @cached_property
-    def hashes(self) -> dict[str, str]:
-        """What the run reads, by content; one process reads it for all."""
-
-        def read() -> dict[str, str]:
-            files = {split: hash_file(file) for split, file in self.files.items()}
-            models = {f"expert-{m + 1}": hash_model(d) for m, d in enumerate(self.expert_directories)}
-            return {**files, "base": hash_model(self.base_directory), **models}
-
-        return on_first(read)
 
     def stage(self, name: str) -> Stage:
         """A stage by name; tokens, scores, labels, hidden states and the gate's start may be another run's."""
@@ -143,6 +67,11 @@ class Run:
         console.errors.print(f"[bold]{name}[/]: {'done' if worked else 'nothing to do'}")
         return stage
 
+    @cached_property
+    def training_examples(self) -> Examples:
+        """The training texts, on disk."""
+        return open_tokens(self.tokens().directory)
+
     # The stages.
 
     def tokens(self) -> Stage:
@@ -150,12 +79,12 @@ class Run:
 
         def work(directory: Path) -> None:
             with console.bar("tokenising", bytes_=True) as bar:
-                arguments = self.files["data"], self.tokenizer, self._length, directory, self.allowed, bar.to
+                arguments = self.files["data"], self.tokenizer, self.length, directory, self.allowed, bar.to
                 on_first(lambda: tokenise(*arguments))
 
         inputs = {"data": self.hashes["data"], "tokenizer": self.tokenizer.digest}
         inputs |= {"shared_vocabulary": vocabulary_digest(self.tokenizer, self.allowed)}
-        stage = self._do("tokens", inputs, {"length": self._length}, work)
+        stage = self._do("tokens", inputs, {"length": self.length}, work)
         console.note(f"{self.files['data']}: {counts(stage.directory)}")
         return stage
 
@@ -291,7 +220,7 @@ class Run:
                         lambda step, steps, metrics: bar.to(step, steps, console.of_step(metrics)),
                         self.allowed,
                         self.mesh,
-                        self._load_experts(stacked=True) if online else [],
+                        self.load_experts(stacked=True) if online else [],
                         profile_steps=self.config.profile_steps,
                     )
             save_team(
@@ -340,7 +269,7 @@ class Run:
     def team(self) -> CoLM:
         """The trained team."""
         trained = load_base(self.out / "train" / "team", self.config.dtype, self.mesh, stacked=False)
-        return CoLM(trained, self.experts, self._expert_tokenizers, self.mesh)
+        return CoLM(trained, self.experts, self.expert_tokenizers, self.mesh)
 
     def calibrate(self, trained: Stage) -> Stage | None:
         """The threshold, and the team directory that holds it; None without a dev file."""

@@ -17,6 +17,7 @@ from colm_jax.report.contents import Curve
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, safe for colour blindness
 _INK = "#1f2021"
+_MARKED = 40  # points of a line, at most, that are marked one by one
 _MARKERS = "sD^vPX"
 _BESIDE = tuple(  # where a name may stand by its point, best first: points right and up of it, alignments
     (dx * far, dy * far, horizontal, vertical)
@@ -52,7 +53,8 @@ def draw(curve: Curve) -> Figure:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for i, line in enumerate(lines.values()):
-        axes.plot(*zip(*line), color=COLORS[i % len(COLORS)], linewidth=1.8, marker="o", markersize=4.5)
+        marker = "o" if len(line) <= _MARKED else None
+        axes.plot(*zip(*line), color=COLORS[i % len(COLORS)], linewidth=1.8, marker=marker, markersize=4.5)
     for i, (x, y) in enumerate(points.values()):
         color = COLORS[(i + len(lines)) % len(COLORS)]
         axes.plot([x], [y], _MARKERS[i % len(_MARKERS)], color=color, markersize=8.5, markeredgecolor=_INK, zorder=3)

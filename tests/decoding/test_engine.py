@@ -218,7 +218,9 @@ def test_a_sharded_team_writes_the_same(models, expert_mesh):
         return nnx.merge(graph, jax.tree.map(jax.device_put, state, shardings(mesh, state)))
 
     allowed = np.arange(32) < WORDS
-    sharded = Engine(spread(base), make_gate(kernels[1]), [spread(experts[0], reshaped(mesh, expert_mesh))], allowed, EOS, CONTEXT)
+    sharded = Engine(
+        spread(base), make_gate(kernels[1]), [spread(experts[0], reshaped(mesh, expert_mesh))], allowed, EOS, CONTEXT
+    )
     whole = Engine(base, make_gate(kernels[1]), experts[:1], allowed, EOS, CONTEXT)
     texts = prompts([5, 30])
     for one, two in zip(answers(sharded, texts, "defer", new=16), answers(whole, texts, "defer", new=16)):

@@ -199,7 +199,7 @@ def test_hidden_states_are_made_where_they_are_read(tmp_path, inputs):
 
 @pytest.mark.parametrize("expert_mesh", [None, (2, 1, 2)], ids=str)
 def test_experts_that_score_online_train_what_their_scores_train(tmp_path, inputs, expert_mesh):
-    """The same team up to rounding, without a score of an expert on disk; the experts may lie otherwise than the base."""
+    """The same team up to rounding, with no score of an expert on disk; experts may lie otherwise than the base."""
     config = RunConfig(**inputs, training=TRAINING, gate_init=GateInit(solver="zero"), max_new_tokens=8)
     Run(config, tmp_path / "cached").all("train")
     online = replace(config, expert_scores="online", mesh=(1, 4, 1), expert_mesh=expert_mesh, gate_init=GateInit())
