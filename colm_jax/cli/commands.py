@@ -132,7 +132,7 @@ def score(flags: Flags) -> dict[str, Any]:
     tokenizer = load_tokenizer(directory)
     inputs = {"data": hash_file(Path(flags.data)), "tokenizer": tokenizer.digest, "model": hash_model(directory)}
     with console.bar("loading", bytes_=True) as bar:
-        decoder = load_expert(directory, tokenizer, "float32", flags.dtype, _mesh(flags), bar.to)
+        decoder = load_expert(directory, tokenizer, "float32", flags.dtype, _mesh(flags), bar.to, stacked=True)
     allowed = shared_vocabulary([tokenizer], [decoder.config.vocab_size])
 
     def work(target: Path) -> None:

@@ -62,17 +62,15 @@ class Inputs:
 
     @cached_property
     def experts(self) -> list[Decoder]:
-        """The experts."""
-        return self.load_experts(stacked=False)
+        """The experts, as decoding wants them."""
+        return [self.load_expert(m, stacked=False) for m in range(len(self.expert_directories))]
 
-    def load_experts(self, stacked: bool) -> list[Decoder]:
-        """Loads the experts; `stacked` layers are what a training step wants, a list of them decoding."""
-        found, config = [], self.config
-        for m, (directory, tokenizer) in enumerate(zip(self.expert_directories, self.expert_tokenizers)):
-            with console.bar(f"loading expert {m + 1}", bytes_=True) as bar:
-                arguments = config.dtype, config.expert_dtype, self.expert_mesh, bar.to
-                found.append(load_expert(directory, tokenizer, *arguments, stacked=stacked))
-        return found
+    def load_expert(self, m: int, stacked: bool = True) -> Decoder:
+        """Expert m (from 0). Nothing here keeps it: what has been scored makes room for training."""
+        config, tokenizer = self.config, self.expert_tokenizers[m]
+        with console.bar(f"loading expert {m + 1}", bytes_=True) as bar:
+            arguments = config.dtype, config.expert_dtype, self.expert_mesh, bar.to
+            return load_expert(self.expert_directories[m], tokenizer, *arguments, stacked=stacked)
 
     @cached_property
     def context(self) -> int:

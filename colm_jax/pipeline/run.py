@@ -95,7 +95,7 @@ class Run(Inputs):
         for m, name in enumerate(["base", *(f"expert-{i + 1}" for i in range(scored))]):
 
             def work(directory: Path, m: int = m, name: str = name) -> None:
-                decoder = self.base.decoder if m == 0 else self.experts[m - 1]
+                decoder = self.base.decoder if m == 0 else self.load_expert(m - 1)
                 examples = self.training_examples
                 with console.bar(f"scoring {name}", len(examples.items)) as bar:
                     score_to_directory(decoder, examples, directory, self.allowed, bar.to)
@@ -220,7 +220,7 @@ class Run(Inputs):
                         lambda step, steps, metrics: bar.to(step, steps, console.of_step(metrics)),
                         self.allowed,
                         self.mesh,
-                        self.load_experts(stacked=True) if online else [],
+                        [self.load_expert(m) for m in range(len(self.expert_directories))] if online else [],
                         profile_steps=self.config.profile_steps,
                     )
             save_team(
