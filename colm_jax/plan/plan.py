@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -68,7 +69,8 @@ class Cost:
     peak: int  # bytes, arguments and all
     flops: float
     seconds_at_peak: float  # the flops at the chip's peak rate: no step is shorter
-    collectives: dict[str, dict[str, int]]  # kind: how many stand in the program, bytes of the largest result
+    # Kind: how many stand in the program, bytes of the largest result. None where the program's text cannot be had.
+    collectives: dict[str, dict[str, int]] | None
     fits: bool
 
 
@@ -144,11 +146,13 @@ def measure(program: Program, kind: str, chips: int) -> Cost:
     try:
         compiled = program.traced.lower(lowering_platforms=("tpu",)).compile()
     except jax.errors.JaxRuntimeError as error:
-        peak, found = _needed(str(error), sum(program.resident.values())), {}
+        peak, found = _needed(str(error), sum(program.resident.values())), None
         if peak is None:
             raise
     else:
-        peak, found = compiled.memory_analysis().peak_memory_in_bytes, collectives(compiled.as_text())
+        peak, found = compiled.memory_analysis().peak_memory_in_bytes, None
+        with suppress(jax.errors.JaxRuntimeError):  # jaxlib 0.10 cannot read some instructions of libtpu for v5p
+            found = collectives(compiled.as_text())
     return Cost(program.name, program.resident, peak, flops, flops / rate, found, peak <= memory)
 
 

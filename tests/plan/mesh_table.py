@@ -28,11 +28,12 @@ def rows_of(topology: str, base, expert):
                 break
         held, gib = sum(cost.resident.values()) / 2**30, cost.peak / 2**30
         shown = {"train": "train base", "score expert-1": f"score expert, {dtype}", "decode": f"decode, expert {dtype}"}
-        gathered = cost.collectives.get("all-gather", {}).get("largest_bytes", 0) / 2**20
+        found = cost.collectives
+        gathered = "" if found is None else f"{found.get('all-gather', {}).get('largest_bytes', 0) / 2**20:.0f}"
         yield (
             f"| {topology} | {chips} | {shown[program]} | {','.join(map(str, mesh))} | {held:.1f} | {gib:.1f} "
             f"| {'yes' if cost.fits else 'no'} | {cost.flops / 1e12:.2f} | {1e3 * cost.seconds_at_peak:.0f} "
-            f"| {gathered:.0f} |"
+            f"| {gathered} |"
         )
 
 

@@ -91,6 +91,16 @@ def test_collectives_are_read_from_the_compiled_text():
     assert found["all-reduce"] == {"count": 1, "largest_bytes": 64}
 
 
+def test_a_program_whose_text_cannot_be_read_is_still_measured(monkeypatch):
+    def unreadable(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
+    cost = next(cost for cost, _ in compile_plan(PLAN, only="score base"))
+    assert cost.collectives is None
+    assert cost.fits
+
+
 def test_activations_are_split_by_texts_and_no_parameter_is_gathered_outside_its_layer():
     """Left to itself the compiler splits the residual stream as the weights are, and needs a whole batch's logits."""
     plan = dataclasses.replace(PLAN, length=2048, training=Training(batch_size=4, remat="full"))
