@@ -26,7 +26,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.quantize import QUANTIZED, quantize_kernel
-from colm_jax.parallel import spec_of, whole
+from colm_jax.parallel import gather_to_host, is_first, spec_of
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -221,12 +221,17 @@ def _place(stacked, value, index):
 def to_tensors(decoder: Decoder, dtype: str | None = None) -> dict[str, np.ndarray]:
     """The decoder's weights under their Hugging Face names, as NumPy arrays; the inverse of `load_model`.
 
-    Where several processes hold parts of it, all have to ask.
+    Where several processes hold parts of it, all have to ask, and the first gets them.
     """
-    arrays = {path: whole(variable[...]) for path, variable in _by_path(nnx.state(decoder)).items()}
+    arrays = {path: variable[...] for path, variable in _by_path(nnx.state(decoder)).items()}
     tensors = {}
     for name, part in parts_of(decoder.config).items():
-        value, shape = arrays[part.path][part.index], part.stored.shape(part.shape)
+        value = gather_to_host(
+            arrays[part.path][part.index]
+        )  # a layer at a time: each device holds all of it for a moment
+        if not is_first():
+            continue
+        shape = part.stored.shape(part.shape)
         value = value.reshape(shape) if part.stored.inputs == 0 else value.reshape(shape[::-1]).T
         tensors[name] = np.ascontiguousarray(value if dtype is None else value.astype(DTYPES[dtype]))
     return tensors

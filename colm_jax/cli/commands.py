@@ -13,17 +13,17 @@ from colm_jax.calibration.threshold import Calibration
 from colm_jax.calibration.threshold import calibrate as calibrate_team
 from colm_jax.checkpoints.describe import describe, describe_pair
 from colm_jax.checkpoints.directory import read_json, resolve, write_json
-from colm_jax.checkpoints.huggingface import read_config
+from colm_jax.checkpoints.huggingface import match_tensors, read_config
 from colm_jax.checkpoints.team import load_base, load_expert, save_reference
 from colm_jax.cli.gin_edge import make, operative
-from colm_jax.data.records import encode_examples, read_jsonl
+from colm_jax.data.records import encode_examples, read_jsonl, stream_records
 from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
 from colm_jax.decoding.schedule import check_threshold
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import evaluate_files, find_task
 from colm_jax.models.lora import Lora
-from colm_jax.parallel import is_first, make_mesh, reshaped
+from colm_jax.parallel import is_first, make_mesh, on_first, reshaped
 from colm_jax.parallel.mesh import MESH_AXES
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
@@ -128,19 +128,20 @@ def refresh(flags: Flags) -> None:
 
 def score(flags: Flags) -> dict[str, Any]:
     """Scores of one model."""
-    directory = resolve(flags.model)
-    tokenizer = load_tokenizer(directory)
-    inputs = {"data": hash_file(Path(flags.data)), "tokenizer": tokenizer.digest, "model": hash_model(directory)}
-    with console.bar("loading", bytes_=True) as bar:
-        decoder = load_expert(directory, tokenizer, "float32", flags.dtype, _mesh(flags), bar.to, stacked=True)
-    allowed = shared_vocabulary([tokenizer], [decoder.config.vocab_size])
+    directory, data, mesh = resolve(flags.model), Path(flags.data), _mesh(flags)
+    tokenizer, config = load_tokenizer(directory), read_config(directory)
+    match_tensors(directory)
+    next(stream_records(data))
+    allowed = shared_vocabulary([tokenizer], [config.vocab_size - tokenizer.has_defer_token])
 
     def work(target: Path) -> None:
         tokens = target / "tokens"
-        if not (tokens / SUMMARY).exists():
-            with console.bar("tokenising", bytes_=True) as bar:
-                tokenise(flags.data, tokenizer, decoder.config.context, tokens, allowed, bar.to)
-        console.note(f"{flags.data}: {counts(tokens)}")
+        with console.bar("tokenising", bytes_=True) as bar:
+            arguments = data, tokenizer, config.context, tokens, allowed, bar.to
+            on_first(lambda: None if (tokens / SUMMARY).exists() else tokenise(*arguments))
+        console.note(f"{data}: {counts(tokens)}")
+        with console.bar("loading", bytes_=True) as bar:
+            decoder = load_expert(directory, tokenizer, "float32", flags.dtype, mesh, bar.to, stacked=True)
         examples = open_tokens(tokens)
         with console.bar("scoring", len(examples.items)) as bar:
             scores = score_to_directory(decoder, examples, target, allowed, bar.to)
@@ -157,7 +158,8 @@ def score(flags: Flags) -> dict[str, Any]:
         if is_first():
             write_json(target / "summary.json", summary)
 
-    Stage("score", Path(flags.out)).run(inputs, {"dtype": flags.dtype}, work)
+    inputs = on_first(lambda: {"data": hash_file(data), "model": hash_model(directory)})
+    Stage("score", Path(flags.out)).run(inputs | {"tokenizer": tokenizer.digest}, {"dtype": flags.dtype}, work)
     return json.loads((Path(flags.out) / "summary.json").read_text(encoding="utf-8"))
 
 

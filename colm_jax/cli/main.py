@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(
         "run",
-        "Score, label, fit the gate, train, calibrate, generate, evaluate, report; skips what is done.",
+        "Tokenise, score, label, fit the gate, train, calibrate, generate, evaluate, report; skips what is done.",
         "colm run --base small --expert large --data train.jsonl --dev dev.jsonl --out RUN",
     )
     team(sub, expert_required=True)
@@ -99,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--test", metavar="FILE", help="texts for evaluation, JSONL or .txt (default: the dev file)")
     sub.add_argument("--task", metavar="TASK", help="metric of answers: exact, number, gsm8k (default: text only)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the run directory")
-    stages = ("score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
+    # STAGES of pipeline.config, which would take seconds to import; a test compares them.
+    stages = ("tokens", "score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
     sub.add_argument("--until", choices=stages, default="report", help="the last stage to run (default: report)")
 
     sub = command(
@@ -253,11 +254,13 @@ def _main(arguments: list[str]) -> int:
     from colm_jax.pipeline import console
 
     gin_edge.parse(files, bindings)
+    speaks = True
     if getattr(flags, "distributed", None) is not None:
         join(flags.distributed)
-        console.errors.quiet = not is_first()
+        speaks = is_first()  # only here: it would start the devices of commands that need none
+    console.errors.quiet = not speaks
     result = getattr(commands, flags.command)(flags)
-    if result is not None and is_first():
+    if result is not None and speaks:
         try:
             print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)
         except BrokenPipeError:  # whoever reads has seen enough (colm inspect MODEL | head)

@@ -31,7 +31,7 @@ from colm_jax.decoding.strategies import Strategy
 from colm_jax.models.cache import KVCache
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
-from colm_jax.scoring.scorer import spread_of
+from colm_jax.parallel import batch_sharding_of
 
 STEPS = 16  # of one scan: how often the host looks
 CATCH_UP = (64, 256)  # tokens an expert reads in one pass between two scans
@@ -103,7 +103,7 @@ class Engine:
         self._graphs = Graphs(base_graph, tuple(graph for graph, _ in split), gate_graph)
         self._models = Models(base_state, tuple(state for _, state in split), gate_state, jnp.asarray(allowed))
         self._eos_ids, self._context = eos_ids, context
-        spreads = [spread_of(decoder) for decoder in (base, *experts)]
+        spreads = [batch_sharding_of(decoder) for decoder in (base, *experts)]
         self._meshes = [None if spread is None or spread.mesh.size == 1 else spread.mesh for spread in spreads]
         self.expert_passes = np.zeros(len(experts), np.int64)  # since the engine was made
 

@@ -2,32 +2,36 @@
 
 from colm_jax.parallel.mesh import (
     RULES,
-    by_text,
-    from_rows,
+    batch_sharding,
+    batch_sharding_of,
+    global_batch,
+    local_rows,
     make_mesh,
     on_mesh,
+    replicate,
     replicated,
     reshaped,
-    rows_here,
     shardings,
     spec_of,
 )
-from colm_jax.parallel.processes import is_first, join, on_first, wait, whole
+from colm_jax.parallel.processes import barrier, gather_to_host, is_first, join, on_first
 
 __all__ = [
     "RULES",
-    "by_text",
-    "from_rows",
+    "barrier",
+    "batch_sharding",
+    "batch_sharding_of",
+    "gather_to_host",
+    "global_batch",
     "is_first",
     "join",
+    "local_rows",
     "make_mesh",
     "on_first",
     "on_mesh",
+    "replicate",
     "replicated",
     "reshaped",
-    "rows_here",
     "shardings",
     "spec_of",
-    "wait",
-    "whole",
 ]

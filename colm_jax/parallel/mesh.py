@@ -105,18 +105,18 @@ def on_mesh(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, state, shardings(mesh, state))
 
 
-def by_text(mesh: Mesh | AbstractMesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of batches and activations: along their first axis, the texts."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def rows_here(mesh: Mesh, rows: int) -> list[int]:
+def local_rows(mesh: Mesh, rows: int) -> list[int]:
     """Which rows of a batch that is split by texts lie on this process's devices; all of them with one process."""
-    places = by_text(mesh).addressable_devices_indices_map((rows,)).values()
+    places = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     return sorted({row for place in places if place is not None for row in range(rows)[place[0]]})
 
 
-def from_rows(mesh: Mesh, rows: int, here: Sequence[int], local: np.ndarray) -> jax.Array:
+def global_batch(mesh: Mesh, rows: int, here: Sequence[int], local: np.ndarray) -> jax.Array:
     """A batch of `rows` rows, split by texts, of which this process brings the rows `here`."""
     place = np.empty(rows, np.int64)
     place[here] = np.arange(len(here))
@@ -125,9 +125,20 @@ def from_rows(mesh: Mesh, rows: int, here: Sequence[int], local: np.ndarray) -> 
         assert index is not None
         return local[place[index[0]]]
 
-    return jax.make_array_from_callback((rows, *local.shape[1:]), by_text(mesh), part)
+    return jax.make_array_from_callback((rows, *local.shape[1:]), batch_sharding(mesh), part)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding_of(decoder: Any) -> NamedSharding | None:
+    """How batches lie on the mesh that holds a decoder; None where it is on one device without a mesh."""
+    where = decoder.embedding.get_value().sharding
+    return batch_sharding(where.mesh) if isinstance(where, NamedSharding) else None
+
+
+def replicate(value: Any, batch: NamedSharding | None) -> Any:
+    """Inside a program: the value whole on each device of a batch's mesh, so that every process can read it."""
+    return value if batch is None else jax.lax.with_sharding_constraint(value, replicated(batch.mesh))

@@ -20,7 +20,7 @@ from colm_jax.errors import UserError
 T = TypeVar("T")
 
 _WAIT = 7 * 24 * 3600 * 1000  # milliseconds; a process that has died is noticed by its missing heartbeat long before
-_HEARTBEAT = 40  # seconds without a sign of life from one process after which the others give up
+_PATIENCE = 40  # seconds without a sign of life from one process, or behind its end, until the others give up
 _names = itertools.count()
 
 
@@ -41,7 +41,7 @@ def join(where: str) -> None:
         raise UserError(f"--distributed {where}: processes are numbered from 0 to {int(manual[2]) - 1}")
     try:
         found = (None, None, None) if manual is None else (manual[1], int(manual[2]), int(manual[3]))
-        jax.distributed.initialize(*found, heartbeat_timeout_seconds=_HEARTBEAT)
+        jax.distributed.initialize(*found, heartbeat_timeout_seconds=_PATIENCE, shutdown_timeout_seconds=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"--distributed {where}: {error}") from None
 
@@ -51,7 +51,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """Returns when every process has called it as often as this one."""
     barrier = multihost.get_barrier_sync_fn() if jax.process_count() > 1 else None
     if barrier is not None:
@@ -63,25 +63,31 @@ def on_first(work: Callable[[], T]) -> T:
 
     Raises:
       UserError: in every process, where `work` raised it.
+      RuntimeError: in the others, where it raised anything else.
     """
     if jax.process_count() == 1:
         return work()
     outcome: dict[str, Any] = {}
+    failure: Exception | None = None
     if is_first():
         try:
             outcome["result"] = work()
         except UserError as error:
-            outcome["error"] = str(error)
-    wait()
+            outcome["refused"] = str(error)
+        except Exception as error:
+            failure, outcome["failed"] = error, f"{type(error).__name__}: {error}"
+    barrier()
     text = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
     text = multihost_utils.broadcast_one_to_all(np.resize(text, size))
     outcome = json.loads(text.tobytes())
-    if "error" in outcome:
-        raise UserError(outcome["error"])
+    if "refused" in outcome:
+        raise UserError(outcome["refused"])
+    if "failed" in outcome:
+        raise failure or RuntimeError(f"the first process failed: {outcome['failed']}")
     return outcome["result"]
 
 
-def whole(array: jax.Array) -> np.ndarray:
+def gather_to_host(array: jax.Array) -> np.ndarray:
     """All of an array in this host's memory, also where other processes hold parts of it; all have to ask."""
     return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))

@@ -11,6 +11,7 @@ from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
 
 EXPERT_SCORES = ("cached", "online")
+STAGES = ("tokens", "score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
 
 
 @dataclass(frozen=True)

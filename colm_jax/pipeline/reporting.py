@@ -53,7 +53,7 @@ def write_report(run: "Run", calibrated: Stage | None, generated: Stage, evaluat
     calibration = None
     if calibrated is not None:
         calibration = json.loads((calibrated.directory / "calibration.json").read_text(encoding="utf-8"))
-    inputs = {"evaluate": evaluated.digest, "generate": generated.digest}
+    inputs = {"evaluate": evaluated.digest, "generate": generated.digest, "tokens": run.stage("tokens").digest}
 
     def work(directory: Path) -> None:
         write_files(_contents(run, calibration, generated, result), directory)

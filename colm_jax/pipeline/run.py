@@ -1,10 +1,12 @@
-"""`colm run`: score, weak labels, gate initialisation, training, calibration, generation, evaluation, report.
+"""`colm run`: tokens, scores, weak labels, gate initialisation, training, calibration, generation, evaluation, report.
 
 Each stage is a method that says what it reads and what it writes; DESIGN section 2 in code.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from colm_jax.evaluation.text import evaluate_text
 from colm_jax.labels import weak_labels
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline import console
-from colm_jax.pipeline.config import RunConfig
+from colm_jax.pipeline.config import STAGES, RunConfig
 from colm_jax.pipeline.files import link, save_array, write_generations, write_text
 from colm_jax.pipeline.inputs import Inputs
 from colm_jax.pipeline.stage import Stage
@@ -33,8 +35,6 @@ from colm_jax.team import CoLM
 from colm_jax.training.gate_fit import Fit, initial_gate, train_gate
 from colm_jax.training.positions import Positions
 from colm_jax.training.trainer import train
-
-STAGES = ("tokens", "score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
 
 
 class Run(Inputs):
@@ -130,7 +130,9 @@ class Run(Inputs):
 
         def work(directory: Path) -> None:
             base = np.concatenate(self._scores("base").is_argmax)
-            experts = self._of_experts([np.concatenate(s.is_argmax) for s in self._expert_scores()], base.shape)
+            found = [np.concatenate(scores.is_argmax) for scores in self._expert_scores()]
+            # Method b, all that an online run may use, looks at the base alone; of experts it takes their number.
+            experts = np.stack(found, -1) if found else np.zeros((*base.shape, len(self.config.experts)), bool)
             labels = weak_labels(base, experts, method)
             if not is_first():
                 return
@@ -138,7 +140,8 @@ class Run(Inputs):
             rates = labels[self.training_examples.counted()].mean(0).tolist()
             write_json(directory / "summary.json", {"method": method, "share_of_ones": rates})
 
-        return self._do("labels", _digests(scores), {"method": method}, work)
+        settings = {"method": method, "experts": len(self.config.experts)}
+        return self._do("labels", _digests(scores), settings, work)
 
     def hidden(self) -> Stage | None:
         """The base's final hidden states at the positions that count; None where no gate is fitted alone.
@@ -163,17 +166,13 @@ class Run(Inputs):
         return Positions(
             hidden=open_hidden(hidden.directory, self.training_examples),
             base_log_prob=base,
-            expert_log_probs=self._of_experts(experts, base.shape),
+            expert_log_probs=np.stack(experts, -1) if experts else None,
             labels=np.load(self.stage("labels").directory / "labels.npy")[counted],
         )
 
-    def _of_experts(self, found: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-        """What scores say of each expert, side by side; zeros where experts score online, which nothing reads then."""
-        return np.stack(found, -1) if found else np.zeros((*shape, len(self.config.experts)), np.float32)
-
     def gate(self, labels: Stage | None, hidden: Stage | None) -> Stage:
         """The gate's start."""
-        settings = self.config.gate_init
+        settings = replace(self.config.gate_init, solver=self.config.gate_solver)
 
         def work(directory: Path) -> None:
             if hidden is None:
@@ -229,7 +228,7 @@ class Run(Inputs):
                 trained,
                 self.base_directory,
                 self.config.dtype,
-                {**self._provenance(), "threshold": None},
+                {"threshold": None},
                 self.base.defer_embedding,
             )
 
@@ -253,7 +252,8 @@ class Run(Inputs):
             for m, (name, directory) in enumerate(zip(self.config.experts, self.expert_directories))
         ]
         training = {"objective": self.config.training.objective, "trainable": self.config.training.trainable}
-        data = {split: {"file": file.name, "sha256": self.hashes[split]} for split, file in self.files.items()}
+        used = {split: file for split, file in self.files.items() if split != "test"}
+        data = {split: {"file": file.name, "sha256": self.hashes[split]} for split, file in used.items()}
         base = model(self.config.base, self.base_directory, "base")
         return {
             "experts": experts,
@@ -294,7 +294,7 @@ class Run(Inputs):
             if not is_first():
                 return
             source = trained.directory / "team"
-            facts = json.loads((source / "colm.json").read_text(encoding="utf-8"))
+            facts = json.loads((source / "colm.json").read_text(encoding="utf-8")) | self._provenance()
             if calibrated is not None:
                 result = json.loads((calibrated.directory / "calibration.json").read_text(encoding="utf-8"))
                 facts |= {"threshold": result["threshold"], "calibration": result}
@@ -306,6 +306,8 @@ class Run(Inputs):
             write_json(directory / "colm.json", facts)
 
         inputs = {"train": trained.digest} | ({} if calibrated is None else {"calibrate": calibrated.digest})
+        facts = json.dumps(self._provenance(), sort_keys=True)
+        inputs |= {"provenance": hashlib.sha256(facts.encode()).hexdigest()}
         return self._do("team", inputs, {}, work)
 
     @property

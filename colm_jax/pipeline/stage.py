@@ -16,7 +16,7 @@ from typing import Any
 
 from colm_jax.checkpoints.directory import write_json
 from colm_jax.errors import UserError
-from colm_jax.parallel import is_first, on_first
+from colm_jax.parallel import barrier, is_first, on_first
 
 SCHEMA = 1
 MANIFEST, STARTED = "manifest.json", "started.json"
@@ -112,14 +112,16 @@ class Stage:
             if is_first():
                 self._abandon(made)
             raise
+        barrier()  # so that the first does not look before all have written
         on_first(lambda: self._finish(request))
         return True
 
     def _begin(self, request: dict[str, Any]) -> list[str] | None:
         """Makes the directory ready; which directories were not there. None where the stage stands finished."""
-        if self._is_done(request):
-            return None
         started = self.directory / STARTED
+        if self._is_done(request):
+            started.unlink(missing_ok=True)  # a kill may have left it beside the manifest
+            return None
         same = started.exists() and json.loads(started.read_text(encoding="utf-8")) == request
         ours = started.exists() or (self.directory / MANIFEST).exists()
         found = list(self.directory.iterdir()) if self.directory.exists() else []
@@ -151,7 +153,9 @@ class Stage:
         files = sorted(
             path.relative_to(self.directory).as_posix()
             for path in self.directory.rglob("*")
-            if path.is_file() and path.name not in skipped and not _PASSING & set(path.parts)
+            if path.is_file()
+            and path.name not in skipped
+            and not _PASSING & set(path.relative_to(self.directory).parts)
         )
         packages = {name: version(name) for name in _PACKAGES}
         hashes = {name: hash_file(self.directory / name) for name in files}

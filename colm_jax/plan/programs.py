@@ -26,7 +26,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora
 from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
-from colm_jax.parallel import by_text, on_mesh, replicated, spec_of
+from colm_jax.parallel import batch_sharding, on_mesh, replicated, spec_of
 from colm_jax.scoring.scorer import score_batch, texts_at_once
 from colm_jax.training.config import Training
 from colm_jax.training.step import ScoredBatch, TrainStep
@@ -88,7 +88,7 @@ def training_program(
     step = TrainStep(decoder, gate, settings, 1000, mesh, None, scorers)
 
     def spread(sizes, kind):
-        return shape(sizes, kind, by_text(mesh))
+        return shape(sizes, kind, batch_sharding(mesh))
 
     rows, count = settings.batch_size, len(experts)
     batch = ScoredBatch(
@@ -111,7 +111,9 @@ def scoring_program(
 ) -> Program:
     """One batch of `colm score`; `kind` is the model's type, `dtype` of what int8 and int4 leave."""
     graph, state = nnx.split(model_of(config, kind, dtype, mesh, stacked=True))
-    traced = score_batch.trace(graph, state, shape((texts_at_once(mesh), length), jnp.int32), None, by_text(mesh))
+    traced = score_batch.trace(
+        graph, state, shape((texts_at_once(mesh), length), jnp.int32), None, batch_sharding(mesh)
+    )
     return Program(name, traced, {"parameters": on_chip(state)})
 
 

@@ -16,21 +16,20 @@ from jaxtyping import Array, Float, Int
 from colm_jax.checkpoints.directory import write_json
 from colm_jax.data.records import Examples
 from colm_jax.models.decoder import Decoder
-from colm_jax.scoring.scorer import (
-    Progress,
-    batches,
-    check_count,
-    check_digest,
-    readable,
-    spread_of,
-    write_shards,
-)
+from colm_jax.parallel import batch_sharding_of, replicate
+from colm_jax.scoring.scorer import Progress, batches, check_count, check_digest, write_shards
 
 
 @jax.jit(static_argnames=("graph", "spread"))
 def _hidden_batch(graph, state, tokens: Int[Array, "B T+1"], spread) -> Float[Array, "B T D"]:
     hidden, _ = nnx.merge(graph, state)(tokens[:, :-1], spread=spread)
-    return readable(hidden.astype(np.float32), spread)
+    return hidden.astype(np.float32)
+
+
+@jax.jit(static_argnames="spread")
+def _text(hidden: Float[Array, "B T D"], row: int, spread) -> Float[Array, "T D"]:
+    """One text of a batch, so that no device ever holds another's texts but this one."""
+    return replicate(hidden[row], spread)
 
 
 def hidden_to_directory(
@@ -42,7 +41,7 @@ def hidden_to_directory(
     texts these are says shard-NNNNN.json, which is written first.
     """
     graph, state = nnx.split(decoder)
-    spread = spread_of(decoder)
+    spread = batch_sharding_of(decoder)
 
     def write(path: Path | None, numbers: Sequence[int]) -> None:
         shape = int(examples.index["targets"][np.asarray(numbers)].sum()), decoder.config.width
@@ -50,10 +49,12 @@ def hidden_to_directory(
         filled = 0
         for rows, batch in batches(examples, numbers, spread):
             hidden = _hidden_batch(graph, state, batch.tokens, spread)
-            if shard is not None:
-                counted = np.asarray(hidden)[batch.mask]
-                shard[filled : filled + len(counted)] = counted
-                filled += len(counted)
+            for row in range(len(rows)):
+                text = _text(hidden, row, spread)  # by every process, one writes it
+                if shard is not None:
+                    counted = np.asarray(text)[batch.mask[row]]
+                    shard[filled : filled + len(counted)] = counted
+                    filled += len(counted)
             progress(rows[-1] + 1)
         if path is not None and shard is not None:
             write_json(_facts(path), {"texts": len(numbers), "digest": examples.digest(numbers)})

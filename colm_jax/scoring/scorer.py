@@ -17,7 +17,7 @@ from colm_jax.data.batches import Batch, Rows, collate, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import by_text, on_first, replicated, wait
+from colm_jax.parallel import barrier, batch_sharding_of, on_first, replicate
 from colm_jax.scoring.head import head_scores
 
 SHARD_TEXTS = 128  # in a shard: what a kill can cost
@@ -56,24 +56,13 @@ def score_batch(graph, state, tokens, allowed, spread):
     decoder = nnx.merge(graph, state)
     hidden, _ = decoder(tokens[:, :-1], spread=spread)
     log_prob, is_argmax = head_scores(decoder, hidden, tokens[:, 1:], allowed)
-    return readable(log_prob, spread), readable(is_argmax, spread), hidden
-
-
-def readable(result, spread: jax.sharding.NamedSharding | None):
-    """A result of a jitted program as every process of several can read it: whole on each device."""
-    return result if spread is None else jax.lax.with_sharding_constraint(result, replicated(spread.mesh))
+    return replicate(log_prob, spread), replicate(is_argmax, spread), hidden
 
 
 def texts_at_once(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """Texts of a batch: as many for each group of devices (data · fsdp), and at least 8."""
     groups = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-_BATCH // groups) * groups
-
-
-def spread_of(decoder: Decoder) -> jax.sharding.NamedSharding | None:
-    """How batches lie on the mesh that holds a model; None where it is on one device without a mesh."""
-    where = decoder.embedding.get_value().sharding
-    return by_text(where.mesh) if isinstance(where, jax.sharding.NamedSharding) else None
 
 
 def batches(
@@ -112,7 +101,7 @@ def write_shards(
             if mine:
                 beside.replace(path)
         progress(shard[-1] + 1)
-    wait()
+    barrier()
 
 
 def _passes(
@@ -120,7 +109,7 @@ def _passes(
 ) -> Iterator[tuple[Sequence[int], tuple]]:
     """The examples' scores, a batch at a time: which examples, and what `score_batch` says of them."""
     graph, state = nnx.split(decoder)
-    spread = spread_of(decoder)
+    spread = batch_sharding_of(decoder)
     for rows, batch in batches(examples, numbers, spread):
         yield rows, score_batch(graph, state, batch.tokens, allowed, spread)
 

@@ -6,7 +6,7 @@ same file. Times are in logs/speed.jsonl, a line a step, of every start.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,14 @@ class Stopwatch:
         return {"seconds": seconds, "tokens_per_second": positions / seconds, "data_share": data / seconds}
 
 
-def check_finite(values: Mapping[str, float], step: int, rows: Any, last_good: int | None) -> None:
+def check_finite(values: Mapping[str, float], step: int, lines: Callable[[], Any], last_good: int | None) -> None:
     """Raises UserError, naming step, examples and the checkpoint to go back to, where loss or gradient is none.
 
-    `rows` are those of the batch, each example by its line.
+    `lines` says of the batch's rows where each one's examples stand in the data.
     """
     if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"]):
         return
-    examples = [number for row in rows for number in row]
+    examples = [number for row in lines() for number in row]
     more = "" if len(examples) <= 16 else f" and {len(examples) - 16} more"
     good = "there is no checkpoint yet" if last_good is None else f"the last good checkpoint is step {last_good}"
     raise UserError(

@@ -22,7 +22,7 @@ class Rows:
     mask: Bool[np.ndarray, "N"]
     hidden: Float[np.ndarray, "N D"]  # the base's final hidden states, float32
     base_log_prob: Float[np.ndarray, "N"]  # of the text's own token, nats
-    expert_log_probs: Float[np.ndarray, "N M"]
+    expert_log_probs: Float[np.ndarray, "N M"] | None  # None where experts score online: only labels are fitted then
     labels: Bool[np.ndarray, "N M"]  # weak labels
     responsibilities: Float[np.ndarray, "N W"] | None  # P(Z = z | text), where they are held fixed
 
@@ -33,7 +33,7 @@ class Positions:
 
     hidden: tuple[Float[np.ndarray, "n D"], ...]  # shards, in order; memory maps
     base_log_prob: Float[np.ndarray, "N"]
-    expert_log_probs: Float[np.ndarray, "N M"]
+    expert_log_probs: Float[np.ndarray, "N M"] | None
     labels: Bool[np.ndarray, "N M"]
     responsibilities: Float[np.ndarray, "N W"] | None = None
     chunk: int = CHUNK
@@ -51,8 +51,9 @@ class Positions:
     def take(self, rows: Int[np.ndarray, "n"], size: int) -> Rows:
         """The positions of these numbers, filled up to `size`."""
 
-        def padded(array: np.ndarray) -> np.ndarray:
-            return np.pad(array, ((0, size - len(array)), *((0, 0),) * (array.ndim - 1)))
+        def padded(values: np.ndarray) -> np.ndarray:
+            taken = values[rows]
+            return np.pad(taken, ((0, size - len(taken)), *((0, 0),) * (taken.ndim - 1)))
 
         hidden = np.zeros((size, self.shape[0]), np.float32)
         first = 0
@@ -64,10 +65,10 @@ class Positions:
         return Rows(
             mask=np.arange(size) < len(rows),
             hidden=hidden,
-            base_log_prob=padded(self.base_log_prob[rows]),
-            expert_log_probs=padded(self.expert_log_probs[rows]),
-            labels=padded(self.labels[rows]),
-            responsibilities=None if self.responsibilities is None else padded(self.responsibilities[rows]),
+            base_log_prob=padded(self.base_log_prob),
+            expert_log_probs=None if self.expert_log_probs is None else padded(self.expert_log_probs),
+            labels=padded(self.labels),
+            responsibilities=None if self.responsibilities is None else padded(self.responsibilities),
         )
 
     def chunks(self) -> Iterator[tuple[slice, Rows]]:

@@ -22,7 +22,7 @@ from colm_jax.labels import weak_labels
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora, merge_lora
-from colm_jax.parallel import from_rows, make_mesh, rows_here
+from colm_jax.parallel import global_batch, local_rows, make_mesh
 from colm_jax.scoring import Scores
 from colm_jax.training.config import Training
 from colm_jax.training.metrics import Log, Stopwatch, check_finite
@@ -61,7 +61,7 @@ class Input:
             steps: Sequence[Rows] = packed(examples.lengths, length, *order)
         else:
             steps = shuffled(len(examples.items), *order)
-        here = rows_here(mesh, settings.batch_size)
+        here = local_rows(mesh, settings.batch_size)
         return cls(examples, base_scores, expert_scores, settings, length, steps, here)
 
     def batch(self, step: int) -> tuple[Rows, ScoredBatch]:
@@ -137,9 +137,8 @@ def train(
 def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, profile_steps) -> TrainState:
     """Every step from the last checkpoint's on."""
     settings, steps = step_of.settings, len(texts.steps)
-    spread = partial(from_rows, step_of.mesh, settings.batch_size, texts.here)
+    spread = partial(global_batch, step_of.mesh, settings.batch_size, texts.here)
     directory.mkdir(parents=True, exist_ok=True)
-    state = step_of.start()
     with (
         ocp.training.Checkpointer(
             (directory / "checkpoints").resolve(),
@@ -148,10 +147,11 @@ def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, prof
         ) as checkpointer,
         watch() as asked_to_stop,
     ):
-        start = 0
-        if checkpointer.latest is not None:
+        if checkpointer.latest is None:
+            start, state = 0, step_of.start()
+        else:
             start = checkpointer.latest.step
-            state = _unflattened(checkpointer.load_pytree(start, _flattened(step_of.shapes)), state)
+            state = _unflattened(checkpointer.load_pytree(start, _flattened(step_of.shapes)), step_of.shapes)
         good = start or None  # the last step that is in a checkpoint
         with closing(Log(directory, start)) as log:
             stopwatch, batches = Stopwatch(), texts.batches(start)
@@ -159,7 +159,7 @@ def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, prof
             def finish(step: int, rows: Rows, metrics: dict[str, jax.Array]) -> None:
                 """Waits for a step and writes down what it measured."""
                 values = {name: float(value) for name, value in metrics.items()}
-                check_finite(values, step, texts.lines(rows), good)
+                check_finite(values, step, lambda: texts.lines(rows), good)
                 speed = stopwatch.lap(values["positions"])
                 log.write(step, values, speed)
                 report(step, steps, values | speed)

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from colm_jax import CoLM
 from colm_jax.cli.main import main
 from colm_jax.objectives import marginal_nll
+from colm_jax.pipeline.config import STAGES
 
 TEAM = "babyllama-105-colm"
 
@@ -245,6 +246,19 @@ def test_gin_mistakes_are_one_line(pair, tmp_path, capsys):
     )
     assert "looks like" in refused(capsys, *start, "--gin.Training.epochs")
     assert not (tmp_path / "o").exists()
+
+
+def test_every_stage_can_be_the_last(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    assert f"--until {{{','.join(STAGES)}}}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_score_names_a_missing_file(shared, tmp_path, capsys):
+    arguments = ["--model", str(shared / "models/babyllama-105"), "--data", str(tmp_path / "no.jsonl")]
+    assert main(["score", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "no.jsonl: cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_lists_every_command(capsys):

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from colm_jax.cli.main import main
 from colm_jax.errors import UserError
-from colm_jax.parallel import from_rows, join, make_mesh, on_first, rows_here, wait
+from colm_jax.parallel import barrier, global_batch, join, local_rows, make_mesh, on_first
 from tests.pipeline.test_run import files, write_lines
 
 BASE = ["--gin.Training.batch_size=8", "--gin.Training.learning_rate=1e-3", "--gin.Training.checkpoint_every=4"]
@@ -27,31 +27,42 @@ def command(tmp_path, tiny_model):
     texts = [{"text": "".join(rng.choice(list("abcdefgh "), rng.integers(8, 40)))} for _ in range(160)]
     data = write_lines(tmp_path / "train.jsonl", texts)
     models = ["--base", str(tiny_model("base")), "--expert", str(tiny_model("expert", seed=1))]
-    return [sys.executable, "-m", "colm_jax.cli.main", "train", *models, "--data", data, *BASE]
+    return ["train", *models, "--data", data, *BASE]
 
 
-def start(command, out, count):
-    """The job as `count` processes that share 8 devices."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
-        "PYTHONPATH": os.getcwd(),
-    }
-    started = []
-    for number in range(count):
-        where = ["--distributed", f"localhost:{port},{count},{number}"] if count > 1 else []
-        arguments = [*command, "--out", str(out), "--mesh", "1,4,2", *where]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(arguments, env=environment, **pipes))
-    return started
+@pytest.fixture
+def jobs():
+    """Starts jobs; what is left of them at the end is killed."""
+    everything = []
+
+    def start(command, out, count):
+        """The job as `count` processes that share 8 devices."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        flags = f"--xla_force_host_platform_device_count={8 // count}"
+        environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()}
+        started = []
+        for number in range(count):
+            where = ["--distributed", f"localhost:{port},{count},{number}"] if count > 1 else []
+            arguments = [*command, "--out", str(out), "--mesh", "1,4,2", *where]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            started.append(
+                subprocess.Popen([sys.executable, "-m", "colm_jax.cli.main", *arguments], env=environment, **pipes)
+            )
+        everything.extend(started)
+        return started
+
+    yield start
+    for process in everything:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def end(processes):
     """Exit status and output of each."""
-    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    outputs = [process.communicate(timeout=250)[0] for process in processes]
     return [process.returncode for process in processes], outputs
 
 
@@ -68,20 +79,46 @@ def signalled(processes, out, at, number, what):
     return end(processes)
 
 
-def test_two_processes_leave_what_one_leaves_and_resume_when_stopped(tmp_path, command):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert main([*command[3:], "--out", str(one), "--mesh", "1,4,2"]) == 0
+def test_two_processes_leave_what_one_leaves_and_resume_when_stopped(tmp_path, command, jobs):
+    one, two, command = tmp_path / "one", tmp_path / "two", [*command, "--gin.Training.epochs=3"]
+    assert main([*command, "--out", str(one), "--mesh", "1,4,2"]) == 0
     # SIGTERM reaches one of them; both finish and save the same step.
-    codes, outputs = signalled(start(command, two, 2), two, 6, 1, signal.SIGTERM)
+    codes, outputs = signalled(jobs(command, two, 2), two, 6, 1, signal.SIGTERM)
     assert codes == [128 + signal.SIGTERM] * 2, outputs
     stopped = len(steps(two))
     assert all(f"stopped by SIGTERM behind step {stopped}, which is saved" in output for output in outputs)
     assert max(int(path.name) for path in (two / "train/checkpoints").iterdir()) == stopped
     # They go on from there to the end.
-    codes, outputs = end(start(command, two, 2))
+    codes, outputs = end(jobs(command, two, 2))
     assert codes == [0, 0], outputs
     assert_same_up_to_rounding(one, two)
     assert (two / "scores/base/shard-00001.npz").exists()  # so both have written some
+
+
+def test_two_processes_score_as_one_does(tmp_path, command, jobs):
+    score = ["score", "--model", command[2], "--data", command[command.index("--data") + 1]]
+    assert main([*score, "--out", str(tmp_path / "one"), "--mesh", "1,4,2"]) == 0
+    codes, outputs = end(jobs(score, tmp_path / "two", 2))
+    assert codes == [0, 0], outputs
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainable", "gate"],
+        ["--trainable", "lora", "--gin.Training.packing=True"],
+        ["--expert_scores", "online", "--expert_mesh", "2,2,2"],
+    ],
+    ids=lambda options: options[1],
+)
+def test_two_processes_train_in_every_other_way_too(tmp_path, command, jobs, options):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main([*command, *options, "--out", str(one), "--mesh", "1,4,2"]) == 0
+    codes, outputs = end(jobs([*command, *options], two, 2))
+    assert codes == [0, 0], outputs
+    assert_same_up_to_rounding(one, two)
 
 
 def assert_same_up_to_rounding(one, two):
@@ -99,10 +136,10 @@ def assert_same_up_to_rounding(one, two):
             np.testing.assert_allclose(a[key], b[key], rtol=0, atol=1e-4)
 
 
-def test_what_one_process_refuses_all_refuse(tmp_path, command):
+def test_what_one_process_refuses_all_refuse(tmp_path, command, jobs):
     (tmp_path / "out/scores/base").mkdir(parents=True)
     (tmp_path / "out/scores/base/notes.txt").write_text("mine")
-    codes, outputs = end(start(command, tmp_path / "out", 2))
+    codes, outputs = end(jobs(command, tmp_path / "out", 2))
     assert codes == [2, 2], outputs
     assert all("holds files that are not this program's" in output for output in outputs)
     assert (tmp_path / "out/scores/base/notes.txt").read_text() == "mine"
@@ -121,14 +158,14 @@ def test_bad_addresses_are_one_line(where):
 
 
 def test_one_process_waits_for_nobody():
-    wait()
+    barrier()
     assert on_first(lambda: [1, "a"]) == [1, "a"]
 
 
 def test_rows_lie_where_a_batch_is_split():
     mesh, batch = make_mesh(2, 2, 2), np.arange(24).reshape(8, 3)
-    here = rows_here(mesh, 8)
-    assert here == list(range(8))
-    spread = from_rows(mesh, 8, here, batch)
+    assert local_rows(mesh, 8) == list(range(8))
+    here = [5, 2, 7, 0, 1, 6, 3, 4]
+    spread = global_batch(mesh, 8, here, batch[here])
     np.testing.assert_array_equal(spread, batch)
     assert {shard.data.shape for shard in spread.addressable_shards} == {(2, 3)}

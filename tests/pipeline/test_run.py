@@ -16,7 +16,9 @@ from safetensors.numpy import load_file
 
 from colm_jax import CoLM
 from colm_jax.errors import UserError
-from colm_jax.pipeline.run import STAGES, Run, RunConfig
+from colm_jax.pipeline.config import STAGES, RunConfig
+from colm_jax.pipeline.run import Run
+from colm_jax.pipeline.stage import hash_file
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
 
@@ -205,6 +207,7 @@ def test_experts_that_score_online_train_what_their_scores_train(tmp_path, input
     online = replace(config, expert_scores="online", mesh=(1, 4, 1), expert_mesh=expert_mesh, gate_init=GateInit())
     Run(online, tmp_path / "online").all("generate")
     assert sorted(path.name for path in (tmp_path / "online/scores").iterdir()) == ["base"]
+    assert json.loads((tmp_path / "online/gate/manifest.json").read_text())["settings"]["solver"] == "zero"
     assert not (tmp_path / "online/labels").exists()
     for name in ("model", "gate"):
         a, b = (load_file(tmp_path / out / f"train/team/{name}.safetensors") for out in ("cached", "online"))
@@ -224,6 +227,9 @@ def test_an_online_run_may_label_by_the_base_alone(tmp_path, inputs):
     assert np.abs(np.load(tmp_path / "gate/kernel.npy")).max() > 0
     labels, base = np.load(tmp_path / "labels/labels.npy"), np.load(tmp_path / "scores/base/shard-00000.npz")
     np.testing.assert_array_equal(labels[:, 0], ~base["is_argmax"])
+    two = RunConfig(**{**inputs, "experts": inputs["experts"] * 2}, expert_scores="online", gate_init=start)
+    Run(two, tmp_path).all("gate")
+    assert np.load(tmp_path / "gate/kernel.npy").shape == (32, 2)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +249,20 @@ def test_what_an_online_run_cannot_do_is_refused(inputs, fields, message):
 def test_an_expert_mesh_takes_the_devices_of_the_base(tmp_path, inputs):
     with pytest.raises(UserError, match="--expert_mesh 1,2,4: has to take the 4 devices"):
         Run(RunConfig(**inputs, mesh=(1, 4, 1), expert_mesh=(1, 2, 4)), tmp_path / "run")
+
+
+def test_what_is_said_of_the_data_is_of_this_data(tmp_path, inputs):
+    """A line that leaves the tokens as they were trains nothing anew; the report and colm.json know of it."""
+    config = RunConfig(**inputs, training=Training(trainable="gate"), max_new_tokens=4)
+    Run(config, tmp_path / "run").all()
+    trained = Run(config, tmp_path / "run").stage("train").digest
+    with open(inputs["data"], "a") as file:
+        file.write(json.dumps({"text": ""}) + "\n")
+    Run(config, tmp_path / "run").all()
+    assert Run(config, tmp_path / "run").stage("train").digest == trained
+    assert "1 of a single token" in (tmp_path / "run/report/report.html").read_text()
+    facts = json.loads((tmp_path / "run/team/colm.json").read_text())
+    assert facts["provenance"]["data"]["data"]["sha256"] == hash_file(Path(inputs["data"]))
 
 
 def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):

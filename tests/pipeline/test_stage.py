@@ -99,6 +99,14 @@ def test_the_manifest_names_files_settings_and_packages(tmp_path):
     assert "jax" in manifest["packages"]
 
 
+def test_files_count_wherever_the_run_lies(tmp_path):
+    stage = Stage("a", tmp_path / "logs/a")
+    stage.run({}, {}, lambda directory: (directory / "x").write_text("1"))
+    assert list(stage.manifest["files"]) == ["x"]
+    (stage.directory / "x").write_text("2")
+    assert stage.run({}, {}, lambda directory: None)
+
+
 def test_a_directory_of_the_users_is_never_emptied(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="name a new directory"):

@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from tests.parallel.test_processes import assert_same_up_to_rounding, command, end, start, steps
+from tests.parallel.test_processes import assert_same_up_to_rounding, command, end, jobs, steps
 from tests.pipeline.test_run import files
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 KILLS = 20
-__all__ = ["command"]  # the fixture
+__all__ = ["command", "jobs"]  # fixtures
 
 
 def killed(job, out, chance):
@@ -29,15 +29,15 @@ def killed(job, out, chance):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path, command, processes):
-    command = [*command, "--gin.Training.epochs=8", "--gin.Training.checkpoint_every=3"]
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path, command, jobs, processes):
+    command = [*command, "--gin.Training.epochs=60", "--gin.Training.checkpoint_every=3"]
     chance, whole, out = random.Random(processes), tmp_path / "whole", tmp_path / "killed"
-    codes, outputs = end(start(command, whole, processes))
+    codes, outputs = end(jobs(command, whole, processes))
     assert codes == [0] * processes, outputs
     for _ in range(KILLS):
-        killed(start(command, out, processes), out, chance)
+        killed(jobs(command, out, processes), out, chance)
     print(f"{KILLS} kills of {processes} process(es), the last behind step {len(steps(out))} of {len(steps(whole))}")
-    codes, outputs = end(start(command, out, processes))
+    codes, outputs = end(jobs(command, out, processes))
     assert codes == [0] * processes, outputs
     if processes == 1:
         assert files(whole) == files(out)
