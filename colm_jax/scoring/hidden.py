@@ -50,11 +50,11 @@ def hidden_to_directory(
         for rows, batch in batches(examples, numbers, spread):
             hidden = _hidden_batch(graph, state, batch.tokens, spread)
             for row in range(len(rows)):
-                text = _text(hidden, row, spread)  # by every process, one writes it
+                # All processes wait for it, the one that writes too: else those ahead fill the devices' queues.
+                counted = np.asarray(_text(hidden, row, spread))[batch.mask[row]]
                 if shard is not None:
-                    counted = np.asarray(text)[batch.mask[row]]
                     shard[filled : filled + len(counted)] = counted
-                    filled += len(counted)
+                filled += len(counted)
             progress(rows[-1] + 1)
         if path is not None and shard is not None:
             write_json(_facts(path), {"texts": len(numbers), "digest": examples.digest(numbers)})
