@@ -76,6 +76,15 @@ def _run(flags: Flags, **more: Any) -> Run:
     return Run(config, flags.out)
 
 
+def check_new_file(path: str) -> Path:
+    """The path of an output file, its folder made."""
+    target = Path(path)
+    if target.is_dir():
+        raise UserError(f"--out {path}: is a directory; name a file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
 def _make_team(pipeline: Run) -> None:
     pipeline.make_team()
     if is_first():
@@ -179,8 +188,6 @@ def _team(flags: Flags) -> CoLM:
 
 def calibrate(flags: Flags) -> dict[str, Any]:
     """A threshold for a team."""
-    from colm_jax.cli.main import check_new_file
-
     out, records = check_new_file(flags.out), read_jsonl(flags.data)
     if flags.task is not None:
         find_task(flags.task)
@@ -194,8 +201,6 @@ def calibrate(flags: Flags) -> dict[str, Any]:
 
 def generate(flags: Flags) -> dict[str, Any]:
     """Answers to a file of prompts."""
-    from colm_jax.cli.main import check_new_file
-
     out, records = check_new_file(flags.out), read_jsonl(flags.prompts)
     if flags.threshold is not None:
         check_threshold(flags.threshold)
@@ -232,8 +237,6 @@ def generate(flags: Flags) -> dict[str, Any]:
 
 def evaluate(flags: Flags) -> dict[str, Any]:
     """Grades of generated answers."""
-    from colm_jax.cli.main import check_new_file
-
     result = evaluate_files(flags.task, flags.predictions, flags.references)
     write_json(check_new_file(flags.out), result)
     return {key: value for key, value in result.items() if key != "by_answer"}

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import colm_jax
 from colm_jax.errors import Preempted, UserError
@@ -266,15 +265,6 @@ def _main(arguments: list[str]) -> int:
         except BrokenPipeError:  # whoever reads has seen enough (colm inspect MODEL | head)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def check_new_file(path: str) -> Path:
-    """The path of an output file, its folder made."""
-    target = Path(path)
-    if target.is_dir():
-        raise UserError(f"--out {path}: is a directory; name a file")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target
 
 
 if __name__ == "__main__":
