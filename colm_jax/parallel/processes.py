@@ -52,10 +52,10 @@ def is_first() -> bool:
 
 
 def barrier() -> None:
-    """Returns when every process has called it as often as this one."""
-    barrier = multihost.get_barrier_sync_fn() if jax.process_count() > 1 else None
-    if barrier is not None:
-        barrier(key=f"colm-{next(_names)}", timeout_ms=_WAIT)
+    """Returns when every process has called it as often as this one has."""
+    meet = multihost.get_barrier_sync_fn() if jax.process_count() > 1 else None
+    if meet is not None:
+        meet(key=f"colm-{next(_names)}", timeout_ms=_WAIT)
 
 
 def on_first(work: Callable[[], T]) -> T:
