@@ -1,6 +1,7 @@
 """What each subcommand does: from parsed flags to library calls. One function a command, by its name."""
 
 import argparse
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -284,6 +285,21 @@ def plan(flags: Flags) -> dict[str, Any]:
         "fits": all(c.fits for c, _ in found),
         "programs": programs,
     }
+
+
+def bench(flags: Flags) -> dict[str, Any]:
+    """Figures of a benchmark."""
+    from colm_jax.bench.config import TrainBench
+    from colm_jax.bench.timing import show_figures
+    from colm_jax.bench.train import bench_train, pieces
+
+    given = {name: getattr(flags, name) for name in ("batch_size", "length", "dtype", "repeats")}
+    settings = make(TrainBench, **given)
+    with console.bar("measuring", pieces(settings)) as bar:
+        begun = itertools.count()
+        figures, details = bench_train(settings, lambda name: bar.to(next(begun), note=name))
+    show_figures(figures, details["left_out"], console.errors)
+    return {"figures": [figure.as_json() for figure in figures], **details}
 
 
 def export(flags: Flags) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import gin
 
+from colm_jax.bench.config import TrainBench
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.errors import UserError
 from colm_jax.models.lora import Lora
@@ -23,6 +24,7 @@ _NAMES: dict[type, str] = {
     GateInit: "GateInit",
     Calibration: "Calibration",
     RunConfig: "Run",
+    TrainBench: "TrainBench",
 }
 _BOUND = {kind: gin.external_configurable(kind, name) for kind, name in _NAMES.items()}
 

@@ -221,6 +221,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, metavar="DIR")
     mesh(sub)
     sub.add_argument("--format", choices=("colm", "reference"), default="colm", help="reference: the original Co-LLM's")
+
+    sub = command("bench", "The performance tables of docs/benchmarks.md.", "colm bench train")
+    benches = sub.add_subparsers(dest="bench", required=True, metavar="WHAT")
+    summary = "What Co-LLM adds to a fine-tuning step, in time and memory; a fine-tuning step against PyTorch's."
+    sub = benches.add_parser(
+        "train",
+        help=summary,
+        description=f"{summary}\nRandom weights and texts; about 4 minutes on 2 CPU cores. PyTorch is compared "
+        "where it is installed; its CPU build is enough.",
+        epilog=f"example: colm bench train --repeats 9\nsizes: --gin.TrainBench.width=256, and vocab_size, depth, "
+        f"heads, ff, texts, epochs\n\n{_GIN}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("--batch_size", type=int, metavar="B", help="texts a step (default 8)")
+    sub.add_argument("--length", type=int, metavar="T", help="positions a text (default 256)")
+    sub.add_argument("--dtype", choices=_DTYPES, help="of activations (default: float32 on a CPU, else bfloat16)")
+    sub.add_argument("--repeats", type=int, metavar="N", help="rounds of interleaved timing (default 5)")
     return parser
 
 
@@ -240,6 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    # Before NumPy (and PyTorch, which some packages import) is there: threads of OpenBLAS and OpenMP spin while they
+    # wait for each other, and on a busy machine a gate's fit or PyTorch's step then takes several times as long.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rest, files, bindings = [], [], []  # type: list[str], list[str], list[str]
     if any(argument.startswith("--gin") for argument in arguments):
         from colm_jax.cli import gin_edge

@@ -277,6 +277,7 @@ def test_help_lists_every_command(capsys):
         "evaluate",
         "inspect",
         "export",
+        "bench",
     ):
         assert command in shown
 

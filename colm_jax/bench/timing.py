@@ -1,0 +1,107 @@
+"""Timing on a machine that may be busy with other things: what is compared takes turns; the table of figures."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from colm_jax.checkpoints.huggingface import DTYPES
+from colm_jax.models.layers import precision_of
+
+Tell = Callable[[str], None]  # called before each piece of work, with its name
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table."""
+
+    name: str
+    value: float
+    unit: str = ""  # "" for ratios
+    at_most: float | None = None  # the target, where there is one
+    at_least: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is reached; None without one."""
+        if self.at_most is not None:
+            return self.value <= self.at_most
+        return None if self.at_least is None else self.value >= self.at_least
+
+    def as_json(self) -> dict[str, Any]:
+        """Fields, and whether the target is met."""
+        return {**self.__dict__, "met": self.met}
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def take_turns(works: Mapping[str, Callable[[], Any]], rounds: int, tell: Tell) -> dict[str, list[float]]:
+    """Seconds of each work in each round. A round before the first, which compiles, is not counted.
+
+    The order is drawn anew for each round, so that none always runs behind the same one.
+    """
+    names, seconds, rng = list(works), {name: list[float]() for name in works}, np.random.default_rng(0)
+    for turn in range(rounds + 1):
+        for name in rng.permutation(names).tolist():
+            tell(name)
+            begun = time.perf_counter()
+            jax.block_until_ready(works[name]())
+            if turn:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    """The median of `one` over `other`, round by round: what slows a whole round cancels."""
+    return median(a / b for a, b in zip(one, other, strict=True))
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """Memory that a program needs while it runs, by the compiler's account: arguments, results, temporaries."""
+    memory = compiled.memory_analysis()
+    assert memory is not None  # CPU, GPU and TPU all tell
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return held + memory.temp_size_in_bytes
+
+
+def matrix_products(dtype: str) -> tuple[Callable[[], jax.Array], float]:
+    """Large square matrix products, one behind the other, and their floating-point operations: the device's peak."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    count = 8
+    kernel = jax.random.normal(jax.random.key(0), (size, size), DTYPES[dtype]) * size**-0.5  # keeps the scale
+
+    @jax.jit
+    def products(x: jax.Array) -> jax.Array:
+        for _ in range(count):
+            x = jnp.dot(x, kernel, precision=precision_of(x.dtype))
+        return x
+
+    return lambda: products(kernel), count * 2.0 * size**3
+
+
+def show_figures(figures: Sequence[Figure], left_out: Mapping[str, str], console: Console) -> None:
+    """Prints the figures with their targets, and why some are missing."""
+    table = Table()
+    for column in ("figure", "measured", "target", "met"):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    for figure in figures:
+        target = ""
+        if figure.met is not None:
+            sign, bound = ("≤", figure.at_most) if figure.at_least is None else ("≥", figure.at_least)
+            target = f"{sign} {bound:g} {figure.unit}".strip()
+        met = {True: "yes", False: "NO", None: ""}[figure.met]
+        table.add_row(figure.name, f"{figure.value:,.4g} {figure.unit}".strip(), target, met)
+    console.print(table)
+    for name, reason in left_out.items():
+        console.print(f"left out: {name}: {reason}", highlight=False, soft_wrap=True)
