@@ -22,7 +22,7 @@ def why_not(dtype: str) -> str | None:
     if dtype != "float32":
         return f"PyTorch is compared in float32, not {dtype}"
     if find_spec("torch") is None:
-        return "torch is not installed (pip install torch --index-url https://download.pytorch.org/whl/cpu)"
+        return "torch is not installed"
     return None
 
 
