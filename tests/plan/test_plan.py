@@ -104,18 +104,14 @@ def test_a_program_whose_text_cannot_be_read_is_still_measured(monkeypatch):
 def test_activations_are_split_by_texts_and_no_parameter_is_gathered_outside_its_layer():
     """Left to itself the compiler splits the residual stream as the weights are, and needs a whole batch's logits."""
     plan = dataclasses.replace(PLAN, length=2048, training=Training(batch_size=4, remat="full"))
-    base = read_config(MODELS / "llama2-7b")
-    one, two = (
-        costs_of_training(dataclasses.replace(plan, base=dataclasses.replace(base, depth=depth), mesh=(1, 4, 1)))
-        for depth in (1, 2)
-    )
+    base = dataclasses.replace(read_config(MODELS / "llama2-7b"), depth=4)
+    cost = costs_of_training(dataclasses.replace(plan, base=base, mesh=(1, 4, 1)))
     layer = base.width * base.ff * 2  # bytes of its largest kernel, bfloat16
     head = base.width * base.vocab_size * 2
-    for cost in (one, two):
-        assert cost.collectives["all-gather"]["largest_bytes"] <= max(layer, head)
-        rest = cost.peak - sum(cost.resident.values())
-        assert rest < 3 * 2**30  # 14 GiB where the stream is split along D
-    assert one.collectives == two.collectives  # what is gathered is a layer, however many there are
+    assert layer < head < base.depth * layer  # so that layers gathered together would show
+    assert cost.collectives["all-gather"]["largest_bytes"] <= head
+    rest = cost.peak - sum(cost.resident.values())
+    assert rest < 3 * 2**30  # 14 GiB where the stream is split along D
 
 
 def costs_of_training(plan):
