@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, and the models and meshes that tests share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def pytest_sessionstart(session):
     devices = jax.devices()
     if len(devices) != 8 or devices[0].platform != "cpu":
         pytest.exit(f"the tests need 8 virtual CPU devices, JAX has {devices}; see tests/conftest.py", returncode=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Lets a module's compiled programs go: each takes mappings of memory, of which a process may have only so many."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
