@@ -60,9 +60,9 @@ def jobs():
             process.communicate()
 
 
-def end(processes):
-    """Exit status and output of each."""
-    outputs = [process.communicate(timeout=250)[0] for process in processes]
+def end(processes, timeout=250):
+    """Exit status and output of each, at most `timeout` seconds from now."""
+    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     return [process.returncode for process in processes], outputs
 
 

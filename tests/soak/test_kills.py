@@ -32,12 +32,12 @@ def killed(job, out, chance):
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path, command, jobs, processes):
     command = [*command, "--gin.Training.epochs=60", "--gin.Training.checkpoint_every=3"]
     chance, whole, out = random.Random(processes), tmp_path / "whole", tmp_path / "killed"
-    codes, outputs = end(jobs(command, whole, processes))
+    codes, outputs = end(jobs(command, whole, processes), timeout=1500)
     assert codes == [0] * processes, outputs
     for _ in range(KILLS):
         killed(jobs(command, out, processes), out, chance)
     print(f"{KILLS} kills of {processes} process(es), the last behind step {len(steps(out))} of {len(steps(whole))}")
-    codes, outputs = end(jobs(command, out, processes))
+    codes, outputs = end(jobs(command, out, processes), timeout=1500)
     assert codes == [0] * processes, outputs
     if processes == 1:
         assert files(whole) == files(out)
