@@ -205,12 +205,12 @@ class CoLM:
                     f"{where}: {len(ids)} tokens leave no room in the context of {self.context}; shorten it"
                 )
             check_shared(ids, self.allowed, self.tokenizer, where)
-            requests.append(Request(ids, check_threshold(thresholds[i]), max_new_tokens, key=i))
+            requests.append(Request(ids, check_threshold(thresholds[i]), max_new_tokens, i, 0, SCHEDULES.index(schedule), warmup))
         stops = [stop] if isinstance(stop, str) else list(stop or [])
         if "" in stops:
             raise UserError("stop strings must not be empty")
         sampling = Sampling(temperature, top_p, top_k)
-        options = Options(chosen, sampling, schedule, warmup, rate, seed, batch_size)
+        options = Options(chosen, sampling, rate, seed, batch_size)
 
         def text_of(number: int, tokens: list[int]) -> str:
             """What the tokens add to the prompt (a tokenizer may trim the first space of a text read alone)."""

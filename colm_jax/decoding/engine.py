@@ -1,9 +1,10 @@
-"""The engine: requests in, batches through the loop, answers out.
+"""The engine: requests in, through the slots of a running batch, answers out as they are finished.
 
-The host does only what the loop cannot: it forms batches, prefills the base, lets an expert that is far behind catch
-up between two scans, and looks for stop strings.
+The host does only what the loop cannot: it puts a waiting request into the place of a finished one, lets the base read
+its prompt, lets an expert that has much to read do so between two scans, and looks for stop strings.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,31 +13,31 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from colm_jax.decoding.loop import (
-    CHUNK,
+from colm_jax.decoding.correction import Correction
+from colm_jax.decoding.loop import run_turns
+from colm_jax.decoding.parking import Parking
+from colm_jax.decoding.sampling import Sampling
+from colm_jax.decoding.slots import READ, ROOM, clear, empty_state, insert, longer, read_ahead
+from colm_jax.decoding.state import (
     EOS,
     LENGTH,
     UNFINISHED,
     Graphs,
     LoopConfig,
     Models,
+    PassSize,
     Requests,
     State,
-    catch_up,
-    prefill_base,
-    run_steps,
+    distant,
 )
-from colm_jax.decoding.sampling import Sampling
 from colm_jax.decoding.strategies import Strategy
-from colm_jax.models.cache import KVCache
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.parallel import batch_sharding_of
 
-STEPS = 16  # of one scan: how often the host looks
-CATCH_UP = (64, 256)  # tokens an expert reads in one pass between two scans
-EXPERT_ROOM = max(CHUNK, *CATCH_UP)  # a pass writes its whole chunk behind a text's length, whatever part counts
-_SMALLEST = 64  # text buffer
+TURNS = 16  # of one scan, and steps of the base in it: how often the host looks
+AT_ONCE = 2048  # tokens that a model reads in one pass between two scans, of several texts
+_SMALLEST = 64  # positions of a slot
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Request:
     threshold: float
     max_new_tokens: int
     key: int  # which stream of random numbers is this request's own
+    sample: int = 0  # and which of its samples this is
+    schedule: int = 0  # place in SCHEDULES
+    warmup: int = 0  # length of the schedule, in tokens
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Answer:
     sources: list[int]  # 0 the base, 1..M an expert
     p_defer: list[float]
     threshold: list[float]
-    finish_reason: str  # "eos", "stop" or "length"
+    finish_reason: str | None  # "eos", "stop" or "length"; None: not finished yet
     expert_calls: int
 
 
@@ -67,20 +71,31 @@ class Options:
 
     strategy: Strategy
     sampling: Sampling
-    schedule: str = "constant"
-    warmup: int = 0
     rate: float = 0.5  # of strategy `random`
     seed: int = 0
     batch_size: int = 8
+    correction: Correction = Correction()  # of strategies that take tokens back
+    parking: Parking | None = None  # None: all of a batch may wait, as long as an expert pass costs
 
 
 # Given a request's number and its tokens so far: how many to keep because a stop string is complete, or None.
 StopRule = Callable[[int, list[int]], int | None]
 
 
-def _rounded(length: int) -> int:
-    """The next power of two."""
-    return max(_SMALLEST, 1 << (length - 1).bit_length())
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def pass_sizes(strategy: Strategy, batch: int) -> tuple[PassSize, ...]:
+    """Sizes of expert passes, smallest first.
+
+    Weights are read once a pass, however many tokens it reads; what a token costs beyond that is little on a TPU or GPU
+    and a twentieth of a pass on a CPU. So the smallest that holds what is unread is taken of a few.
+    """
+    if strategy.calls != "deferred":
+        return (PassSize(batch, 1),)  # an expert that reads every token has one to read
+    first = PassSize(2, 2) if batch == 1 else PassSize(batch, 1)
+    return (first, *(PassSize(times * max(batch, 4), 4 * times) for times in (2, 4, 8)))
 
 
 class Engine:
@@ -98,121 +113,188 @@ class Engine:
         base_graph, base_state = nnx.split(base.unstacked())
         split = [nnx.split(expert.unstacked()) for expert in experts]
         gate_graph, gate_state = (None, None) if gate is None else nnx.split(gate)
-        self._configs = [decoder.config for decoder in (base, *experts)]
-        self._dtypes = [decoder.dtype for decoder in (base, *experts)]
+        spreads = [batch_sharding_of(decoder) for decoder in (base, *experts)]
+        meshes = [None if spread is None else spread.mesh for spread in spreads]
+        self._kinds = [(d.config, d.dtype, mesh) for d, mesh in zip((base, *experts), meshes)]
         self._graphs = Graphs(base_graph, tuple(graph for graph, _ in split), gate_graph)
         self._models = Models(base_state, tuple(state for _, state in split), gate_state, jnp.asarray(allowed))
         self._eos_ids, self._context = eos_ids, context
-        spreads = [batch_sharding_of(decoder) for decoder in (base, *experts)]
-        self._meshes = [None if spread is None or spread.mesh.size == 1 else spread.mesh for spread in spreads]
         self.expert_passes = np.zeros(len(experts), np.int64)  # since the engine was made
+        self.base_steps = 0  # likewise, over whole batches
+
+    def loop_config(self, options: Options, batch: int) -> LoopConfig:
+        """What a run of `batch` slots compiles."""
+        sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(s)) for s in (self._models.base, *self._models.experts)]
+        parking = options.parking or Parking(batch, round(max(sizes[1:], default=0) / sizes[0]))
+        correction = options.correction if options.strategy.corrects else None
+        shape = pass_sizes(options.strategy, batch)
+        return LoopConfig(options.strategy, options.sampling, parking, shape, self._eos_ids, TURNS, correction)
 
     def run(
         self, requests: Sequence[Request], options: Options, stop: StopRule | None = None
     ) -> Iterator[tuple[int, Answer]]:
-        """Yields (number of the request, answer), batch by batch; requests of like length share a batch."""
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
-        rows = 1 << (min(len(order), options.batch_size) - 1).bit_length()
-        for first in range(0, len(order), options.batch_size):
-            numbers = order[first : first + options.batch_size]
-            yield from zip(numbers, self._run_batch([requests[i] for i in numbers], numbers, rows, options, stop))
+        """Yields (number of the request, answer) as answers are finished."""
+        return self._serve(requests, options, stop)
 
-    def _run_batch(self, batch, numbers, rows: int, options: Options, stop: StopRule | None) -> list[Answer]:
-        loop = LoopConfig(options.strategy, options.sampling, options.schedule, options.warmup, self._eos_ids, STEPS)
-        fixed, state = self._begin(batch, rows, options)
-        if options.strategy.reads_base:
-            longest = max(len(request.prompt) for request in batch)
-            size = min(_rounded(longest), state.tokens.shape[1])
-            state = prefill_base(self._graphs.base, self._models.base, state, size)
-        kept: dict[int, int] = {}
-        while True:
-            state = run_steps(self._graphs, loop, self._models, fixed, state)
-            if stop is not None:
-                state = self._stop(state, batch, numbers, stop, kept)
-            finish, waits = np.asarray(state.finish), np.asarray(state.waits)
-            if not (finish == UNFINISHED).any():
-                break
-            for expert in range(waits.shape[1]):
-                while waits[:, expert].any():
-                    behind = np.asarray(state.lengths - state.expert_caches[expert].lengths)[waits[:, expert]].max()
-                    size = next((size for size in CATCH_UP if size >= behind), CATCH_UP[-1])
-                    model = self._models.experts[expert]
-                    state = catch_up(self._graphs.experts[expert], model, state, expert, size)
-                    waits = np.asarray(state.waits)
-        self.expert_passes += np.asarray(state.expert_passes)
-        host = jax.tree.map(np.asarray, replace(state, base_cache=KVCache((), (), state.lengths), expert_caches=()))
-        return [self._answer(host, b, request, kept.get(b)) for b, request in enumerate(batch)]
+    def stream(self, request: Request, options: Options, stop: StopRule | None = None) -> Iterator[Answer]:
+        """Yields the answer as it grows, after every step of the base; the last one says why it ended.
 
-    def _begin(self, batch: Sequence[Request], rows: int, options: Options) -> tuple[Requests, State]:
-        """A batch before its first step, filled up to `rows` with finished ones.
-
-        Rows and sizes come in powers of two, so that few programs have to be compiled.
+        What a strategy may still take back, and nothing else, is held back.
         """
-        count = len(batch)
-        prompts = np.array([len(request.prompt) for request in batch] + [1] * (rows - count), np.int32)
-        new = np.array([request.max_new_tokens for request in batch] + [0] * (rows - count), np.int32)
-        limits = np.minimum(prompts + new, self._context)
-        size = _rounded(int(limits.max()))
-        tokens = np.zeros((rows, size), np.int32)
-        for b, request in enumerate(batch):
-            tokens[b, : len(request.prompt)] = request.prompt
-        thresholds = [request.threshold for request in batch] + [1.0] * (rows - count)
-        root = jax.random.key(options.seed)
-        keys = [jax.random.fold_in(root, request.key) for request in batch] + [root] * (rows - count)
-        experts = len(self._graphs.experts)
+        return (answer for _, answer in self._serve([request], options, stop, grows=True))
 
-        def empty(model: int, size: int) -> KVCache:
-            return KVCache.empty(self._configs[model], rows, size, self._dtypes[model], self._meshes[model])
+    def _serve(
+        self, requests: Sequence[Request], options: Options, stop: StopRule | None, grows: bool = False
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yields answers when they are finished, or where one `grows`, as far as it has come after every step."""
+        if not requests:
+            return
+        queue = deque(sorted(range(len(requests)), key=lambda i: self._limit(requests[i])))  # slots only grow
+        batch = _power_of_two(min(len(queue), options.batch_size))
+        team = _Running(self, options, batch)
+        while queue or team.numbers:
+            team.refill(queue, requests)
+            team.advance(1 if grows else TURNS)
+            for slot, number in list(team.numbers.items()):
+                if not grows and stop is None and team.host.finish[slot] == UNFINISHED:
+                    continue
+                answer = team.answer(slot, requests[number], lambda tokens, n=number: stop and stop(n, tokens))
+                if answer.finish_reason is not None:
+                    team.release(slot)
+                if grows or answer.finish_reason is not None:
+                    yield number, answer
+        self.expert_passes += team.passes
+        self.base_steps += int(team.state.steps)
 
-        state = State(
-            tokens=jnp.asarray(tokens),
-            lengths=jnp.asarray(prompts),
-            finish=jnp.array([UNFINISHED] * count + [LENGTH] * (rows - count), jnp.int32),
-            waits=jnp.zeros((rows, experts), bool),
-            sources=jnp.zeros((rows, size), jnp.int32),
-            p_defer=jnp.zeros((rows, size), jnp.float32),
-            threshold=jnp.zeros((rows, size), jnp.float32),
-            calls=jnp.zeros((rows, size), jnp.int32),
-            expert_passes=jnp.zeros((experts,), jnp.int32),
-            base_cache=empty(0, size + 1),
-            expert_caches=tuple(empty(m + 1, size + EXPERT_ROOM) for m in range(experts)),
+    def _limit(self, request: Request) -> int:
+        """The length at which a text ends."""
+        return min(len(request.prompt) + request.max_new_tokens, self._context)
+
+
+class _Running:
+    """A batch while it runs: its state, and which request is in which slot."""
+
+    def __init__(self, engine: Engine, options: Options, batch: int):
+        self._engine, self._options = engine, options
+        self._loop = engine.loop_config(options, batch)
+        models, graphs, kinds = engine._models, engine._graphs, engine._kinds
+        if options.strategy.calls == "never":
+            models = Models(models.base, (), models.gate, models.allowed)
+            graphs, kinds = Graphs(graphs.base, (), graphs.gate), kinds[:1]
+        self._models, self._graphs = models, graphs
+        self._size = _SMALLEST
+        self._root = jax.random.key(options.seed)
+        self.state = empty_state(self._loop, kinds, models.allowed.shape[0], batch, self._size)
+        self.host: State = self.state  # what of the state the host looks at, as of the last scan
+        self.numbers: dict[int, int] = {}  # slot -> request
+        self._read_apart = np.zeros(len(engine._models.experts), np.int64)
+
+    @property
+    def passes(self) -> np.ndarray:
+        """[M] passes of each expert so far."""
+        inside = np.zeros_like(self._read_apart)
+        inside[: len(self._models.experts)] = np.asarray(self.state.passes)
+        return inside + self._read_apart
+
+    def refill(self, queue: deque[int], requests: Sequence[Request]) -> None:
+        """Puts requests into empty slots; the base reads their prompts, all but the last token."""
+        empty = [slot for slot in range(len(self.state.lengths)) if slot not in self.numbers]
+        filled = []
+        for slot in empty[: len(queue)]:
+            number = queue.popleft()
+            self._insert(slot, requests[number])
+            self.numbers[slot] = number
+            filled.append(slot)
+        if filled and self._options.strategy.reads_base:
+            self._read(0, filled)
+
+    def _insert(self, slot: int, request: Request) -> None:
+        limit = self._engine._limit(request)
+        size = max(_SMALLEST, _power_of_two(limit))
+        if size > self._size:
+            self.state, self._size = longer(self.state, size - self._size), size
+        tokens = np.zeros(self._size, np.int32)
+        tokens[: len(request.prompt)] = request.prompt
+        own = Requests(
+            prompt_lengths=jnp.int32(len(request.prompt)),
+            limits=jnp.int32(limit),
+            thresholds=jnp.float32(request.threshold),
+            schedules=jnp.int32(request.schedule),
+            warmups=jnp.int32(request.warmup),
+            rates=jnp.float32(self._options.rate),
+            keys=jax.random.fold_in(jax.random.fold_in(self._root, request.key), request.sample),
         )
-        fixed = Requests(
-            prompt_lengths=jnp.asarray(prompts),
-            limits=jnp.asarray(limits),
-            thresholds=jnp.array(thresholds, jnp.float32),
-            rates=jnp.full((rows,), options.rate, jnp.float32),
-            keys=jnp.stack(keys),
-        )
-        return fixed, state
+        self.state = insert(self.state, jnp.int32(slot), jnp.asarray(tokens), own)
 
-    def _stop(self, state: State, batch, numbers, stop: StopRule, kept: dict[int, int]) -> State:
-        tokens, lengths = np.asarray(state.tokens), np.asarray(state.lengths)
-        for b, request in enumerate(batch):
-            if b not in kept:
-                keep = stop(numbers[b], tokens[b, len(request.prompt) : lengths[b]].tolist())
-                if keep is not None:
-                    kept[b] = keep
-        ended = np.isin(np.arange(len(lengths)), list(kept))
-        return replace(
-            state,
-            finish=jnp.where(ended, LENGTH, state.finish),
-            waits=jnp.where(ended[:, None], False, state.waits),
-        )
+    def advance(self, steps: int) -> None:
+        """One scan, and what experts have to read before the next."""
+        self.state = run_turns(self._graphs, self._loop, self._models, self.state, jnp.int32(steps))
+        if self._models.experts:
+            asked = np.asarray(distant(self.state, self._loop.reach))
+            for expert in range(asked.shape[1]):
+                if asked[:, expert].any():
+                    self._read(expert + 1, np.flatnonzero(asked[:, expert]).tolist())
+        heavy = {"caches": (), "requests": None, "asking": None}
+        self.host = jax.device_get(replace(self.state, **heavy))
 
-    @staticmethod
-    def _answer(state: State, b: int, request: Request, kept: int | None) -> Answer:
-        start, end = len(request.prompt), int(state.lengths[b])
-        reason = {EOS: "eos", LENGTH: "length"}[int(state.finish[b])]
+    def _read(self, model: int, slots: Sequence[int]) -> None:
+        """A model (0 the base) reads the texts in some slots, all but the last token, in as few passes as may be."""
+        weights = [self._models.base, *self._models.experts][model]
+        graph = [self._graphs.base, *self._graphs.experts][model]
+        ends = np.asarray(self.state.lengths) - 1
+        done = np.array(self.state.caches[model].lengths)
+        left = [slot for slot in slots if done[slot] < ends[slot]]
+        while left:
+            group, size = _group(left, done, ends, self._size + ROOM)
+            rows = np.array(group + group[-1:] * (_power_of_two(len(group)) - len(group)))
+            fresh = not done[group].any()
+            self.state = read_ahead(graph, weights, self.state, jnp.asarray(rows), model, size, fresh)
+            done[group] = np.minimum(done[group] + size, ends[group])
+            left = [slot for slot in left if done[slot] < ends[slot]]
+            if model:
+                self._read_apart[model - 1] += 1
+
+    def answer(self, slot: int, request: Request, stop: Callable[[list[int]], int | None]) -> Answer:
+        """What the text in a slot has become so far."""
+        state, start, end = self.host, len(request.prompt), int(self.host.lengths[slot])
+        reason = {UNFINISHED: None, EOS: "eos", LENGTH: "length"}[int(state.finish[slot])]
         decided = end + (reason == "eos")
+        if reason is None and state.watch is not None and state.watch.place[slot] >= 0:
+            end = min(end, int(state.watch.place[slot]))
+        tokens = state.tokens[slot, start:end].tolist()
+        kept = stop(tokens)
         if kept is not None:
             reason, end = "stop", start + kept
             decided = end
         return Answer(
-            tokens=state.tokens[b, start:end].tolist(),
-            sources=state.sources[b, start:end].tolist(),
-            p_defer=[float(p) for p in state.p_defer[b, start:end]],
-            threshold=[float(eta) for eta in state.threshold[b, start:end]],
+            tokens=tokens[: end - start],
+            sources=state.sources[slot, start:end].tolist(),
+            p_defer=[float(p) for p in state.p_defer[slot, start:end]],
+            threshold=[float(eta) for eta in state.threshold[slot, start:end]],
             finish_reason=reason,
-            expert_calls=int(state.calls[b, start:decided].sum()),
+            expert_calls=int(state.calls[slot, start:decided].sum()),
         )
+
+    def release(self, slot: int) -> None:
+        """Empties a slot."""
+        del self.numbers[slot]
+        self.state = clear(self.state, jnp.int32(slot))
+
+
+def _group(slots: Sequence[int], done: np.ndarray, ends: np.ndarray, room: int) -> tuple[list[int], int]:
+    """Slots whose texts one pass can read, and its size.
+
+    Args:
+      slots: those that have something to read.
+      done: [B] tokens read of each text.
+      ends: [B] tokens to be read of each.
+      room: positions of the cache; a pass stores its whole size.
+    """
+
+    def shape(slot: int) -> tuple[int, bool]:
+        sizes = [size for size in READ if done[slot] + size <= room]
+        enough = [size for size in sizes if size >= ends[slot] - done[slot]]
+        return (enough or sizes[-1:])[0], done[slot] == 0
+
+    size, fresh = shape(slots[0])
+    return [slot for slot in slots if shape(slot) == (size, fresh)][: max(1, AT_ONCE // size)], size

@@ -1,14 +1,15 @@
-"""The collaborative decoding loop: one jitted `lax.scan` over steps that holds all models (DESIGN section 4).
+"""The collaborative decoding loop: one jitted `lax.scan` over turns that holds all models (DESIGN section 4).
 
-In a step the base reads each sequence's last token and the gate decides. Inside `lax.cond`, only when some sequence
-calls it, an expert reads in one multi-token pass every token it has not seen. Reading never changes a cache; the new
-rows are written after the cond, so that no branch returns a cache and none is copied.
+In a turn the base writes token after token until experts are wanted: until enough texts wait for one (`Parking`), or
+the budget of steps is spent. Then, inside `lax.cond`, each expert that is called reads in one pass all that it has not
+read of the texts that wait, and their next tokens are decided.
 
-A sequence whose expert is further behind than a chunk is *parked*: it writes nothing more in this scan, and the engine
-lets the expert catch up between two scans.
+Reading never changes a cache: the new rows are written behind the cond, so that no branch returns a cache and none is
+copied. A text of which an expert has more to read than a pass inside the loop can (`distant`) waits for the host, which
+lets the expert read between two scans (`colm_jax.decoding.slots`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -16,88 +17,155 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from colm_jax.decoding.sampling import Sampling, take
+from colm_jax.decoding.correction import judge, propose, writer_of
+from colm_jax.decoding.sampling import take
 from colm_jax.decoding.schedule import threshold_at
-from colm_jax.decoding.strategies import Step, Strategy, called
-from colm_jax.models.cache import KVCache, no_rows
+from colm_jax.decoding.state import (
+    EOS,
+    LENGTH,
+    UNFINISHED,
+    Graphs,
+    LoopConfig,
+    Models,
+    PassSize,
+    State,
+    distant,
+    unread,
+    waiting,
+)
+from colm_jax.decoding.strategies import Step, called
+from colm_jax.models.cache import BLOCK, KVCache, Rows, no_rows
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import p_defer
-
-CHUNK = 16  # tokens an expert reads in one pass inside the loop
-
-UNFINISHED, EOS, LENGTH = 0, 1, 2  # why a sequence stopped
+from colm_jax.models.ragged import Ragged
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """What is compiled into the loop."""
+@partial(jax.jit, static_argnames=("graphs", "config"), donate_argnames="state")
+def run_turns(graphs: Graphs, config: LoopConfig, models: Models, state: State, steps: Int[Array, ""]) -> State:
+    """`config.turns` turns, and at most `steps` steps of the base."""
+    until = state.steps + steps
 
-    strategy: Strategy
-    sampling: Sampling
-    schedule: str
-    warmup: int  # tokens over which the threshold warms up
-    eos_ids: tuple[int, ...]
-    steps: int  # of one scan
+    def turn(state: State, _) -> tuple[State, None]:
+        state = _write(graphs, config, models, state, until)
+        return _ask(graphs, config, models, state), None
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Models:
-    """The team's weights and what goes with them."""
-
-    base: nnx.State
-    experts: tuple[nnx.State, ...]
-    gate: nnx.State | None
-    allowed: Bool[Array, "V"]  # the shared vocabulary
+    return jax.lax.scan(turn, state, length=config.turns)[0]
 
 
-@dataclass(frozen=True)
-class Graphs:
-    """The static halves of the modules in `Models`."""
-
-    base: nnx.GraphDef
-    experts: tuple[nnx.GraphDef, ...]
-    gate: nnx.GraphDef | None
+def _able(state: State) -> Bool[Array, "B"]:
+    """Texts that can go on without an expert."""
+    return (state.finish == UNFINISHED) & ~waiting(state)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Requests:
-    """What does not change while a batch decodes."""
-
-    prompt_lengths: Int[Array, "B"]
-    limits: Int[Array, "B"]  # text length at which a sequence ends
-    thresholds: Float[Array, "B"]
-    rates: Float[Array, "B"]  # of strategy `random`
-    keys: Array  # [B] PRNG keys
+def _near(config: LoopConfig, state: State) -> Bool[Array, "B"]:
+    """Texts that wait for experts which can answer in this scan."""
+    return waiting(state) & ~jnp.any(distant(state, config.reach), axis=1)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class State:
-    """A batch in the middle of decoding. Entry t of a [B, S] array is about the token at position t of the text."""
+def _write(graphs: Graphs, config: LoopConfig, models: Models, state: State, until) -> State:
+    """The base writes on, step by step, until experts are wanted."""
 
-    tokens: Int[Array, "B S"]  # prompt, then what was written
-    lengths: Int[Array, "B"]  # text so far
-    finish: Int[Array, "B"]  # UNFINISHED, EOS or LENGTH
-    waits: Bool[Array, "B M"]  # parked until these experts have caught up
-    sources: Int[Array, "B S"]
-    p_defer: Float[Array, "B S"]
-    threshold: Float[Array, "B S"]
-    calls: Int[Array, "B S"]  # experts called to decide this token (an end of text, which is not written, included)
-    expert_passes: Int[Array, "M"]  # passes of each expert over the batch
-    base_cache: KVCache
-    expert_caches: tuple[KVCache, ...]
+    def goes_on(state: State) -> Bool[Array, ""]:
+        near, waited = _near(config, state), state.asking.waited
+        wanted = config.parking.over(near, waited) | config.parking.over(waiting(state) & ~near, waited)
+        return jnp.any(_able(state)) & (state.steps < until) & ~wanted
+
+    return jax.lax.while_loop(goes_on, lambda state: _step(graphs, config, models, state), state)
 
 
-def last_hidden(hidden: Float[Array, "B T D"], count: Int[Array, "B"]) -> Float[Array, "B D"]:
-    """The state at the last of `count` valid positions."""
-    return jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
+def _step(graphs: Graphs, config: LoopConfig, models: Models, state: State) -> State:
+    """The base reads the last token of every text that does not wait; whoever needs no expert writes."""
+    able, asking = _able(state), state.asking
+    caches, base_logits, gate_logits = state.caches, asking.base, asking.gate
+    if config.strategy.reads_base:
+        base = nnx.merge(graphs.base, models.base)
+        hidden, rows = base(_window(state.tokens, caches[0].lengths, 1), caches[0])
+        caches = (caches[0].write(rows, able.astype(jnp.int32)), *caches[1:])
+        base_logits = jnp.where(able[:, None], base.logits(hidden[:, 0], models.allowed), base_logits)
+        if config.strategy.needs_gate and graphs.gate is not None:
+            gate_logits = jnp.where(able[:, None], nnx.merge(graphs.gate, models.gate)(hidden[:, 0]), gate_logits)
+    asking = replace(asking, base=base_logits, gate=gate_logits)
+    state = replace(state, caches=caches, asking=asking, steps=state.steps + 1)
+    deferred = _deferred(config, state)
+    asked = [able & called(config.strategy, gate_logits, deferred, m) for m in range(len(models.experts))]
+    experts = asking.experts
+    for m, asks in enumerate(asked):
+        experts = experts.at[:, m].set(experts[:, m] | asks)
+    waited = jnp.where(waiting(state), asking.waited + 1, 0)
+    state = replace(state, asking=replace(asking, experts=experts, waited=waited))
+    return _decide(config, state, able & ~waiting(state))
 
 
-def unread(state: State, expert: int) -> Int[Array, "B"]:
-    """How many tokens of each text an expert has not read."""
-    return state.lengths - state.expert_caches[expert].lengths
+def _ask(graphs: Graphs, config: LoopConfig, models: Models, state: State) -> State:
+    """Experts read for those that wait, if they have waited enough; whoever has all answers writes."""
+    before, near = waiting(state), _near(config, state)
+    now = config.parking.over(near, state.asking.waited) | ~jnp.any(_able(state))
+    experts, answers, caches = state.asking.experts, list(state.asking.answers), list(state.caches)
+    passes = state.passes
+    for m, (graph, weights) in enumerate(zip(graphs.experts, models.experts)):
+        decoder = nnx.merge(graph, weights)
+        asks = near & experts[:, m] & now
+        logits, rows, ragged, heard = _listen(config, decoder, models.allowed, state, m, asks)
+        caches[m + 1] = caches[m + 1].write_line(rows, ragged)
+        answers[m] = jnp.where(heard[:, None], logits, answers[m])
+        experts = experts.at[:, m].set(experts[:, m] & ~heard)
+        passes = passes.at[m].add(jnp.any(asks).astype(jnp.int32))
+    asking = replace(state.asking, experts=experts, answers=tuple(answers))
+    state = replace(state, asking=asking, caches=tuple(caches), passes=passes)
+    return _decide(config, state, before & ~waiting(state))
+
+
+def _listen(
+    config: LoopConfig, decoder: Decoder, allowed: Bool[Array, "V"], state: State, expert: int, asks: Bool[Array, "B"]
+) -> tuple[Float[Array, "B V"], Rows, Ragged, Bool[Array, "B"]]:
+    """One pass of an expert, if some text asks: in the smallest size that holds what it has to read.
+
+    Room that is left is given to texts that do not ask and of which it has read something before: reading is free there
+    and need not be done later. Their last token is left for the call that wants to know what follows it.
+
+    Returns:
+      Logits behind each text, the rows to store, where they belong, and for which texts the logits count.
+    """
+    cache, largest = state.caches[expert + 1], config.sizes[-1]
+    left = unread(state, expert + 1)
+    wanted = jnp.where(asks, left, 0)
+    room = jnp.array([size.tokens for size in config.sizes])
+    chunks = jnp.array([size.chunk for size in config.sizes])
+    fits = (jnp.sum(wanted) <= room) & (jnp.max(wanted) <= chunks)
+    which = jnp.where(jnp.any(fits), jnp.argmax(fits), len(config.sizes) - 1)
+    counts = _shares(wanted, room[which])
+    others = jnp.where(~asks & (state.finish == UNFINISHED) & (cache.lengths > 0), jnp.maximum(left - 1, 0), 0)
+    others = jnp.where(left - 1 <= chunks[which], others, 0)
+    counts += jnp.where(jnp.any(asks), _shares(others, room[which] - jnp.sum(counts)), 0)
+    line = largest.tokens + BLOCK
+
+    def read(size: PassSize):
+        ragged = Ragged.of(counts, size.tokens, size.chunk)
+        tokens = state.tokens[ragged.text, jnp.minimum(cache.lengths[ragged.text] + ragged.offset, _last(state))]
+        hidden, rows = decoder(tokens[None], cache, ragged=ragged)
+        return decoder.logits(ragged.last(hidden), allowed), jax.tree.map(partial(_lengthened, size=line), rows)
+
+    def rest():
+        nothing = no_rows(decoder.config, 1, line, decoder.dtype)
+        return jnp.zeros((counts.shape[0], allowed.shape[0]), jnp.float32), nothing
+
+    branches = [partial(read, size) for size in config.sizes]
+    logits, rows = jax.lax.cond(jnp.any(asks), lambda: jax.lax.switch(which, branches), rest)
+    return logits, rows, Ragged.of(counts, largest.tokens, largest.chunk), asks & (counts == left)
+
+
+def _shares(wanted: Int[Array, "B"], room: Int[Array, ""]) -> Int[Array, "B"]:
+    """How much of what each text wants it gets, in order, until the room is full."""
+    before = jnp.cumsum(wanted) - wanted
+    return jnp.clip(room - before, 0, wanted)
+
+
+def _lengthened(rows: Float[Array, "1 K N h"], size: int) -> Float[Array, "1 K W h"]:
+    return jnp.pad(rows, ((0, 0), (0, 0), (0, size - rows.shape[2]), (0, 0)))
+
+
+def _last(state: State) -> int:
+    return state.tokens.shape[1] - 1
 
 
 def _window(tokens: Int[Array, "B S"], start: Int[Array, "B"], size: int) -> Int[Array, "B C"]:
@@ -105,140 +173,85 @@ def _window(tokens: Int[Array, "B S"], start: Int[Array, "B"], size: int) -> Int
     return jnp.take_along_axis(tokens, positions, axis=1)
 
 
-def expert_pass(decoder: Decoder, state: State, expert: int, asks: Bool[Array, "B"], size: int, allowed):
-    """One pass of an expert over the next tokens it has not read, for the sequences that ask.
-
-    Returns:
-      Logits behind the last token read [B, V], the rows to write, and how many tokens each sequence read.
-    """
-    cache = state.expert_caches[expert]
-    count = jnp.where(asks, jnp.minimum(unread(state, expert), size), 0)
-    hidden, rows = decoder(_window(state.tokens, cache.lengths, size), cache)
-    return decoder.logits(last_hidden(hidden, count), allowed), rows, count
+def _written(state: State) -> Int[Array, "B"]:
+    return state.lengths - state.requests.prompt_lengths
 
 
-def _step(graphs: Graphs, config: LoopConfig, models: Models, requests: Requests, state: State) -> State:
-    strategy, batch, vocabulary = config.strategy, state.lengths.shape[0], models.allowed.shape[0]
-    rows_of = jnp.arange(batch)
-    active = (state.finish == UNFINISHED) & ~jnp.any(state.waits, axis=1)
-    written = state.lengths - requests.prompt_lengths
-    keys = jax.vmap(jax.random.fold_in)(requests.keys, written)
+def _keys(state: State) -> Array:
+    return jax.vmap(jax.random.fold_in)(state.requests.keys, _written(state))
 
-    # The base reads its last token.
-    base = nnx.merge(graphs.base, models.base)
-    base_cache, gate_logits = state.base_cache, jnp.zeros((batch, max(1, len(models.experts))), jnp.float32)
-    base_logits = jnp.zeros((batch, vocabulary), jnp.float32)
-    if strategy.reads_base:
 
-        def read_base():
-            hidden, rows = base(_window(state.tokens, base_cache.lengths, 1), base_cache)
-            return hidden[:, 0], rows
+def _threshold(state: State) -> Float[Array, "B"]:
+    requests = state.requests
+    return threshold_at(_written(state), requests.thresholds, requests.schedules, requests.warmups)
 
-        def skip_base():
-            nothing = no_rows(base.config, batch, 1, base.dtype)
-            return jnp.zeros((batch, base.config.width), base.dtype), nothing
 
-        hidden, rows = jax.lax.cond(jnp.any(active), read_base, skip_base)
-        base_cache = base_cache.write(rows, active.astype(jnp.int32))
-        base_logits = base.logits(hidden, models.allowed)
-        if strategy.needs_gate and graphs.gate is not None:
-            gate_logits = nnx.merge(graphs.gate, models.gate)(hidden)
+def _deferred(config: LoopConfig, state: State) -> Bool[Array, "B"]:
+    """Whether each text's next token is deferred."""
+    if config.strategy.name == "random":
+        coins = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(_keys(state))
+        return coins < state.requests.rates
+    return p_defer(state.asking.gate) > _threshold(state)
 
-    # Who is called.
-    eta = threshold_at(written, requests.thresholds, config.schedule, config.warmup)
-    p = p_defer(gate_logits)
-    if strategy.name == "random":
-        coins = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(keys)
-        deferred = coins < requests.rates
-    else:
-        deferred = p > eta
 
-    # Experts that are called read what they have not seen; one further behind than a chunk parks its callers.
-    expert_logits, caches, passes = [], [], []
-    asked = [active & called(strategy, gate_logits, deferred, m) for m in range(len(models.experts))]
-    waits, calls = state.waits, jnp.zeros(batch, jnp.int32)
-    for m, asks in enumerate(asked):
-        waits = waits.at[:, m].set(waits[:, m] | (asks & (unread(state, m) > CHUNK)))
-    ready = active & ~jnp.any(waits, axis=1)
-    for m in range(len(models.experts)):
-        decoder, cache = nnx.merge(graphs.experts[m], models.experts[m]), state.expert_caches[m]
-        asks = asked[m] & ready
-
-        def call(decoder=decoder, m=m, ready=ready):
-            return expert_pass(decoder, state, m, ready & (unread(state, m) <= CHUNK), CHUNK, models.allowed)
-
-        def rest(decoder=decoder):
-            nothing = no_rows(decoder.config, batch, CHUNK, decoder.dtype)
-            return jnp.zeros((batch, models.allowed.shape[0]), jnp.float32), nothing, jnp.zeros(batch, jnp.int32)
-
-        logits, rows, count = jax.lax.cond(jnp.any(asks), call, rest)
-        caches.append(cache.write(rows, count))
-        expert_logits.append(logits)
-        passes.append(jnp.any(asks).astype(jnp.int32))
-        calls = calls + asks
-
-    # A parked sequence has not moved: its base will read the same token again.
-    if strategy.reads_base:
-        base_cache = replace(base_cache, lengths=state.base_cache.lengths + ready)
-
-    weights, source = strategy.choose(Step(base_logits, tuple(expert_logits), gate_logits, deferred))
+def _decide(config: LoopConfig, state: State, ready: Bool[Array, "B"]) -> State:
+    """Takes the next token of every text that is ready, by the strategy."""
+    strategy, asking, end = config.strategy, state.asking, state.tokens.shape[1]
+    deferred, keys, place = _deferred(config, state), _keys(state), state.lengths
+    step = Step(asking.base, asking.answers, asking.gate, deferred)
+    weights, source = strategy.choose(step)
+    watch, ahead = state.watch, strategy.name == "lookahead"
+    if watch is not None:
+        proposal, watch = propose(config.correction, ahead, step, weights, source, watch, place, ready)
+        weights = proposal.weights
     token = take(weights, keys, config.sampling)
+    if watch is not None:
+        source = writer_of(config.correction, proposal, token, watch, place)
     ended = ready & jnp.isin(token, jnp.array(config.eos_ids, jnp.int32))
     writes = ready & ~ended
-    place = jnp.where(writes, state.lengths, state.tokens.shape[1])  # beyond the end: dropped
     lengths = state.lengths + writes
+    finish = jnp.where(ended, EOS, jnp.where(writes & (lengths >= state.requests.limits), LENGTH, state.finish))
+    rows = jnp.arange(place.shape[0])
+    experts = range(len(asking.answers))
+    calls = sum((called(strategy, asking.gate, deferred, m).astype(jnp.int32) for m in experts), jnp.zeros_like(place))
 
-    def put(array, value):
-        return array.at[rows_of, place].set(value, mode="drop")
+    def put(array, value, where):
+        return array.at[rows, jnp.where(where, place, end)].set(value, mode="drop")  # at the end: nowhere
 
-    decided = jnp.where(ready, state.lengths, state.tokens.shape[1])
-    finish = jnp.where(ended, EOS, jnp.where(writes & (lengths >= requests.limits), LENGTH, state.finish))
-    return State(
-        tokens=put(state.tokens, token),
+    state = replace(
+        state,
+        tokens=put(state.tokens, token, writes),
         lengths=lengths,
         finish=finish,
-        waits=waits,
-        sources=put(state.sources, source.astype(jnp.int32)),
-        p_defer=put(state.p_defer, p),
-        threshold=put(state.threshold, eta),
-        calls=state.calls.at[rows_of, decided].set(calls, mode="drop"),
-        expert_passes=state.expert_passes + jnp.array(passes, jnp.int32) if passes else state.expert_passes,
-        base_cache=base_cache,
-        expert_caches=tuple(caches),
+        sources=put(state.sources, source.astype(jnp.int32), writes),
+        p_defer=put(state.p_defer, p_defer(asking.gate), writes),
+        threshold=put(state.threshold, _threshold(state), writes),
+        calls=state.calls.at[rows, jnp.where(ready, place, end)].add(calls, mode="drop"),
+        watch=watch,
     )
+    if watch is None:
+        return state
+    ends = ready & (finish != UNFINISHED)
+    watch, back = judge(config.correction, ahead, proposal, watch, place, token, source, ready, ends)
+    return _go_back(replace(state, watch=watch), back)
 
 
-@partial(jax.jit, static_argnames=("graphs", "config"), donate_argnames="state")
-def run_steps(graphs: Graphs, config: LoopConfig, models: Models, requests: Requests, state: State) -> State:
-    """`config.steps` steps of the loop."""
+def _go_back(state: State, back: Bool[Array, "B"]) -> State:
+    """Puts texts back to the place on trial: their next token is to be written anew."""
+    assert state.watch is not None
+    place = state.watch.place
+    behind = back[:, None] & (jnp.arange(state.tokens.shape[1]) > place[:, None])
+    spent = jnp.sum(jnp.where(behind, state.calls, 0), axis=1)
+    calls = jnp.where(behind, 0, state.calls)
+    calls = calls.at[jnp.arange(place.shape[0]), jnp.where(back, place, state.tokens.shape[1])].add(spent, mode="drop")
 
-    def body(state, _):
-        return _step(graphs, config, models, requests, state), None
+    def forget(cache: KVCache) -> KVCache:
+        return replace(cache, lengths=jnp.where(back, jnp.minimum(cache.lengths, place - 1), cache.lengths))
 
-    return jax.lax.scan(body, state, length=config.steps)[0]
-
-
-@partial(jax.jit, static_argnames=("graph", "size"), donate_argnames="state")
-def prefill_base(graph, model: nnx.State, state: State, size: int) -> State:
-    """The base reads each prompt but its last token, which the loop's first step reads. `size` ≥ longest prompt."""
-    decoder = nnx.merge(graph, model)
-    _, rows = decoder(state.tokens[:, :size], state.base_cache)
-    return replace(state, base_cache=state.base_cache.write(rows, state.lengths - 1))
-
-
-@partial(jax.jit, static_argnames=("graph", "expert", "size"), donate_argnames="state")
-def catch_up(graph, model: nnx.State, state: State, expert: int, size: int) -> State:
-    """An expert reads up to `size` unseen tokens, all but the text's last, of every sequence that waits for it.
-
-    A sequence that then has only the last one left, which the loop reads, waits no more.
-    """
-    cache = state.expert_caches[expert]
-    behind = unread(state, expert) - 1
-    waiting = state.waits[:, expert]
-    count = jnp.where(waiting, jnp.clip(behind, 0, size), 0)
-    _, rows = nnx.merge(graph, model)(_window(state.tokens, cache.lengths, size), cache)
-    caches = list(state.expert_caches)
-    caches[expert] = cache.write(rows, count)
-    passes = state.expert_passes.at[expert].add(1)
-    waits = state.waits.at[:, expert].set(waiting & (behind > size))
-    return replace(state, expert_caches=tuple(caches), expert_passes=passes, waits=waits)
+    return replace(
+        state,
+        lengths=jnp.where(back, place, state.lengths),
+        finish=jnp.where(back, UNFINISHED, state.finish),
+        calls=calls,
+        caches=tuple(map(forget, state.caches)),
+    )

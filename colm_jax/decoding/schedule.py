@@ -10,17 +10,25 @@ from colm_jax.errors import UserError
 SCHEDULES = ("constant", "linear", "cosine", "exponential")
 
 
-def threshold_at(token: Int[Array, "B"], threshold: Float[Array, "B"], schedule: str, warmup: int) -> Float[Array, "B"]:
-    """η_t of the token-th written token (from 0); the final value from token `warmup` on."""
-    if schedule == "constant" or warmup == 0:
-        return threshold
-    done = token / warmup
-    eta = {
-        "linear": lambda: 1 + (threshold - 1) * done,
-        "cosine": lambda: threshold + (1 - threshold) / 2 * (jnp.cos(math.pi * done) + 1),
-        "exponential": lambda: threshold**done,
-    }[schedule]()
-    return jnp.where(token < warmup, eta, threshold)
+def threshold_at(
+    token: Int[Array, "B"], threshold: Float[Array, "B"], schedule: Int[Array, "B"], warmup: Int[Array, "B"]
+) -> Float[Array, "B"]:
+    """η_t of the token-th written token (from 0) of each text; the final value from token `warmup` on.
+
+    Args:
+      token: number of the token.
+      threshold: final value.
+      schedule: place of the text's schedule in SCHEDULES.
+      warmup: length of the schedule, in tokens.
+    """
+    done = token / jnp.maximum(warmup, 1)
+    values = [
+        threshold,
+        1 + (threshold - 1) * done,
+        threshold + (1 - threshold) / 2 * (jnp.cos(math.pi * done) + 1),
+        threshold**done,
+    ]
+    return jnp.where(token < warmup, jnp.choose(schedule, values, mode="clip"), threshold)
 
 
 def check_threshold(threshold: float) -> float:
@@ -32,3 +40,16 @@ def check_threshold(threshold: float) -> float:
     if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
         raise UserError(f"threshold must be a number from 0 to 1, got {threshold!r}")
     return float(threshold)
+
+
+def check_schedule(schedule: str, warmup: int) -> int:
+    """The schedule's place in SCHEDULES.
+
+    Raises:
+      UserError: no such schedule, or a length below 0.
+    """
+    if schedule not in SCHEDULES:
+        raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 0:
+        raise UserError(f"warmup must be a whole number of at least 0, got {warmup!r}")
+    return SCHEDULES.index(schedule)

@@ -42,6 +42,7 @@ class Strategy:
     calls: str = "deferred"  # when experts are called: "never", "deferred", "always"
     one_expert: bool = True  # of a deferred step only the most probable expert is called
     experts: tuple[int, int | None] = (1, None)  # fewest and most experts it can work with
+    corrects: bool = False  # takes tokens back (colm_jax.decoding.correction)
 
 
 def _writer(step: Step) -> Int[Array, "B"]:
@@ -120,6 +121,8 @@ STRATEGIES = {
     for strategy in (
         Strategy("defer", _defer, needs_gate=True),
         Strategy("compose", _compose, needs_gate=True, one_expert=False),
+        Strategy("backtrack", _defer, needs_gate=True, corrects=True),
+        Strategy("lookahead", _defer, needs_gate=True, corrects=True),
         Strategy("base", _base, needs_gate=False, calls="never", experts=(0, None)),
         Strategy("expert", _expert, needs_gate=False, calls="always", reads_base=False),
         Strategy("random", _defer, needs_gate=False, experts=(1, 1)),

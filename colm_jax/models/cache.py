@@ -13,9 +13,11 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from colm_jax.models.config import ModelConfig
+from colm_jax.models.ragged import Ragged
 from colm_jax.parallel import spec_of
 
 CACHE_AXES = ("slots", "kv_heads", "cache", "head_dim")
+BLOCK = 8  # rows that are stored at once, of several texts in one line
 
 
 @jax.tree_util.register_dataclass
@@ -58,23 +60,51 @@ class KVCache:
             lengths=jnp.zeros((batch,), jnp.int32),
         )
 
-    def write(self, rows: Rows, count: Int[Array, "B"]) -> "KVCache":
-        """Stores `rows` behind each sequence's length and lengthens it by `count` (0..T, the valid rows).
+    def write(self, rows: Rows, count: Int[Array, "N"], slots: Int[Array, "N"] | None = None) -> "KVCache":
+        """Stores `rows` behind the texts' lengths and lengthens them by `count` (0..T, the valid rows).
 
-        One slice update per sequence, in a loop: as a scatter (`vmap`) the same write costs several times a whole
-        step on CPU, and unrolled it is most of what there is to compile.
+        The rows are those of all texts in order, or of the texts in `slots`. One slice update per text, in a loop: as a
+        scatter (`vmap`) the same write costs several times a whole step on CPU, and unrolled it is most of what there
+        is to compile.
         """
+        slots = jnp.arange(self.lengths.shape[0]) if slots is None else slots
 
-        def put(buffer: Float[Array, "B K S h"], new: Float[Array, "B K T h"], b) -> Float[Array, "B K S h"]:
-            row = jax.lax.dynamic_slice_in_dim(new, b, 1).astype(buffer.dtype)
-            return jax.lax.dynamic_update_slice(buffer, row, (b, 0, self.lengths[b], 0))
+        def put_row(i, buffers):
+            def put(buffer: Float[Array, "B K S h"], new: Float[Array, "N K T h"]) -> Float[Array, "B K S h"]:
+                row = jax.lax.dynamic_slice_in_dim(new, i, 1).astype(buffer.dtype)
+                return jax.lax.dynamic_update_slice(buffer, row, (slots[i], 0, self.lengths[slots[i]], 0))
 
-        def put_row(b, buffers):
-            return tuple(tuple(put(x, y, b) for x, y in zip(*pair)) for pair in zip(buffers, (rows.keys, rows.values)))
+            return jax.tree.map(put, buffers, (rows.keys, rows.values))
 
-        batch = self.lengths.shape[0]
-        keys, values = jax.lax.fori_loop(0, batch, put_row, (self.keys, self.values))
-        return KVCache(keys, values, self.lengths + count)
+        keys, values = jax.lax.fori_loop(0, slots.shape[0], put_row, (self.keys, self.values))
+        return KVCache(keys, values, self.lengths.at[slots].set(self.lengths[slots] + count))
+
+    def write_line(self, rows: Rows, ragged: Ragged) -> "KVCache":
+        """Stores the rows of several texts in one line, in blocks of BLOCK behind each text's length.
+
+        No more blocks than hold tokens: where nothing was read, nothing is written. The line is BLOCK places longer
+        than its tokens, since a text's last block reaches beyond them.
+        """
+        blocks = -(-ragged.counts // BLOCK)
+        ends = jnp.cumsum(blocks)
+
+        def put_block(i, buffers):
+            b = jnp.sum(ends <= i)
+            offset = BLOCK * (i - ends[b] + blocks[b])
+            source, target = ragged.starts[b] + offset, self.lengths[b] + offset
+
+            def put(buffer: Float[Array, "B K S h"], new: Float[Array, "1 K N h"]) -> Float[Array, "B K S h"]:
+                block = jax.lax.dynamic_slice_in_dim(new, source, BLOCK, axis=2).astype(buffer.dtype)
+                return jax.lax.dynamic_update_slice(buffer, block, (b, 0, target, 0))
+
+            return jax.tree.map(put, buffers, (rows.keys, rows.values))
+
+        keys, values = jax.lax.fori_loop(0, ends[-1], put_block, (self.keys, self.values))
+        return KVCache(keys, values, self.lengths + ragged.counts)
+
+    def of(self, slots: Int[Array, "N"]) -> "KVCache":
+        """What was read of the texts in some slots."""
+        return jax.tree.map(lambda x: x[slots], self)
 
 
 def no_rows(config: ModelConfig, batch: int, time: int, dtype: jnp.dtype) -> Rows:

@@ -18,6 +18,7 @@ from colm_jax.models.cache import KVCache, Rows
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.feed_forward import FeedForward, MixtureFeedForward
 from colm_jax.models.layers import Linear, Maker, RMSNorm, precision_of
+from colm_jax.models.ragged import Ragged
 
 _NO_WINDOW = np.iinfo(np.int32).max
 
@@ -50,13 +51,15 @@ class Attention(nnx.Module):
             self.query_norm = RMSNorm(h, "head_dim", config.rms_eps, config.zero_centred_norm, make)
             self.key_norm = RMSNorm(h, "head_dim", config.rms_eps, config.zero_centred_norm, make)
 
-    def __call__(self, x: Float[Array, "B T D"], angles: Float[Array, "B T h2"], window, past, segments):
+    def __call__(self, x: Float[Array, "B T D"], angles: Float[Array, "B T h2"], window, past, segments, ragged):
         """Returns the output [B,T,D] and the new tokens' keys and values, each [B,K,T,h]."""
         query, key, value = self.query(x), self.key(x), self.value(x)
         if hasattr(self, "query_norm"):
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, angles), rotate(key, angles)
-        precision = precision_of(x.dtype)
+        rows = key.swapaxes(1, 2), value.swapaxes(1, 2)
+        if ragged is not None:
+            query, key, value = ragged.grid(query), ragged.grid(key), ragged.grid(value)
         mixed = attend(
             query,
             key,
@@ -66,9 +69,9 @@ class Attention(nnx.Module):
             softcap=self.softcap,
             window=window,
             segments=segments,
-            precision=precision,
+            precision=precision_of(x.dtype),
         )
-        return self.out(mixed), (key.swapaxes(1, 2), value.swapaxes(1, 2))
+        return self.out(mixed if ragged is None else ragged.line(mixed)), rows
 
 
 class Block(nnx.Module):
@@ -86,9 +89,11 @@ class Block(nnx.Module):
             self.attention_post_norm = norm()
             self.feed_forward_post_norm = norm()
 
-    def __call__(self, x: Float[Array, "B T D"], angles: Float[Array, "B T h2"], window=None, past=None, segments=None):
+    def __call__(
+        self, x: Float[Array, "B T D"], angles: Float[Array, "B T h2"], window=None, past=None, segments=None, ragged=None
+    ):
         """Returns the residual stream [B,T,D] and the new tokens' keys and values, each [B,K,T,h]."""
-        mixed, rows = self.attention(self.attention_norm(x), angles, window, past, segments)
+        mixed, rows = self.attention(self.attention_norm(x), angles, window, past, segments, ragged)
         x = x + (self.attention_post_norm(mixed) if hasattr(self, "attention_post_norm") else mixed)
         out = self.feed_forward(self.feed_forward_norm(x))
         return x + (self.feed_forward_post_norm(out) if hasattr(self, "feed_forward_post_norm") else out), rows
@@ -118,6 +123,7 @@ class Decoder(nnx.Module):
         remat: str = "none",
         segments: Int[Array, "B T"] | None = None,
         spread: jax.sharding.Sharding | None = None,
+        ragged: Ragged | None = None,
     ) -> tuple[Float[Array, "B T D"], Rows | None]:
         """Reads T tokens behind what the cache holds (from position 0 without one).
 
@@ -128,6 +134,7 @@ class Decoder(nnx.Module):
           segments: where rows hold several texts: which one each token belongs to. Without a cache only.
           spread: how the residual stream lies on a mesh, by texts. Without it the compiler may split the stream as
             the weights are, along D, and then every product of the whole batch is summed over the devices.
+          ragged: where the tokens [1,N] are those of several texts in one line: whose they are. With a cache only.
 
         Returns:
           The final hidden states (after the last norm: what head and gate read), and the tokens' keys and values for
@@ -135,7 +142,10 @@ class Decoder(nnx.Module):
         """
         config = self.config
         start = 0 if cache is None else cache.lengths[:, None]
-        positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
+        if ragged is None:
+            positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
+        else:
+            positions = (cache.lengths[ragged.text] + ragged.offset)[None]
         if segments is not None:
             positions = positions_in(segments)
         everywhere = rope_angles(positions, config.head_dim, config.rope)
@@ -157,7 +167,7 @@ class Decoder(nnx.Module):
         for i, layer in enumerate(self.layers):
             past = None if cache is None else (cache.keys[i], cache.values[i], cache.lengths)
             window = None if config.windows is None else config.windows[i]
-            x, new = layer(x, everywhere if window is None else local, window, past, segments)
+            x, new = layer(x, everywhere if window is None else local, window, past, segments, ragged)
             x = kept(x)
             rows.append(new)
         return self.norm(x), None if cache is None else Rows(*map(tuple, zip(*rows)))

@@ -8,7 +8,7 @@ import pytest
 
 from colm_jax.checkpoints.team import load_base, make_gate
 from colm_jax.decoding.engine import Engine, Options, Request
-from colm_jax.decoding.loop import CHUNK
+from colm_jax.decoding.schedule import SCHEDULES
 from colm_jax.decoding.sampling import Sampling
 from colm_jax.decoding.strategies import STRATEGIES
 from tests.decoding.oracle import decode
@@ -46,8 +46,9 @@ def prompts(lengths, seed=0):
     return [[1, *rng.integers(3, WORDS, n - 1).tolist()] for n in lengths]
 
 
-def answers(engine, texts, strategy, threshold=0.5, new=40, **options):
-    requests = [Request(p, threshold, new, key=i) for i, p in enumerate(texts)]
+def answers(engine, texts, strategy, threshold=0.5, new=40, schedule="constant", warmup=0, **options):
+    number = SCHEDULES.index(schedule)
+    requests = [Request(p, threshold, new, i, schedule=number, warmup=warmup) for i, p in enumerate(texts)]
     found = dict(engine.run(requests, Options(STRATEGIES[strategy], Sampling(), **options)))
     return [found[i] for i in range(len(texts))]
 
@@ -166,7 +167,7 @@ def test_the_text_ends_at_the_context(models, engine_of):
 
 def test_a_step_without_deferral_copies_no_cache(engine_of):
     """In the compiled loop, no copy is as large as a layer's expert cache."""
-    from colm_jax.decoding.loop import LoopConfig, run_steps
+    from colm_jax.decoding.loop import run_turns
 
     engine = engine_of(1)
     options = Options(STRATEGIES["defer"], Sampling())
