@@ -205,7 +205,9 @@ class CoLM:
                     f"{where}: {len(ids)} tokens leave no room in the context of {self.context}; shorten it"
                 )
             check_shared(ids, self.allowed, self.tokenizer, where)
-            requests.append(Request(ids, check_threshold(thresholds[i]), max_new_tokens, i, 0, SCHEDULES.index(schedule), warmup))
+            requests.append(
+                Request(ids, check_threshold(thresholds[i]), max_new_tokens, i, 0, SCHEDULES.index(schedule), warmup)
+            )
         stops = [stop] if isinstance(stop, str) else list(stop or [])
         if "" in stops:
             raise UserError("stop strings must not be empty")

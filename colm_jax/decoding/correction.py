@@ -32,7 +32,9 @@ class Correction:
     def __post_init__(self):
         """Rejects settings that cannot be meant."""
         if self.candidates < 2 or self.watch < 1:
-            raise UserError(f"Correction: candidates {self.candidates} must be at least 2, watch {self.watch} at least 1")
+            raise UserError(
+                f"Correction: candidates {self.candidates} must be at least 2, watch {self.watch} at least 1"
+            )
         if not self.bound <= 0:
             raise UserError(f"Correction.bound {self.bound!r}: a log-probability is at most 0")
         if not 0 <= self.sure <= 1:

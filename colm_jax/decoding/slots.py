@@ -93,9 +93,7 @@ def insert(state: State, slot: Int[Array, ""], tokens: Int[Array, "S"], request:
         tokens=put(state.tokens, tokens),
         lengths=put(state.lengths, request.prompt_lengths),
         finish=put(state.finish, UNFINISHED),
-        asking=replace(
-            state.asking, experts=put(state.asking.experts, False), waited=put(state.asking.waited, 0)
-        ),
+        asking=replace(state.asking, experts=put(state.asking.experts, False), waited=put(state.asking.waited, 0)),
         calls=put(state.calls, 0),
         caches=tuple(replace(cache, lengths=put(cache.lengths, 0)) for cache in state.caches),
         watch=None if state.watch is None else replace(state.watch, place=put(state.watch.place, -1)),

@@ -71,11 +71,10 @@ def attend(
       precision: of the matrix products.
     """
     batch, time, heads, head_dim = query.shape
-    groups = heads // key.shape[2]
-    grouped = query.reshape(batch, time, key.shape[2], groups, head_dim) * scale
+    kv_heads, groups = key.shape[2], heads // key.shape[2]
+    grouped = query.reshape(batch, time, kv_heads, groups, head_dim) * scale
 
-    def scores(equation: str, keys, seen):
-        logits = jnp.einsum(equation, grouped, keys, precision=precision, preferred_element_type=jnp.float32)
+    def masked(logits, seen):
         if softcap is not None:
             logits = softcap * jnp.tanh(logits / softcap)
         return jnp.where(seen, logits, _MASKED)
@@ -84,7 +83,8 @@ def attend(
     seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     if segments is not None:
         seen = (seen & (segments[:, :, None] == segments[:, None, :]))[:, None, None]  # [B, 1, 1, T, T]
-    logits = scores("btkgh,bskh->bkgts", key, seen)
+    new = jnp.einsum("btkgh,bskh->bkgts", grouped, key, precision=precision, preferred_element_type=jnp.float32)
+    logits = masked(new, seen)
     if past is not None:
         old_keys, old_values, lengths = past
         places = jnp.arange(old_keys.shape[2])
@@ -92,10 +92,29 @@ def attend(
         if window is not None:
             distance = (lengths[:, None] + jnp.arange(time))[:, :, None] - places  # [B, T, S]
             known &= distance < window
-        old = scores("btkgh,bksh->bkgts", old_keys, known[:, None, None])
-        logits = jnp.concatenate([logits, old], axis=-1)  # scores only: the cache itself is never copied
+        rows = grouped.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, groups * time, head_dim)
+        old = _by_head(rows, old_keys, 3, precision, jnp.float32).reshape(*logits.shape[:-1], len(places))
+        logits = jnp.concatenate([logits, masked(old, known[:, None, None])], axis=-1)  # scores: no copy of the cache
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     out = jnp.einsum("bkgts,bskh->btkgh", weights[..., :time], value, precision=precision)
     if past is not None:
-        out += jnp.einsum("bkgts,bksh->btkgh", weights[..., time:], old_values.astype(value.dtype), precision=precision)
+        seen_old = weights[..., time:].reshape(batch, kv_heads, groups * time, len(places))
+        mixed = _by_head(seen_old, old_values.astype(value.dtype), 2, precision, value.dtype)
+        out += mixed.reshape(batch, kv_heads, groups, time, head_dim).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, time, heads, head_dim)
+
+
+def _by_head(
+    rows: Float[Array, "B K R n"], cache: Float[Array, "B K S h"], axis: int, precision, dtype
+) -> Float[Array, "B K R m"]:
+    """The product of each head's rows with its cache, summed over the cache's `axis`.
+
+    In the order in which the cache lies, and with one text without an axis for texts: in any other form XLA on CPU
+    transposes the cache first, a copy of it in every step.
+    """
+    axes = (0, 1)
+    if rows.shape[0] == 1:
+        rows, cache, axis, axes = rows[0], cache[0], axis - 1, (0,)
+    dimensions = (((rows.ndim - 1,), (axis,)), (axes, axes))
+    out = jax.lax.dot_general(rows, cache, dimensions, precision=precision, preferred_element_type=dtype)
+    return out if len(axes) == 2 else out[None]

@@ -90,7 +90,13 @@ class Block(nnx.Module):
             self.feed_forward_post_norm = norm()
 
     def __call__(
-        self, x: Float[Array, "B T D"], angles: Float[Array, "B T h2"], window=None, past=None, segments=None, ragged=None
+        self,
+        x: Float[Array, "B T D"],
+        angles: Float[Array, "B T h2"],
+        window=None,
+        past=None,
+        segments=None,
+        ragged=None,
     ):
         """Returns the residual stream [B,T,D] and the new tokens' keys and values, each [B,K,T,h]."""
         mixed, rows = self.attention(self.attention_norm(x), angles, window, past, segments, ragged)

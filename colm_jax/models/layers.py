@@ -65,7 +65,13 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
         """Maps each token."""
-        out = product(self.equation, x, self.kernel.get_value())
+        kernel = self.kernel.get_value()
+        if self.inputs == 2 and not isinstance(kernel, qwix.QArray):
+            # The axes summed over as one: summing over two, XLA transposes the kernel on CPU, in every call.
+            merged = x.reshape(*x.shape[:-2], -1)
+            out = jnp.dot(merged, kernel.reshape(-1, kernel.shape[-1]), precision=precision_of(x.dtype))
+        else:
+            out = product(self.equation, x, kernel)
         if hasattr(self, "bias"):
             out += self.bias[...]
         return out.astype(x.dtype)  # LoRA's float32 matrices widen it

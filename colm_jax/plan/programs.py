@@ -5,7 +5,7 @@ They are the programs themselves (`TrainStep`, the scorer's pass, the decoding l
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,14 @@ from jax.sharding import NamedSharding
 
 from colm_jax.checkpoints.families import FAMILIES
 from colm_jax.checkpoints.huggingface import DTYPES, abstract_decoder
-from colm_jax.decoding.engine import EXPERT_ROOM
-from colm_jax.decoding.loop import Graphs, LoopConfig, Models, Requests, State, run_steps
+from colm_jax.decoding.engine import pass_sizes
+from colm_jax.decoding.loop import run_turns
+from colm_jax.decoding.parking import Parking
 from colm_jax.decoding.sampling import Sampling
+from colm_jax.decoding.slots import empty_state
+from colm_jax.decoding.state import Graphs, LoopConfig, Models
 from colm_jax.decoding.strategies import find_strategy
-from colm_jax.models.cache import CACHE_AXES, KVCache
+from colm_jax.models.cache import CACHE_AXES
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
@@ -125,42 +128,28 @@ def decoding_program(
     rows: int,
     mesh: jax.sharding.Mesh,
 ) -> Program:
-    """One step of the decoding loop, in which every expert may be called, for `rows` texts of up to `length` tokens."""
+    """A turn of the decoding loop, in which every expert may be called, for `rows` texts of up to `length` tokens."""
     meshes = [mesh, *(where for _, _, where in experts)]
     models = [model_of(base, dtype, dtype, mesh, False), *(model_of(c, k, dtype, m, False) for c, k, m in experts)]
     (base_graph, base_state), *others = [nnx.split(model) for model in models]
     gate_graph, gate_state = nnx.split(nnx.eval_shape(lambda: Gate(base.width, len(experts))))
     words, count = min(config.vocab_size for config in (base, *(c for c, _, _ in experts))), len(experts)
-    room = (1, *(EXPERT_ROOM,) * count)
-    caches = [_cache(model, rows, length + more, where) for model, more, where in zip(models, room, meshes)]
-    per_text, per_token = shape((rows,), jnp.int32), shape((rows, length), jnp.int32)
-    numbers = shape((rows, length), jnp.float32)
-    state = State(
-        per_token, per_text, per_text, shape((rows, count), jnp.bool_), per_token, numbers, numbers, per_token,
-        shape((count,), jnp.int32), caches[0], tuple(caches[1:]),
-    )  # fmt: skip
-    rates, keys = shape((rows,), jnp.float32), jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    requests = Requests(per_text, per_text, rates, rates, keys)
-    loop = LoopConfig(find_strategy("defer", count, True), Sampling(0.0, 1.0, 0), "constant", 0, (2,), 1)
+    strategy = find_strategy("defer", count, True)
+    loop = LoopConfig(strategy, Sampling(), Parking(rows, 1), pass_sizes(strategy, rows), eos_ids=(2,), turns=1)
+    kinds = [(model.config, model.embedding.get_value().dtype, None) for model in models]
+    state = jax.eval_shape(partial(empty_state, loop, kinds, words, rows, length))
+    caches = tuple(jax.tree.map(partial(_on_mesh, where), cache) for cache, where in zip(state.caches, meshes))
     graphs = Graphs(base_graph, tuple(graph for graph, _ in others), gate_graph)
     team = Models(base_state, tuple(s for _, s in others), gate_state, shape((words,), jnp.bool_))
-    traced = run_steps.trace(graphs, loop, team, requests, state)
+    traced = run_turns.trace(graphs, loop, team, replace(state, caches=caches), shape((), jnp.int32))
     resident = {"parameters": on_chip(base_state), "experts": on_chip(team.experts), "caches": on_chip(caches)}
     return Program("decode", traced, resident)
 
 
-def _cache(model: Decoder, rows: int, size: int, mesh: jax.sharding.Mesh) -> KVCache:
-    """Shapes of an empty cache, and how it lies on the mesh."""
-    dtype = model.embedding.get_value().dtype
-    made = jax.eval_shape(partial(KVCache.empty, model.config, rows, size, dtype))
-    return jax.tree.map(
-        lambda x: shape(
-            x.shape,
-            x.dtype,
-            NamedSharding(mesh, spec_of(mesh, CACHE_AXES, x.shape)) if x.ndim == 4 else replicated(mesh),
-        ),
-        made,
-    )
+def _on_mesh(mesh: jax.sharding.Mesh, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Shape of a part of a cache, and how it lies on the mesh."""
+    whole = replicated(mesh) if x.ndim < len(CACHE_AXES) else NamedSharding(mesh, spec_of(mesh, CACHE_AXES, x.shape))
+    return shape(x.shape, x.dtype, whole)
 
 
 def on_chip(tree: Any) -> int:
