@@ -1,7 +1,8 @@
 """`CoLM`: a base, its gate and its experts, loaded and ready to generate and to score. The library's front door."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,32 +14,18 @@ import numpy as np
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.checkpoints.team import EXPERT_DTYPES, Base, load_base, load_expert, pinned
-from colm_jax.data.records import Examples, check_shared, encode_examples, encode_prompt
+from colm_jax.data.records import Example, Examples, encode_examples
 from colm_jax.data.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary, vocabulary_digest
-from colm_jax.decoding.engine import Engine, Options, Request
-from colm_jax.decoding.sampling import Sampling
-from colm_jax.decoding.schedule import SCHEDULES, check_threshold
-from colm_jax.decoding.strategies import find_strategy
+from colm_jax.decoding.correction import Correction
+from colm_jax.decoding.engine import Answer, Engine, Request
+from colm_jax.decoding.parking import Parking
+from colm_jax.decoding.strategies import Strategy, find_strategy
 from colm_jax.errors import UserError
+from colm_jax.generation import Generation, Prompt, Settings, Token, Writer
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh
 from colm_jax.scoring import score_examples
-
-Prompt = str | dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One answer; the lists have an entry per written token."""
-
-    prompt_ids: list[int]
-    text: str
-    tokens: list[int]
-    sources: list[int]  # 0 the base, 1..M an expert
-    p_defer: list[float] | None  # None for strategies without a gate
-    threshold: list[float]
-    finish_reason: str  # "eos", "stop" or "length"
-    expert_calls: int
+from colm_jax.scoring.scorer import texts_at_once
 
 
 @dataclass(frozen=True)
@@ -74,6 +61,7 @@ class CoLM:
         """
         self.base, self.gate, self.experts, self.tokenizer = base.decoder, base.gate, list(experts), base.tokenizer
         self.mesh, self.facts = mesh, base.facts
+        self.directories: list[Path] = []  # where base and experts were loaded from
         decoders = [self.base, *self.experts]
         self.context = min(decoder.config.context for decoder in decoders)
         heads = [decoder.config.vocab_size for decoder in decoders]
@@ -126,6 +114,7 @@ class CoLM:
             for expert, directory, tokenizer in zip(given, directories, tokenizers)
         ]
         team = cls(loaded, decoders, tokenizers, mesh)
+        team.directories = [resolve(base), *directories]
         trained = loaded.facts.get("shared_vocabulary", {}).get("sha256")
         if experts is None and trained not in (None, team.vocabulary_digest):
             raise UserError(f"{base}: was trained over another shared vocabulary; a tokenizer has changed since")
@@ -141,109 +130,179 @@ class CoLM:
         prompts: Sequence[Prompt],
         threshold: float | Sequence[float] | None = None,
         strategy: str = "defer",
-        max_new_tokens: int = 96,
+        max_new_tokens: int | Sequence[int] = 96,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
         stop: str | Sequence[str] | None = None,
-        schedule: str = "constant",
-        warmup: int = 0,
+        schedule: str | Sequence[str] = "constant",
+        warmup: int | Sequence[int] = 0,
         rate: float = 0.5,
         batch_size: int = 8,
+        min_p: float = 0.0,
+        samples: int = 1,
+        correction: Correction | None = None,
+        parking: Parking | None = None,
+        log_probs: bool = False,
         places: Sequence[str] | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Generation]:
-        """Writes an answer to each prompt; what one gets does not depend on the others.
+        """Writes answers to prompts; what one gets does not depend on the others.
 
         Args:
           prompts: strings, or records with "prompt", "messages" or "input_ids".
           threshold: η from 0 to 1, one or one per prompt; an expert writes where p_defer > η. None: the calibrated
             one, or 0.5.
-          strategy: "defer", "compose", "base", "expert", "random", "confidence", "contrastive", "contrastive_v2" or
-            "proxy" (two experts: the large model, then the base before it was tuned).
-          max_new_tokens: at most so many, fewer where the context ends.
+          strategy: "defer", "compose", "backtrack", "lookahead", "base", "expert", "random", "confidence",
+            "contrastive", "contrastive_v2" or "proxy" (two experts: the large model, then the base before its tuning).
+          max_new_tokens: at most so many, fewer where the context ends; one number or one per prompt.
           temperature: 0 takes the most probable token.
           top_p: sample from the smallest set with this probability.
           top_k: sample from so many tokens; 0: all.
           seed: with temperature and for "random".
           stop: strings that end the text; they are not part of it.
-          schedule: "constant", or "linear", "cosine", "exponential": the threshold falls from 1 over `warmup` tokens.
-          warmup: length of the schedule, in tokens.
+          schedule: "constant", or "linear", "cosine", "exponential": the threshold falls from 1 over `warmup` tokens;
+            one or one per prompt.
+          warmup: length of the schedule, in tokens; one number or one per prompt.
           rate: of strategy "random": the probability of deferring.
-          batch_size: prompts decoded side by side.
+          batch_size: answers written side by side; a finished one makes room for the next.
+          min_p: sample from tokens at least so probable as this share of the most probable one's probability.
+          samples: answers to each prompt, each from random numbers of its own.
+          correction: when strategies "backtrack" and "lookahead" take tokens back; None: its defaults.
+          parking: how long texts wait for others before an expert is called; None: as long as a call costs.
+          log_probs: give the log-probability of every written token under every model. All models read each finished
+            answer once more.
           places: name of each prompt in errors (file:line); None: "prompt 1", ...
-          progress: called with the number of finished prompts.
+          progress: called with the number of finished answers.
+
+        Returns:
+          An answer for each prompt; of several samples, a prompt's stand side by side.
 
         Raises:
           UserError: a setting out of range, a prompt that leaves no room in the context, or no gate where one is
             needed.
         """
-        chosen = find_strategy(strategy, len(self.experts), self.gate is not None)
+        settings = Settings(
+            threshold=self.threshold(threshold), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            top_k=top_k, min_p=min_p, seed=seed, samples=samples, stop=stop, schedule=schedule, warmup=warmup,
+            rate=rate, batch_size=batch_size, correction=correction, parking=parking,
+        )  # fmt: skip
+        found: dict[tuple[int, int], Generation] = {}
+        for number, answer in self.answers(prompts, settings, strategy, log_probs, places):
+            found[number, answer.sample] = answer
+            progress(len(found))
+        return [found[key] for key in sorted(found)]
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        settings: Settings,
+        strategy: str = "defer",
+        log_probs: bool = False,
+        places: Sequence[str] | None = None,
+        keys: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, Generation]]:
+        """`generate`, yielding (number of the prompt, answer) as answers are finished, in no certain order.
+
+        Args:
+          prompts: likewise.
+          settings: the other arguments of `generate`.
+          strategy: likewise.
+          log_probs: likewise; then answers come in groups.
+          places: likewise.
+          keys: of each prompt's random numbers; None: its number. So a part of a file is answered as it would be in
+            the whole.
+
+        Raises:
+          UserError: as `generate`, before anything is written.
+        """
+        chosen = self._strategy(strategy)
+        places = [f"prompt {i + 1}" for i in range(len(prompts))] if places is None else places
+        keys = range(len(prompts)) if keys is None else keys
+        requests = settings.requests(prompts, keys, places, self.tokenizer, self.context, self.allowed)
+        writer = Writer(self.tokenizer, settings.stops)
+
+        def rule(number: int, tokens: list[int]) -> int | None:
+            return writer.kept(requests[number].prompt, tokens)
+
+        def finished() -> Iterator[tuple[int, Generation]]:
+            for number, answer in self.engine.run(requests, settings.options(chosen), rule if settings.stops else None):
+                yield number // settings.samples, writer.generation(requests[number], answer, chosen.needs_gate)
+
+        return self._with_log_probs(finished()) if log_probs else finished()
+
+    def stream(
+        self, prompt: Prompt, threshold: float | None = None, strategy: str = "defer", **settings: Any
+    ) -> Iterator[Token]:
+        """Writes the answer to one prompt, yielding each token as soon as nothing can change it any more.
+
+        Args:
+          prompt: a string or a record.
+          threshold: as in `generate`.
+          strategy: as in `generate`.
+          settings: further arguments of `generate`: max_new_tokens, temperature, top_p, top_k, min_p, seed, stop,
+            schedule, warmup, rate, correction.
+
+        Raises:
+          UserError: as `generate`.
+        """
+        chosen, held = self._strategy(strategy), Settings(self.threshold(threshold), **settings)
+        (request, *more) = held.requests([prompt], [0], ["prompt"], self.tokenizer, self.context, self.allowed)
+        if more:
+            raise UserError("stream writes one answer; samples must be 1")
+        writer = Writer(self.tokenizer, held.stops)
+        rule = (lambda _, tokens: writer.kept(request.prompt, tokens)) if held.stops else None
+        return self._stream(request, writer, self.engine.stream(request, held.options(chosen), rule), chosen.needs_gate)
+
+    def _stream(self, request: Request, writer: Writer, growing: Iterator[Answer], has_gate: bool) -> Iterator[Token]:
+        shown, given = "", 0
+        for answer in growing:
+            ended = answer.finish_reason is not None
+            while given < len(answer.tokens):
+                text = writer.text(request.prompt, answer.tokens[: given + 1])
+                if answer.finish_reason == "stop":
+                    text = writer.cut(text)
+                if not ended and writer.settled(text, ended) != text:
+                    break
+                yield Token(
+                    token=answer.tokens[given],
+                    source=answer.sources[given],
+                    p_defer=answer.p_defer[given] if has_gate else None,
+                    threshold=answer.threshold[given],
+                    text=text[len(shown) :],
+                )
+                shown, given = text, given + 1
+
+    def _strategy(self, name: str) -> Strategy:
+        """The strategy, if this team can follow it."""
+        chosen = find_strategy(name, len(self.experts), self.gate is not None)
         if chosen.needs_gate and self.gate is not None and self.gate.kernel.shape[1] != len(self.experts):
             trained = self.gate.kernel.shape[1]
             raise UserError(f"the gate was trained for {trained} expert(s), {len(self.experts)} given")
-        if schedule not in SCHEDULES:
-            raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-        if not 0 <= rate <= 1:
-            raise UserError(f"rate must be a number from 0 to 1, got {rate!r}")
-        if threshold is None:
-            threshold = 0.5 if self.calibrated_threshold is None else self.calibrated_threshold
-        thresholds = [threshold] * len(prompts) if isinstance(threshold, int | float) else list(threshold)
-        if len(thresholds) != len(prompts):
-            raise UserError(f"{len(thresholds)} thresholds for {len(prompts)} prompts")
-        requests = []
-        for i, prompt in enumerate(prompts):
-            where = places[i] if places is not None else f"prompt {i + 1}"
-            ids = encode_prompt(prompt, self.tokenizer, where)
-            if len(ids) >= self.context:
-                raise UserError(
-                    f"{where}: {len(ids)} tokens leave no room in the context of {self.context}; shorten it"
-                )
-            check_shared(ids, self.allowed, self.tokenizer, where)
-            requests.append(
-                Request(ids, check_threshold(thresholds[i]), max_new_tokens, i, 0, SCHEDULES.index(schedule), warmup)
-            )
-        stops = [stop] if isinstance(stop, str) else list(stop or [])
-        if "" in stops:
-            raise UserError("stop strings must not be empty")
-        sampling = Sampling(temperature, top_p, top_k)
-        options = Options(chosen, sampling, rate, seed, batch_size)
+        return chosen
 
-        def text_of(number: int, tokens: list[int]) -> str:
-            """What the tokens add to the prompt (a tokenizer may trim the first space of a text read alone)."""
-            prompt = requests[number].prompt
-            before, after = self.tokenizer.decode(list(prompt)), self.tokenizer.decode([*prompt, *tokens])
-            return after[len(before) :] if after.startswith(before) else self.tokenizer.decode(tokens)
+    def threshold(self, given: float | Sequence[float] | None) -> float | Sequence[float]:
+        """η, or the calibrated one where none is given."""
+        if given is not None:
+            return given
+        return 0.5 if self.calibrated_threshold is None else self.calibrated_threshold
 
-        def rule(number: int, tokens: list[int]) -> int | None:
-            text = text_of(number, tokens)
-            if not any(s in text for s in stops):
-                return None
-            return next(n for n in range(len(tokens) + 1) if any(s in text_of(number, tokens[:n]) for s in stops))
-
-        answers: list[Generation | None] = [None] * len(prompts)
-        run = self.engine.run(requests, options, rule if stops else None)
-        for finished, (number, answer) in enumerate(run, start=1):
-            text = text_of(number, answer.tokens)
-            if answer.finish_reason == "stop":
-                text = text[: min(text.find(s) for s in stops if s in text)]
-            answers[number] = Generation(
-                prompt_ids=list(requests[number].prompt),
-                text=text,
-                tokens=answer.tokens,
-                sources=answer.sources,
-                p_defer=answer.p_defer if chosen.needs_gate else None,
-                threshold=answer.threshold,
-                finish_reason=answer.finish_reason,
-                expert_calls=answer.expert_calls,
-            )
-            progress(finished)
-        return [answer for answer in answers if answer is not None]
+    def _with_log_probs(self, answers: Iterator[tuple[int, Generation]]) -> Iterator[tuple[int, Generation]]:
+        """Adds the log-probability of every written token under every model, over the shared vocabulary."""
+        while group := list(itertools.islice(answers, texts_at_once(self.mesh))):
+            texts = []
+            for _, answer in group:
+                ids = np.array([*answer.prompt_ids, *answer.tokens], np.int32)
+                texts.append(Example(ids, np.arange(len(ids)) >= len(answer.prompt_ids)))
+            scored = iter(self.score_examples(Examples([text for text in texts if text.targets.any()], cut=0)))
+            for number, answer in group:
+                written: list[list[float]] = []
+                if answer.tokens:
+                    found = next(scored)
+                    columns = np.concatenate([found.base_log_prob[:, None], found.expert_log_probs], axis=1)
+                    written = columns[found.mask].tolist()
+                yield number, replace(answer, log_probs=written)
 
     def score(self, records: Sequence[dict[str, Any]]) -> ScoredTexts:
         """Log-probabilities of each text's own tokens under every model, and the gate's logits.

@@ -20,15 +20,17 @@ from colm_jax.cli.gin_edge import make, operative
 from colm_jax.data.records import encode_examples, read_jsonl, stream_records
 from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
+from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.schedule import check_threshold
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import evaluate_files, find_task
+from colm_jax.generation import Settings
 from colm_jax.models.lora import Lora
 from colm_jax.parallel import is_first, make_mesh, on_first, reshaped
 from colm_jax.parallel.mesh import MESH_AXES
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
-from colm_jax.pipeline.files import write_generations, write_text
+from colm_jax.pipeline.files import write_answers, write_text
 from colm_jax.pipeline.run import Run
 from colm_jax.pipeline.stage import Stage, hash_file, hash_model
 from colm_jax.scoring import score_to_directory
@@ -207,31 +209,29 @@ def generate(flags: Flags) -> dict[str, Any]:
         check_threshold(flags.threshold)
     team = _team(flags)
     prompts = [record for _, record in records]
-    with console.bar("generating", len(prompts)) as bar:
-        answers = team.generate(
+    chosen = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "samples", "stop", "schedule")
+    settings = Settings(
+        team.threshold(flags.threshold),
+        **{name: getattr(flags, name) for name in (*chosen, "warmup", "rate", "batch_size")},
+        correction=make(Correction),
+    )
+    with console.bar("generating", len(prompts) * flags.samples) as bar:
+        lines = write_answers(
+            out,
+            team,
             prompts,
-            threshold=flags.threshold,
-            strategy=flags.strategy,
-            max_new_tokens=flags.max_new_tokens,
-            temperature=flags.temperature,
-            top_p=flags.top_p,
-            top_k=flags.top_k,
-            seed=flags.seed,
-            stop=flags.stop,
-            schedule=flags.schedule,
-            warmup=flags.warmup,
-            rate=flags.rate,
-            batch_size=flags.batch_size,
+            [record.get("id", str(i)) for i, record in enumerate(prompts)],
+            settings,
+            flags.strategy,
+            key=" ".join([*map(hash_model, team.directories), str(flags.dtype), str(flags.expert_dtype)]),
+            log_probs=flags.log_probs,
             places=[where for where, _ in records],
             progress=bar.to,
         )
-    write_generations(out, prompts, answers, [record.get("id", str(i)) for i, record in enumerate(prompts)])
-    written = sum(len(answer.tokens) for answer in answers)
-    by_expert = sum(source > 0 for answer in answers for source in answer.sources)
     return {
-        "answers": len(answers),
-        "tokens": written,
-        "by_expert": by_expert,
+        "answers": len(lines),
+        "tokens": sum(len(line["tokens"]) for line in lines),
+        "by_expert": sum(source > 0 for line in lines for source in line["sources"]),
         "expert_passes": team.engine.expert_passes.tolist(),
     }
 

@@ -153,7 +153,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(
         "generate",
-        "Answer prompts; each written token says who wrote it.",
+        "Answer prompts; each written token says who wrote it. Finished answers are kept in FILE.part: a run that "
+        "was stopped goes on from there.",
         "colm generate --base RUN/team --prompts prompts.jsonl --out answers.jsonl --threshold 0.3",
     )
     team(sub, expert_required=False)
@@ -166,18 +167,24 @@ def _parser() -> argparse.ArgumentParser:
         "--strategy",
         default="defer",
         metavar="S",
-        help="defer, compose, base, expert, random, confidence, contrastive, contrastive_v2, proxy",
+        help="defer (default), compose, backtrack, lookahead (--gin.Correction.NAME=VALUE), base, expert, random, "
+        "confidence, contrastive, contrastive_v2, proxy",
     )
     sub.add_argument("--max_new_tokens", type=int, default=96, metavar="N")
     sub.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: most probable token (default)")
     sub.add_argument("--top_p", type=float, default=1.0, metavar="P")
     sub.add_argument("--top_k", type=int, default=0, metavar="K", help="0: all (default)")
+    text = "sample from tokens at least so probable as this share of the most probable one's (default 0)"
+    sub.add_argument("--min_p", type=float, default=0.0, metavar="P", help=text)
+    sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers to each prompt (default 1)")
     sub.add_argument("--seed", type=int, default=0, metavar="S")
     sub.add_argument("--stop", action="append", metavar="STR", help="ends the text; repeatable")
     sub.add_argument("--schedule", default="constant", metavar="S", help="constant, linear, cosine, exponential")
     sub.add_argument("--warmup", type=int, default=0, metavar="N", help="tokens over which the threshold falls from 1")
     sub.add_argument("--rate", type=float, default=0.5, help="deferral probability of strategy random")
-    sub.add_argument("--batch_size", type=int, default=8, metavar="B")
+    sub.add_argument("--batch_size", type=int, default=8, metavar="B", help="answers written side by side (default 8)")
+    text = "add each token's log-probability under every model; they read every answer once more"
+    sub.add_argument("--log_probs", action="store_true", help=text)
 
     sub = command(
         "evaluate",

@@ -1,10 +1,10 @@
 """Taking back what an expert wrote: strategies `backtrack` and `lookahead`.
 
 Both put candidates to the trial at a token that is deferred (the *place*): the expert's own token first, then the next
-best under the mixture of base and expert. The team writes on behind a candidate for some tokens, and the log-probability
-that it gives its own continuation is the candidate's score. `backtrack` tries the next candidate only when a score
-falls below a bound, or when the expert was not sure; `lookahead` tries them all and keeps the best. Places inside a
-trial are not put on trial themselves.
+best under the mixture of base and expert. The team writes on behind a candidate for some tokens, and the
+log-probability that it gives its own continuation is the candidate's score. `backtrack` tries the next candidate only
+when a score falls below a bound, or when the expert was not sure; `lookahead` tries them all and keeps the best. Places
+inside a trial are not put on trial themselves.
 
 Going back is setting lengths back: caches are indexed by position, and rows beyond a length are never read.
 """
@@ -44,7 +44,7 @@ class Correction:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Watch:
-    """The trial that each text is in. C candidates; candidate number C means that the trial is over and one was taken."""
+    """The trial that each text is in, of C candidates; candidate number C: the trial is over, and one was taken."""
 
     place: Int[Array, "B"]  # position of the token on trial; -1: none
     candidate: Int[Array, "B"]  # which one stands there
@@ -55,9 +55,13 @@ class Watch:
     @classmethod
     def none(cls, batch: int, candidates: int) -> "Watch":
         """No trial anywhere."""
-        numbers = jnp.zeros((batch, candidates), jnp.int32)
-        start = jnp.full((batch,), -1, jnp.int32), jnp.zeros((batch,), jnp.int32)
-        return cls(*start, tokens=numbers, sources=numbers, scores=numbers.astype(jnp.float32))
+        return cls(
+            place=jnp.full((batch,), -1, jnp.int32),
+            candidate=jnp.zeros((batch,), jnp.int32),
+            tokens=jnp.zeros((batch, candidates), jnp.int32),
+            sources=jnp.zeros((batch, candidates), jnp.int32),
+            scores=jnp.zeros((batch, candidates), jnp.float32),
+        )
 
 
 @jax.tree_util.register_dataclass

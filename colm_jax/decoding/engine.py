@@ -6,7 +6,8 @@ its prompt, lets an expert that has much to read do so between two scans, and lo
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,6 @@ from colm_jax.decoding.state import (
     Models,
     PassSize,
     Requests,
-    State,
     distant,
 )
 from colm_jax.decoding.strategies import Strategy
@@ -38,6 +38,7 @@ from colm_jax.parallel import batch_sharding_of
 TURNS = 16  # of one scan, and steps of the base in it: how often the host looks
 AT_ONCE = 2048  # tokens that a model reads in one pass between two scans, of several texts
 _SMALLEST = 64  # positions of a slot
+_LOOKED_AT = ("tokens", "lengths", "finish", "sources", "p_defer", "threshold", "calls", "watch")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Options:
     rate: float = 0.5  # of strategy `random`
     seed: int = 0
     batch_size: int = 8
-    correction: Correction = Correction()  # of strategies that take tokens back
+    correction: Correction | None = None  # of strategies that take tokens back; None: its defaults
     parking: Parking | None = None  # None: all of a batch may wait, as long as an expert pass costs
 
 
@@ -126,7 +127,7 @@ class Engine:
         """What a run of `batch` slots compiles."""
         sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(s)) for s in (self._models.base, *self._models.experts)]
         parking = options.parking or Parking(batch, round(max(sizes[1:], default=0) / sizes[0]))
-        correction = options.correction if options.strategy.corrects else None
+        correction = (options.correction or Correction()) if options.strategy.corrects else None
         shape = pass_sizes(options.strategy, batch)
         return LoopConfig(options.strategy, options.sampling, parking, shape, self._eos_ids, TURNS, correction)
 
@@ -156,7 +157,7 @@ class Engine:
             team.refill(queue, requests)
             team.advance(1 if grows else TURNS)
             for slot, number in list(team.numbers.items()):
-                if not grows and stop is None and team.host.finish[slot] == UNFINISHED:
+                if not grows and stop is None and team.host["finish"][slot] == UNFINISHED:
                     continue
                 answer = team.answer(slot, requests[number], lambda tokens, n=number: stop and stop(n, tokens))
                 if answer.finish_reason is not None:
@@ -185,7 +186,7 @@ class _Running:
         self._size = _SMALLEST
         self._root = jax.random.key(options.seed)
         self.state = empty_state(self._loop, kinds, models.allowed.shape[0], batch, self._size)
-        self.host: State = self.state  # what of the state the host looks at, as of the last scan
+        self.host: dict[str, Any] = {}  # what of the state the host looks at, as of the last scan
         self.numbers: dict[int, int] = {}  # slot -> request
         self._read_apart = np.zeros(len(engine._models.experts), np.int64)
 
@@ -234,8 +235,7 @@ class _Running:
             for expert in range(asked.shape[1]):
                 if asked[:, expert].any():
                     self._read(expert + 1, np.flatnonzero(asked[:, expert]).tolist())
-        heavy = {"caches": (), "requests": None, "asking": None}
-        self.host = jax.device_get(replace(self.state, **heavy))
+        self.host = jax.device_get({name: getattr(self.state, name) for name in _LOOKED_AT})
 
     def _read(self, model: int, slots: Sequence[int]) -> None:
         """A model (0 the base) reads the texts in some slots, all but the last token, in as few passes as may be."""
@@ -256,23 +256,23 @@ class _Running:
 
     def answer(self, slot: int, request: Request, stop: Callable[[list[int]], int | None]) -> Answer:
         """What the text in a slot has become so far."""
-        state, start, end = self.host, len(request.prompt), int(self.host.lengths[slot])
-        reason = {UNFINISHED: None, EOS: "eos", LENGTH: "length"}[int(state.finish[slot])]
+        state, start, end = self.host, len(request.prompt), int(self.host["lengths"][slot])
+        reason = {UNFINISHED: None, EOS: "eos", LENGTH: "length"}[int(state["finish"][slot])]
         decided = end + (reason == "eos")
-        if reason is None and state.watch is not None and state.watch.place[slot] >= 0:
-            end = min(end, int(state.watch.place[slot]))
-        tokens = state.tokens[slot, start:end].tolist()
+        if reason is None and state["watch"] is not None and state["watch"].place[slot] >= 0:
+            end = min(end, int(state["watch"].place[slot]))
+        tokens = state["tokens"][slot, start:end].tolist()
         kept = stop(tokens)
         if kept is not None:
             reason, end = "stop", start + kept
             decided = end
         return Answer(
             tokens=tokens[: end - start],
-            sources=state.sources[slot, start:end].tolist(),
-            p_defer=[float(p) for p in state.p_defer[slot, start:end]],
-            threshold=[float(eta) for eta in state.threshold[slot, start:end]],
+            sources=state["sources"][slot, start:end].tolist(),
+            p_defer=[float(p) for p in state["p_defer"][slot, start:end]],
+            threshold=[float(eta) for eta in state["threshold"][slot, start:end]],
             finish_reason=reason,
-            expert_calls=int(state.calls[slot, start:decided].sum()),
+            expert_calls=int(state["calls"][slot, start:decided].sum()),
         )
 
     def release(self, slot: int) -> None:

@@ -200,13 +200,13 @@ def _decide(config: LoopConfig, state: State, ready: Bool[Array, "B"]) -> State:
     deferred, keys, place = _deferred(config, state), _keys(state), state.lengths
     step = Step(asking.base, asking.answers, asking.gate, deferred)
     weights, source = strategy.choose(step)
-    watch, ahead = state.watch, strategy.name == "lookahead"
-    if watch is not None:
-        proposal, watch = propose(config.correction, ahead, step, weights, source, watch, place, ready)
+    watch, correction, ahead = state.watch, config.correction, strategy.name == "lookahead"
+    if watch is not None and correction is not None:
+        proposal, watch = propose(correction, ahead, step, weights, source, watch, place, ready)
         weights = proposal.weights
     token = take(weights, keys, config.sampling)
-    if watch is not None:
-        source = writer_of(config.correction, proposal, token, watch, place)
+    if watch is not None and correction is not None:
+        source = writer_of(correction, proposal, token, watch, place)
     ended = ready & jnp.isin(token, jnp.array(config.eos_ids, jnp.int32))
     writes = ready & ~ended
     lengths = state.lengths + writes
@@ -229,10 +229,10 @@ def _decide(config: LoopConfig, state: State, ready: Bool[Array, "B"]) -> State:
         calls=state.calls.at[rows, jnp.where(ready, place, end)].add(calls, mode="drop"),
         watch=watch,
     )
-    if watch is None:
+    if watch is None or correction is None:
         return state
     ends = ready & (finish != UNFINISHED)
-    watch, back = judge(config.correction, ahead, proposal, watch, place, token, source, ready, ends)
+    watch, back = judge(correction, ahead, proposal, watch, place, token, source, ready, ends)
     return _go_back(replace(state, watch=watch), back)
 
 

@@ -1,4 +1,4 @@
-"""Taking a token from weights over the vocabulary: argmax, or temperature, top-k, top-p and min-p, a key per request."""
+"""Taking a token from weights over the vocabulary: argmax, or temperature, top-k, top-p, min-p and a request's key."""
 
 import math
 from dataclasses import dataclass

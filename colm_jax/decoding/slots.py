@@ -10,13 +10,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int
 
 from colm_jax.decoding.correction import Watch
 from colm_jax.decoding.state import LENGTH, UNFINISHED, Asking, LoopConfig, Requests, State
 from colm_jax.models.cache import BLOCK, KVCache
 from colm_jax.models.config import ModelConfig
-from colm_jax.parallel.mesh import Mesh
 
 READ = (64, 128, 256, 512, 1024)  # tokens of one text that a model reads in one pass between two scans
 ROOM = max(READ[0], BLOCK)  # a pass stores its whole chunk behind a text's length, whatever part counts
@@ -24,7 +24,7 @@ ROOM = max(READ[0], BLOCK)  # a pass stores its whole chunk behind a text's leng
 
 def empty_state(
     loop: LoopConfig,
-    models: Sequence[tuple[ModelConfig, jnp.dtype, Mesh | None]],
+    models: Sequence[tuple[ModelConfig, jnp.dtype, Mesh | AbstractMesh | None]],
     words: int,
     batch: int,
     size: int,
@@ -149,5 +149,12 @@ def longer(state: State, more: int) -> State:
         replace(cache, keys=tuple(pad(x, 2) for x in cache.keys), values=tuple(pad(x, 2) for x in cache.values))
         for cache in state.caches
     ]
-    per_token = ("tokens", "sources", "p_defer", "threshold", "calls")
-    return replace(state, caches=tuple(caches), **{name: pad(getattr(state, name), 1) for name in per_token})
+    return replace(
+        state,
+        caches=tuple(caches),
+        tokens=pad(state.tokens, 1),
+        sources=pad(state.sources, 1),
+        p_defer=pad(state.p_defer, 1),
+        threshold=pad(state.threshold, 1),
+        calls=pad(state.calls, 1),
+    )

@@ -112,7 +112,7 @@ def _by_head(
     In the order in which the cache lies, and with one text without an axis for texts: in any other form XLA on CPU
     transposes the cache first, a copy of it in every step.
     """
-    axes = (0, 1)
+    axes: tuple[int, ...] = (0, 1)
     if rows.shape[0] == 1:
         rows, cache, axis, axes = rows[0], cache[0], axis - 1, (0,)
     dimensions = (((rows.ndim - 1,), (axis,)), (axes, axes))

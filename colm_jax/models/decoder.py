@@ -147,10 +147,9 @@ class Decoder(nnx.Module):
           `KVCache.write` (None without a cache).
         """
         config = self.config
-        start = 0 if cache is None else cache.lengths[:, None]
-        if ragged is None:
-            positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
-        else:
+        start = 0 if cache is None or ragged is not None else cache.lengths[:, None]
+        positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
+        if ragged is not None and cache is not None:
             positions = (cache.lengths[ragged.text] + ragged.offset)[None]
         if segments is not None:
             positions = positions_in(segments)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Ragged:
-    """Where each of N tokens in line belongs. Tokens behind the last text's belong nowhere; what they give is unused."""
+    """Where each of N tokens in line belongs. Those behind the last text's belong nowhere; what they give is unused."""
 
     starts: Int[Array, "B"]  # each text's first place in the line
     counts: Int[Array, "B"]  # how many it has there, C at most

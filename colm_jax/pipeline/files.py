@@ -1,36 +1,147 @@
 """The files that stages write; each beside its place and then renamed, so that a half-written one is never seen."""
 
+import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from colm_jax.team import Generation
+from colm_jax.generation import Generation, Settings
+from colm_jax.pipeline.stage import plain
+from colm_jax.team import CoLM
 
 
-def write_generations(path: Path, prompts: Sequence[Any], answers: Sequence[Generation], ids: Sequence[Any]) -> None:
-    """Writes generation lines (the contract's), beside the file and then renamed."""
+def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any]:
+    """A generation line (the contract's), with "sample" and "log_probs" where there are any."""
+    shown = prompt.get("prompt", prompt.get("messages", prompt.get("input_ids")))
+    line = {
+        "id": name,
+        "prompt": shown,
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "sources": answer.sources,
+        "p_defer": answer.p_defer,
+        "threshold": answer.threshold,
+        "finish_reason": answer.finish_reason,
+        "expert_calls": answer.expert_calls,
+    }
+    if answer.sample:
+        line["sample"] = answer.sample
+    return line if answer.log_probs is None else line | {"log_probs": answer.log_probs}
+
+
+def write_generations(path: Path, prompts: Sequence[Any], answers: Sequence[Generation], names: Sequence[Any]) -> None:
+    """Writes generation lines, beside the file and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        for number, prompt, answer in zip(ids, prompts, answers, strict=True):
-            shown = prompt.get("prompt", prompt.get("messages", prompt.get("input_ids")))
-            record = {
-                "id": number,
-                "prompt": shown,
-                "text": answer.text,
-                "tokens": answer.tokens,
-                "sources": answer.sources,
-                "p_defer": answer.p_defer,
-                "threshold": answer.threshold,
-                "finish_reason": answer.finish_reason,
-                "expert_calls": answer.expert_calls,
-            }
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    beside.replace(path)
+    lines = (generation_line(*each) for each in zip(prompts, answers, names, strict=True))
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+class GenerationFile:
+    """A file of generation lines, which appears when it is whole.
+
+    Until then what is finished lies in FILE.part, line by line as it came: a run that was stopped finds it there and
+    goes on. Its first line says what the answers belong to; where that has changed, they are made anew.
+    """
+
+    def __init__(self, path: Path, prompts: Sequence[Any], names: Sequence[Any], samples: int, key: str):
+        """Finds what was written before.
+
+        Args:
+          path: the file.
+          prompts: the records that are answered.
+          names: the "id" of each.
+          samples: answers to each.
+          key: hash of all that decides the answers.
+        """
+        self._path, self._part = path, path.with_name(path.name + ".part")
+        self._prompts, self._names, self._samples = prompts, names, samples
+        self._lines: dict[tuple[int, int], str] = {}
+        self._head = json.dumps({"key": key}) + "\n"
+        whole = self._part.read_bytes().decode("utf-8", "replace") if self._part.exists() else ""
+        if whole.startswith(self._head):
+            for line in whole[len(self._head) :].split("\n")[:-1]:  # what follows the last end of line was cut off
+                number, sample, text = line.split(" ", 2)
+                self._lines[int(number), int(sample)] = text
+
+    @property
+    def done(self) -> int:
+        """Answers that are finished."""
+        return len(self._lines)
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the prompts that are not answered in full."""
+        return [i for i in range(len(self._prompts)) if any((i, j) not in self._lines for j in range(self._samples))]
+
+    def add(self, number: int, answer: Generation) -> None:
+        """Keeps an answer to prompt `number`."""
+        line = generation_line(self._prompts[number], answer, self._names[number])
+        self._lines[number, answer.sample] = text = json.dumps(line, ensure_ascii=False)
+        with self._part.open("a", encoding="utf-8") as file:
+            file.write(f"{number} {answer.sample} {text}\n")
+
+    def begin(self) -> None:
+        """Starts FILE.part anew, with what was found in it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        found = (f"{number} {sample} {text}\n" for (number, sample), text in self._lines.items())
+        write_text(self._part, "".join((self._head, *found)))
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Puts the whole file in its place, in the prompts' order. Returns its lines."""
+        ordered = [self._lines[place] for place in sorted(self._lines)]
+        write_text(self._path, "".join(f"{text}\n" for text in ordered))
+        self._part.unlink()
+        return [json.loads(text) for text in ordered]
+
+
+def write_answers(
+    path: Path,
+    team: CoLM,
+    prompts: Sequence[Any],
+    names: Sequence[Any],
+    settings: Settings,
+    strategy: str,
+    key: str,
+    log_probs: bool = False,
+    places: Sequence[str] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[dict[str, Any]]:
+    """Answers prompts into a file of generation lines, going on where a stopped run was.
+
+    Args:
+      path: the file.
+      team: who answers.
+      prompts: records.
+      names: the "id" of each.
+      settings: one value for all prompts each.
+      strategy: as in `CoLM.generate`.
+      key: hash of the models and of whatever else is not among the arguments and decides the answers.
+      log_probs: as in `CoLM.generate`.
+      places: name of each prompt in errors.
+      progress: told how many answers are finished.
+
+    Returns:
+      The lines.
+
+    Raises:
+      UserError: as `CoLM.generate`, before anything is written.
+    """
+    deciding = {k: v for k, v in plain(settings).items() if k not in ("batch_size", "parking")}
+    whole = json.dumps([key, list(prompts), list(names), strategy, log_probs, deciding], sort_keys=True)
+    file = GenerationFile(path, prompts, names, settings.samples, hashlib.sha256(whole.encode()).hexdigest())
+    numbers = file.missing
+    chosen, where = [prompts[i] for i in numbers], None if places is None else [places[i] for i in numbers]
+    answers = team.answers(chosen, settings, strategy, log_probs, where, keys=numbers)
+    file.begin()
+    progress(file.done)
+    for number, answer in answers:
+        file.add(numbers[number], answer)
+        progress(file.done)
+    return file.finish()
 
 
 def link(source: Path, target: Path) -> None:

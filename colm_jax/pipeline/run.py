@@ -23,11 +23,12 @@ from colm_jax.data.tokenizer import vocabulary_digest
 from colm_jax.data.tokens import counts, open_tokens, tokenise
 from colm_jax.evaluation.tasks import reference_of, score_answers
 from colm_jax.evaluation.text import evaluate_text
+from colm_jax.generation import Settings
 from colm_jax.labels import weak_labels
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import STAGES, RunConfig
-from colm_jax.pipeline.files import link, save_array, write_generations, write_text
+from colm_jax.pipeline.files import link, save_array, write_answers, write_text
 from colm_jax.pipeline.inputs import Inputs
 from colm_jax.pipeline.stage import Stage
 from colm_jax.scoring import Scores, hidden_to_directory, load_scores, open_hidden, score_to_directory
@@ -343,16 +344,14 @@ class Run(Inputs):
                 path = directory / f"{strategy}.jsonl"
                 if not path.exists():
                     with console.bar(f"generating: {strategy}", len(prompts)) as bar:
-                        answers = self.team.generate(
-                            prompts,
-                            threshold=self.threshold(),
-                            strategy=strategy,
+                        settings = Settings(
+                            self.threshold(),
                             rate=rate,
                             max_new_tokens=self.config.max_new_tokens,
                             batch_size=self.config.batch_size,
-                            progress=bar.to,
                         )
-                    write_generations(path, prompts, answers, [str(i) for i in range(len(prompts))])
+                        names = [str(i) for i in range(len(prompts))]
+                        write_answers(path, self.team, prompts, names, settings, strategy, team.digest, progress=bar.to)
                 if strategy == "defer":
                     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
                     shares = [np.mean(np.array(line["sources"]) > 0) for line in lines if line["sources"]]

@@ -8,8 +8,8 @@ import pytest
 
 from colm_jax.checkpoints.team import load_base, make_gate
 from colm_jax.decoding.engine import Engine, Options, Request
-from colm_jax.decoding.schedule import SCHEDULES
 from colm_jax.decoding.sampling import Sampling
+from colm_jax.decoding.schedule import SCHEDULES
 from colm_jax.decoding.strategies import STRATEGIES
 from tests.decoding.oracle import decode
 from tests.tiny import tiny_decoder
@@ -167,7 +167,6 @@ def test_the_text_ends_at_the_context(models, engine_of):
 
 def test_a_step_without_deferral_copies_no_cache(engine_of):
     """In the compiled loop, no copy is as large as a layer's expert cache."""
-    from colm_jax.decoding.loop import run_turns
 
     engine = engine_of(1)
     options = Options(STRATEGIES["defer"], Sampling())
