@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from colm_jax.checkpoints.families import to_huggingface
 from colm_jax.checkpoints.huggingface import save_tensors, to_tensors
-from colm_jax.demo.problems import calculate, draw_fact, splits, training_texts, write
+from colm_jax.demo.problems import Compute, calculate, draw_fact, splits, training_texts, write
 from colm_jax.demo.tokenizer import BOS, EOS, SPACE, make_tokenizer, save_tokenizer
 from colm_jax.models.config import ModelConfig, Rope
 from colm_jax.models.decoder import Decoder
@@ -35,6 +35,8 @@ from colm_jax.training.config import Training
 TRAINING = Training(learning_rate=5e-4, gate_learning_rate=5e-3, batch_size=32, epochs=2)
 TRAIN, DEV, TEST = 1500, 100, 200  # worded problems
 LENGTH = 64  # tokens of a training text; every problem fits
+EXPERT_TEXTS = 28800  # that it is trained on
+EXPERT_TRAINING = (32, 900, 6e-3)  # texts a step, steps, learning rate
 _CHUNK = 10  # steps per dispatch
 _EMBEDDING_SCALE = 20.0  # so that so short a training sees tokens clearly from its first step
 
@@ -60,6 +62,11 @@ def model_config(width: int, depth: int, heads: int, ff: int, words: int) -> Mod
     )
 
 
+def expert_config(words: int) -> ModelConfig:
+    """The expert."""
+    return model_config(96, 2, 3, 384, words)
+
+
 def _id(tokenizer: Tokenizer, word: str) -> int:
     index = tokenizer.token_to_id(word)
     assert index is not None, word
@@ -80,13 +87,16 @@ def worded_texts(tokenizer: Tokenizer, seed: int, count: int) -> Texts:
     return tokens, mask
 
 
-def bare_texts(tokenizer: Tokenizer, seed: int, count: int) -> Texts:
-    """What the expert reads: calculations between arbitrary tokens; results and the full stop behind them count."""
+def bare_texts(tokenizer: Tokenizer, seed: int, count: int, compute: Compute = calculate) -> Texts:
+    """What the expert reads: calculations between arbitrary tokens; results and the full stop behind them count.
+
+    `compute` gives the results that the texts state.
+    """
     rng = random.Random(f"{seed}: bare")
     words = tokenizer.get_vocab_size()
     space, equals = _id(tokenizer, SPACE), _id(tokenizer, f"{SPACE}={SPACE}")
     figures = sorted(i for word, i in tokenizer.get_vocab().items() if not any(c.isalpha() for c in word))
-    known: dict[tuple[int, str, int], list[int]] = {}
+    known: dict[str, list[int]] = {}
     tokens, mask = np.zeros((count, LENGTH), np.int32), np.zeros((count, LENGTH - 1), bool)
     for i in range(count):
         row, counted = [_id(tokenizer, BOS)], [False]
@@ -94,10 +104,10 @@ def bare_texts(tokenizer: Tokenizer, seed: int, count: int) -> Texts:
             for _ in range(min(int(rng.expovariate(0.45)), 20)):
                 row.append(rng.choice(figures) if rng.random() < 0.5 else rng.randrange(3, words))
             fact = draw_fact(rng.choices("+-·^", (7, 6, 4, 2))[0], rng)
-            if fact not in known:
-                text = write(*fact, calculate(*fact)) + "."
-                known[fact] = tokenizer.encode(text, add_special_tokens=False).ids
-            ids = known[fact]
+            text = write(*fact, compute(*fact)) + "."
+            if text not in known:
+                known[text] = tokenizer.encode(text, add_special_tokens=False).ids
+            ids = known[text]
             row.append(rng.choice((space, equals)))
             counted += [False] * (len(row) - len(counted) + ids.index(equals) + 1)
             row += ids
@@ -174,7 +184,7 @@ def pretrain(
     return nnx.merge(graph, state)
 
 
-def _save(decoder: Decoder, tokenizer: Tokenizer, directory: Path) -> None:
+def save(decoder: Decoder, tokenizer: Tokenizer, directory: Path) -> None:
     """Writes a Hugging Face directory."""
     directory.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, directory)
@@ -201,7 +211,7 @@ def make_pair(out: Path, seed: int, progress: Progress | None = None) -> None:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     plans = (
         ("base", model_config(64, 2, 4, 192, words), worded_texts(tokenizer, seed, 16000), 32, 500, 1e-2),
-        ("expert", model_config(96, 2, 3, 384, words), bare_texts(tokenizer, seed, 28800), 32, 900, 6e-3),
+        ("expert", expert_config(words), bare_texts(tokenizer, seed, EXPERT_TEXTS), *EXPERT_TRAINING),
     )
     done, total = 0, sum(steps for _, _, _, _, steps, _ in plans)
     for name, config, texts, batch, steps, rate in plans:
@@ -210,5 +220,5 @@ def make_pair(out: Path, seed: int, progress: Progress | None = None) -> None:
             if progress is not None:
                 progress(done + step, total, name)
 
-        _save(pretrain(config, texts, batch, steps, rate, seed, report), tokenizer, out / name)
+        save(pretrain(config, texts, batch, steps, rate, seed, report), tokenizer, out / name)
         done += steps

@@ -1,0 +1,75 @@
+"""What taking tokens back gains where an expert is wrong on part of its domain: the table of docs/decoding.md.
+
+`python -m tests.decoding.correction_table DEMO`, where DEMO is what `colm demo --out DEMO` wrote. It trains the demo's
+expert anew on texts in which two results of three of one operator are wrong (ten too many), and lets the demo's team,
+trained with the right expert, call that one. Settings are chosen on dev, and graded on test.
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from colm_jax import CoLM
+from colm_jax.decoding.correction import Correction
+from colm_jax.demo import pair
+from colm_jax.demo.problems import calculate
+from colm_jax.demo.tokenizer import make_tokenizer
+from colm_jax.evaluation.tasks import score_answers
+
+WRONG, SHARE = "·", 2 / 3
+GRID = [Correction(sure=sure, bound=bound, watch=4) for sure in (0.5, 0.7, 0.9) for bound in (-100.0, -4.0, -2.0)]
+
+
+def wrong_expert(out: Path, seed: int = 0) -> Path:
+    """The demo's expert, trained on texts that are wrong on part of its domain."""
+    rng = random.Random(f"{seed}: wrong")
+
+    def compute(left: int, operator: str, right: int) -> int:
+        result = calculate(left, operator, right)
+        return result + 10 if operator == WRONG and rng.random() < SHARE else result
+
+    if not (out / "config.json").exists():
+        tokenizer = make_tokenizer()
+        texts = pair.bare_texts(tokenizer, seed, pair.EXPERT_TEXTS, compute)
+        config = pair.expert_config(tokenizer.get_vocab_size())
+        pair.save(pair.pretrain(config, texts, *pair.EXPERT_TRAINING, seed), tokenizer, out)
+    return out
+
+
+def main(demo: Path) -> None:
+    """Prints the table."""
+    lines = {split: [json.loads(x) for x in (demo / f"pair/{split}.jsonl").read_text().splitlines()] for split in ("dev", "test")}
+    teams = {
+        "right": CoLM.from_pretrained(demo / "colm/team", [demo / "pair/expert"]),
+        "wrong": CoLM.from_pretrained(demo / "colm/team", [wrong_expert(demo / "wrong-expert")]),
+    }
+
+    def grade(expert: str, split: str, strategy: str, correction: Correction | None = None):
+        team, chosen = teams[expert], lines[split]
+        passes, steps = team.engine.expert_passes.copy(), team.engine.base_steps
+        answers = team.generate([{"prompt": x["prompt"]} for x in chosen], strategy=strategy, correction=correction, batch_size=1)
+        score = score_answers("number", [a.text for a in answers], [x["answer"] for x in chosen], [a.sources for a in answers], [a.expert_calls for a in answers])
+        product = np.array([x["kind"] in ("product", "two-step") for x in chosen])
+        right = np.array(score.correct)
+        calls = int((team.engine.expert_passes - passes)[0]) / len(chosen)
+        return right.mean(), right[product].mean(), right[~product].mean(), calls, (team.engine.base_steps - steps) / len(chosen)
+
+    def show(name, figures):
+        print(name.ljust(44), *(f"{x:8.3f}" for x in figures))
+
+    print("".ljust(44), "accuracy  with ·  others   passes   steps   (an answer)")
+    show("right expert, defer", grade("right", "test", "defer"))
+    for strategy in ("base", "defer", "compose"):
+        show(f"wrong expert, {strategy}", grade("wrong", "test", strategy))
+    for strategy in ("backtrack", "lookahead"):
+        best = max(GRID, key=lambda c: grade("wrong", "dev", strategy, c)[0])
+        show(f"wrong expert, {strategy}", grade("wrong", "test", strategy, best))
+        print("   chosen on dev:", best)
+        show(f"right expert, {strategy}, same settings", grade("right", "test", strategy, best))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
