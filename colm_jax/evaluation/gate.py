@@ -102,13 +102,13 @@ def by_entropy(answers: Sequence[Written]) -> list[Share]:
 
 
 def template_fillings(answers: Sequence[Written]) -> list[Found]:
-    """Where experts wrote a single token of content, a number or a word, between two tokens of the base's."""
+    """Where experts wrote a single token of content, a whole number or word, between two tokens of the base's."""
     found = []
     for a, answer in enumerate(answers):
         classes = token_classes(answer.pieces)
         for start, stop in _runs(answer.sources):
             inside = start > 0 and stop < len(answer.sources)
-            if stop - start == 1 and inside and classes[start] in ("number", "word start", "word continuation"):
+            if stop - start == 1 and inside and _is_whole(answer.pieces, classes, start):
                 found.append(Found(a, start, stop))
     return found
 
@@ -122,21 +122,20 @@ def calculator_calls(answers: Sequence[Written]) -> list[Found]:
 
 
 def results(answers: Sequence[Written]) -> list[Found]:
-    """The tokens of every number right behind an equals sign of the base's, whoever wrote them."""
+    """The tokens of every number right behind an equals sign of the base's, whoever wrote them.
+
+    A number that an operator follows is part of a further calculation (the first 5 in 5^2 · 5^3 = 5^5), not a result.
+    """
     found = []
     for a, answer in enumerate(answers):
         classes = token_classes(answer.pieces)
-        i = 0
-        while i < len(classes):
-            if classes[i] == "number" and _behind_equals(answer, i):
-                stop = i + 1
-                # A token that begins with white space begins another number.
-                while stop < len(classes) and classes[stop] == "number" and not answer.pieces[stop][0].isspace():
-                    stop += 1
+        stop = 0
+        for i, kind in enumerate(classes):
+            if i < stop or kind != "number" or not _behind_equals(answer, i):
+                continue
+            stop = _number_end(answer.pieces, classes, i)
+            if not re.match(r"\s*[-−+·×*/÷^(=]", "".join(answer.pieces[stop : stop + 2])):
                 found.append(Found(a, i, stop))
-                i = stop
-            else:
-                i += 1
     return found
 
 
@@ -218,6 +217,27 @@ def _runs(sources: Sequence[int]) -> list[tuple[int, int]]:
     """Experts' runs of tokens, as start and end."""
     borders = np.flatnonzero(np.diff([0, *(int(source > 0) for source in sources), 0]))
     return [(int(start), int(stop)) for start, stop in borders.reshape(-1, 2)]
+
+
+def _is_whole(pieces: Sequence[str], classes: Sequence[str], i: int) -> bool:
+    """Whether token i, with tokens on both sides, is a number or a word by itself, not a part of one."""
+    if classes[i] not in ("number", "word start"):
+        return False
+    begins = pieces[i][0].isspace() or not pieces[i - 1][-1:].isalnum()
+    ends = pieces[i][-1].isspace() or not pieces[i + 1][:1].isalnum()
+    return begins and ends
+
+
+def _number_end(pieces: Sequence[str], classes: Sequence[str], start: int) -> int:
+    """Where the number that begins with token `start` ends; its digits may be parted by a point or a comma."""
+
+    def goes_on(i: int) -> bool:
+        return i < len(pieces) and classes[i] == "number" and pieces[i][0].isdigit()
+
+    stop = start + 1
+    while goes_on(stop) or (stop < len(pieces) and pieces[stop] in (".", ",") and goes_on(stop + 1)):
+        stop += 1
+    return stop
 
 
 def _behind_equals(answer: Written, i: int) -> bool:

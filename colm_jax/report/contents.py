@@ -53,6 +53,7 @@ class Curve:
     lines: dict[str, list[tuple[float, float]]]
     points: dict[str, tuple[float, float]]
     note: str = ""
+    diagonal: bool = False  # dashed, from (0, 0) to (1, 1), where x and y are equal
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from colm_jax.evaluation import gate
-from colm_jax.report.contents import Answer, Bars, Curve, Example, Section, Table
+from colm_jax.report.contents import Answer, Bars, Cell, Curve, Example, Plot, Section, Table
 
 _EXAMPLES = 4  # of each kind
 _AROUND = 10  # tokens shown before and behind an example
@@ -20,7 +20,10 @@ def gate_section(answers: Sequence[Answer], agreement: gate.Agreement | None, te
     written = [_written(answer) for answer in answers if answer.pieces]
     if not written and agreement is None:
         return None
-    tables, plots, examples, said = [], [], [], []
+    tables: list[Table] = []
+    plots: list[Plot] = []
+    examples: list[Example] = []
+    said: list[str] = []
     if written:
         fillings, calls = gate.template_fillings(written), gate.calculator_calls(written)
         said.append(_summary(written, fillings, calls))
@@ -53,15 +56,18 @@ def _written(answer: Answer) -> gate.Written:
 def _summary(written: Sequence[gate.Written], fillings: Sequence[gate.Found], calls: Sequence[gate.Found]) -> str:
     tokens = sum(len(answer.pieces) for answer in written)
     deferred = sum(source > 0 for answer in written for source in answer.sources)
-    results = len(gate.results(written))
+    results = gate.results(written)
+    begun = sum(written[place.answer].sources[place.start] > 0 for place in results)
     lines = (
         f"Of the {tokens:,} tokens of {len(written):,} answers, {deferred:,} are by experts ({deferred / tokens:.1%})."
     )
-    filled = f" Template filling: {len(fillings):,} times an expert wrote a single number or word between two tokens of"
+    filled = f" Template filling: {len(fillings):,} single numbers or words by an expert, each between two tokens of"
     filled += " the base's."
     if results:
-        filled += f" Calculator: of {results:,} numbers right behind an equals sign of the base's, experts wrote"
-        filled += f" {len(calls):,} whole ({len(calls) / results:.0%})."
+        filled += (
+            f" Calculator: of {len(results):,} results, numbers right behind an equals sign of the base's, experts"
+        )
+        filled += f" began {begun:,} and wrote {len(calls):,} whole ({len(calls) / len(results):.0%})."
     return lines + filled
 
 
@@ -99,12 +105,12 @@ def _examples(title: str, found: Sequence[gate.Found], answers: Sequence[Answer]
 
 def _agreement_table(agreement: gate.Agreement, texts: str) -> Table:
     names = [f"{b / agreement.bins:.1f}–{(b + 1) / agreement.bins:.1f}" for b in range(agreement.bins)]
-    rows = tuple((name, *row) for name, row in zip(names, agreement.counts))
-    note = f"Tokens of {texts}. A responsibility is the experts' share in explaining the token that stands there."
+    rows: tuple[tuple[Cell, ...], ...] = tuple((name, *row) for name, row in zip(names, agreement.counts))
+    note = f"Tokens of {texts}. The responsibility r is the experts' share in explaining the token that stands there."
     if agreement.correlation is not None:
         note += f" Correlation of the two: {agreement.correlation:.3f}."
-    columns = ("p_defer", *(f"responsibility {name}" for name in names))
-    return Table("p_defer against the experts' responsibility", columns, rows, note)
+    columns = ("p_defer", *(f"r {name}" for name in names))
+    return Table("Tokens by p_defer and the experts' responsibility r", columns, rows, note)
 
 
 def _agreement_plot(agreement: gate.Agreement, texts: str) -> Curve:
@@ -114,7 +120,8 @@ def _agreement_plot(agreement: gate.Agreement, texts: str) -> Curve:
         "Experts' responsibility against p_defer",
         "mean p_defer of a bin",
         "mean responsibility",
-        {"gate": line, "equal": [(0.0, 0.0), (1.0, 1.0)]},
+        {"gate": line},
         {},
         f"On {texts}. Above the diagonal the experts explain more than the gate asked them for, below it less.",
+        diagonal=True,
     )

@@ -18,7 +18,7 @@ a { color: var(--color-0); } nav ul { display: flex; flex-wrap: wrap; gap: .2rem
 .scroll { overflow-x: auto; } table { border-collapse: collapse; overflow-wrap: normal; }
 th, td { padding: .35rem 1rem; border-bottom: 1px solid var(--line); text-align: left; }
 th { border-bottom-width: 2px; vertical-align: bottom; } tbody tr:hover { background: var(--card); }
-.number { text-align: right; font-variant-numeric: tabular-nums; } td.number { white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; } td.number, .short { white-space: nowrap; }
 .note, .meta, figcaption { color: var(--quiet); font-size: .9rem; }
 figure { margin: 2rem 0; }
 figure .scroll svg { width: 100%; min-width: 26rem; max-width: 46rem; height: auto; display: block; }
@@ -210,8 +210,8 @@ text-decoration-style: {{ lines[(loop.index - 1) % lines | length] }}; }
 </ul></nav>
 {% endif %}
 {% macro row(cells, tag, numeric) %}
-<tr>{% for cell in cells %}<{{ tag }}{% if numeric[loop.index0] %} class="number"{% endif %}>{{ cell }}</{{ tag }}>\
-{% endfor %}</tr>
+<tr>{% for cell in cells %}<{{ tag }}{% if numeric[loop.index0] %} class="number"{% elif tag == "td" and \
+cell | length < 14 %} class="short"{% endif %}>{{ cell }}</{{ tag }}>{% endfor %}</tr>
 {% endmacro %}
 {% macro show_table(table, heading) %}
 <{{ heading }}>{{ table.title }}</{{ heading }}>
@@ -241,7 +241,7 @@ text-decoration-style: {{ lines[(loop.index - 1) % lines | length] }}; }
 <h2 id="answers">Answers</h2>
 <ul class="legend" aria-label="Marks">
 {% for name in report.writers %}
-<li>{% if loop.first %}{{ name }} (base){% else %}\
+<li>{% if loop.first %}{{ name }}{{ "" if name == "base" else " (base)" }}{% else %}\
 <span class="expert w{{ loop.index0 }}">{{ name }}</span>{% endif %}</li>
 {% endfor %}
 {% if asked_again %}

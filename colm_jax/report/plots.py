@@ -87,6 +87,8 @@ def _draw_curve(curve: Curve) -> Figure:
     points = {name: point for name, point in curve.points.items() if _finite([point])}
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
+    if curve.diagonal:
+        axes.plot([0, 1], [0, 1], "--", color=_INK, linewidth=1, alpha=0.6)
     for i, line in enumerate(lines.values()):
         marker = "o" if len(line) <= _MARKED else None
         axes.plot(*zip(*line), color=COLORS[i % len(COLORS)], linewidth=1.8, marker=marker, markersize=4.5)

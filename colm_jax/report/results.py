@@ -62,12 +62,12 @@ def _roc(roc: Mapping[str, Any]) -> Curve:
     points = {}
     if "fpr" in youden and "tpr" in youden:
         points[f"Youden, η = {youden['threshold']:.3f}"] = (youden["fpr"], youden["tpr"])
-    note = f"Area {roc['area']:.3f}; 0.5 is chance."
+    note = f"Area {roc['area']:.3f}; the diagonal, 0.5, is chance."
     if "threshold" in youden:
         note += f" Youden's point (true minus false positive rate is greatest): η = {youden['threshold']:.4f}."
-    lines = {"p_defer": [(x, y) for x, y in roc["points"]], "chance": [(0.0, 0.0), (1.0, 1.0)]}
+    lines = {"p_defer": [(x, y) for x, y in roc["points"]]}
     title = "ROC: p_defer finds where the expert differs from the base (dev)"
-    return Curve(title, "false positive rate", "true positive rate", lines, points, note)
+    return Curve(title, "false positive rate", "true positive rate", lines, points, note, diagonal=True)
 
 
 def _reliability(reliability: Mapping[str, Any]) -> Curve:
@@ -77,9 +77,10 @@ def _reliability(reliability: Mapping[str, Any]) -> Curve:
         "Reliability: p_defer against expert right and base wrong (dev)",
         "mean p_defer of a bin",
         "share of tokens",
-        {"team": line, "equal": [(0.0, 0.0), (1.0, 1.0)]},
+        {"team": line},
         {},
         note,
+        diagonal=True,
     )
 
 

@@ -3,7 +3,7 @@
 import re
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -33,7 +33,7 @@ def show_results(report: Report, console: Console) -> None:
         console.print(_plain(f"{name}: {value}"), soft_wrap=True)
     for table in report.tables:
         console.print()
-        console.print(_table(table))
+        console.print(_table(table, console.width))
 
 
 def show_sections(report: Report, console: Console) -> None:
@@ -44,7 +44,7 @@ def show_sections(report: Report, console: Console) -> None:
             console.rule(_plain(section.title, "bold"), align="left")
         for table in section.tables:
             console.print()
-            console.print(_table(table))
+            console.print(_table(table, console.width))
 
 
 def show_answer(answer: Answer, writers: tuple[str, ...], console: Console) -> None:
@@ -109,7 +109,8 @@ def _plain(text: str, style: str = "") -> Text:
     return Text(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text), style=style)
 
 
-def _table(table: Table) -> RichTable:
+def _table(table: Table, width: int) -> RichTable:
+    """The table for so many columns of characters: words and numbers stay whole where all of them have room."""
     rich = RichTable(
         title=_plain(table.title, "bold"),
         caption=_plain(table.note, "dim") if table.note else None,
@@ -117,8 +118,14 @@ def _table(table: Table) -> RichTable:
         caption_justify="left",
         box=SIMPLE_HEAD,
     )
-    for column, numeric in zip(table.columns, table.numeric):
-        rich.add_column(_plain(column), justify="right" if numeric else "left")
+    longest = [
+        max(len(word) for cell in (column, *(row[i] for row in table.shown)) for word in cell.split() or [""])
+        for i, column in enumerate(table.columns)
+    ]
+    fits = sum(longest) + 3 * len(longest) <= width
+    for column, numeric, least in zip(table.columns, table.numeric, longest):
+        justify: JustifyMethod = "right" if numeric else "left"
+        rich.add_column(_plain(column), justify=justify, min_width=least if fits else None, overflow="fold")
     for row in table.shown:
         rich.add_row(*map(_plain, row))
     return rich
