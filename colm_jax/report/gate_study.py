@@ -33,7 +33,7 @@ def gate_section(answers: Sequence[Answer], agreement: gate.Agreement | None, te
             shares = count(written)
             tables.append(_table(name, shares))
             plots.append(_bars(name, shares))
-        shown = [answer for answer in answers if answer.pieces]
+        shown = [(number, answer) for number, answer in enumerate(answers, start=1) if answer.pieces]
         examples += _examples("Template filling", fillings, shown)
         examples += _examples("Calling the expert as a calculator", calls, shown)
     if agreement is not None:
@@ -93,13 +93,14 @@ def _bars(name: str, shares: Sequence[gate.Share]) -> Bars:
     return Bars(f"Deferral by {name}", "share of tokens by experts", tuple(bars))
 
 
-def _examples(title: str, found: Sequence[gate.Found], answers: Sequence[Answer]) -> list[Example]:
+def _examples(title: str, found: Sequence[gate.Found], answers: Sequence[tuple[int, Answer]]) -> list[Example]:
     """The first of different answers, with some tokens around each."""
     firsts = list({place.answer: place for place in reversed(found)}.values())[::-1][:_EXAMPLES]
     examples = []
     for place in firsts:
-        pieces = answers[place.answer].pieces[max(0, place.start - _AROUND) : place.stop + _AROUND]
-        examples.append(Example(f"{title} ({len(found):,} in all), answer {place.answer + 1}", pieces))
+        number, answer = answers[place.answer]
+        pieces = answer.pieces[max(0, place.start - _AROUND) : place.stop + _AROUND]
+        examples.append(Example(f"{title} ({len(found):,} in all), answer {number}", pieces))
     return examples
 
 
