@@ -151,7 +151,7 @@ def _contents(run: "Run", calibrated: Stage | None, generated: Stage, evaluated:
         ("training texts", counts(run.stage("tokens").directory)),
         ("objective", f"{run.config.training.objective}, trainable: {run.config.training.trainable}"),
         ("threshold", f"{run.threshold():.4f}"),
-        ("answers shown", f"{len(answers):,} of {len(written):,} ({generated.directory / 'defer.jsonl'})"),
+        ("answers shown", f"{len(answers):,} of {len(written):,} (generate/defer.jsonl)"),
     )
     return Report(
         title="Co-LLM run",

@@ -7,6 +7,7 @@ import pytest
 
 from colm_jax import CoLM
 from colm_jax.cli.main import main
+from colm_jax.data.records import Examples
 from colm_jax.pipeline.study import CANDIDATES, END, read_study, write_study
 from colm_jax.report.store import load_report
 from tests.tiny import write_model
@@ -95,16 +96,19 @@ def test_probabilities_are_those_of_scoring(finished):
     np.testing.assert_allclose(written, np.exp(log_probs), atol=2e-6)
 
 
-def test_what_stands_is_not_made_again(finished, tmp_path):
+def test_an_expert_held_likeliest_what_it_wrote_and_what_stands_is_not_made_again(finished, tmp_path):
     team = CoLM.from_pretrained(finished / "run/team")
-    (answer,) = team.generate(["abc"], max_new_tokens=3)
-    examples = type("Examples", (), {"tokens": 0})()
-    write_study(team, [answer], ["x"], examples, tmp_path)
+    (answer,) = team.generate(["abc"], threshold=0.0, max_new_tokens=5)
+    assert set(answer.sources) == {1}
+    nothing = Examples([], 0)
+    write_study(team, [answer], ["x"], nothing, tmp_path)
     before = (tmp_path / CANDIDATES).stat().st_mtime_ns
-    write_study(team, [answer], ["x"], examples, tmp_path)
+    write_study(team, [answer], ["x"], nothing, tmp_path)
     assert (tmp_path / CANDIDATES).stat().st_mtime_ns == before
     study = read_study(tmp_path)
-    assert list(study.views) == ["x"] and study.agreement is None
+    assert study.agreement is None
+    for _, expert in study.views["x"]:
+        assert expert.written == pytest.approx(expert.candidates[0][1], abs=1e-5)
 
 
 def test_the_terminal_shows_a_run(finished, capsys):
@@ -113,7 +117,7 @@ def test_the_terminal_shows_a_run(finished, capsys):
     for text in ("Task: exact", "95 % interval", "2 of 2 answers;", "What the gate learned", "Deferral by token class"):
         assert text in shown
     assert "\x1b" not in shown
-    assert max(map(len, shown.splitlines())) <= 100 or "/" in max(shown.splitlines(), key=len)  # paths stay whole
+    assert [len(line) for line in shown.splitlines() if "Co-LLM run" in line] == [100]
     assert main(["show", str(finished / "run"), "--answer", "2"]) == 0
     shown = capsys.readouterr().out
     assert "expert 1 holds" in " ".join(shown.split())
@@ -131,16 +135,17 @@ def test_the_terminal_shows_generation_lines(finished, tmp_path, capsys):
     assert "3 of 3 answers;" in shown
     first = json.loads(lines.read_text().splitlines()[0])
     assert first["text"] in shown
-    assert ("by expert 1" in shown) == any(any(json.loads(line)["sources"]) for line in lines.read_text().splitlines())
     elsewhere = tmp_path / "answers.jsonl"
-    elsewhere.write_text(lines.read_text())
+    write(elsewhere, {**first, "sources": [1] * len(first["sources"])})
     assert main(["show", str(elsewhere)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert first["text"] in shown
     assert "name it by --base" in shown
     assert "by expert 1 (" not in shown
     assert main(["show", str(elsewhere), "--base", str(finished / "base"), "--answer", "1"]) == 0
-    assert f"“{first['text'][0]}”" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "by expert 1 (mean p_defer): " in shown
+    assert f"“{first['text'][0]}”" in shown
 
 
 LINE = {
