@@ -120,6 +120,9 @@ def test_pointing_and_the_keyboard_tell_the_same(open_page):
     assert details.is_hidden()
     page.locator("#answer-1 .word").first.focus()
     page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.textContent") == "is"
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.textContent") == "It"
     page.keyboard.press("End")
     assert page.evaluate("document.activeElement.dataset.word") == word.get_attribute("data-word")
     assert details.inner_text() == told
