@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.calibration.threshold import calibrate as calibrate_team
@@ -241,6 +242,14 @@ def evaluate(flags: Flags) -> dict[str, Any]:
     result = evaluate_files(flags.task, flags.predictions, flags.references)
     write_json(check_new_file(flags.out), result)
     return {key: value for key, value in result.items() if key != "by_answer"}
+
+
+def show(flags: Flags) -> None:
+    """A run's results and answers, printed."""
+    from colm_jax.pipeline.showing import show_path
+
+    output = Console(width=flags.width)
+    show_path(Path(flags.path), flags.base, flags.answer, flags.changed, flags.answers, output)
 
 
 def inspect(flags: Flags) -> dict[str, Any]:

@@ -195,6 +195,24 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(flag, required=True)
 
     sub = command(
+        "show",
+        "A run's results and answers in the terminal: who wrote which word, and what each model held likely.",
+        "colm show RUN --changed\n         colm show RUN --answer 7\n         colm show answers.jsonl --base RUN/team",
+    )
+    text = "a run (or demo) directory, or a file of generation lines"
+    sub.add_argument("path", metavar="RUN_OR_FILE", help=text)
+    sub.add_argument("--answer", type=int, metavar="N", help="one answer, token by token; the first is 1")
+    text = (
+        "only answers of which the expert changed the outcome: right where the base alone is wrong, or wrong where it "
+        "is right; without a task, those whose text differs from the base's"
+    )
+    sub.add_argument("--changed", action="store_true", help=text)
+    sub.add_argument("--answers", type=int, default=10, metavar="K", help="at most so many; 0: all (default 10)")
+    sub.add_argument("--width", type=int, metavar="COLUMNS", help="of what is printed (default: the terminal's, or 80)")
+    text = "whose tokenizer wrote a file of generation lines (default: the team of the run that the file lies in)"
+    sub.add_argument("--base", metavar="MODEL", help=text)
+
+    sub = command(
         "inspect",
         "What a model is, what will be loaded, how it would be sharded; of several, whether they can pair.",
         "colm inspect SMALL LARGE",

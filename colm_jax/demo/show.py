@@ -12,22 +12,35 @@ import jax
 from flax import nnx
 
 from colm_jax.calibration.threshold import Calibration
-from colm_jax.checkpoints.directory import write_json
+from colm_jax.checkpoints.directory import read_json, write_json
 from colm_jax.data.records import read_jsonl
 from colm_jax.demo.pair import TRAINING, make_pair
+from colm_jax.evaluation.cost import BYTES
 from colm_jax.evaluation.tasks import score_answers
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.files import write_generations
-from colm_jax.pipeline.reporting import answer_for_report, read_generations, write_files
+from colm_jax.pipeline.reporting import (
+    REPORT,
+    WILSON,
+    answer_for_report,
+    read_generations,
+    training_curves,
+    write_files,
+)
 from colm_jax.pipeline.run import Run
 from colm_jax.pipeline.stage import Stage
-from colm_jax.report.contents import Curve, Report, Table
+from colm_jax.pipeline.study import Study, read_study, write_study
+from colm_jax.report.contents import Report, Section, Table
+from colm_jax.report.gate_study import gate_section
+from colm_jax.report.results import calibration_section, cost_section, interval, with_area
+from colm_jax.report.store import load_report
 from colm_jax.report.terminal import show_report
 from colm_jax.team import CoLM
 
 RATES = (0.05, 0.1, 0.13, 0.15, 0.17, 0.2, 0.3, 0.5)  # deferral rates whose thresholds calibration tries
 TASK, NEW_TOKENS, BATCH = "number", 40, 64
+SHOWN = 200  # answers in the report: all
 CURVE = (0.05, 0.1, 0.13, 0.2, 0.4)  # deferral rates whose thresholds the picture shows
 
 
@@ -64,9 +77,15 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
     inputs = {name: stage.digest for name, stage in teams.items()} | {"pair": pair.digest}
     answers.run(inputs, {"curve": CURVE}, lambda directory: _answer(directory, colm, weak, tuned))
     table = json.loads((answers.directory / "table.json").read_text(encoding="utf-8"))
-    report = _report(colm, answers.directory, table, seed)
-    Stage("report", out / "report").run({"answers": answers.digest}, {}, lambda d: write_files(report, d))
-    show_report(report, console.output)
+    study = Stage("study", out / "study")
+    study.run({"answers": answers.digest}, {"answers": SHOWN}, lambda d: _study(d, colm, answers.directory))
+
+    def write(directory: Path) -> None:
+        write_files(_report(colm, answers.directory, read_study(study.directory), table, seed), directory)
+
+    report = Stage("report", out / "report")
+    report.run({"answers": answers.digest, "study": study.digest}, {"answers": SHOWN}, write)
+    show_report(load_report(report.directory / REPORT), console.output)
     for name in ("report.html", "curve-1.png", "report.md"):
         console.output.print(f"{out / 'report' / name}", soft_wrap=True)
     return table
@@ -121,6 +140,14 @@ def _answer(directory: Path, colm: Run, weak: Run, tuned: Run) -> None:
     write_json(directory / "table.json", {"rows": table, "curves": curves})
 
 
+def _study(directory: Path, colm: Run, answers: Path) -> None:
+    """Asks both models once more about Co-LLM's answers, and scores the test texts."""
+    found = read_generations(answers / "co-llm.jsonl", colm.team)[:SHOWN]
+    with console.bar("asking again") as bar:
+        ids = [str(i) for i in range(len(found))]
+        write_study(colm.team, found, ids, colm.examples("test"), directory, bar.to)
+
+
 def _thresholds(calibration: dict[str, Any]) -> list[float]:
     """The thresholds whose decoding on dev came nearest to the rates of the picture."""
     points = calibration["curve"]
@@ -128,39 +155,60 @@ def _thresholds(calibration: dict[str, Any]) -> list[float]:
     return list(dict.fromkeys(nearest))
 
 
-def _report(colm: Run, answers: Path, table: dict[str, Any], seed: int) -> Report:
+def _report(colm: Run, answers: Path, study: Study, table: dict[str, Any], seed: int) -> Report:
     order = ("base", "base fine-tuned", "expert", "random", "confidence", "weak supervision", "co-llm")
     notes = {"random": "random, same rate", "co-llm": "Co-LLM, calibrated"}
+    count = len(table["rows"]["co-llm"]["correct"])
     rows: list[tuple[str | float | int, ...]] = []
     for name in order:
         row = table["rows"][name]
-        shown = (round(row["accuracy"], 3), round(row["deferral_rate"], 3), row["expert_calls"], row["expert_passes"])
-        rows.append((notes.get(name, name), *shown))
-    columns = ("who writes", "accuracy", "deferral rate", "expert calls", "expert passes")
-    count = len(table["rows"]["co-llm"]["correct"])
-    note = f"{count} held-out problems, seed {seed}. A pass serves all sequences of a batch that call at that step."
+        shown = (round(row["accuracy"], 3), interval(row["accuracy"], count), round(row["deferral_rate"], 3))
+        rows.append((notes.get(name, name), *shown, row["expert_calls"], row["expert_passes"]))
+    columns = ("who writes", "accuracy", "95 % interval", "deferral rate", "expert calls", "expert passes")
+    note = f"{count} held-out problems, seed {seed}. A pass serves all sequences of a batch that call at that step. "
     lines = {name: [(x, y) for x, y in points] for name, points in table["curves"].items()}
     points = {
         name: (table["rows"][name]["deferral_rate"], table["rows"][name]["accuracy"])
         for name in ("base fine-tuned", "expert", "random", "confidence")
     }
-    team = colm.team
-    generations = read_generations(answers / "co-llm.jsonl", team)
+    team, writers = colm.team, ("base", "expert")
+    written = read_generations(answers / "co-llm.jsonl", team)
+    alone = read_generations(answers / "base.jsonl", team)
     references = [record for _, record in read_jsonl(colm.config.test or "")]
-    correct = table["rows"]["co-llm"]["correct"]
-    first = [i for i, record in enumerate(references) if "a^3 · a^2" in record["prompt"]]
-    chosen = list(dict.fromkeys([*first, *range(len(references))]))[:60]
+    correct, alone_correct = (table["rows"][name]["correct"] for name in ("co-llm", "base"))
+    shown_answers = tuple(
+        answer_for_report(
+            team,
+            written[i],
+            references[i]["completion"],
+            correct[i],
+            alone[i].text,
+            alone_correct[i],
+            study.views[str(i)],
+        )
+        for i in range(min(SHOWN, count))
+    )
+    calibration = read_json(colm.out / "calibrate" / "calibration.json")
+    lengths = [(len(answer.prompt_ids), answer.sources) for answer in written]
+    sections = (
+        cost_section(writers, [team.base.config, team.experts[0].config], [BYTES[colm.config.dtype]] * 2, lengths),
+        calibration_section(calibration),
+        gate_section(shown_answers, study.agreement, "the test texts"),
+        Section("Training", plots=tuple(training_curves(colm.out / "train" / "metrics.jsonl"))),
+    )
     return Report(
         title="Co-LLM demo: a small generalist calls a calculator",
         facts=(
             ("base", f"generalist, {_size(colm, 'base')} parameters: knows the wording"),
             ("expert", f"calculator, {_size(colm, 'expert')} parameters: knows bare arithmetic"),
             ("threshold", f"{colm.threshold():.4f}, chosen on {len(colm.records['dev'])} dev problems"),
+            ("base alone", "the base before any training with the expert"),
         ),
-        tables=(Table("Accuracy on held-out problems", columns, tuple(rows), note),),
-        curves=(Curve("Accuracy against deferral rate (test)", "deferral rate", "accuracy", lines, points),),
-        answers=tuple(answer_for_report(team, generations[i], references[i]["completion"], correct[i]) for i in chosen),
-        writers=("base", "expert"),
+        tables=(Table("Accuracy on held-out problems", columns, tuple(rows), note + WILSON),),
+        curves=(with_area("Accuracy against deferral rate (test)", lines, points),),
+        answers=shown_answers,
+        writers=writers,
+        sections=tuple(section for section in sections if section is not None),
     )
 
 

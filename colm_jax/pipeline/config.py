@@ -33,6 +33,7 @@ class RunConfig:
     max_new_tokens: int = 96
     prompt_tokens: int = 32  # where test lines have no prompt: their first tokens serve as one
     batch_size: int = 32  # of decoding
+    report_answers: int = 200  # the report shows so many, and asks every model about them once more
     profile_steps: tuple[int, int] | None = None  # first and last training step of a profiler trace
     training: Training = field(default_factory=Training)
     gate_init: GateInit = field(default_factory=GateInit)
@@ -53,6 +54,8 @@ class RunConfig:
         steps = self.profile_steps
         if steps is not None and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
             raise UserError(f"profile_steps must be the first and the last step, as in (10, 12), got {steps!r}")
+        if self.report_answers < 1:
+            raise UserError(f"report_answers must be at least 1, got {self.report_answers!r}")
         if not self.experts:
             raise UserError("a run needs at least one --expert")
         if self.training.trainable != "gate":  # which is fitted to all texts at once

@@ -7,20 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from colm_jax.checkpoints.directory import read_json
+from colm_jax.data.records import Examples
 from colm_jax.data.tokens import counts
+from colm_jax.evaluation.cost import BYTES
+from colm_jax.evaluation.tasks import reference_of, score_answers
 from colm_jax.pipeline import console
 from colm_jax.pipeline.stage import Stage
-from colm_jax.report.contents import Answer, Curve, Piece, Report, Table
+from colm_jax.pipeline.study import Study, read_study, write_study
+from colm_jax.report.contents import Answer, Curve, Piece, Report, Section, Table, View
+from colm_jax.report.gate_study import gate_section
 from colm_jax.report.html import write_html
 from colm_jax.report.markdown import write_markdown
 from colm_jax.report.plots import write_png
+from colm_jax.report.results import calibration_section, cost_section, interval
+from colm_jax.report.store import load_report, save_report
 from colm_jax.report.terminal import show_report
 from colm_jax.team import CoLM, Generation
 
 if TYPE_CHECKING:
     from colm_jax.pipeline.run import Run
 
-_SHOWN = 50  # answers in the report
+REPORT = "report.json"
+WILSON = "Interval: Wilson's, at 95 %."
 _POINTS = 200  # of a training curve, at most: more steps are averaged
 
 
@@ -39,84 +48,155 @@ def read_generations(path: Path, team: CoLM) -> list[Generation]:
     return answers
 
 
-def answer_for_report(team: CoLM, answer: Generation, reference: str | None, correct: bool | None) -> Answer:
-    """An answer as the report shows it: its tokens' texts, who wrote each, and p_defer."""
-    rates: Sequence[float | None] = answer.p_defer or [None] * len(answer.tokens)
-    pieces = tuple(Piece(*piece) for piece in zip(team.pieces(answer), answer.sources, rates))
-    threshold = answer.threshold[-1] if answer.threshold else None
-    return Answer(team.tokenizer.decode(answer.prompt_ids), pieces, reference, correct, threshold)
+def answer_for_report(
+    team: CoLM,
+    answer: Generation,
+    reference: str | None = None,
+    correct: bool | None = None,
+    alone: str | None = None,
+    alone_correct: bool | None = None,
+    views: Sequence[tuple[View, ...]] = (),
+) -> Answer:
+    """An answer as the report shows it: its tokens' texts, who wrote each, p_defer, and what each model held likely."""
+    count = len(answer.tokens)
+    rates: Sequence[float | None] = answer.p_defer or [None] * count
+    pieces = zip(team.pieces(answer), answer.sources, rates, views or [()] * count, strict=True)
+    return Answer(
+        prompt=team.tokenizer.decode(answer.prompt_ids),
+        pieces=tuple(Piece(*piece) for piece in pieces),
+        reference=reference,
+        correct=correct,
+        threshold=answer.threshold[-1] if answer.threshold else None,
+        alone=alone,
+        alone_correct=alone_correct,
+    )
 
 
-def write_report(run: "Run", calibrated: Stage | None, generated: Stage, evaluated: Stage) -> None:
-    """Writes RUN/report and prints its summary and place."""
-    result = json.loads((evaluated.directory / "evaluation.json").read_text(encoding="utf-8"))
-    calibration = None
-    if calibrated is not None:
-        calibration = json.loads((calibrated.directory / "calibration.json").read_text(encoding="utf-8"))
-    inputs = {"evaluate": evaluated.digest, "generate": generated.digest, "tokens": run.stage("tokens").digest}
+def study_answers(run: "Run", team: Stage, generated: Stage) -> Stage:
+    """Asks every model once more about the first answers and test texts, as many as the report shows."""
+    count = run.config.report_answers
+    split = run.test_split
+    assert split is not None  # there are answers
 
     def work(directory: Path) -> None:
-        write_files(_contents(run, calibration, generated, result), directory)
+        answers = read_generations(generated.directory / "defer.jsonl", run.team)[:count]
+        examples = run.examples(split)
+        with console.bar("asking again") as bar:
+            ids = [str(i) for i in range(len(answers))]
+            write_study(run.team, answers, ids, Examples(examples.items[:count], examples.cut), directory, bar.to)
 
-    run._do("report", inputs, {}, work)
-    show_report(_contents(run, calibration, generated, result), console.output)
-    console.output.print(f"report: {run.out / 'report' / 'report.html'}", soft_wrap=True)
+    inputs = {"team": team.digest, "generate": generated.digest, "test": run.hashes[split]}
+    return run._do("study", inputs, {"answers": count}, work)
+
+
+def write_report(run: "Run", calibrated: Stage | None, generated: Stage, evaluated: Stage, studied: Stage) -> None:
+    """Writes RUN/report and prints its summary and place."""
+    inputs = {"evaluate": evaluated.digest, "generate": generated.digest, "study": studied.digest}
+    inputs |= {"tokens": run.stage("tokens").digest}
+    inputs |= {} if calibrated is None else {"calibrate": calibrated.digest}
+
+    def work(directory: Path) -> None:
+        write_files(_contents(run, calibrated, generated, evaluated, studied), directory)
+
+    stage = run._do("report", inputs, {"answers": run.config.report_answers}, work)
+    show_report(load_report(stage.directory / REPORT), console.output)
+    console.output.print(f"report: {stage.directory / 'report.html'}", soft_wrap=True)
 
 
 def write_files(report: Report, directory: Path) -> None:
-    """report.html, report.md and a PNG per curve."""
+    """report.html, report.md, report.json and a PNG per plot."""
     directory.mkdir(parents=True, exist_ok=True)
     images = []
-    for i, curve in enumerate(report.curves):
+    for i, plot in enumerate(report.plots):
         images.append(f"curve-{i + 1}.png")
-        write_png(curve, directory / images[-1])
+        write_png(plot, directory / images[-1])
     write_html(report, directory / "report.html")
     write_markdown(report, directory / "report.md", tuple(images))
+    save_report(report, directory / REPORT)
 
 
-def _contents(run: "Run", calibration: dict[str, Any] | None, generated: Stage, result: dict[str, Any]) -> Report:
-    text = result["text"]
-    models = [("base", text["base"]), *((f"expert {m + 1}", v) for m, v in enumerate(text["experts"]))]
-    models += [("fixed mixture", text["uniform"]), ("per-token oracle", text["oracle"]), ("team", text["team"])]
-    tables = [
+def _contents(run: "Run", calibrated: Stage | None, generated: Stage, evaluated: Stage, studied: Stage) -> Report:
+    result = read_json(evaluated.directory / "evaluation.json")
+    study = read_study(studied.directory)
+    count = run.config.report_answers
+    texts = result["text"]
+    models = [("base", texts["base"]), *((f"expert {m + 1}", v) for m, v in enumerate(texts["experts"]))]
+    models += [("fixed mixture", texts["uniform"]), ("per-token oracle", texts["oracle"]), ("team", texts["team"])]
+    tables = []
+    written = read_generations(generated.directory / "defer.jsonl", run.team)
+    if "task" in result:
+        tables.append(_task_table(result, len(written)))
+    tables.append(
         Table(
             f"Text: nats per token ({result['split']})",
             ("model", "nats per token"),
             tuple((name, None if value is None else round(value, 4)) for name, value in models),
-            f"{text['tokens']} tokens, each text cut to the context of {run.context}; lower is better.",
+            f"{texts['tokens']} tokens, each text cut to the context of {run.context}; lower is better.",
         )
+    )
+    writers = ("base", *(f"expert {m + 1}" for m in range(len(run.config.experts))))
+    configs = [decoder.config for decoder in (run.team.base, *run.team.experts)]
+    kinds = [run.config.dtype, *[run.config.expert_dtype or run.config.dtype] * len(run.config.experts)]
+    answers = _answers(run, result["split"], generated, written[:count], study)
+    lengths = [(len(answer.prompt_ids), answer.sources) for answer in written]
+    sections = [
+        cost_section(writers, configs, [BYTES[kind] for kind in kinds], lengths),
+        calibration_section(read_json(calibrated.directory / "calibration.json")) if calibrated else None,
+        gate_section(answers, study.agreement, f"the first {count} {result['split']} texts"),
+        Section("Training", plots=tuple(training_curves(run.stage("train").directory / "metrics.jsonl"))),
     ]
-    if "task" in result:
-        rows = tuple(
-            (name, round(v["accuracy"], 4), round(v["deferral_rate"], 4), v["expert_calls"])
-            for name, v in result["task"].items()
-            if name != "name"
-        )
-        columns = ("strategy", "accuracy", "deferral rate", "expert calls")
-        tables.append(Table(f"Task: {result['task']['name']} ({result['split']})", columns, rows))
-    curves = []
-    if calibration is not None:
-        line = [(point["deferral_rate"], point["score"]) for point in calibration["curve"]]
-        chosen = (calibration["deferral_rate"], calibration["score"])
-        title = f"Calibration: {calibration['metric'].replace('_', ' ')} (dev)"
-        point = {f"η = {calibration['threshold']:.3f}": chosen}
-        curves.append(Curve(title, "deferral rate", calibration["metric"].replace("_", " "), {"team": line}, point))
-    curves += training_curves(run.stage("train").directory / "metrics.jsonl")
-    answers = read_generations(generated.directory / "defer.jsonl", run.team)[:_SHOWN]
     facts = (
         ("base", run.config.base),
         *((f"expert {m + 1}", expert) for m, expert in enumerate(run.config.experts)),
         ("training texts", counts(run.stage("tokens").directory)),
         ("objective", f"{run.config.training.objective}, trainable: {run.config.training.trainable}"),
         ("threshold", f"{run.threshold():.4f}"),
+        ("answers shown", f"{len(answers):,} of {len(written):,} (generate/defer.jsonl)"),
     )
     return Report(
         title="Co-LLM run",
         facts=facts,
         tables=tuple(tables),
-        curves=tuple(curves),
-        answers=tuple(answer_for_report(run.team, answer, None, None) for answer in answers),
-        writers=("base", *(f"expert {m + 1}" for m in range(len(run.config.experts)))),
+        curves=(),
+        answers=answers,
+        writers=writers,
+        sections=tuple(section for section in sections if section is not None),
+    )
+
+
+def _task_table(result: dict[str, Any], answers: int) -> Table:
+    rows = tuple(
+        (
+            name,
+            round(found["accuracy"], 4),
+            interval(found["accuracy"], answers),
+            round(found["deferral_rate"], 4),
+            found["expert_calls"],
+        )
+        for name, found in result["task"].items()
+        if name != "name"
+    )
+    columns = ("strategy", "accuracy", "95 % interval", "deferral rate", "expert calls")
+    return Table(f"Task: {result['task']['name']} ({result['split']})", columns, rows, f"{answers:,} answers. {WILSON}")
+
+
+def _answers(run: "Run", split: str, generated: Stage, written: list[Generation], study: Study) -> tuple[Answer, ...]:
+    """The team's answers, graded where there is a task, beside what the base writes alone."""
+    count = len(written)
+    alone = [a.text for a in read_generations(generated.directory / "base.jsonl", run.team)[:count]]
+    references: list[str | None] = [None] * count
+    grades: list[tuple[bool | None, bool | None]] = [(None, None)] * count
+    if run.config.task is not None:
+        right = [reference_of(record, where) for where, record in run.records[split][:count]]
+        nobody: list[list[int]] = [[]] * count
+        ours, base = (
+            score_answers(run.config.task, texts, right, nobody, [0] * count).correct
+            for texts in ([a.text for a in written], alone)
+        )
+        references, grades = [*right], list(zip(ours, base))
+    return tuple(
+        answer_for_report(run.team, answer, references[i], grades[i][0], alone[i], grades[i][1], study.views[str(i)])
+        for i, answer in enumerate(written)
     )
 
 

@@ -312,7 +312,8 @@ class Run(Inputs):
         return self._do("team", inputs, {}, work)
 
     @property
-    def _test_split(self) -> str | None:
+    def test_split(self) -> str | None:
+        """The split whose prompts are answered; None where there is none."""
         return next((split for split in ("test", "dev") if split in self.records), None)
 
     def threshold(self) -> float:
@@ -332,7 +333,7 @@ class Run(Inputs):
 
     def generate(self, team: Stage) -> Stage | None:
         """Answers to the test prompts at the threshold, and of base, expert and random deferral to compare with."""
-        split = self._test_split
+        split = self.test_split
         if split is None:
             return None
 
@@ -362,7 +363,7 @@ class Run(Inputs):
 
     def evaluate(self, team: Stage, generated: Stage | None) -> Stage | None:
         """Nats per token on the test texts, and the task's accuracy where there is one."""
-        split = self._test_split
+        split = self.test_split
         if split is None or generated is None:
             return None
 
@@ -396,7 +397,7 @@ class Run(Inputs):
 
     def all(self, until: str = "report") -> dict[str, Any]:
         """Every stage in order, the last one `until` (one of STAGES). Returns the evaluation, if it got that far."""
-        from colm_jax.pipeline.reporting import write_report
+        from colm_jax.pipeline.reporting import study_answers, write_report
 
         def reached(stage: str) -> bool:
             return STAGES.index(until) <= STAGES.index(stage)
@@ -428,7 +429,7 @@ class Run(Inputs):
         if evaluated is None:
             return {}
         if not reached("evaluate"):
-            write_report(self, calibrated, generated, evaluated)
+            write_report(self, calibrated, generated, evaluated, study_answers(self, team, generated))
         return json.loads((evaluated.directory / "evaluation.json").read_text(encoding="utf-8"))
 
 

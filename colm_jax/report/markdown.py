@@ -6,53 +6,70 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from colm_jax.report.contents import Answer, Report, Table
+from colm_jax.report.contents import Answer, Piece, Plot, Report, Table
 from colm_jax.report.words import words
 
 _SHOWN = 10  # answers
 
 
 def write_markdown(report: Report, path: str | Path, images: Sequence[str]) -> None:
-    """Writes the file beside its place and renames it; `images` are the curves' files, in order, relative to it.
+    """Writes the file beside its place and renames it; `images` are the plots' files, in order, relative to it.
 
     Raises:
-      ValueError: not one image for each curve.
+      ValueError: not one image for each plot.
     """
     path = Path(path)
-    if len(images) != len(report.curves):
-        raise ValueError(f"the report has {len(report.curves)} curves, but images are {list(images)!r}")
+    if len(images) != len(report.plots):
+        raise ValueError(f"the report has {len(report.plots)} plots, but images are {list(images)!r}")
+    files = iter(images)
     lines = [f"# {_plain(report.title)}", ""]
     lines += [f"- {_plain(name)}: {_plain(value)}" for name, value in report.facts]
     for table in report.tables:
         lines += ["", *markdown_table(table)]
-    for curve, image in zip(report.curves, images):
-        lines += ["", f"![{_plain(curve.title)}]({quote(image)})"]
+    for plot in report.curves:
+        lines += ["", *_plot(plot, next(files))]
     if report.answers:
         lines += ["", "## Answers"]
         if len(report.writers) > 1:
             lines += ["", f"Tokens in **bold** are by {_plain(', '.join(report.writers[1:]))}, others by the base."]
     for i, answer in enumerate(report.answers[:_SHOWN], start=1):
-        lines += ["", f"### {i}{_verdict(answer)}", "", *_quoted(answer.prompt), "", *_answer(answer)]
+        lines += ["", f"### {i}{_verdict(answer)}", "", *_quoted(answer.prompt), "", *_text(answer.pieces)]
         if answer.reference is not None:
             lines += ["", f"Reference: {_plain(answer.reference.strip())}"]
     if len(report.answers) > _SHOWN:
         lines += ["", f"{_SHOWN} of {len(report.answers)} answers; the HTML report has them all."]
+    for section in report.sections:
+        lines += ["", f"## {_plain(section.title)}"]
+        lines += ["", _plain(section.text)] if section.text else []
+        for table in section.tables:
+            lines += ["", *markdown_table(table, "###")]
+        for plot in section.plots:
+            lines += ["", *_plot(plot, next(files))]
+        for example in section.examples:
+            lines += ["", f"{_plain(example.title)}:", "", *_text(example.pieces)]
     beside = path.with_name(path.name + ".tmp")
     beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
     beside.replace(path)
 
 
-def markdown_table(table: Table) -> list[str]:
+def _plot(plot: Plot, image: str) -> list[str]:
+    lines = [f"![{_plain(plot.title)}]({quote(image)})"]
+    return [*lines, "", _plain(plot.note)] if plot.note else lines
+
+
+def markdown_table(table: Table, heading: str = "##") -> list[str]:
     """A table's lines, its title first and its note last."""
     rules = ["---:" if numeric else "---" for numeric in table.numeric]
-    lines = [f"## {_plain(table.title)}", ""]
+    lines = [f"{heading} {_plain(table.title)}", ""]
     for row in (tuple(map(_plain, table.columns)), rules, *(map(_plain, row) for row in table.shown)):
         lines.append(f"| {' | '.join(row)} |")
     return [*lines, "", _plain(table.note)] if table.note else lines
 
 
 def _verdict(answer: Answer) -> str:
-    return "" if answer.correct is None else " ✓ right" if answer.correct else " ✗ wrong"
+    grade = "" if answer.correct is None else " ✓ right" if answer.correct else " ✗ wrong"
+    changed = {"better": ", base alone wrong", "worse": ", base alone right", "differs": " (base alone: other text)"}
+    return grade + changed.get(answer.outcome or "", "")
 
 
 def _quoted(prompt: str) -> list[str]:
@@ -60,10 +77,10 @@ def _quoted(prompt: str) -> list[str]:
     return [f"> {line}\\" for line in lines[:-1]] + [f"> {line}" for line in lines[-1:]]
 
 
-def _answer(answer: Answer) -> list[str]:
+def _text(pieces: Sequence[Piece]) -> list[str]:
     """The text's lines, blank ones left out; neighbouring tokens of experts on a line share one mark."""
     lines: list[list[tuple[bool, str]]] = [[]]  # of each line, its runs by experts or by the base
-    for word in words(answer.pieces):
+    for word in words(pieces):
         if any("\n" in part.text for part in word.space) and lines[-1]:
             lines.append([])
         space = " " if word.space and lines[-1] else ""

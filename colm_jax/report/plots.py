@@ -1,4 +1,4 @@
-"""Plots of the report's curves, as PNG files and as SVG for the HTML page, by matplotlib without its global state."""
+"""The report's plots, as PNG files and as SVG for the HTML page, by matplotlib without its global state."""
 
 import io
 import math
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from colm_jax.report.contents import Curve
+from colm_jax.report.contents import Bars, Curve, Plot
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, safe for colour blindness
 _INK = "#1f2021"
@@ -46,12 +46,49 @@ class _Label:
     color: str
 
 
-def draw(curve: Curve) -> Figure:
-    """The figure of a curve, each line and point with its name beside it. Points that are not finite are left out."""
+def draw(plot: Plot) -> Figure:
+    """The figure of a plot."""
+    return _draw_bars(plot) if isinstance(plot, Bars) else _draw_curve(plot)
+
+
+def _draw_bars(plot: Bars) -> Figure:
+    """Horizontal bars from 0 to 1, the first on top, what is said of each beside it."""
+    figure = Figure(figsize=(7, 1.3 + 0.42 * max(1, len(plot.bars))), layout="constrained")
+    axes = figure.subplots()
+    for y, (_, share, beside) in enumerate(plot.bars):
+        width = share if share is not None and math.isfinite(share) else 0.0
+        axes.barh(y, width, height=0.62, color=COLORS[0])
+        axes.annotate(beside, (width, y), (6, 0), textcoords="offset points", va="center", color=_INK, fontsize=10)
+    axes.set_yticks(range(len(plot.bars)), [name for name, _, _ in plot.bars], parse_math=False)
+    axes.set_ylim(max(1, len(plot.bars)) - 0.4, -0.6)
+    axes.set_xlim(0, 1.28)  # room for what stands beside a full bar
+    axes.set_xticks(np.arange(6) / 5)
+    axes.tick_params(axis="y", length=0)
+    _write_axes(axes, plot, "")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def _write_axes(axes: Axes, plot: Plot, y_label: str) -> None:
+    """Title, labels, grid and frame, all in the ink that becomes the page's text colour."""
+    axes.set_title(plot.title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=10, parse_math=False)
+    axes.set_xlabel(plot.x_label, color=_INK, parse_math=False)
+    axes.set_ylabel(y_label, color=_INK, parse_math=False)
+    axes.tick_params(colors=_INK)
+    axes.grid(alpha=0.15, color=_INK)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+
+
+def _draw_curve(curve: Curve) -> Figure:
+    """Each line and point with its name beside it. Points that are not finite are left out."""
     lines = {name: found for name, points in curve.lines.items() if (found := _finite(points))}
     points = {name: point for name, point in curve.points.items() if _finite([point])}
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
+    if curve.diagonal:
+        axes.plot([0, 1], [0, 1], "--", color=_INK, linewidth=1, alpha=0.6)
     for i, line in enumerate(lines.values()):
         marker = "o" if len(line) <= _MARKED else None
         axes.plot(*zip(*line), color=COLORS[i % len(COLORS)], linewidth=1.8, marker=marker, markersize=4.5)
@@ -59,14 +96,7 @@ def draw(curve: Curve) -> Figure:
         color = COLORS[(i + len(lines)) % len(COLORS)]
         axes.plot([x], [y], _MARKERS[i % len(_MARKERS)], color=color, markersize=8.5, markeredgecolor=_INK, zorder=3)
     axes.margins(0.08, 0.12)
-    axes.set_title(curve.title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=10, parse_math=False)
-    axes.set_xlabel(curve.x_label, color=_INK, parse_math=False)
-    axes.set_ylabel(curve.y_label, color=_INK, parse_math=False)
-    axes.tick_params(colors=_INK)
-    axes.grid(alpha=0.15, color=_INK)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_INK)
+    _write_axes(axes, curve, curve.y_label)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # names stand inside the axes and must not move them
     # A point has one place and a line many, so points choose first.
@@ -76,23 +106,23 @@ def draw(curve: Curve) -> Figure:
     return figure
 
 
-def write_png(curve: Curve, path: str | Path) -> None:
+def write_png(plot: Plot, path: str | Path) -> None:
     """Writes a picture beside its place and renames it."""
     path = Path(path)
     beside = path.with_name(path.name + ".tmp")
-    draw(curve).savefig(beside, format="png", dpi=160, metadata={"Software": None})
+    draw(plot).savefig(beside, format="png", dpi=160, metadata={"Software": None})
     beside.replace(path)
 
 
-def to_svg(curve: Curve, prefix: str = "") -> str:
-    """An <svg> element for an HTML page, the same for the same curve; `prefix` sets its ids apart from other plots'.
+def to_svg(plot: Plot, prefix: str = "") -> str:
+    """An <svg> element for an HTML page, the same for the same plot; `prefix` sets its ids apart from other plots'.
 
     It has no background, its ink is the page's text colour, and the page may set its colours: --color-0, --color-1, ...
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Type", "Format"))
     with rc_context({"svg.hashsalt": "colm", "svg.fonttype": "path"}):
-        draw(curve).savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        draw(plot).savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = re.sub(
         r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL

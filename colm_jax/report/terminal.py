@@ -3,27 +3,48 @@
 import re
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from colm_jax.report.contents import Answer, Report, Table
 from colm_jax.report.words import words
 
-_STYLES = ("bold reverse dark_orange", "bold reverse green", "bold reverse magenta")  # of experts 1, 2, 3, 1, ...
+_STYLES = (  # of experts 1, 2, 3, 1, ...; underlined too: colour is not all that tells them apart
+    "bold underline reverse dark_orange",
+    "bold underline reverse green",
+    "bold underline reverse magenta",
+)
+_OUTCOMES = {"better": "base alone was wrong", "worse": "base alone was right", "differs": "base alone wrote otherwise"}
 
 
 def show_report(report: Report, console: Console, answers: int = 3) -> None:
     """Prints facts, tables and the first few answers."""
+    show_results(report, console)
+    for answer in report.answers[:answers]:
+        console.print()
+        show_answer(answer, report.writers, console)
+
+
+def show_results(report: Report, console: Console) -> None:
+    """Prints facts and the tables of the results."""
     console.rule(_plain(report.title, "bold"))
     for name, value in report.facts:
         console.print(_plain(f"{name}: {value}"), soft_wrap=True)
     for table in report.tables:
         console.print()
-        console.print(_table(table))
-    for answer in report.answers[:answers]:
-        console.print()
-        show_answer(answer, report.writers, console)
+        console.print(_table(table, console.width))
+
+
+def show_sections(report: Report, console: Console) -> None:
+    """Prints the tables of the parts behind the answers."""
+    for section in report.sections:
+        if section.tables:
+            console.print()
+            console.rule(_plain(section.title, "bold"), align="left")
+        for table in section.tables:
+            console.print()
+            console.print(_table(table, console.width))
 
 
 def show_answer(answer: Answer, writers: tuple[str, ...], console: Console) -> None:
@@ -34,22 +55,53 @@ def show_answer(answer: Answer, writers: tuple[str, ...], console: Console) -> N
     console.print(_plain(answer.prompt.strip(), "dim"))
     line = Text()
     called: dict[int, list[str]] = {}
+    unsure: list[str] = []
     for i, word in enumerate(words(answer.pieces)):
         if i:
             line.append_text(_plain("".join(part.text for part in word.space)))
         for part in word.pieces:
-            line.append_text(_plain(part.text, _STYLES[(part.source - 1) % len(_STYLES)] if part.source else ""))
+            style = _STYLES[(part.source - 1) % len(_STYLES)] if part.source else "underline" if part.unsure else ""
+            line.append_text(_plain(part.text, style))
         for source in sorted(word.sources - {0}):
             mean = word.mean_p_defer
             called.setdefault(source, []).append(word.text if mean is None else f"{word.text} ({mean:.2f})")
+        sure = [part.confidence for part in word.pieces if part.unsure and part.confidence is not None]
+        unsure += [f"{word.text} ({min(sure):.2f})"] if sure else []
     console.print(line if line.plain.strip() else Text("(nothing written)", style="dim"))
     if answer.correct is not None:
         console.print("  ✓ right" if answer.correct else "  ✗ wrong", style="green" if answer.correct else "red")
     if answer.reference is not None:
         console.print(_plain(f"  reference: {answer.reference.strip()}", "dim"))
+    if answer.outcome in _OUTCOMES:
+        said = f"  {_OUTCOMES[answer.outcome]}: {(answer.alone or '').strip() or '(nothing written)'}"
+        console.print(_plain(said, "dim"))
     rate = " (mean p_defer)" if any(piece.p_defer is not None for piece in answer.pieces) else ""
     for source, found in sorted(called.items()):
         console.print(_plain(f"  by {writers[source]}{rate}: {' · '.join(found)}", "dim italic"))
+    if unsure:
+        console.print(_plain(f"  unsure (least probability): {' · '.join(unsure)}", "dim italic"))
+
+
+def show_tokens(answer: Answer, writers: tuple[str, ...], console: Console) -> None:
+    """Prints a table of an answer's tokens: writer, p_defer, and what each model held likeliest, where it is known."""
+    known = any(piece.views for piece in answer.pieces)
+    columns = ["", "token", "by", "p_defer", *(f"{name} holds likeliest" for name in (writers if known else ()))]
+    rich = RichTable(box=SIMPLE_HEAD)
+    for name in columns:
+        rich.add_column(_plain(name), justify="right" if name in ("", "p_defer") else "left")
+    for i, piece in enumerate(answer.pieces, start=1):
+        style = _STYLES[(piece.source - 1) % len(_STYLES)] if piece.source else ""
+        rate = "–" if piece.p_defer is None else f"{piece.p_defer:.3f}"
+        views = ["  ".join(f"{_quoted(text)} {p:.2f}" for text, p in view.candidates) for view in piece.views]
+        mark = " (unsure)" if piece.unsure else ""
+        cells = [_plain(cell) for cell in (writers[piece.source] + mark, rate, *views)]
+        rich.add_row(str(i), _plain(_quoted(piece.text), style), *cells)
+    console.print(rich)
+
+
+def _quoted(text: str) -> str:
+    """Text of a token whose white space can be seen."""
+    return f"“{text}”".replace("\n", "↵")
 
 
 def _plain(text: str, style: str = "") -> Text:
@@ -57,7 +109,8 @@ def _plain(text: str, style: str = "") -> Text:
     return Text(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text), style=style)
 
 
-def _table(table: Table) -> RichTable:
+def _table(table: Table, width: int) -> RichTable:
+    """The table for so many columns of characters: words and numbers stay whole where all of them have room."""
     rich = RichTable(
         title=_plain(table.title, "bold"),
         caption=_plain(table.note, "dim") if table.note else None,
@@ -65,8 +118,14 @@ def _table(table: Table) -> RichTable:
         caption_justify="left",
         box=SIMPLE_HEAD,
     )
-    for column, numeric in zip(table.columns, table.numeric):
-        rich.add_column(_plain(column), justify="right" if numeric else "left")
+    longest = [
+        max(len(word) for cell in (column, *(row[i] for row in table.shown)) for word in cell.split() or [""])
+        for i, column in enumerate(table.columns)
+    ]
+    fits = sum(longest) + 3 * len(longest) <= width
+    for column, numeric, least in zip(table.columns, table.numeric, longest):
+        justify: JustifyMethod = "right" if numeric else "left"
+        rich.add_column(_plain(column), justify=justify, min_width=least if fits else None, overflow="fold")
     for row in table.shown:
         rich.add_row(*map(_plain, row))
     return rich

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from colm_jax.report.contents import Piece
 
@@ -30,6 +30,11 @@ class Word:
         rates = [piece.p_defer for piece in self.pieces if piece.p_defer is not None]
         return sum(rates) / len(rates) if rates else None
 
+    @property
+    def to_check(self) -> bool:
+        """Whether one of its tokens is one to look at twice."""
+        return any(piece.to_check for piece in self.pieces)
+
 
 def words(pieces: Sequence[Piece]) -> list[Word]:
     """Groups tokens into words, cutting tokens at white space.
@@ -39,7 +44,7 @@ def words(pieces: Sequence[Piece]) -> list[Word]:
     groups: list[tuple[list[Piece], list[Piece]]] = []
     for piece in pieces:
         for text in re.findall(r"\s+|\S+", piece.text) or [""]:
-            part = Piece(text, piece.source, piece.p_defer)
+            part = replace(piece, text=text)
             if not groups or (text.isspace() and groups[-1][1]):
                 groups.append(([], []))
             groups[-1][0 if text.isspace() else 1].append(part)

@@ -4,6 +4,8 @@ The vocabulary is what makes logits large: at 8 texts of 2048 tokens and 128k wo
 the head is applied to a few positions at a time, and once more to each when gradients are taken.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -37,18 +39,31 @@ def head_scores(
       allowed: the shared vocabulary; None: all of the head's rows.
       logit_bytes: of a chunk's float32 logits, at most (but for a single position).
     """
+    log_prob, is_argmax = by_chunks(token_scores, decoder, hidden, tokens, allowed, logit_bytes)
+    return log_prob, is_argmax
+
+
+def by_chunks(
+    measure: Callable[..., tuple[Array, ...]],
+    decoder: Decoder,
+    hidden: Float[Array, "B T D"],
+    tokens: Int[Array, "B T"],
+    allowed: Bool[Array, "V"] | None = None,
+    logit_bytes: int = LOGIT_BYTES,
+) -> tuple[Array, ...]:
+    """What `measure` makes of logits [B,t,V] and tokens [B,t], arrays [B,t,...], joined over chunks of positions."""
     batch, time = tokens.shape
     chunk = max(1, logit_bytes // (4 * batch * decoder.config.vocab_size))
     if chunk >= time:
-        return token_scores(decoder.logits(hidden, allowed), tokens)
+        return measure(decoder.logits(hidden, allowed), tokens)
 
     @jax.checkpoint
-    def scores(part):
-        return token_scores(decoder.logits(part[0], allowed), part[1])
+    def measured(part):
+        return measure(decoder.logits(part[0], allowed), part[1])
 
     def split(x):
         padded = jnp.pad(x, ((0, 0), (0, -time % chunk), *((0, 0),) * (x.ndim - 2)))
         return padded.reshape(batch, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    log_prob, is_argmax = jax.lax.map(scores, (split(hidden), split(tokens)))
-    return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :time] for x in (log_prob, is_argmax))
+    found = jax.lax.map(measured, (split(hidden), split(tokens)))
+    return tuple(x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :time] for x in found)

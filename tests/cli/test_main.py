@@ -275,6 +275,7 @@ def test_help_lists_every_command(capsys):
         "calibrate",
         "generate",
         "evaluate",
+        "show",
         "inspect",
         "export",
         "bench",

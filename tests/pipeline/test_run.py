@@ -119,7 +119,7 @@ def test_a_second_run_does_nothing_and_a_changed_input_only_what_depends_on_it(t
         file.write(json.dumps({"prompt": "abc", "completion": "def"}) + "\n")
     Run(config, out).all()
     changed = {p.parent.name for p, t in before.items() if p.stat().st_mtime_ns != t}
-    assert changed == {"generate", "evaluate", "report"}
+    assert changed == {"generate", "evaluate", "study", "report"}
 
 
 def test_hidden_states_outlive_an_exchange_of_experts(tmp_path, inputs, tiny_model):
@@ -284,7 +284,7 @@ def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
     whole = start("whole")
     _, errors = whole.communicate()
     assert whole.returncode == 0, errors.decode()
-    for stage in ("tokens", "scores/expert-1", "hidden", "gate", "train", "calibrate", "generate", "report"):
+    for stage in ("tokens", "scores/expert-1", "hidden", "gate", "train", "calibrate", "generate", "study", "report"):
         process = start("killed")
         begun = tmp_path / "killed" / stage
         deadline = time.monotonic() + 120

@@ -1,6 +1,6 @@
 """A report in which everything that users write would do harm if it were not escaped."""
 
-from colm_jax.report.contents import Answer, Curve, Piece, Report, Table
+from colm_jax.report.contents import Answer, Bars, Curve, Example, Piece, Report, Section, Table, View
 
 PIECES = (
     Piece("is", 0, 0.1),
@@ -13,6 +13,15 @@ PIECES = (
 CURVE = Curve(
     "cost of $5 & $6 --> <rate>", "rate", "accuracy", {"team": [(0.0, 0.2), (0.5, 0.9)]}, {"random": (0.5, 0.4)}
 )
+VIEW = View((("</script>", 0.7), (" b\n", 0.2)), 0.1, 1.5)
+SURE = View(((" no", 0.9),), 0.9, 0.3)
+SECTION = Section(
+    "Gate & <co>",
+    "An *expert* is_called.",
+    (Table("By <class>", ("class", "share"), (("a|b", 0.5),)),),
+    (Bars("Shares <1>", "share", (("numbers", 0.5, "50 % of 4"), ("<words>", None, "none")), "of $4"),),
+    (Example("Calculator <1>", PIECES[:4]),),
+)
 REPORT = Report(
     title="A <run> [red]",
     facts=(("base [x]", "models/[bold]small"),),
@@ -22,9 +31,10 @@ REPORT = Report(
     curves=(CURVE, CURVE),
     answers=(
         Answer("<script>alert(1)</script>", PIECES, "31", True, 0.5),
-        Answer('[/red] "quoted"', (Piece(" no", 0, None),), "<i>", False, None),
+        Answer('[/red] "quoted"', (Piece(" no", 0, None, (VIEW, SURE, SURE)),), "<i>", False, None, "<u> yes", True),
         Answer("", (), None, None, None),
     ),
     writers=('the "base"', "an <expert>", "[bold]other"),
+    sections=(SECTION,),
 )
 EMPTY = Report("nothing", (), (), (), (), ("base",))

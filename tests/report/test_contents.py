@@ -2,7 +2,7 @@
 
 import pytest
 
-from colm_jax.report.contents import Answer, Piece, Report, Table
+from colm_jax.report.contents import Answer, Piece, Report, Table, View
 
 
 def _column(*cells):
@@ -28,8 +28,35 @@ def test_columns_of_numbers_are_known():
     assert Table("t", ("a",), ()).shown == ()
 
 
+@pytest.mark.parametrize(
+    "correct, alone, alone_correct, outcome",
+    [
+        (True, "b", False, "better"),
+        (False, "b", True, "worse"),
+        (True, "b", True, "same"),
+        (None, "b", None, "differs"),
+        (None, "a", None, "same"),
+        (True, None, None, None),
+    ],
+)
+def test_what_the_expert_changed(correct, alone, alone_correct, outcome):
+    assert Answer("", (Piece("a", 1, None),), None, correct, None, alone, alone_correct).outcome == outcome
+
+
+def test_where_to_check():
+    sure, unsure = View((), 0.5, 1.0), View((), 0.49, 1.0)
+    assert not Piece("a", 0, 0.9, (sure, unsure)).to_check
+    assert Piece("a", 0, 0.1, (unsure, sure)).to_check
+    assert Piece("a", 1, 0.1, (unsure, sure)).to_check
+    assert not Piece("a", 1, 0.1, (unsure, sure)).unsure
+    assert not Piece("a", 0, 0.1).to_check
+
+
 def test_ragged_rows_and_nameless_writers_are_refused():
     with pytest.raises(ValueError, match="has 2 columns"):
         Table("t", ("a", "b"), (("x",),))
     with pytest.raises(ValueError, match="by writer 1"):
         Report("r", (), (), (), (Answer("", (Piece("a", 1, None),), None, None, None),), ("base",))
+    with pytest.raises(ValueError, match="views of 1 models"):
+        piece = Piece("a", 1, None, (View((), 0.5, 1.0),))
+        Report("r", (), (), (), (Answer("", (piece,), None, None, None),), ("base", "expert"))

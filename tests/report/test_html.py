@@ -1,5 +1,6 @@
 """The page escapes what users wrote, needs no network, and marks experts' tokens."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -27,7 +28,7 @@ class _Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "path", "use"):
+        if tag not in ("meta", "input", "path", "use"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -40,7 +41,7 @@ class _Tags(HTMLParser):
 
 def test_what_users_wrote_is_escaped(page):
     assert "&lt;script&gt;alert" in page
-    assert page.count("<script>") == 1
+    assert page.count("<script>") == page.count("</script>") - 1 == 1
     tags = _Tags(page)
     assert not tags.open
     assert not {"b", "i", "run", "expert", "rate"} & {tag for tag, attributes in tags.tags if not attributes}
@@ -48,7 +49,7 @@ def test_what_users_wrote_is_escaped(page):
 
 
 def test_the_page_needs_no_network(page):
-    assert not re.search(r"https?:|//\w|@import|@font-face", page.replace("// One", ""))
+    assert not re.search(r"https?:|//\w|@import|@font-face", re.sub(r"  // .*|^// .*", "", page, flags=re.MULTILINE))
     for tag, attributes in _Tags(page).tags:
         assert tag not in ("link", "iframe", "object", "embed", "img", "base")
         assert "src" not in attributes
@@ -68,12 +69,41 @@ def test_experts_tokens_are_marked_and_words_say_who_wrote_them(page):
     assert '<span class="expert w2">&lt;b&gt;</span>' in page
     assert "mean p_defer 0.500 · written by the &#34;base&#34; + an &lt;expert&gt;" in page
     assert "3 of 6 tokens by experts" in page
-    assert re.findall(r'data-marks="([^"]*)"', page) == ["right expert", "wrong", ""]
+    assert re.findall(r'data-marks="([^"]*)"', page) == ["right expert check", "wrong worse check", ""]
+    assert '<span class="unsure">no</span>' in page
     assert ".w2 { --color: var(--color-2); text-decoration-style: double; }" in page
 
 
+def test_the_page_knows_each_words_tokens(page):
+    known = json.loads(re.search(r'<script type="application/json" id="tokens">(.*)</script>', page)[1])
+    places = [int(place) for place in re.findall(r'data-word="(\d+)"', page)]
+    assert places == list(range(len(known["words"])))
+    assert known["writers"] == list(REPORT.writers)
+    assert known["words"][1] == [
+        ["3", 1, 0.8, 0.5, None, []],
+        ["1", 1, 0.6, 0.5, None, []],
+        [".", 0, 0.1, 0.5, None, []],
+    ]
+    views = [[["</script>", 0.7], [" b\n", 0.2]], [[" no", 0.9]], [[" no", 0.9]]]
+    assert known["words"][3] == [["no", 0, None, None, 0.1, views]]
+
+
+def test_outcomes_and_filters(page):
+    assert 'data-show="worse" aria-pressed="false">expert changed the outcome: now wrong (1)</button>' in page
+    assert 'data-show="better"' not in page  # there is none
+    assert "Base alone (✓ right): &lt;u&gt; yes" in page
+    assert "▼ base alone was right" in page
+
+
+def test_sections_have_headings_that_can_be_reached(page):
+    assert '<a href="#section-1">Gate &amp; &lt;co&gt;</a>' in page
+    assert '<h2 id="section-1">Gate &amp; &lt;co&gt;</h2>' in page
+    assert "Shares &lt;1&gt;: numbers: 0.5; &lt;words&gt;: none" in page
+    assert "<figcaption>of $4</figcaption>" in page
+
+
 def test_numbers_are_flush_right(page):
-    assert '<td>base</td><td class="number">0.25</td><td class="number">1,234</td>' in page
+    assert '<td class="short">base</td><td class="number">0.25</td><td class="number">1,234</td>' in page
 
 
 def test_nothing_written_and_nothing_to_show(page, tmp_path):

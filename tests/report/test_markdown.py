@@ -25,7 +25,7 @@ def _answer(directory, *pieces):
 
 
 def test_what_users_wrote_is_escaped(tmp_path):
-    text, html = _read(REPORT, tmp_path, ["a 1.png", "b.png"])
+    text, html = _read(REPORT, tmp_path, ["a 1.png", "b.png", "c.png"])
     assert "\\<script\\>" in text
     assert "<script>" not in html
     assert "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>" in html
@@ -34,10 +34,19 @@ def test_what_users_wrote_is_escaped(tmp_path):
     assert "<th>who|what</th>" in html
     assert re.search(r'<tr>\s*<td>team</td>\s*<td style="text-align:right">0.50</td>\s*<td[^>]*>–</td>', html)
     assert "(nothing written)" in html
+    assert "<h3>2 ✗ wrong, base alone right</h3>" in html
+
+
+def test_sections_stand_behind_the_answers(tmp_path):
+    text, html = _read(REPORT, tmp_path, ["a.png", "b.png", "c.png"])
+    assert text.index("## Answers") < text.index("## Gate")
+    assert "<h2>Gate &amp; &lt;co&gt;</h2>\n<p>An *expert* is_called.</p>\n<h3>By &lt;class&gt;</h3>" in html
+    assert '<img src="c.png" alt="Shares &lt;1&gt;" /></p>\n<p>of $4</p>' in html
+    assert "<p>Calculator &lt;1&gt;:</p>\n<p>is <strong>31</strong>.</p>" in html
 
 
 def test_experts_tokens_are_bold(tmp_path):
-    _, html = _read(REPORT, tmp_path, ["a.png", "b.png"])
+    _, html = _read(REPORT, tmp_path, ["a.png", "b.png", "c.png"])
     assert re.search(r"<p>is <strong>31</strong>\.<br />\s*<strong>&lt;b&gt;</strong></p>", html)
 
 
@@ -67,7 +76,7 @@ def test_lines_stay_lines_and_become_no_lists(tmp_path):
 
 
 def test_every_curve_needs_an_image(tmp_path):
-    with pytest.raises(ValueError, match="2 curves"):
+    with pytest.raises(ValueError, match="3 plots"):
         write_markdown(REPORT, tmp_path / "report.md", ["a.png"])
 
 

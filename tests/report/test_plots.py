@@ -6,7 +6,7 @@ import math
 import matplotlib
 import pytest
 
-from colm_jax.report.contents import Curve
+from colm_jax.report.contents import Bars, Curve
 from colm_jax.report.plots import draw, to_svg, write_png
 from tests.report.sample import CURVE
 
@@ -39,6 +39,25 @@ def test_names_stand_beside_what_they_name_and_apart():
     boxes = [text.get_window_extent() for text in texts]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_bars_are_as_long_as_their_shares_and_named():
+    shares = (("numbers", 0.5, "50 % of 4"), ("$words$", 0.0, "0 % of 2"), ("none", None, "no tokens"))
+    axes = draw(Bars("b", "share", shares)).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.0, 0.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["numbers", "$words$", "none"]
+    assert [text.get_text() for text in axes.texts] == ["50 % of 4", "0 % of 2", "no tokens"]
+    assert axes.yaxis_inverted()
+    assert to_svg(Bars("b", "share", ())).startswith("<svg")
+
+
+def test_the_diagonal_is_drawn_where_asked_for():
+    def dashed(diagonal):
+        curve = Curve("c", "x", "y", {"a": [(0.2, 0.3), (0.4, 0.5)]}, {}, diagonal=diagonal)
+        return [line.get_xydata().tolist() for line in draw(curve).axes[0].lines if line.get_linestyle() == "--"]
+
+    assert dashed(True) == [[[0, 0], [1, 1]]]
+    assert dashed(False) == []
 
 
 @pytest.mark.parametrize(

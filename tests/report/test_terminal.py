@@ -5,8 +5,8 @@ import re
 
 from rich.console import Console
 
-from colm_jax.report.contents import Answer, Piece
-from colm_jax.report.terminal import show_answer, show_report
+from colm_jax.report.contents import Answer, Piece, Report, Table
+from colm_jax.report.terminal import show_answer, show_report, show_sections, show_tokens
 from tests.report.sample import EMPTY, REPORT
 
 
@@ -32,7 +32,7 @@ def test_markup_is_shown_as_text():
 def test_experts_tokens_stand_out_and_are_named_without_colours():
     answer = REPORT.answers[0]
     shown = _shown(lambda console: show_answer(answer, REPORT.writers, console))
-    assert re.search(r"is \x1b\[1;7;[\d;]*m3", shown)
+    assert re.search(r"is \x1b\[1;4;7;[\d;]*m3", shown)
     plain = _shown(lambda console: show_answer(answer, REPORT.writers, console), colors=None)
     assert "is 31.\n<b>\n" in plain
     assert "by an <expert> (mean p_defer): 31. (0.50)" in plain
@@ -48,6 +48,39 @@ def test_control_characters_are_not_obeyed():
 def test_as_many_answers_as_asked_for():
     assert "quoted" not in _shown(lambda console: show_report(REPORT, console, answers=1))
     assert "(nothing written)" in _shown(lambda console: show_report(REPORT, console, answers=3))
+
+
+def test_what_was_unsure_and_what_the_base_writes_alone_is_said():
+    shown = _shown(lambda console: show_answer(REPORT.answers[1], REPORT.writers, console), colors=None)
+    assert "base alone was right: <u> yes" in shown
+    assert "unsure (least probability): no (0.10)" in shown
+
+
+def test_tokens_with_what_each_model_held_likely():
+    shown = _shown(lambda console: show_tokens(REPORT.answers[1], REPORT.writers, console), colors=None)
+    assert "“</script>” 0.70" in shown
+    assert "“ b↵” 0.20" in shown
+    assert "(unsure)" in shown
+    plain = _shown(lambda console: show_tokens(REPORT.answers[0], REPORT.writers, console), colors=None)
+    assert re.search(r"2 +“ 3” +an <expert> +0.800\s", plain)
+    assert "likeliest" not in plain
+
+
+def test_sections_show_their_tables():
+    shown = _shown(lambda console: show_sections(REPORT, console), colors=None)
+    assert "Gate & <co>" in shown
+    assert "By <class>" in shown
+    assert "a|b" in shown
+
+
+def test_nothing_is_lost_where_a_table_is_too_wide():
+    table = Table("t", tuple(f"column {c}" for c in "abcdefghijkl"), ((*"ABCDEFGHIJK", "supercalifragilistic"),))
+    console = Console(file=io.StringIO(), width=60)
+    show_report(Report("r", (), (table,), (), (), ("base",)), console)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 60
+    assert set("ABCDEFGHIJK") <= set(shown)
+    assert "…" not in shown
 
 
 def test_nothing_to_show():

@@ -1,0 +1,125 @@
+"""Beside the answers, for the report: what every model held likely at each written token; responsibilities, p_defer.
+
+A stage of its own, since it asks the models again; bounded, so that a large test set does not make a large report.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from colm_jax.checkpoints.directory import read_json, write_json
+from colm_jax.data.records import Examples
+from colm_jax.data.tokenizer import Tokenizer
+from colm_jax.evaluation.gate import Agreement, agreement
+from colm_jax.report.contents import View
+from colm_jax.scoring.candidates import Candidates, find_candidates
+from colm_jax.team import CoLM, Generation
+
+CANDIDATES, AGREEMENT = "candidates.jsonl", "agreement.json"
+END = "⟨end⟩"  # shown for the end-of-text token, which has no text
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's directory holds."""
+
+    views: dict[str, tuple[tuple[View, ...], ...]]  # by answer's id: of each token, each model's view
+    agreement: Agreement | None
+
+
+def write_study(
+    team: CoLM,
+    answers: Sequence[Generation],
+    ids: Sequence[Any],
+    examples: Examples,
+    directory: Path,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> None:
+    """Writes candidates.jsonl, a line an answer, and agreement.json; what is there already is kept.
+
+    Args:
+      team: the models.
+      answers: to be read again.
+      ids: the answers' ids in their file.
+      examples: texts to be scored, for responsibilities.
+      directory: where to.
+      progress: told answers done, their number (over all models), and which model reads.
+    """
+    if not (directory / CANDIDATES).exists():
+        decoders = [team.base, *team.experts]
+        total = len(decoders) * len(answers)
+        found: list[list[Candidates]] = []
+        for m, decoder in enumerate(decoders):
+            name = f"expert {m}" if m else "base"
+
+            def told(done: int, m: int = m, name: str = name) -> None:
+                progress(m * len(answers) + done, total, name)
+
+            prompts, written = [a.prompt_ids for a in answers], [a.tokens for a in answers]
+            found.append(find_candidates(decoder, prompts, written, team.allowed, progress=told))
+        lines = [_line(team.tokenizer, ids[i], answers[i], [views[i] for views in found]) for i in range(len(answers))]
+        beside = directory / f"{CANDIDATES}.tmp"
+        beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        beside.replace(directory / CANDIDATES)
+    if not (directory / AGREEMENT).exists():
+        found_agreement = agreement(team.score_examples(examples)) if examples.tokens else None
+        write_json(directory / AGREEMENT, {} if found_agreement is None else asdict(found_agreement))
+
+
+def read_study(directory: Path) -> Study:
+    """What `write_study` wrote."""
+    lines = [json.loads(line) for line in (directory / CANDIDATES).read_text(encoding="utf-8").splitlines()]
+    facts = read_json(directory / AGREEMENT)
+    tuples = {key: _as_tuple(value) for key, value in facts.items()}
+    return Study({line["id"]: _views(line["models"]) for line in lines}, Agreement(**tuples) if facts else None)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def _views(models: Sequence[dict[str, Any]]) -> tuple[tuple[View, ...], ...]:
+    """Of each token, each model's view."""
+    by_model = []
+    for model in models:
+        rows = zip(model["texts"], model["probabilities"], model["written"], model["entropy"], strict=True)
+        by_model.append([View(tuple(zip(texts, p)), written, entropy) for texts, p, written, entropy in rows])
+    return tuple(zip(*by_model, strict=True))
+
+
+def _line(tokenizer: Tokenizer, number: Any, answer: Generation, found: Sequence[Candidates]) -> dict[str, Any]:
+    """An answer's line: of each model, its likeliest tokens with texts and probabilities, and how sure it was."""
+    before = [answer.prompt_ids[-1], *answer.tokens[:-1]]
+    text_of = partial(_text_behind, tokenizer, {})
+    return {
+        "id": number,
+        "models": [
+            {
+                "tokens": views.tokens.tolist(),
+                "texts": [[text_of(b, int(token)) for token in row] for b, row in zip(before, views.tokens)],
+                "probabilities": _rounded(views.probabilities),
+                "written": _rounded(views.written),
+                "entropy": _rounded(views.entropy),
+            }
+            for views in found
+        ],
+    }
+
+
+def _rounded(array: Any) -> Any:
+    return [[round(float(x), 6) for x in row] if row.ndim else round(float(row), 6) for row in array]
+
+
+def _text_behind(tokenizer: Tokenizer, known: dict[tuple[int, int], str], before: int, token: int) -> str:
+    """The text that a token adds behind another one (a tokenizer may trim the first space of a text read alone)."""
+    if (before, token) not in known:
+        if token in tokenizer.eos_ids:
+            text = END
+        else:
+            first, both = tokenizer.decode([before]), tokenizer.decode([before, token])
+            text = both[len(first) :] if both.startswith(first) else tokenizer.decode([token])
+        known[before, token] = text
+    return known[before, token]

@@ -1,0 +1,150 @@
+"""The report's tables and plots of results: accuracies with intervals, calibration, cost."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from colm_jax.evaluation.cost import Work, alone, together
+from colm_jax.evaluation.intervals import wilson
+from colm_jax.models.config import ModelConfig
+from colm_jax.report.contents import Curve, Section, Table
+
+_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def interval(accuracy: float, answers: int) -> str:
+    """Wilson's 95 % interval of a share of right answers, as text."""
+    low, high = wilson(round(accuracy * answers), answers)
+    return f"{low:.3f}–{high:.3f}"
+
+
+def area_under(points: Sequence[tuple[float, float]]) -> float | None:
+    """Area under a curve over the range that it spans, divided by that: its mean height. None where it spans none."""
+    x, y = np.array(sorted(points), float).reshape(-1, 2).T
+    return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 and x[-1] > x[0] else None
+
+
+def with_area(title: str, lines: dict[str, list[tuple[float, float]]], points: dict[str, tuple[float, float]]) -> Curve:
+    """Accuracy against deferral rate, each curve's area in the note."""
+    areas = {name: area_under(line) for name, line in lines.items()}
+    said = [
+        f"{name} {area:.3f} from deferral rate {min(lines[name])[0]:.2f} to {max(lines[name])[0]:.2f}"
+        for name, area in areas.items()
+        if area is not None
+    ]
+    note = f"Area under the curve, divided by the range it spans: {'; '.join(said)}." if said else ""
+    return Curve(title, "deferral rate", "accuracy", lines, points, note)
+
+
+def calibration_section(calibration: Mapping[str, Any]) -> Section:
+    """The dev set's curve; ROC and reliability diagram where the calibration holds them.
+
+    Args:
+      calibration: what `calibration.threshold` returns. Read besides: "roc" {"points", "area", "youden"
+        {"threshold", "fpr", "tpr"}} and "reliability" {"bins": [{"low", "high", "count", "mean_p", "rate"}], "brier",
+        "ece"}.
+    """
+    metric = calibration["metric"].replace("_", " ")
+    line = [(point["deferral_rate"], point["score"]) for point in calibration["curve"]]
+    chosen = {f"η = {calibration['threshold']:.3f}": (calibration["deferral_rate"], calibration["score"])}
+    curve = with_area(f"Calibration: {metric} (dev)", {"team": line}, chosen)
+    plots = [Curve(curve.title, curve.x_label, metric, curve.lines, curve.points, curve.note)]
+    if roc := calibration.get("roc"):
+        plots.append(_roc(roc))
+    if reliability := calibration.get("reliability"):
+        plots.append(_reliability(reliability))
+    return Section("Calibration", "", (), tuple(plots))
+
+
+def _roc(roc: Mapping[str, Any]) -> Curve:
+    youden = roc.get("youden") or {}
+    points = {}
+    if "fpr" in youden and "tpr" in youden:
+        points[f"Youden, η = {youden['threshold']:.3f}"] = (youden["fpr"], youden["tpr"])
+    note = f"Area {roc['area']:.3f}; the diagonal, 0.5, is chance."
+    if "threshold" in youden:
+        note += f" Youden's point (true minus false positive rate is greatest): η = {youden['threshold']:.4f}."
+    lines = {"p_defer": [(x, y) for x, y in roc["points"]]}
+    title = "ROC: p_defer finds where the expert differs from the base (dev)"
+    return Curve(title, "false positive rate", "true positive rate", lines, points, note, diagonal=True)
+
+
+def _reliability(reliability: Mapping[str, Any]) -> Curve:
+    line = [(b["mean_p"], b["rate"]) for b in reliability["bins"] if b["count"]]
+    note = f"Brier score {reliability['brier']:.4f}, expected calibration error {reliability['ece']:.4f}."
+    return Curve(
+        "Reliability: p_defer against expert right and base wrong (dev)",
+        "mean p_defer of a bin",
+        "share of tokens",
+        {"team": line},
+        {},
+        note,
+        diagonal=True,
+    )
+
+
+def cost_section(
+    writers: Sequence[str],
+    configs: Sequence[ModelConfig],
+    bytes_a_weight: Sequence[float],
+    answers: Sequence[tuple[int, Sequence[int]]],
+) -> Section | None:
+    """Expected work of an answer: of the team, and of each model alone writing answers of the same lengths.
+
+    Args:
+      writers: names of the base and of each expert.
+      configs: theirs.
+      bytes_a_weight: theirs.
+      answers: of each, its prompt's tokens and who wrote each of its own.
+    """
+    written = [(prompt, sources) for prompt, sources in answers if len(sources)]
+    if not written or len(configs) < 2:
+        return None
+    rows = []
+    for m, name in enumerate(writers):
+        works = [alone(configs[m], prompt, len(sources), bytes_a_weight[m]) for prompt, sources in written]
+        rows.append((f"{name} alone", sum(works, Work()), 0.0 if m == 0 else None))
+    team = [together(configs, prompt, sources, bytes_a_weight) for prompt, sources in written]
+    calls = sum(source > 0 for _, sources in written for source in sources) / len(written)
+    rows.append(("team", sum(team, Work()), calls))
+    dearest = max(rows[1:-1], key=lambda row: row[1].flops)
+    flops, flop_unit = _unit(max(work.flops for _, work, _ in rows) / len(written), "flop")
+    size, byte_unit = _unit(max(work.bytes for _, work, _ in rows) / len(written), "B")
+    table = Table(
+        "Expected work of an answer",
+        (
+            "who writes",
+            flop_unit,
+            f"of {dearest[0]}",
+            f"weights read, {byte_unit}",
+            f" of {dearest[0]}",
+            "expert calls",
+        ),
+        tuple(
+            (
+                name,
+                _digits(work.flops / len(written) / flops),
+                round(work.flops / dearest[1].flops, 3),
+                _digits(work.bytes / len(written) / size),
+                round(work.bytes / dearest[1].bytes, 3),
+                None if calls is None else round(calls, 2),
+            )
+            for name, work, calls in rows
+        ),
+        f"Means over {len(written):,} answers of {np.mean([len(s) for _, s in written]):.1f} tokens to prompts of "
+        f"{np.mean([p for p, _ in written]):.1f}, decoded one at a time; models alone write as many tokens. "
+        "Operations: 2 for each weight that a token meets, and attention's. Weights are read once a pass; an expert's "
+        "call is one pass over all that it has not read. In a batch, sequences share passes, and bytes are fewer.",
+    )
+    return Section("Cost", "", (table,))
+
+
+def _unit(value: float, name: str) -> tuple[float, str]:
+    """The unit in which a value is a number of few digits."""
+    return next(((size, f"{letter}{name}") for size, letter in _UNITS if value >= size), (1.0, name))
+
+
+def _digits(value: float) -> float:
+    """Three significant digits."""
+    return float(f"{value:.3g}")

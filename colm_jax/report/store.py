@@ -1,0 +1,60 @@
+"""The report as JSON, beside the page: `colm show` reads it, and so may other programs. Last stage of the pipeline."""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from colm_jax.errors import UserError
+from colm_jax.report.contents import Report
+
+SCHEMA = 1
+
+
+def save_report(report: Report, path: str | Path) -> None:
+    """Writes the file beside its place and renames it."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    text = json.dumps({"schema": SCHEMA, **dataclasses.asdict(report)}, ensure_ascii=False, separators=(",", ":"))
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def load_report(path: str | Path) -> Report:
+    """What `save_report` wrote.
+
+    Raises:
+      UserError: another version's file, or one that holds something else.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        schema = found.pop("schema", None)
+        if schema == SCHEMA:
+            return _read(Report, found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: is no report ({error!r}); run the command that wrote it again") from error
+    raise UserError(f"{path}: schema {schema!r} of another version, this one reads {SCHEMA}; make the report again")
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """JSON as the type that it was: dataclasses, tuples, lists and dictionaries of them; all else as it is."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if set(value) != set(hints):
+            raise ValueError(f"{kind.__name__} has the fields {sorted(hints)}, not {sorted(value)}")
+        return kind(**{name: _read(hints[name], entry) for name, entry in value.items()})
+    if origin is tuple:
+        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
+        return tuple(_read(k, entry) for k, entry in zip(kinds, value, strict=True))
+    if origin is list:
+        return [_read(arguments[0], entry) for entry in value]
+    if origin is dict:
+        return {key: _read(arguments[1], entry) for key, entry in value.items()}
+    if origin in (types.UnionType, typing.Union):
+        for option in filter(dataclasses.is_dataclass, arguments):  # told apart by their fields
+            if set(value) == {field.name for field in dataclasses.fields(option)}:
+                return _read(option, value)
+    return value

@@ -1,0 +1,99 @@
+"""What each model would have written: written answers are read once more, and at each token a model's likeliest noted.
+
+Beside the answers themselves this is what a report shows of them: where a model was unsure, and what it had in mind.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from colm_jax.data.records import Example, Examples
+from colm_jax.models.decoder import Decoder
+from colm_jax.parallel import batch_sharding_of, replicate
+from colm_jax.scoring.head import by_chunks
+from colm_jax.scoring.scorer import Progress, batches
+
+TOP = 3  # candidates kept of each model
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """One model's view of one answer of n tokens; probabilities are over the shared vocabulary."""
+
+    tokens: Int[np.ndarray, "n K"]  # the K likeliest, best first
+    probabilities: Float[np.ndarray, "n K"]  # theirs, float32
+    written: Float[np.ndarray, "n"]  # probability of the token that was written
+    entropy: Float[np.ndarray, "n"]  # of the whole distribution, nats
+
+
+def top_candidates(
+    logits: Float[Array, "B T V"], tokens: Int[Array, "B T"], top: int
+) -> tuple[Int[Array, "B T K"], Float[Array, "B T K"], Float[Array, "B T"], Float[Array, "B T"]]:
+    """The fields of `Candidates` at each position, float32; ids with logit -inf have probability 0."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    best, ids = jax.lax.top_k(log_p, top)
+    p = jnp.exp(log_p)
+    entropy = -jnp.sum(p * jnp.where(p > 0, log_p, 0), axis=-1)
+    written = jnp.take_along_axis(p, tokens[..., None], axis=-1)[..., 0]
+    return ids, jnp.exp(best), written, entropy
+
+
+@jax.jit(static_argnames=("graph", "spread", "top"))
+def _candidates_batch(graph, state, tokens: Int[Array, "B T+1"], allowed, spread, top):
+    decoder = nnx.merge(graph, state)
+    hidden, _ = decoder(tokens[:, :-1], spread=spread)
+    found = by_chunks(partial(top_candidates, top=top), decoder, hidden, tokens[:, 1:], allowed)
+    return tuple(replicate(x, spread) for x in found)
+
+
+def find_candidates(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    allowed: Bool[np.ndarray, "V"],
+    top: int = TOP,
+    progress: Progress = lambda done: None,
+) -> list[Candidates]:
+    """Reads every prompt with its answer under one model.
+
+    Args:
+      decoder: the model.
+      prompts: token ids before each answer, at least one.
+      answers: the written token ids; an answer may be empty.
+      allowed: the shared vocabulary, all that was ever to be written.
+      top: candidates kept at each token; fewer where the shared vocabulary is smaller.
+      progress: told how many answers are done.
+
+    Raises:
+      ValueError: an empty prompt, whose first written token no model predicts.
+    """
+    if not all(len(prompt) for prompt in prompts):
+        raise ValueError("every prompt needs at least one token")
+    texts = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        written = np.arange(len(prompt) + len(answer)) >= len(prompt)
+        texts.append(Example(np.array([*prompt, *answer], np.int32), written))
+    # A prompt of one token and an empty answer leave nothing to read.
+    numbers = [i for i, text in enumerate(texts) if text.targets.any()]
+    examples = Examples([texts[i] for i in numbers], 0)
+    top = min(top, int(allowed.sum()))
+    nothing = np.zeros((0, top), np.int32), np.zeros((0, top), np.float32), *np.zeros((2, 0), np.float32)
+    found = [Candidates(*nothing) for _ in texts]
+    if not numbers:
+        return found
+    graph, state = nnx.split(decoder)
+    spread = batch_sharding_of(decoder)
+    for rows, batch in batches(examples, range(len(numbers)), spread):
+        columns = _candidates_batch(graph, state, batch.tokens, allowed, spread, top)
+        host = [np.asarray(column) for column in columns]
+        for b, row in enumerate(rows):
+            kept = np.flatnonzero(examples.items[row].targets[1:])
+            found[numbers[row]] = Candidates(*(column[b, kept] for column in host))
+        progress(rows[-1] + 1)
+    return found

@@ -1,0 +1,154 @@
+"""What the gate learned, on answers small enough to count by hand."""
+
+import numpy as np
+import pytest
+
+from colm_jax.evaluation.gate import (
+    Found,
+    Written,
+    agreement,
+    agreement_of,
+    by_class,
+    by_entropy,
+    by_position,
+    calculator_calls,
+    results,
+    template_fillings,
+    token_classes,
+)
+from colm_jax.team import Scored
+
+
+def written(text, entropy=None):
+    """Tokens apart by |; an expert's begin with a star."""
+    tokens = text.split("|")
+    sources = [int(token.startswith("*")) for token in tokens]
+    return Written(
+        [token.removeprefix("*") for token in tokens], sources, [0.9 if s else 0.1 for s in sources], entropy
+    )
+
+
+def counts(shares):
+    return {share.name: (share.tokens, share.deferred) for share in shares if share.tokens}
+
+
+@pytest.mark.parametrize(
+    "text, classes",
+    [
+        ("Eval|uate| a|^|3| · | 12|\n", "word start,word continuation,word start,operator or punctuation,number,"
+         "operator or punctuation,number,white space"),
+        ("(|x|2|y| =|", "operator or punctuation,word start,number,word continuation,operator or punctuation,"
+         "word continuation"),
+        ("é|é| é|-|é", "word start,word continuation,word start,operator or punctuation,word start"),
+    ],
+)  # fmt: skip
+def test_classes(text, classes):
+    assert ",".join(token_classes(text.split("|"))) == classes
+
+
+def test_a_byte_of_a_character_does_not_end_a_word():
+    assert token_classes(["caf", "", "é", "s"])[1:] == ["word continuation"] * 3
+
+
+def test_deferral_by_class_counts_tokens_and_means():
+    shares = by_class([written("It| is|*3|*1|.|\n"), written("*It| is|3")])
+    assert counts(shares) == {
+        "number": (3, 2),
+        "operator or punctuation": (1, 0),
+        "word start": (4, 1),
+        "white space": (1, 0),
+    }
+    number = shares[0]
+    assert number.rate == pytest.approx(2 / 3)
+    assert number.mean_p_defer == pytest.approx((0.9 + 0.9 + 0.1) / 3)
+    assert [share.rate for share in shares if not share.tokens] == [None]  # no continuation of a word
+
+
+def test_deferral_by_position():
+    shares = by_position([written("*a|b|*c|d|e|f"), written("a")])
+    assert [(share.name, share.tokens, share.deferred) for share in shares] == [
+        ("0", 2, 1),
+        ("1", 1, 0),
+        ("2–3", 2, 1),
+        ("4–7", 2, 0),
+    ]
+    assert by_position([]) == []
+
+
+def test_deferral_by_entropy_takes_the_answers_of_which_it_is_known():
+    shares = by_entropy([written("a|*b|*c|d", [0.0, 3.0, 0.5, 0.499]), written("*a")])
+    assert counts(shares) == {"0–0.01": (1, 0), "0.1–0.5": (1, 0), "0.5–1": (1, 1), "2–": (1, 1)}
+
+
+def test_without_a_gate_there_is_no_mean():
+    assert by_class([Written(["a"], [1])])[2].mean_p_defer is None
+
+
+def test_template_filling_is_one_whole_word_or_number_between_the_bases():
+    answers = [
+        written("The| drug| is|* aspirin|.| Take|* 3| a| day|*."),
+        written("*It| is|* two"),  # at the ends there is nothing to fill
+        written("1|*2|3"),  # a part of a number
+        written("a|* b|* c| d"),  # two tokens
+        written("a|* b|c"),  # a part of a word
+        written("a|*b| c"),  # likewise
+        written("(|*5|)"),
+        written("a|* +| b"),  # no content
+    ]
+    assert template_fillings(answers) == [Found(0, 3, 4), Found(0, 6, 7), Found(6, 1, 2)]
+
+
+def test_calculator_calls_begin_behind_the_bases_equals_sign():
+    answers = [
+        written("3| ·| 4| =|* 1|*2|."),
+        written("3| ·| 4| =| |*1|*2|."),
+        written("a| = |$|-|*5"),
+        written("x| =|* 1|2"),  # begun, not whole
+        written("x|* =|* 1|*2"),  # the equals sign is the expert's
+        written("x| =| y|* 1"),  # not right behind
+        written("5^2| =|* 5|^|5| =|*25"),  # the first 5 is part of a calculation
+        written("x| =|* 3|*.|*5| and"),
+        written("x| =|*1|*2|* 3"),  # another number begins
+    ]
+    assert calculator_calls(answers) == [
+        Found(0, 4, 6),
+        Found(1, 5, 7),
+        Found(2, 4, 5),
+        Found(6, 6, 7),
+        Found(7, 2, 5),
+        Found(8, 2, 4),
+    ]
+    assert [found.answer for found in results(answers)] == [0, 1, 2, 3, 6, 7, 8]
+
+
+def test_responsibilities_against_p_defer_by_hand():
+    # p_defer 1/2 everywhere but last; r = p_e / (p_e + p_b): 0.8, 0.2, 0.5; last p 0.9, r = 0.9 / (0.9 + 0.1) = 0.9.
+    logits = np.log([[1.0], [1.0], [1.0], [9.0]]).astype(np.float32)
+    base, experts = np.log([0.1, 0.4, 0.2, 0.4]), np.log([[0.4], [0.1], [0.2], [0.4]])
+    found = agreement_of(logits, base.astype(np.float32), experts.astype(np.float32), bins=3)
+    assert found.counts == ((0, 0, 0), (1, 1, 1), (0, 0, 1))
+    assert found.mean_p_defer == (None, pytest.approx(0.5), pytest.approx(0.9, abs=1e-6))
+    assert found.mean_responsibility == (None, pytest.approx(0.5), pytest.approx(0.9, abs=1e-6))
+    p, r = np.array([0.5, 0.5, 0.5, 0.9]), np.array([0.8, 0.2, 0.5, 0.9])
+    assert found.correlation == pytest.approx(np.corrcoef(p, r)[0, 1], abs=1e-5)
+
+
+def test_of_several_experts_all_together_count():
+    logits = np.zeros((1, 2), np.float32)  # 1/3 each
+    found = agreement_of(logits, np.zeros(1, np.float32), np.log(np.full((1, 2), 2.0, np.float32)), bins=5)
+    assert found.mean_p_defer[3] == pytest.approx(2 / 3)
+    assert found.mean_responsibility[3] == pytest.approx(4 / 5)
+    assert found.correlation is None
+
+
+def test_only_what_counts_is_scored_and_only_with_a_gate():
+    def scored(gate):
+        mask = np.array([False, True, True])
+        zeros = np.zeros((3, 1), np.float32)
+        return Scored(np.arange(4), mask, zeros[:, 0], zeros, zeros if gate else None, np.zeros((3, 2), bool))
+
+    found = agreement([scored(True), scored(True)])
+    assert sum(map(sum, found.counts)) == 4
+    assert found.bins == 5
+    assert agreement([scored(False)]) is None
+    assert agreement([]) is None

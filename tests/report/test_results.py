@@ -1,0 +1,79 @@
+"""Areas, intervals and costs as tables show them; calibration plots where the calibration holds their figures."""
+
+import pytest
+
+from colm_jax.evaluation.cost import alone, together
+from colm_jax.report.results import area_under, calibration_section, cost_section, interval, with_area
+from tests.tiny import tiny_config
+
+
+def test_the_area_is_the_mean_height_over_the_range():
+    assert area_under([(0.0, 0.0), (1.0, 1.0)]) == pytest.approx(0.5)
+    assert area_under([(0.4, 1.0), (0.2, 0.0), (0.6, 1.0)]) == pytest.approx(0.75)  # in any order
+    assert area_under([(0.5, 1.0)]) is None
+    assert area_under([(0.5, 1.0), (0.5, 0.0)]) is None
+    assert area_under([]) is None
+
+
+def test_a_curve_names_its_areas():
+    curve = with_area("t", {"team": [(0.0, 0.0), (0.5, 1.0)], "one": [(0.1, 0.1)]}, {})
+    assert curve.note.endswith("spans: team 0.500 from deferral rate 0.00 to 0.50.")
+    assert not with_area("t", {}, {}).note
+
+
+def test_an_interval_is_of_the_counted_answers():
+    assert interval(0.995, 200) == "0.972–0.999"
+    assert interval(0.0, 200) == "0.000–0.019"
+
+
+CALIBRATION = {
+    "threshold": 0.5,
+    "metric": "next_token_accuracy",
+    "score": 0.75,
+    "deferral_rate": 0.25,
+    "curve": [
+        {"threshold": 1.0, "deferral_rate": 0.0, "score": 0.5},
+        {"threshold": 0.5, "deferral_rate": 0.25, "score": 0.75},
+    ],
+}
+
+
+def test_roc_and_reliability_are_drawn_where_present():
+    (plot,) = calibration_section(CALIBRATION).plots
+    assert plot.lines == {"team": [(0.0, 0.5), (0.25, 0.75)]}
+    assert plot.points == {"η = 0.500": (0.25, 0.75)}
+    assert plot.y_label == "next token accuracy"
+    roc = {"points": [[0.0, 0.0], [0.2, 0.9], [1.0, 1.0]], "area": 0.85}
+    bins = [
+        {"low": 0.0, "high": 0.5, "count": 3, "mean_p": 0.1, "rate": 0.2},
+        {"low": 0.5, "high": 1.0, "count": 0, "mean_p": None, "rate": None},
+    ]
+    more = {"roc": roc, "reliability": {"bins": bins, "brier": 0.1, "ece": 0.05}}
+    _, drawn, reliability = calibration_section(CALIBRATION | more).plots
+    assert drawn.lines == {"p_defer": [(0.0, 0.0), (0.2, 0.9), (1.0, 1.0)]}
+    assert drawn.diagonal and "0.850" in drawn.note and not drawn.points
+    assert reliability.lines == {"team": [(0.1, 0.2)]}
+    assert "0.0500" in reliability.note
+    roc["youden"] = {"threshold": 0.3, "fpr": 0.2, "tpr": 0.9}
+    assert calibration_section(CALIBRATION | more).plots[1].points == {"Youden, η = 0.300": (0.2, 0.9)}
+
+
+def test_costs_are_means_against_the_dearest_expert_alone():
+    small, large, larger = tiny_config(), tiny_config(depth=4), tiny_config(depth=8)
+    answers = [(5, [0, 1, 0]), (3, [0, 0]), (4, [])]  # an empty answer costs nothing and is no answer to take a mean of
+    section = cost_section(("base", "one", "two"), (small, large, larger), (4, 2, 4), answers)
+    (table,) = section.tables
+    assert [row[0] for row in table.rows] == ["base alone", "one alone", "two alone", "team"]
+    assert table.columns[2] == "of two alone"
+    dearest = alone(larger, 5, 3, 4) + alone(larger, 3, 2, 4)
+    team = together((small, large, larger), 5, [0, 1, 0], (4, 2, 4)) + alone(small, 3, 2, 4)
+    assert table.rows[2][2] == table.rows[2][4] == 1
+    assert table.rows[3][2] == pytest.approx(team.flops / dearest.flops, abs=1e-3)
+    assert table.rows[3][4] == pytest.approx(team.bytes / dearest.bytes, abs=1e-3)
+    assert table.rows[3][5] == 0.5
+    unit = {"kflop": 1e3, "Mflop": 1e6}[table.columns[1]]
+    assert table.rows[3][1] * unit == pytest.approx(team.flops / 2, rel=1e-2)
+
+
+def test_no_answers_have_no_cost():
+    assert cost_section(("base", "one"), (tiny_config(),) * 2, (4, 4), [(3, [])]) is None
