@@ -10,6 +10,7 @@ import gin
 
 from colm_jax.bench.config import TrainBench
 from colm_jax.calibration.threshold import Calibration
+from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
 from colm_jax.models.lora import Lora
 from colm_jax.pipeline.config import RunConfig
@@ -23,6 +24,7 @@ _NAMES: dict[type, str] = {
     Lora: "Lora",
     GateInit: "GateInit",
     Calibration: "Calibration",
+    Correction: "Correction",
     RunConfig: "Run",
     TrainBench: "TrainBench",
 }

@@ -18,7 +18,7 @@ from colm_jax.decoding.state import LENGTH, UNFINISHED, Asking, LoopConfig, Requ
 from colm_jax.models.cache import BLOCK, KVCache
 from colm_jax.models.config import ModelConfig
 
-READ = (64, 128, 256, 512, 1024)  # tokens of one text that a model reads in one pass between two scans
+READ = (16, 64, 128, 256, 512, 1024)  # tokens of one text that a model reads in one pass between two scans
 ROOM = max(READ[0], BLOCK)  # a pass stores its whole chunk behind a text's length, whatever part counts
 
 

@@ -41,7 +41,10 @@ def wrong_expert(out: Path, seed: int = 0) -> Path:
 
 def main(demo: Path) -> None:
     """Prints the table."""
-    lines = {split: [json.loads(x) for x in (demo / f"pair/{split}.jsonl").read_text().splitlines()] for split in ("dev", "test")}
+    lines = {
+        split: [json.loads(x) for x in (demo / f"pair/{split}.jsonl").read_text().splitlines()]
+        for split in ("dev", "test")
+    }
     teams = {
         "right": CoLM.from_pretrained(demo / "colm/team", [demo / "pair/expert"]),
         "wrong": CoLM.from_pretrained(demo / "colm/team", [wrong_expert(demo / "wrong-expert")]),
@@ -50,12 +53,26 @@ def main(demo: Path) -> None:
     def grade(expert: str, split: str, strategy: str, correction: Correction | None = None):
         team, chosen = teams[expert], lines[split]
         passes, steps = team.engine.expert_passes.copy(), team.engine.base_steps
-        answers = team.generate([{"prompt": x["prompt"]} for x in chosen], strategy=strategy, correction=correction, batch_size=1)
-        score = score_answers("number", [a.text for a in answers], [x["answer"] for x in chosen], [a.sources for a in answers], [a.expert_calls for a in answers])
+        answers = team.generate(
+            [{"prompt": x["prompt"]} for x in chosen], strategy=strategy, correction=correction, batch_size=1
+        )
+        score = score_answers(
+            "number",
+            [a.text for a in answers],
+            [x["answer"] for x in chosen],
+            [a.sources for a in answers],
+            [a.expert_calls for a in answers],
+        )
         product = np.array([x["kind"] in ("product", "two-step") for x in chosen])
         right = np.array(score.correct)
         calls = int((team.engine.expert_passes - passes)[0]) / len(chosen)
-        return right.mean(), right[product].mean(), right[~product].mean(), calls, (team.engine.base_steps - steps) / len(chosen)
+        return (
+            right.mean(),
+            right[product].mean(),
+            right[~product].mean(),
+            calls,
+            (team.engine.base_steps - steps) / len(chosen),
+        )
 
     def show(name, figures):
         print(name.ljust(44), *(f"{x:8.3f}" for x in figures))

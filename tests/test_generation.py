@@ -1,0 +1,185 @@
+"""Generation as callers see it: streams, samples, stop strings, log-probabilities, and files that go on."""
+
+import json
+
+import numpy as np
+import pytest
+
+from colm_jax import CoLM
+from colm_jax.checkpoints.team import load_base, make_gate, save_reference
+from colm_jax.cli.main import main
+from colm_jax.decoding.correction import Correction
+from colm_jax.errors import UserError
+from colm_jax.generation import Settings, Writer
+from colm_jax.pipeline.files import write_answers
+
+PROMPTS = ["abc", "hello there", "x", "quite another text", "zzz"]
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory, mesh):
+    from tests.tiny import write_model
+
+    out = tmp_path_factory.mktemp("pair")
+    plain = load_base(write_model(out / "base", seed=3), "float32", mesh)
+    gate = make_gate(0.4 * np.random.default_rng(1).normal(size=(32, 1)).astype(np.float32))
+    save_reference(out / "gated", plain.__class__(**{**vars(plain), "gate": gate}), "float32")
+    return out / "gated", write_model(out / "expert", seed=4)
+
+
+@pytest.fixture(scope="module")
+def team(directories):
+    base, expert = directories
+    return CoLM.from_pretrained(base, [expert])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"stop": ["c", "ab"]},
+        {"strategy": "backtrack", "correction": Correction(bound=-1.0, sure=0.9)},
+        {"strategy": "expert"},
+    ],
+    ids=["defer", "stop", "backtrack", "expert"],
+)
+def test_a_stream_is_the_answer_token_by_token(team, more):
+    for prompt in PROMPTS[:2]:
+        (whole,) = team.generate([prompt], 0.5, max_new_tokens=24, **more)
+        parts = list(team.stream(prompt, 0.5, max_new_tokens=24, **more))
+        assert [part.token for part in parts] == whole.tokens
+        assert [part.source for part in parts] == whole.sources
+        assert "".join(part.text for part in parts) == whole.text
+        if whole.p_defer is not None:
+            np.testing.assert_allclose([part.p_defer for part in parts], whole.p_defer, atol=1e-5)
+
+
+def test_a_stream_gives_a_token_as_soon_as_it_is_written(team):
+    stream = team.stream("abc", 0.5, max_new_tokens=100)
+    next(stream)
+    before = team.engine.base_steps
+    stream.close()
+    assert team.engine.base_steps == before  # counted at the end of a run, which this one did not reach
+
+
+def test_samples_have_random_numbers_of_their_own(team):
+    three = team.generate(PROMPTS[:2], 0.5, temperature=1.0, samples=3, max_new_tokens=12)
+    assert [answer.sample for answer in three] == [0, 1, 2, 0, 1, 2]
+    assert len({tuple(answer.tokens) for answer in three[:3]}) > 1
+    one = team.generate(PROMPTS[:2], 0.5, temperature=1.0, max_new_tokens=12)
+    assert [answer.tokens for answer in one] == [three[0].tokens, three[3].tokens]
+
+
+def test_min_p_of_one_takes_the_most_probable(team):
+    settings = {"max_new_tokens": 12, "threshold": 0.5}
+    greedy = team.generate(PROMPTS, **settings)
+    sampled = team.generate(PROMPTS, temperature=2.0, min_p=1.0, **settings)
+    assert [answer.tokens for answer in greedy] == [answer.tokens for answer in sampled]
+
+
+def test_settings_of_each_prompt(team):
+    thresholds, schedules, warmups = [0.2, 0.5, 0.9], ["constant", "linear", "cosine"], [0, 8, 4]
+    together = team.generate(PROMPTS[:3], thresholds, schedule=schedules, warmup=warmups, max_new_tokens=[5, 9, 12])
+    for i, answer in enumerate(together):
+        (alone,) = team.generate(
+            [PROMPTS[i]], thresholds[i], schedule=schedules[i], warmup=warmups[i], max_new_tokens=[5, 9, 12][i]
+        )
+        assert (answer.tokens, answer.sources) == (alone.tokens, alone.sources)
+        np.testing.assert_allclose(answer.threshold, alone.threshold, atol=1e-6)
+
+
+def test_log_probabilities_are_those_of_scoring(team):
+    for answer in team.generate(PROMPTS, 0.5, max_new_tokens=12, log_probs=True):
+        (scored,) = team.score([{"input_ids": [*answer.prompt_ids, *answer.tokens]}])
+        start = len(answer.prompt_ids) - 1
+        expected = np.column_stack([scored.base_log_prob, scored.expert_log_probs])[start:]
+        np.testing.assert_allclose(np.array(answer.log_probs).reshape(expected.shape), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warmup": -1}, "warmup"),
+        ({"schedule": ["linear"]}, "1 values for 5 prompts"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"samples": 0}, "samples"),
+        ({"stop": [""]}, "stop strings"),
+        ({"threshold": 2.0}, "threshold"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(team, changes, message):
+    with pytest.raises(UserError, match=message):
+        team.generate(PROMPTS, **{"threshold": 0.5, **changes})
+
+
+def test_a_text_that_may_still_become_a_stop_string_is_held_back(team):
+    writer = Writer(team.tokenizer, ["the end", "enough"])
+    assert writer.settled("this is th", ended=False) == "this is "
+    assert writer.settled("this is th", ended=True) == "this is th"
+    assert writer.settled("an e", ended=False) == "an "
+    assert writer.settled("half\N{REPLACEMENT CHARACTER}", ended=False) == "half"
+
+
+# Files.
+
+
+def write(team, path, progress=lambda done: None, **settings):
+    prompts = [{"prompt": prompt} for prompt in PROMPTS]
+    chosen = Settings(0.5, **{"max_new_tokens": 12, "batch_size": 2, **settings})
+    return write_answers(path, team, prompts, list("abcde"), chosen, "defer", "models", progress=progress)
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+def killed_at(count):
+    def progress(done):
+        if done >= count:
+            raise Killed
+
+    return progress
+
+
+def test_a_stopped_run_goes_on_where_it_was(team, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+    write(team, whole, temperature=1.0, samples=2)
+    with pytest.raises(Killed):
+        write(team, stopped, killed_at(5), temperature=1.0, samples=2)
+    part = tmp_path / "stopped.jsonl.part"
+    assert part.exists() and not stopped.exists()
+    part.write_bytes(part.read_bytes()[:-7])  # and the last line was half written
+    asked = []
+    original = team.answers
+    monkeypatch.setattr(
+        team, "answers", lambda prompts, *rest, **more: (asked.extend(prompts), original(prompts, *rest, **more))[1]
+    )
+    lines = write(team, stopped, temperature=1.0, samples=2)
+    assert 0 < len(asked) < len(PROMPTS)
+    assert stopped.read_bytes() == whole.read_bytes()
+    assert [(line["id"], line.get("sample", 0)) for line in lines] == [(name, j) for name in "abcde" for j in (0, 1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped.jsonl", "whole.jsonl"]
+
+
+def test_other_settings_start_anew(team, tmp_path):
+    with pytest.raises(Killed):
+        write(team, tmp_path / "out.jsonl", killed_at(2))
+    write(team, tmp_path / "out.jsonl", max_new_tokens=6)
+    write(team, tmp_path / "other.jsonl", max_new_tokens=6)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "other.jsonl").read_bytes()
+
+
+def test_the_command_takes_every_setting(directories, tmp_path, capsys):
+    base, expert = map(str, directories)
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS[:2]))
+    command = ["generate", "--base", base, "--expert", expert, "--prompts", str(prompts), "--out", str(out)]
+    more = ["--samples", "2", "--min_p", "0.1", "--temperature", "1", "--log_probs", "--max_new_tokens", "6"]
+    assert main([*command, *more, "--strategy", "lookahead", "--gin.Correction.watch=2", "--threshold", "0.5"]) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["id"], line.get("sample", 0)) for line in lines] == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
+    for line in lines:
+        assert np.array(line["log_probs"]).shape == (len(line["tokens"]), 2)
+    assert main([*command, "--gin.Correction.watch=0"]) == 2
+    assert "watch 0 at least 1" in capsys.readouterr().err
