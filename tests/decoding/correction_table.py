@@ -20,7 +20,7 @@ from colm_jax.demo.tokenizer import make_tokenizer
 from colm_jax.evaluation.tasks import score_answers
 
 WRONG, SHARE = "·", 2 / 3
-GRID = [Correction(sure=sure, bound=bound, watch=4) for sure in (0.5, 0.7, 0.9) for bound in (-100.0, -4.0, -2.0)]
+GRID = [Correction(sure=sure, bound=bound) for sure in (0.6, 0.75, 0.9) for bound in (-100.0, -4.0)]
 
 
 def wrong_expert(out: Path, seed: int = 0) -> Path:
