@@ -3,8 +3,8 @@
 Both put candidates to the trial at a token that is deferred (the *place*): the expert's own token first, then the next
 best under the mixture of base and expert. The team writes on behind a candidate for some tokens, and the
 log-probability that it gives its own continuation is the candidate's score. `backtrack` tries the next candidate only
-when a score falls below a bound, or when the expert was not sure; `lookahead` tries them all and keeps the best. A token
-that is deferred within a trial ends it under `backtrack` and is on trial itself; under `lookahead` it is written as it is.
+when a score falls below a bound, or when the expert was not sure; `lookahead` tries them all and keeps the best. A
+deferred token within a trial ends it under `backtrack`, and is on trial itself; under `lookahead` it is just written.
 
 Going back is setting lengths back: caches are indexed by position, and rows beyond a length are never read.
 """

@@ -1,7 +1,7 @@
 """How often greedy decoding in bfloat16 leaves what float32 writes: the table of docs/decoding.md.
 
-`python -m tests.decoding.bfloat16_table BASE EXPERT PROMPTS THRESHOLD [NEW]` decodes the prompts of a JSONL file in both
-types, and counts answers that differ, where they part for the first time, and how close the choice was there.
+`python -m tests.decoding.bfloat16_table BASE EXPERT PROMPTS THRESHOLD [NEW]` decodes the prompts of a JSONL file in
+both types, and counts answers that differ, where they part for the first time, and how close the choice was there.
 """
 
 import json
