@@ -22,7 +22,9 @@ from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
 from colm_jax.decoding.schedule import check_threshold
 from colm_jax.errors import UserError
-from colm_jax.evaluation.tasks import evaluate_files, find_task
+from colm_jax.evaluation.files import evaluate_files
+from colm_jax.evaluation.judges import judged_file, next_prompts
+from colm_jax.evaluation.tasks import find_task
 from colm_jax.models.lora import Lora
 from colm_jax.parallel import is_first, make_mesh, on_first, reshaped
 from colm_jax.parallel.mesh import MESH_AXES
@@ -238,9 +240,22 @@ def generate(flags: Flags) -> dict[str, Any]:
 
 def evaluate(flags: Flags) -> dict[str, Any]:
     """Grades of generated answers."""
-    result = evaluate_files(flags.task, flags.predictions, flags.references)
-    write_json(check_new_file(flags.out), result)
+    out = check_new_file(flags.out)
+    result = evaluate_files(flags.task, flags.predictions, flags.references, flags.against)
+    write_json(out, result)
     return {key: value for key, value in result.items() if key != "by_answer"}
+
+
+def judge(flags: Flags) -> dict[str, Any]:
+    """Files for and from the judges of open-ended answers."""
+    out = check_new_file(flags.out)
+    if flags.step == "prompts":
+        lines = next_prompts(flags.judge, flags.questions, flags.predictions)
+        write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        return {"prompts": len(lines), "turn": len(flags.predictions) + 1}
+    made = max((Path(path).stat().st_mtime for path in flags.predictions if Path(path).exists()), default=0.0)
+    write_text(out, judged_file(flags.judge, flags.questions, flags.predictions, flags.name, made))
+    return {"written": str(out)}
 
 
 def inspect(flags: Flags) -> dict[str, Any]:
