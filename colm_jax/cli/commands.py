@@ -246,6 +246,17 @@ def evaluate(flags: Flags) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key != "by_answer"}
 
 
+def lm_eval(flags: Flags) -> None:
+    """lm-evaluation-harness's own command line."""
+    try:
+        from colm_jax.evaluation.lm_eval import run_harness
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lm_eval":
+            raise
+        raise UserError("colm lm_eval needs lm-evaluation-harness: pip install 'colm-jax[eval]'") from None
+    run_harness(flags.passed_on)
+
+
 def judge(flags: Flags) -> dict[str, Any]:
     """Files for and from the judges of open-ended answers."""
     out = check_new_file(flags.out)

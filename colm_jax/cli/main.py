@@ -200,6 +200,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--against", metavar="FILE", help=text)
     sub.add_argument("--out", required=True, metavar="FILE")
 
+    commands.add_parser(
+        "lm_eval",
+        help="lm-evaluation-harness, knowing teams as the model colm_jax (needs the extra eval).",
+        description="lm-evaluation-harness, knowing teams as the model colm_jax; all arguments are the harness's.",
+    )
+
     sub = command(
         "judge", "MT-Bench and AlpacaEval: prompts, and answers as their judges read them.", "colm judge prompts"
     )
@@ -312,7 +318,9 @@ def _main(arguments: list[str]) -> int:
         rest, files, bindings = gin_edge.split_arguments(arguments)
     else:
         rest = arguments
-    flags = _parser().parse_args(rest)
+    passed_on = rest[1:] if rest[:1] == ["lm_eval"] else []  # another program's flags
+    flags = _parser().parse_args(rest[:1] if passed_on else rest)
+    flags.passed_on = passed_on
     from colm_jax.cli import commands, gin_edge
     from colm_jax.parallel import is_first, join
     from colm_jax.pipeline import console
