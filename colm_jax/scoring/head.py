@@ -4,6 +4,8 @@ The vocabulary is what makes logits large: at 8 texts of 2048 tokens and 128k wo
 the head is applied to a few positions at a time, and once more to each when gradients are taken.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -37,18 +39,35 @@ def head_scores(
       allowed: the shared vocabulary; None: all of the head's rows.
       logit_bytes: of a chunk's float32 logits, at most (but for a single position).
     """
-    batch, time = tokens.shape
+    log_prob, is_argmax = _by_chunks(
+        lambda part: token_scores(decoder.logits(part[0], allowed), part[1]), (hidden, tokens), decoder, logit_bytes
+    )
+    return log_prob, is_argmax
+
+
+def head_argmax(
+    decoder: Decoder,
+    hidden: Float[Array, "B T D"],
+    allowed: Bool[Array, "V"] | None = None,
+    logit_bytes: int = LOGIT_BYTES,
+) -> Int[Array, "B T"]:
+    """The decoder's own greedy choice at each position, among the `allowed` ids; arguments as of `head_scores`."""
+    (found,) = _by_chunks(
+        lambda part: (jnp.argmax(decoder.logits(part[0], allowed), axis=-1),), (hidden,), decoder, logit_bytes
+    )
+    return found
+
+
+def _by_chunks(apply: Callable, arrays: tuple[Array, ...], decoder: Decoder, logit_bytes: int) -> tuple[Array, ...]:
+    """`apply`, which makes logits, on [B, T, ...] arrays a few positions at a time; its results are [B, T]."""
+    batch, time = arrays[0].shape[:2]
     chunk = max(1, logit_bytes // (4 * batch * decoder.config.vocab_size))
     if chunk >= time:
-        return token_scores(decoder.logits(hidden, allowed), tokens)
-
-    @jax.checkpoint
-    def scores(part):
-        return token_scores(decoder.logits(part[0], allowed), part[1])
+        return apply(arrays)
 
     def split(x):
         padded = jnp.pad(x, ((0, 0), (0, -time % chunk), *((0, 0),) * (x.ndim - 2)))
         return padded.reshape(batch, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    log_prob, is_argmax = jax.lax.map(scores, (split(hidden), split(tokens)))
-    return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :time] for x in (log_prob, is_argmax))
+    found = jax.lax.map(jax.checkpoint(apply), tuple(split(x) for x in arrays))
+    return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :time] for x in found)
