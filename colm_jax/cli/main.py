@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(
         "calibrate",
-        "Choose the threshold on a dev file.",
+        "Choose the threshold on a dev file; curve, ROC and reliability of the gate go into the file too.",
         "colm calibrate --base RUN/team --data dev.jsonl --task number --out calibration.json",
     )
     team(sub, expert_required=False)

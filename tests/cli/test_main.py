@@ -275,6 +275,8 @@ def test_help_lists_every_command(capsys):
         "calibrate",
         "generate",
         "evaluate",
+        "judge",
+        "lm_eval",
         "inspect",
         "export",
         "bench",
