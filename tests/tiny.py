@@ -13,8 +13,10 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from colm_jax.checkpoints.families import to_huggingface
 from colm_jax.checkpoints.huggingface import DTYPES, save_tensors, to_tensors
+from colm_jax.checkpoints.team import load_base, make_gate, save_team
 from colm_jax.models.config import ModelConfig, Rope
 from colm_jax.models.decoder import Decoder
+from colm_jax.parallel import make_mesh
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 WORDS = (*SPECIAL, *" abcdefghijklmnopqrstuvwxyz.?")  # one word per character
@@ -102,3 +104,12 @@ def edit_json(path: Path, **fields: Any) -> None:
     """Sets fields of a JSON file; None removes one."""
     value = {**json.loads(path.read_text()), **fields}
     path.write_text(json.dumps({key: v for key, v in value.items() if v is not None}))
+
+
+def write_team(directory: Path, base: Path, expert: Path, spread: float = 0.4, seed: int = 0) -> Path:
+    """A team directory of these two, with a random gate of which `spread` says how far its p_defer lies from 1/2."""
+    decoder = load_base(base, "float32", make_mesh()).decoder
+    kernel = spread * np.random.default_rng(seed).normal(size=(decoder.config.width, 1)).astype(np.float32)
+    facts = {"experts": [{"model": str(expert), "revision": None}], "threshold": 0.5}
+    save_team(directory, decoder, make_gate(kernel), base, "float32", facts)
+    return directory

@@ -1,6 +1,7 @@
 """The threshold, chosen on a dev set: by a task's metric over decoded answers, or by next-token accuracy on text.
 
-The grid is the quantiles of p_defer on the dev texts, so that its points lie at known deferral rates.
+The grid is quantiles of p_defer, so that its points lie at known deferral rates: on the dev texts or, as the original
+does it, on what the base alone writes to the dev prompts.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,12 +9,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
+from colm_jax.calibration.answers import Answers
+from colm_jax.calibration.figures import area, reliability, roc
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
-from colm_jax.evaluation.tasks import reference_of, score_answers
+from colm_jax.evaluation.tasks import find_task, score_answers
 from colm_jax.evaluation.text import counted
-from colm_jax.team import CoLM
+from colm_jax.scoring import greedy_choices
+from colm_jax.team import CoLM, Generation, Scored
+
+SOURCES = ("texts", "generations")
 
 
 @dataclass(frozen=True)
@@ -21,12 +28,17 @@ class Calibration:
     """Which thresholds are tried."""
 
     rates: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    max_new_tokens: int = 96  # of dev answers, where a task is given
+    source: str = "texts"  # of the p_defer whose quantiles give these rates: dev texts, or the base's own "generations"
+    max_new_tokens: int = 96  # of dev answers, where a task is given or generations are the source
 
     def __post_init__(self):
         """Rejects settings that cannot be meant."""
         if not self.rates or not all(0 < rate < 1 for rate in self.rates):
             raise UserError(f"calibration: rates must lie between 0 and 1, got {self.rates}")
+        if self.source not in SOURCES:
+            raise UserError(f"calibration: source must be one of {', '.join(SOURCES)}, got {self.source!r}")
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise UserError(f"calibration: max_new_tokens must be at least 1, got {self.max_new_tokens!r}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,50 @@ def prompt_of(record: dict[str, Any]) -> dict[str, Any] | None:
     if record.get("messages") and record["messages"][-1].get("role") == "assistant":
         return {"messages": record["messages"][:-1]}
     return None
+
+
+def _prompts(records: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    prompts = [prompt_of(record) for _, record in records]
+    missing = [where for (where, _), prompt in zip(records, prompts) if prompt is None]
+    if missing:
+        raise UserError(f"{missing[0]}: a task, and generations as source, need lines with a prompt and its answer")
+    return [prompt for prompt in prompts if prompt is not None]
+
+
+def _chosen_expert(values: np.ndarray, logits: Float[np.ndarray, "N M"]) -> np.ndarray:
+    """Of [N, M] values, each position's most probable expert's, [N]."""
+    return np.take_along_axis(values, logits.argmax(axis=1)[:, None], axis=1)[:, 0]
+
+
+def _positions_of_texts(
+    team: CoLM, examples: Examples, scored: Sequence[Scored]
+) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
+    """p_defer at each position of the dev texts that counts, and whether base and expert would write other tokens."""
+    choices = [greedy_choices(model, examples, team.allowed) for model in (team.base, *team.experts)]
+    tops = np.concatenate([np.stack(models, -1)[s.mask] for *models, s in zip(*choices, scored)])
+    _, logits, rates = counted(scored)
+    assert rates is not None  # the team has a gate
+    return rates, _chosen_expert(tops[:, 1:], logits) != tops[:, 0]
+
+
+def _positions_of_generations(
+    team: CoLM, written: Sequence[Generation]
+) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
+    """The same of what the base alone wrote: each token is its own choice, so the expert's differs or is that token.
+
+    Raises:
+      UserError: the base wrote nothing.
+    """
+    texts = [answer for answer in written if answer.tokens]
+    if not texts:
+        raise UserError("calibration: the base alone writes nothing to the dev prompts; use Calibration.source 'texts'")
+    scored = team.score(
+        [{"input_ids": a.prompt_ids + a.tokens, "labels": [-100] * len(a.prompt_ids) + a.tokens} for a in texts]
+    )
+    _, logits, _ = counted(scored)
+    right = np.concatenate([s.is_argmax[s.mask] for s in scored])
+    rates = np.concatenate([np.asarray(answer.p_defer, np.float32) for answer in texts])
+    return rates, ~_chosen_expert(right[:, 1:], logits)
 
 
 def calibrate(
@@ -67,56 +123,59 @@ def calibrate(
       progress: called with thresholds done, and their number.
 
     Returns:
-      "threshold", "metric", "score", "thresholds" (deferral rate -> η), "curve".
+      The choice: "threshold", "metric", "score", its 95 % "interval" (None without a task), "deferral_rate". The grid:
+      "source", "thresholds" (deferral rate -> η), "curve" (a Point each) and its "area", the mean score over deferral
+      rates. The gate: "roc" on the source's positions, "reliability" on the dev texts (see `figures`). The work:
+      "answers_decoded", "answers_reused" (0 where nothing is decoded).
 
     Raises:
-      UserError: no gate, or a task and lines without prompts.
+      UserError: no gate, or a task or generations and lines without prompts.
     """
     if team.gate is None:
         raise UserError("calibration needs a base with a gate; train one first (colm train)")
+    answers = None
+    if task is not None or settings.source == "generations":
+        answers = Answers(team, _prompts(records), settings.max_new_tokens)
+    references = [] if task is None else [find_task(task).reference(record, where) for where, record in records]
     scored = team.score_examples(examples)
-    _, logits, rates = counted(scored)
-    assert rates is not None  # the team has a gate
+    _, logits, on_texts = counted(scored)
+    assert on_texts is not None  # the team has a gate
+    right = np.concatenate([s.is_argmax[s.mask] for s in scored])
+    by_expert = _chosen_expert(right[:, 1:], logits)
+    if settings.source == "texts":
+        rates, differs = _positions_of_texts(team, examples, scored)
+    else:
+        assert answers is not None  # made above
+        rates, differs = _positions_of_generations(team, answers.at(1.0))  # no p_defer exceeds 1: the base alone
     thresholds = {rate: float(np.quantile(rates, 1 - rate)) for rate in settings.rates}
     grid = sorted({1.0, 0.0, *thresholds.values()}, reverse=True)
-    curve = []
-    if task is None:
-        metric = "next_token_accuracy"
-        right = np.concatenate([s.is_argmax[s.mask] for s in scored])
-        by_expert = np.take_along_axis(right[:, 1:], logits.argmax(axis=1)[:, None], axis=1)[:, 0]
-        for i, eta in enumerate(grid):
-            deferred = rates > eta
-            curve.append(Point(eta, float(deferred.mean()), float(np.where(deferred, by_expert, right[:, 0]).mean())))
-            progress(i + 1, len(grid))
-    else:
-        metric = task
-        prompts = [prompt_of(record) for _, record in records]
-        missing = [where for (where, _), prompt in zip(records, prompts) if prompt is None]
-        if missing:
-            raise UserError(f"{missing[0]}: a task needs lines with a prompt and its answer")
-        references = [reference_of(record, where) for where, record in records]
-        for i, eta in enumerate(grid):
-            answers = team.generate(
-                [p for p in prompts if p is not None],
-                threshold=eta,
-                max_new_tokens=settings.max_new_tokens,
-                batch_size=32,
-            )
-            score = score_answers(
-                task,
-                [a.text for a in answers],
-                references,
-                [a.sources for a in answers],
-                [a.expert_calls for a in answers],
-            )
-            curve.append(Point(eta, score.deferral_rate, score.accuracy))
-            progress(i + 1, len(grid))
+    curve, intervals = [], {}
+    for i, eta in enumerate(grid):
+        if task is None:
+            deferred = on_texts > eta
+            point = Point(eta, float(deferred.mean()), float(np.where(deferred, by_expert, right[:, 0]).mean()))
+        else:
+            assert answers is not None  # made above
+            found = answers.at(eta)
+            columns = [[getattr(a, key) for a in found] for key in ("text", "sources", "expert_calls")]
+            score = score_answers(task, columns[0], references, columns[1], columns[2])
+            point = Point(eta, score.deferral_rate, score.accuracy)
+            intervals[eta] = list(score.interval)
+        curve.append(point)
+        progress(i + 1, len(grid))
     best = max(curve, key=lambda point: (point.score, point.threshold))
     return {
         "threshold": best.threshold,
-        "metric": metric,
+        "metric": task or "next_token_accuracy",
         "score": best.score,
+        "interval": intervals.get(best.threshold),
         "deferral_rate": best.deferral_rate,
+        "source": settings.source,
         "thresholds": {str(rate): eta for rate, eta in thresholds.items()},
         "curve": [asdict(point) for point in curve],
+        "area": area([(point.deferral_rate, point.score) for point in curve]),
+        "roc": roc(rates, differs),
+        "reliability": reliability(on_texts, by_expert & ~right[:, 0]),
+        "answers_decoded": 0 if answers is None else answers.decoded,
+        "answers_reused": 0 if answers is None else answers.reused,
     }

@@ -24,7 +24,9 @@ from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.schedule import check_threshold
 from colm_jax.errors import UserError
-from colm_jax.evaluation.tasks import evaluate_files, find_task
+from colm_jax.evaluation.files import evaluate_files
+from colm_jax.evaluation.judges import judged_file, next_prompts
+from colm_jax.evaluation.tasks import find_task
 from colm_jax.generation import Settings
 from colm_jax.models.lora import Lora
 from colm_jax.parallel import is_first, make_mesh, on_first, reshaped
@@ -239,8 +241,9 @@ def generate(flags: Flags) -> dict[str, Any]:
 
 def evaluate(flags: Flags) -> dict[str, Any]:
     """Grades of generated answers."""
-    result = evaluate_files(flags.task, flags.predictions, flags.references)
-    write_json(check_new_file(flags.out), result)
+    out = check_new_file(flags.out)
+    result = evaluate_files(flags.task, flags.predictions, flags.references, flags.against)
+    write_json(out, result)
     return {key: value for key, value in result.items() if key != "by_answer"}
 
 
@@ -250,6 +253,29 @@ def show(flags: Flags) -> None:
 
     output = Console(width=flags.width)
     show_path(Path(flags.path), flags.base, flags.answer, flags.changed, flags.answers, output)
+
+
+def lm_eval(flags: Flags) -> None:
+    """lm-evaluation-harness's own command line."""
+    try:
+        from colm_jax.evaluation.lm_eval import run_harness
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lm_eval":
+            raise
+        raise UserError("colm lm_eval needs lm-evaluation-harness: pip install 'colm-jax[eval]'") from None
+    run_harness(flags.passed_on)
+
+
+def judge(flags: Flags) -> dict[str, Any]:
+    """Files for and from the judges of open-ended answers."""
+    out = check_new_file(flags.out)
+    if flags.step == "prompts":
+        lines = next_prompts(flags.judge, flags.questions, flags.predictions)
+        write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        return {"prompts": len(lines), "turn": len(flags.predictions) + 1}
+    made = max((Path(path).stat().st_mtime for path in flags.predictions if Path(path).exists()), default=0.0)
+    write_text(out, judged_file(flags.judge, flags.questions, flags.predictions, flags.name, made))
+    return {"written": str(out)}
 
 
 def inspect(flags: Flags) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from colm_jax.errors import Preempted, UserError
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _EXPERT_DTYPES = (*_DTYPES, "int8", "int4")
+# TASKS of evaluation.tasks, which would take seconds to import; a test compares them.
+_TASKS = "exact, number, gsm8k, math, pubmedqa, bioasq"
 _GIN = "settings: --gin_file FILE (repeatable) and --gin.NAME=VALUE, e.g. --gin.Training.learning_rate=1e-4"
 
 
@@ -96,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", required=True, metavar="FILE", help="training texts, JSONL")
     sub.add_argument("--dev", metavar="FILE", help="texts for calibration")
     sub.add_argument("--test", metavar="FILE", help="texts for evaluation, JSONL or .txt (default: the dev file)")
-    sub.add_argument("--task", metavar="TASK", help="metric of answers: exact, number, gsm8k (default: text only)")
+    sub.add_argument("--task", metavar="TASK", help=f"metric of answers: {_TASKS} (default: text only)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the run directory")
     # STAGES of pipeline.config, which would take seconds to import; a test compares them.
     stages = ("tokens", "score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
@@ -138,17 +140,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--objective", choices=("marginal", "em", "weak"), help="default: marginal")
     sub.add_argument("--data", required=True, metavar="FILE", help="training texts, JSONL")
     sub.add_argument("--dev", required=True, metavar="FILE", help="texts for calibration")
-    sub.add_argument("--task", metavar="TASK", help="decode and grade the answers (default: next-token accuracy)")
+    sub.add_argument(
+        "--task", metavar="TASK", help=f"decode and grade the answers: {_TASKS} (default: next-token accuracy)"
+    )
     sub.add_argument("--out", required=True, metavar="DIR", help="a run directory of its own; the team is DIR/team")
 
     sub = command(
         "calibrate",
-        "Choose the threshold on a dev file.",
+        "Choose the threshold on a dev file; curve, ROC and reliability of the gate go into the file too.",
         "colm calibrate --base RUN/team --data dev.jsonl --task number --out calibration.json",
     )
     team(sub, expert_required=False)
     sub.add_argument("--data", required=True, metavar="FILE")
-    sub.add_argument("--task", metavar="TASK", help="decode and grade the answers (default: next-token accuracy)")
+    sub.add_argument(
+        "--task", metavar="TASK", help=f"decode and grade the answers: {_TASKS} (default: next-token accuracy)"
+    )
     sub.add_argument("--out", required=True, metavar="FILE")
 
     sub = command(
@@ -191,8 +197,52 @@ def _parser() -> argparse.ArgumentParser:
         "Grade generated answers.",
         "colm evaluate --task gsm8k --predictions answers.jsonl --references test.jsonl --out result.json",
     )
-    for flag in ("--task", "--predictions", "--references", "--out"):
-        sub.add_argument(flag, required=True)
+    sub.add_argument("--task", required=True, metavar="TASK", help=_TASKS)
+    sub.add_argument(
+        "--predictions", required=True, metavar="FILE", help="generation lines; of bioasq also a submission"
+    )
+    text = "the right answers: JSONL, or the data set's official .json; pairs by id where both files have it"
+    sub.add_argument("--references", required=True, metavar="FILE", help=text)
+    text = "other predictions of the same references: difference, its 95 %% interval and p (paired bootstrap)"
+    sub.add_argument("--against", metavar="FILE", help=text)
+    sub.add_argument("--out", required=True, metavar="FILE")
+
+    commands.add_parser(
+        "lm_eval",
+        help="lm-evaluation-harness, knowing teams as the model colm_jax (needs the extra eval).",
+        description="lm-evaluation-harness, knowing teams as the model colm_jax; all arguments are the harness's.",
+    )
+
+    sub = command(
+        "judge", "MT-Bench and AlpacaEval: prompts, and answers as their judges read them.", "colm judge prompts"
+    )
+    steps = sub.add_subparsers(dest="step", required=True, metavar="WHAT")
+
+    def judge(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        step = steps.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+        step.add_argument("--judge", required=True, choices=("mt_bench", "alpaca_eval"))
+        text = "MT-Bench's question.jsonl, or alpaca_eval's JSON of instructions"
+        step.add_argument("--questions", required=True, metavar="FILE", help=text)
+        return step
+
+    step = judge(
+        "prompts",
+        "Prompt lines of the next turn, for colm generate.",
+        "colm judge prompts --judge mt_bench --questions question.jsonl --predictions turn1.jsonl --out prompts2.jsonl",
+    )
+    text = "generation lines of each turn so far, in order; repeatable"
+    step.add_argument("--predictions", action="append", default=[], metavar="FILE", help=text)
+    step.add_argument("--out", required=True, metavar="FILE")
+    step = judge(
+        "answers",
+        "Generation lines as the file that the judge reads: FastChat's model_answer JSONL, alpaca_eval's outputs JSON.",
+        "colm judge answers --judge mt_bench --questions question.jsonl --predictions turn1.jsonl "
+        "--predictions turn2.jsonl --name my-team --out model_answer/my-team.jsonl",
+    )
+    text = "generation lines of each turn, in order; repeatable"
+    step.add_argument("--predictions", action="append", required=True, metavar="FILE", help=text)
+    step.add_argument("--name", required=True, help="of the team, in the judge's tables")
+    step.add_argument("--out", required=True, metavar="FILE")
 
     sub = command(
         "show",
@@ -293,7 +343,9 @@ def _main(arguments: list[str]) -> int:
         rest, files, bindings = gin_edge.split_arguments(arguments)
     else:
         rest = arguments
-    flags = _parser().parse_args(rest)
+    passed_on = rest[1:] if rest[:1] == ["lm_eval"] else []  # another program's flags
+    flags = _parser().parse_args(rest[:1] if passed_on else rest)
+    flags.passed_on = passed_on
     from colm_jax.cli import commands, gin_edge
     from colm_jax.parallel import is_first, join
     from colm_jax.pipeline import console

@@ -1,1 +1,1 @@
-"""Evaluation: nats per token on text, and task metrics on generated answers."""
+"""Evaluation: nats per token on text; tasks on generated answers; files for judges; lm-evaluation-harness."""

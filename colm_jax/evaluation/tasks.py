@@ -1,57 +1,26 @@
-"""Task metrics: is a generated answer right? Reads prediction lines (the contract's) and reference lines."""
+"""Tasks: how a generated answer is graded against its reference, and what a field reports of many."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Any
 
-from colm_jax.data.records import read_jsonl
 from colm_jax.errors import UserError
-
-_NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number in a text; commas are thousands separators. A minus sign counts unless a digit precedes it."""
-    found = None
-    for match in _NUMBER.finditer(text):
-        raw = match.group()
-        if raw[0] in "-−" and match.start() and (text[match.start() - 1].isalnum() or text[match.start() - 1] == ")"):
-            raw = raw[1:]
-        try:
-            found = Decimal(raw.replace(",", "").replace("−", "-"))
-        except InvalidOperation:
-            continue
-    return found
+from colm_jax.evaluation import bioasq
+from colm_jax.evaluation.choices import choice_measures, decision, same_decision
+from colm_jax.evaluation.compare import mean_interval
+from colm_jax.evaluation.math_answers import same_boxed
+from colm_jax.evaluation.numbers import same_number
 
 
-def _same_number(prediction: str, reference: str) -> bool:
-    gold = last_number(reference.rsplit("####", 1)[-1])
-    return gold is not None and last_number(prediction) == gold
+@dataclass(frozen=True)
+class Task:
+    """One kind of answer."""
 
-
-def _same_text(prediction: str, reference: str) -> bool:
-    return " ".join(prediction.split()) == " ".join(reference.split())
-
-
-TASKS: dict[str, Callable[[str, str], bool]] = {
-    "exact": _same_text,  # equal but for white space
-    "number": _same_number,  # equal last number; in the reference, what stands behind the last ####
-    "gsm8k": _same_number,
-}
-
-
-def find_task(name: str) -> Callable[[str, str], bool]:
-    """The metric of a task.
-
-    Raises:
-      UserError: no such task.
-    """
-    if name not in TASKS:
-        raise UserError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
-    return TASKS[name]
+    name: str
+    grade: Callable[[str, Any], float]  # of a text and its reference: 1 right, 0 wrong; bioasq: also between
+    reference: Callable[[dict[str, Any], str], Any]  # of a data or reference line and its place
+    measures: Callable[[Sequence[str], Sequence[Any]], dict[str, Any]] = lambda texts, references: {}
+    right_or_wrong: bool = True  # grades are 0 or 1, so that their mean is an accuracy
 
 
 def reference_of(record: dict[str, Any], where: str) -> str:
@@ -68,62 +37,78 @@ def reference_of(record: dict[str, Any], where: str) -> str:
     raise UserError(f"{where}: a reference needs 'answer', 'completion' or 'messages'")
 
 
+def _solution(record: dict[str, Any], where: str) -> str:
+    """Of MATH: the answer or, in files without one, the solution that has it boxed."""
+    return str(record["solution"]) if "solution" in record and "answer" not in record else reference_of(record, where)
+
+
+def _decision(record: dict[str, Any], where: str) -> str:
+    """Of PubMedQA: 'final_decision', or the decision of the right answer."""
+    text = str(record["final_decision"]) if "final_decision" in record else reference_of(record, where)
+    found = decision(text)
+    if found is None:
+        raise UserError(f"{where}: a reference must say yes, no or maybe, got {text!r:.60}")
+    return found
+
+
+def _same_text(prediction: str, reference: str) -> bool:
+    return " ".join(prediction.split()) == " ".join(reference.split())
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("exact", _same_text, reference_of),  # equal but for white space
+        Task("number", same_number, reference_of),  # equal last number; of the reference, what follows the last ####
+        Task("gsm8k", same_number, reference_of),
+        Task("math", same_boxed, _solution),
+        Task("pubmedqa", same_decision, _decision, choice_measures),
+        Task("bioasq", bioasq.grade, bioasq.question_of, bioasq.measures, right_or_wrong=False),
+    )
+}
+
+
+def find_task(name: str) -> Task:
+    """A task by name.
+
+    Raises:
+      UserError: no such task.
+    """
+    if name not in TASKS:
+        raise UserError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
+    return TASKS[name]
+
+
 @dataclass(frozen=True)
 class TaskScore:
     """The result of a task."""
 
-    correct: tuple[bool, ...]  # by prediction
+    grades: tuple[float, ...]  # by prediction, 0 to 1
     deferral_rate: float  # mean over answers of the share of tokens an expert wrote
     expert_calls: int
+    measures: dict[str, Any]  # what the task's field reports beside the mean grade
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers."""
-        return sum(self.correct) / len(self.correct)
+        """The mean grade: the share of right answers or, in bioasq, the mean of what each type is graded by."""
+        return sum(self.grades) / len(self.grades)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `accuracy`."""
+        return mean_interval(self.grades)
+
+    @property
+    def correct(self) -> tuple[bool, ...]:
+        """Which answers have the full grade."""
+        return tuple(grade == 1 for grade in self.grades)
 
 
 def score_answers(
-    task: str, texts: Sequence[str], references: Sequence[str], sources: Sequence[Sequence[int]], calls: Sequence[int]
+    task: str, texts: Sequence[str], references: Sequence[Any], sources: Sequence[Sequence[int]], calls: Sequence[int]
 ) -> TaskScore:
-    """Grades answers side by side with their references."""
-    metric = find_task(task)
-    correct = tuple(metric(text, reference) for text, reference in zip(texts, references, strict=True))
+    """Grades answers side by side with their references (what the task's `reference` makes of a line)."""
+    found = find_task(task)
+    grades = tuple(float(found.grade(text, reference)) for text, reference in zip(texts, references, strict=True))
     rates = [sum(s > 0 for s in source) / len(source) if source else 0.0 for source in sources]
-    return TaskScore(correct, sum(rates) / len(rates), sum(calls))
-
-
-def evaluate_files(task: str, predictions: str | Path, references: str | Path) -> dict[str, Any]:
-    """Grades a file of generation lines; lines pair by "id" where both files have it, else by order.
-
-    Raises:
-      UserError: a line without its text, files that do not pair.
-    """
-    find_task(task)
-    predicted, gold = read_jsonl(predictions), read_jsonl(references)
-    if all("id" in record for _, record in [*predicted, *gold]):
-        by_id = {record["id"]: (where, record) for where, record in gold}
-        for where, record in predicted:
-            if record["id"] not in by_id:
-                raise UserError(f"{where}: no reference has id {record['id']!r} in {references}")
-        gold = [by_id[record["id"]] for _, record in predicted]
-    if len(predicted) != len(gold):
-        raise UserError(f"{predictions} has {len(predicted)} lines and {references} {len(gold)}; they must pair")
-    for where, record in predicted:
-        if not isinstance(record.get("text"), str):
-            raise UserError(f"{where}: a prediction needs 'text'")
-    score = score_answers(
-        task,
-        [record["text"] for _, record in predicted],
-        [reference_of(record, where) for where, record in gold],
-        [record.get("sources", []) for _, record in predicted],
-        [record.get("expert_calls", 0) for _, record in predicted],
-    )
-    return {
-        "task": task,
-        "accuracy": score.accuracy,
-        "correct": sum(score.correct),
-        "answers": len(score.correct),
-        "deferral_rate": score.deferral_rate,
-        "expert_calls": score.expert_calls,
-        "by_answer": list(score.correct),
-    }
+    return TaskScore(grades, sum(rates) / len(rates), sum(calls), found.measures(texts, references))

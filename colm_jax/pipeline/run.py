@@ -21,7 +21,7 @@ from colm_jax.checkpoints.team import load_base, make_gate, save_team
 from colm_jax.data.records import Examples
 from colm_jax.data.tokenizer import vocabulary_digest
 from colm_jax.data.tokens import counts, open_tokens, tokenise
-from colm_jax.evaluation.tasks import reference_of, score_answers
+from colm_jax.evaluation.tasks import find_task, score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.generation import Settings
 from colm_jax.labels import weak_labels
@@ -371,7 +371,8 @@ class Run(Inputs):
             scores = evaluate_text(self.team.score_examples(self.examples(split)))
             result: dict[str, Any] = {"split": split, "text": scores.__dict__}
             if self.config.task is not None:
-                references = [reference_of(record, where) for where, record in self.records[split]]
+                reference = find_task(self.config.task).reference
+                references = [reference(record, where) for where, record in self.records[split]]
                 result["task"] = {"name": self.config.task}
                 for path in sorted(generated.directory.glob("*.jsonl")):
                     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -379,8 +380,10 @@ class Run(Inputs):
                     score = score_answers(self.config.task, columns[0], references, columns[1], columns[2])
                     result["task"][path.stem] = {
                         "accuracy": score.accuracy,
+                        "interval": score.interval,
                         "deferral_rate": score.deferral_rate,
                         "expert_calls": score.expert_calls,
+                        **score.measures,
                     }
             write_json(directory / "evaluation.json", result)
 

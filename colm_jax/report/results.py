@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from colm_jax.evaluation.compare import wilson
 from colm_jax.evaluation.cost import Work, alone, together
-from colm_jax.evaluation.intervals import wilson
 from colm_jax.models.config import ModelConfig
 from colm_jax.report.contents import Curve, Section, Table
 
@@ -41,16 +41,15 @@ def calibration_section(calibration: Mapping[str, Any]) -> Section:
     """The dev set's curve; ROC and reliability diagram where the calibration holds them.
 
     Args:
-      calibration: what `calibration.threshold` returns. Read besides: "roc" {"points", "area", "youden"
-        {"threshold", "fpr", "tpr"}} and "reliability" {"bins": [{"low", "high", "count", "mean_p", "rate"}], "brier",
-        "ece"}.
+      calibration: what `calibration.threshold` returns, or an older file without "roc" and "reliability".
     """
     metric = calibration["metric"].replace("_", " ")
     line = [(point["deferral_rate"], point["score"]) for point in calibration["curve"]]
     chosen = {f"η = {calibration['threshold']:.3f}": (calibration["deferral_rate"], calibration["score"])}
     curve = with_area(f"Calibration: {metric} (dev)", {"team": line}, chosen)
     plots = [Curve(curve.title, curve.x_label, metric, curve.lines, curve.points, curve.note)]
-    if roc := calibration.get("roc"):
+    roc = calibration.get("roc") or {}
+    if roc.get("points"):  # none where the expert always or never differs
         plots.append(_roc(roc))
     if reliability := calibration.get("reliability"):
         plots.append(_reliability(reliability))
@@ -58,20 +57,17 @@ def calibration_section(calibration: Mapping[str, Any]) -> Section:
 
 
 def _roc(roc: Mapping[str, Any]) -> Curve:
-    youden = roc.get("youden") or {}
-    points = {}
-    if "fpr" in youden and "tpr" in youden:
-        points[f"Youden, η = {youden['threshold']:.3f}"] = (youden["fpr"], youden["tpr"])
+    youden = roc["youden"]
+    points = {f"Youden, η = {youden['threshold']:.3f}": (youden["fpr"], youden["tpr"])}
     note = f"Area {roc['area']:.3f}; the diagonal, 0.5, is chance."
-    if "threshold" in youden:
-        note += f" Youden's point (true minus false positive rate is greatest): η = {youden['threshold']:.4f}."
-    lines = {"p_defer": [(x, y) for x, y in roc["points"]]}
+    note += f" Youden's point (true minus false positive rate is greatest): η = {youden['threshold']:.4f}."
+    lines = {"p_defer": [(x, y) for x, y, _ in roc["points"]]}
     title = "ROC: p_defer finds where the expert differs from the base (dev)"
     return Curve(title, "false positive rate", "true positive rate", lines, points, note, diagonal=True)
 
 
 def _reliability(reliability: Mapping[str, Any]) -> Curve:
-    line = [(b["mean_p"], b["rate"]) for b in reliability["bins"] if b["count"]]
+    line = [(b["p_defer"], b["share"]) for b in reliability["bins"] if b["count"]]
     note = f"Brier score {reliability['brier']:.4f}, expected calibration error {reliability['ece']:.4f}."
     return Curve(
         "Reliability: p_defer against expert right and base wrong (dev)",

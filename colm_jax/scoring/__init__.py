@@ -2,10 +2,11 @@
 
 from colm_jax.scoring.head import head_scores
 from colm_jax.scoring.hidden import hidden_to_directory, open_hidden
-from colm_jax.scoring.scorer import Scores, load_scores, score_examples, score_to_directory
+from colm_jax.scoring.scorer import Scores, greedy_choices, load_scores, score_examples, score_to_directory
 
 __all__ = [
     "Scores",
+    "greedy_choices",
     "head_scores",
     "hidden_to_directory",
     "load_scores",

@@ -43,6 +43,22 @@ def head_scores(
     return log_prob, is_argmax
 
 
+def head_argmax(
+    decoder: Decoder,
+    hidden: Float[Array, "B T D"],
+    allowed: Bool[Array, "V"] | None = None,
+    logit_bytes: int = LOGIT_BYTES,
+) -> Int[Array, "B T"]:
+    """The decoder's own greedy choice at each position, among the `allowed` ids; arguments as of `head_scores`."""
+
+    def choice(logits: Float[Array, "B t V"], _) -> tuple[Array]:
+        return (jnp.argmax(logits, axis=-1),)
+
+    nothing = jnp.zeros(hidden.shape[:2], jnp.int32)
+    (found,) = by_chunks(choice, decoder, hidden, nothing, allowed, logit_bytes)
+    return found
+
+
 def by_chunks(
     measure: Callable[..., tuple[Array, ...]],
     decoder: Decoder,

@@ -18,7 +18,7 @@ from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import barrier, batch_sharding_of, on_first, replicate
-from colm_jax.scoring.head import head_scores
+from colm_jax.scoring.head import head_argmax, head_scores
 
 SHARD_TEXTS = 128  # in a shard: what a kill can cost
 _BATCH = 8  # texts that pass together, at least
@@ -140,6 +140,25 @@ def score_examples(
             states += [wide[b, : examples.lengths[row] - 1] for b, row in enumerate(rows)]
         progress(len(log_probs))
     return Scores(tuple(log_probs), tuple(argmaxes), tuple(states) if keep_hidden else None)
+
+
+@jax.jit(static_argnames=("graph", "spread"))
+def _argmax_batch(graph, state, tokens, allowed, spread):
+    """Tokens [B, T+1] to the greedy choices [B, T] that stand for tokens[:, 1:]."""
+    decoder = nnx.merge(graph, state)
+    hidden, _ = decoder(tokens[:, :-1], spread=spread)
+    return replicate(head_argmax(decoder, hidden, allowed), spread)
+
+
+def greedy_choices(decoder: Decoder, examples: Examples, allowed: np.ndarray | None = None) -> list[np.ndarray]:
+    """Of each text, int32 [n-1]: which token the model itself would write at each position, among the allowed."""
+    graph, state = nnx.split(decoder)
+    spread = batch_sharding_of(decoder)
+    found: list[np.ndarray] = []
+    for rows, batch in batches(examples, range(len(examples.items)), spread):
+        choices = np.asarray(_argmax_batch(graph, state, batch.tokens, allowed, spread))
+        found += [choices[b, : examples.lengths[row] - 1] for b, row in enumerate(rows)]
+    return found
 
 
 def score_to_directory(

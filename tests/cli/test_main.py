@@ -276,6 +276,8 @@ def test_help_lists_every_command(capsys):
         "generate",
         "evaluate",
         "show",
+        "judge",
+        "lm_eval",
         "inspect",
         "export",
         "bench",

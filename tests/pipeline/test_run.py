@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from colm_jax import CoLM
+from colm_jax.calibration.threshold import Calibration
 from colm_jax.errors import UserError
 from colm_jax.pipeline.config import STAGES, RunConfig
 from colm_jax.pipeline.run import Run
@@ -83,6 +84,12 @@ def test_a_run_leaves_a_team_that_does_what_the_evaluation_says(tmp_path, inputs
     p = 1 / (1 + np.exp(-gate))
     assert -np.log((1 - p) * np.exp(base) + p * np.exp(expert)).mean() == pytest.approx(text["team"], abs=1e-5)
     assert (tmp_path / "run/report/report.html").exists()
+    if trainable == "gate":  # another setting makes the stage anew, and what hangs on it
+        other = replace(config, calibration=Calibration(source="generations"))
+        Run(other, tmp_path / "run").all("calibrate")
+        again = json.loads((tmp_path / "run/calibrate/calibration.json").read_text())
+        assert (calibration["source"], again["source"]) == ("texts", "generations")
+        assert json.loads((tmp_path / "run/team/colm.json").read_text())["calibration"] == again
 
 
 def test_a_run_with_two_experts(tmp_path, inputs, tiny_model):

@@ -1,7 +1,9 @@
 """Areas, intervals and costs as tables show them; calibration plots where the calibration holds their figures."""
 
+import numpy as np
 import pytest
 
+from colm_jax.calibration.figures import reliability, roc
 from colm_jax.evaluation.cost import alone, together
 from colm_jax.report.results import area_under, calibration_section, cost_section, interval, with_area
 from tests.tiny import tiny_config
@@ -39,23 +41,19 @@ CALIBRATION = {
 
 
 def test_roc_and_reliability_are_drawn_where_present():
-    (plot,) = calibration_section(CALIBRATION).plots
-    assert plot.lines == {"team": [(0.0, 0.5), (0.25, 0.75)]}
-    assert plot.points == {"η = 0.500": (0.25, 0.75)}
-    assert plot.y_label == "next token accuracy"
-    roc = {"points": [[0.0, 0.0], [0.2, 0.9], [1.0, 1.0]], "area": 0.85}
-    bins = [
-        {"low": 0.0, "high": 0.5, "count": 3, "mean_p": 0.1, "rate": 0.2},
-        {"low": 0.5, "high": 1.0, "count": 0, "mean_p": None, "rate": None},
-    ]
-    more = {"roc": roc, "reliability": {"bins": bins, "brier": 0.1, "ece": 0.05}}
-    _, drawn, reliability = calibration_section(CALIBRATION | more).plots
-    assert drawn.lines == {"p_defer": [(0.0, 0.0), (0.2, 0.9), (1.0, 1.0)]}
-    assert drawn.diagonal and "0.850" in drawn.note and not drawn.points
-    assert reliability.lines == {"team": [(0.1, 0.2)]}
-    assert "0.0500" in reliability.note
-    roc["youden"] = {"threshold": 0.3, "fpr": 0.2, "tpr": 0.9}
-    assert calibration_section(CALIBRATION | more).plots[1].points == {"Youden, η = 0.300": (0.2, 0.9)}
+    assert len(calibration_section(CALIBRATION).plots) == 1
+    p_defer, differs = np.array([0.1, 0.2, 0.7, 0.8]), np.array([False, True, False, True])
+    more = {"roc": roc(p_defer, differs), "reliability": reliability(p_defer, differs)}
+    _, drawn, bins = calibration_section(CALIBRATION | more).plots
+    assert drawn.diagonal and "0.750" in drawn.note
+    (line,) = drawn.lines.values()
+    assert line[0] == (0.0, 0.0) and line[-1] == (1.0, 1.0)
+    assert bins.lines == {"team": [(0.1, 0.0), (0.2, 1.0), (0.7, 0.0), (0.8, 1.0)]}
+    assert f"{more['reliability']['ece']:.4f}" in bins.note
+    (marked,) = drawn.points.values()
+    assert marked == (more["roc"]["youden"]["fpr"], more["roc"]["youden"]["tpr"])
+    same = {"roc": roc(p_defer, np.zeros(4, bool)), "reliability": more["reliability"]}
+    assert len(calibration_section(CALIBRATION | same).plots) == 2  # nothing to tell apart, no ROC
 
 
 def test_costs_are_means_against_the_dearest_expert_alone():

@@ -1,0 +1,160 @@
+"""BioASQ, phase B: yes/no, factoid, list and summary questions, graded by the challenge's measures.
+
+A reference is a question of the official JSON: "type", "exact_answer" with its synonyms, "ideal_answer". A prediction
+is a text: yes/no by the word it decides for, candidates a line each (or, on one line, between semicolons; in a list
+also at commas and "and"), a summary as it stands.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from colm_jax.errors import UserError
+from colm_jax.evaluation.choices import decision, f1
+from colm_jax.evaluation.rouge import Overlap, rouge_2, rouge_su4
+
+TYPES = ("yesno", "factoid", "list", "summary")
+_CANDIDATES = 5  # of a factoid question that count
+_COMMAS = re.compile(r",\s+(?:and\s+)?|\s+and\s+")
+_BULLET = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.)])\s+")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is right."""
+
+    type: str  # one of TYPES
+    entities: tuple[tuple[str, ...], ...] = ()  # right entities, each with its synonyms; a factoid has one
+    decision: str | None = None  # of yesno
+    ideal: tuple[str, ...] = ()  # right summaries
+
+
+def question_of(record: dict[str, Any], where: str) -> Question:
+    """A question of the official JSON.
+
+    Raises:
+      UserError: no such type, or its answer is missing or of another form.
+    """
+    kind = record.get("type")
+    if kind not in TYPES:
+        raise UserError(f"{where}: 'type' must be one of {', '.join(TYPES)}, got {kind!r}")
+    key = "ideal_answer" if kind == "summary" else "exact_answer"
+    answer = record.get(key)
+    if not answer or not isinstance(answer, str | list):
+        raise UserError(f"{where}: a question of type {kind} needs {key!r}, got {answer!r:.60}")
+    if kind == "yesno":
+        decided = decision(answer) if isinstance(answer, str) else None
+        if decided not in ("yes", "no"):
+            raise UserError(f"{where}: 'exact_answer' must be yes or no, got {answer!r:.60}")
+        return Question(kind, decision=decided)
+    items = [answer] if isinstance(answer, str) else answer
+    if kind == "summary":
+        return Question(kind, ideal=tuple(_strings(items, where)))
+    if kind == "factoid":  # one entity: synonyms as strings, or in one or more lists
+        return Question(kind, (tuple(_normal(name) for name in _strings(_flat(items), where)),))
+    entities = [_strings(item if isinstance(item, list) else [item], where) for item in items]
+    return Question(kind, tuple(tuple(map(_normal, names)) for names in entities))
+
+
+def _all_strings(items: Sequence[Any]) -> TypeGuard[list[str]]:
+    return all(isinstance(item, str) for item in items)
+
+
+def _flat(items: Sequence[Any]) -> list[Any]:
+    return [name for item in items for name in (item if isinstance(item, list) else [item])]
+
+
+def _strings(items: Sequence[Any], where: str) -> list[str]:
+    if not items or not _all_strings(items):
+        raise UserError(f"{where}: answers must be strings, or lists of synonyms, got {items!r:.60}")
+    return list(items)
+
+
+def _normal(name: str) -> str:
+    """Case, white space and a final full stop do not matter."""
+    return " ".join(name.split()).rstrip(".").lower()
+
+
+def candidates(text: str, commas: bool) -> list[str]:
+    """The entities that a text names, in order, each once; bullets and numbers before them are left out."""
+    parts = [line for line in text.splitlines() if line.strip()]
+    if len(parts) == 1:
+        parts = re.split(_COMMAS if commas and ";" not in parts[0] else ";", parts[0])
+    names = [_normal(_BULLET.sub("", part)) for part in parts]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def text_of_submission(question: dict[str, Any], where: str) -> str:
+    """What a question of a submission (the challenge's format for answers) says, as `candidates` reads it."""
+    answer = question.get("exact_answer") or question.get("ideal_answer") or ""
+    items = [answer] if isinstance(answer, str) else answer
+    names = [item[0] if isinstance(item, list) and item else item for item in items]  # its own first synonym
+    if not _all_strings(names):
+        raise UserError(f"{where}: an answer must be a string, or a list of them, got {answer!r:.60}")
+    return "\n".join(" ".join(name.split()) for name in names)
+
+
+def _rank(text: str, question: Question) -> int | None:
+    """Where among the first candidates the first right one stands, from 1."""
+    found = candidates(text, commas=False)[:_CANDIDATES]
+    return next((i for i, name in enumerate(found, start=1) if name in question.entities[0]), None)
+
+
+def _listed(text: str, question: Question) -> Overlap:
+    """Precision and recall of a list: an entity is found once, by whichever of its synonyms; the rest is wrong."""
+    found = candidates(text, commas=True)
+    left = list(question.entities)
+    for name in found:
+        hit = next((names for names in left if name in names), None)
+        if hit is not None:
+            left.remove(hit)
+    hits = len(question.entities) - len(left)
+    return Overlap(hits / len(found) if found else 0.0, hits / len(question.entities))
+
+
+def grade(text: str, question: Question) -> float:
+    """From 0 to 1: right or wrong; a factoid's reciprocal rank; a list's F1; a summary's ROUGE-2 F1."""
+    if question.type == "yesno":
+        return float(decision(text) == question.decision)
+    if question.type == "factoid":
+        rank = _rank(text, question)
+        return 0.0 if rank is None else 1 / rank
+    return _listed(text, question).f1 if question.type == "list" else rouge_2(text, question.ideal).f1
+
+
+def measures(texts: Sequence[str], questions: Sequence[Question]) -> dict[str, Any]:
+    """The challenge's measures, of the types that are there: each a mean over that type's questions."""
+    of_type = {kind: [(t, q) for t, q in zip(texts, questions, strict=True) if q.type == kind] for kind in TYPES}
+    found: dict[str, Any] = {}
+    if pairs := of_type["yesno"]:
+        said, gold = [decision(text) for text, _ in pairs], [question.decision for _, question in pairs]
+        yes, no = f1(said, gold, "yes"), f1(said, gold, "no")
+        right = sum(s == g for s, g in zip(said, gold)) / len(pairs)
+        found["yesno"] = {"accuracy": right, "f1_yes": yes, "f1_no": no, "macro_f1": (yes + no) / 2}
+    if pairs := of_type["factoid"]:
+        ranks = [_rank(text, question) for text, question in pairs]
+        found["factoid"] = {
+            "strict": _mean(rank == 1 for rank in ranks),
+            "lenient": _mean(rank is not None for rank in ranks),
+            "mrr": _mean(1 / rank if rank else 0.0 for rank in ranks),
+        }
+    if pairs := of_type["list"]:
+        found["list"] = _overlaps([_listed(text, question) for text, question in pairs])
+    if pairs := of_type["summary"]:
+        found["summary"] = {
+            "rouge_2": _overlaps([rouge_2(text, question.ideal) for text, question in pairs]),
+            "rouge_su4": _overlaps([rouge_su4(text, question.ideal) for text, question in pairs]),
+        }
+    for kind, values in found.items():
+        values["questions"] = len(of_type[kind])
+    return found
+
+
+def _mean(values) -> float:
+    listed = list(values)
+    return float(sum(listed) / len(listed))
+
+
+def _overlaps(overlaps: Sequence[Overlap]) -> dict[str, Any]:
+    return {key: _mean(getattr(overlap, key) for overlap in overlaps) for key in ("precision", "recall", "f1")}
