@@ -41,7 +41,10 @@ CALIBRATION = {
 
 
 def test_roc_and_reliability_are_drawn_where_present():
-    assert len(calibration_section(CALIBRATION).plots) == 1
+    (plot,) = calibration_section(CALIBRATION).plots
+    assert plot.lines == {"team": [(0.0, 0.5), (0.25, 0.75)]}
+    assert plot.points == {"η = 0.500": (0.25, 0.75)}
+    assert plot.y_label == "next token accuracy"
     p_defer, differs = np.array([0.1, 0.2, 0.7, 0.8]), np.array([False, True, False, True])
     more = {"roc": roc(p_defer, differs), "reliability": reliability(p_defer, differs)}
     _, drawn, bins = calibration_section(CALIBRATION | more).plots
