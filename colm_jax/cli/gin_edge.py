@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import gin
 
-from colm_jax.bench.config import TrainBench
+from colm_jax.bench.config import DecodeBench, TrainBench
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.errors import UserError
 from colm_jax.models.lora import Lora
@@ -25,6 +25,7 @@ _NAMES: dict[type, str] = {
     Calibration: "Calibration",
     RunConfig: "Run",
     TrainBench: "TrainBench",
+    DecodeBench: "DecodeBench",
 }
 _BOUND = {kind: gin.external_configurable(kind, name) for kind, name in _NAMES.items()}
 
