@@ -28,7 +28,7 @@ from flax import nnx
 from jaxtyping import Bool, Int
 
 from colm_jax.bench.config import DecodeBench
-from colm_jax.bench.memory import live_bytes, peak_of
+from colm_jax.bench.memory import PeakMemory, live_bytes
 from colm_jax.bench.timing import Figure, Tell, machine, memory_traffic, ratio, take_turns
 from colm_jax.bench.torch_decode import CACHES, TorchPair, same_tokens
 from colm_jax.bench.torch_model import thread_counts, why_not
@@ -147,10 +147,10 @@ def bench_decode(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple
     ours = Ours(engine, prompts, settings.new_tokens, settings.seed)
     del base, expert  # the engine has layers of its own
 
-    memory = {}
+    peaks, memory = PeakMemory(foreign), {}
     for batch in batches:
         tell(_name("memory", batch))
-        peak = peak_of(partial(_look, ours, batch, max(settings.rates))) - foreign
+        peak = peaks.of(partial(ours, "random", batch, max(settings.rates), None))
         caches = sum(_cache_bytes(model, batch, context, dtype) for model in (settings.base, settings.expert))
         needed = sum(weights.values()) + _leaves(gate, "nbytes") + caches
         memory[batch] = {"peak_bytes": peak, "weights_and_caches_bytes": needed}
@@ -225,10 +225,6 @@ def _leaves(module: nnx.Module, what: str) -> int:
 def _cache_bytes(model, batch: int, positions: int, dtype: str) -> int:
     """Keys and values of every position that a model may read, and no more."""
     return 2 * batch * model.depth * model.kv_heads * model.head_dim * positions * DTYPES[dtype].dtype.itemsize
-
-
-def _look(ours: Ours, batch: int, rate: float, look: Callable[[], None]) -> None:
-    ours("random", batch, rate, look=look)
 
 
 def _others(

@@ -95,7 +95,7 @@ class _Reader:
             else StaticCache(config=model.config, max_cache_len=length)
         )
         named = signature(model.forward).parameters
-        self._argument = "cache" if "cache" in named else "past_key_values"  # its name before transformers 5.24
+        self._argument = "cache" if "cache" in named else "past_key_values"  # its older name
 
     def next_token(self, text: Any, end: int) -> Any:
         """Reads all of text[:, :end] that it has not read, in one pass; the most probable next tokens [B]."""
