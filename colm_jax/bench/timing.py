@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from statistics import median
 from typing import Any
 
@@ -44,6 +45,18 @@ class Figure:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine(has_torch: bool) -> dict[str, Any]:
+    """Device and packages that figures were measured with."""
+    device = jax.devices()[0]
+    packages = ["jax", "jaxlib", "flax", "optax", *(["torch", "transformers"] if has_torch else [])]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "cores": cores(),
+        "packages": {name: version(name) for name in packages},
+    }
 
 
 def take_turns(works: Mapping[str, Callable[[], Any]], rounds: int, tell: Tell) -> dict[str, list[float]]:
@@ -88,6 +101,18 @@ def matrix_products(dtype: str) -> tuple[Callable[[], jax.Array], float]:
         return x
 
     return lambda: products(kernel), count * 2.0 * size**3
+
+
+def memory_traffic() -> tuple[Callable[[], jax.Array], float]:
+    """A large array, each number read and written again some times, and the bytes that this moves."""
+    count, turns = (2**26 if jax.default_backend() == "cpu" else 2**29), 8  # 256 MiB, 2 GiB: far beyond any cache
+    numbers = jnp.zeros((count,), jnp.float32)
+
+    @jax.jit
+    def rewritten(x: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, turns, lambda _, y: y + 1, x)
+
+    return lambda: rewritten(numbers), turns * 2.0 * numbers.nbytes
 
 
 def show_figures(figures: Sequence[Figure], left_out: Mapping[str, str], console: Console) -> None:

@@ -1,29 +1,10 @@
-"""The same model, batch and optimizer under transformers and PyTorch: what the fine-tuning step is compared with.
+"""The same model, batch and optimizer under transformers and PyTorch: what the fine-tuning step is compared with."""
 
-PyTorch is no dependency: only a machine that has it makes the comparison.
-"""
-
-from importlib.util import find_spec
-from typing import Any
-
-import jax
 import numpy as np
 from jaxtyping import Int
 
-from colm_jax.checkpoints.families import to_huggingface
-from colm_jax.checkpoints.huggingface import to_tensors
+from colm_jax.bench.torch_model import torch_model
 from colm_jax.models.decoder import Decoder
-
-
-def why_not(dtype: str) -> str | None:
-    """Why the comparison cannot be made here; None where it can."""
-    if jax.default_backend() != "cpu":
-        return "PyTorch is compared on the CPU alone, and JAX runs on another device"
-    if dtype != "float32":
-        return f"PyTorch is compared in float32, not {dtype}"
-    if find_spec("torch") is None:
-        return "torch is not installed"
-    return None
 
 
 class TorchStep:
@@ -38,13 +19,8 @@ class TorchStep:
           learning_rate: of AdamW, without weight decay.
         """
         import torch
-        import transformers
 
-        config = to_huggingface(decoder.config, "float32", bos_id=None, eos_id=None)
-        self._model: Any = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
-        weights = {name: torch.tensor(value) for name, value in to_tensors(decoder).items()}
-        self._model.load_state_dict(weights)  # strict: every weight, and no other
-        self._model.train()
+        self._model = torch_model(decoder).train()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), learning_rate, weight_decay=0.0, fused=True)
         whole = torch.tensor(tokens, dtype=torch.long)
         self._read, self._targets = whole[:, :-1].contiguous(), whole[:, 1:].reshape(-1)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -20,8 +19,9 @@ import numpy as np
 from flax import nnx
 
 from colm_jax.bench.config import TrainBench
-from colm_jax.bench.timing import Figure, Tell, cores, matrix_products, peak_bytes, ratio, take_turns
-from colm_jax.bench.torch_step import TorchStep, why_not
+from colm_jax.bench.timing import Figure, Tell, cores, machine, matrix_products, peak_bytes, ratio, take_turns
+from colm_jax.bench.torch_model import thread_counts, why_not
+from colm_jax.bench.torch_step import TorchStep
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.data.records import Example, Examples
 from colm_jax.models.decoder import Decoder
@@ -79,7 +79,7 @@ def bench_train(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[l
     steps, peaks = _compiled(decoder, gate, settings, rng, tell)
     flops = 3 * _forward_flops(decoder, gate, steps.batch)
     left_out, torch_step = why_not(dtype), None
-    result: dict[str, Any] = {"machine": _machine(left_out is None), "settings": vars(settings) | {"dtype": dtype}}
+    result: dict[str, Any] = {"machine": machine(left_out is None), "settings": vars(settings) | {"dtype": dtype}}
     if left_out is None:
         torch_step = TorchStep(decoder, np.asarray(steps.batch.tokens), _RATE)
         result["first_losses"] = _agreed(steps, torch_step, tell)
@@ -88,7 +88,7 @@ def bench_train(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[l
     works: dict[str, Any] = {name: partial(steps.take, name) for name in OBJECTIVES}
     works["matmul"] = products
     if torch_step is not None:
-        for threads in _threads():
+        for threads in thread_counts():
             works[f"torch, threads: {threads}"] = partial(torch_step, threads)
     seconds = take_turns(works, settings.repeats, tell)
     del torch_step, works, steps
@@ -127,24 +127,8 @@ def bench_train(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[l
 def pieces(settings: TrainBench) -> int:
     """How many pieces of work `bench_train` tells of."""
     has_torch = why_not(settings.activations) is None
-    turns = (settings.repeats + 1) * (len(OBJECTIVES) + 1 + has_torch * len(_threads()))
+    turns = (settings.repeats + 1) * (len(OBJECTIVES) + 1 + has_torch * len(thread_counts()))
     return len(OBJECTIVES) + has_torch + turns + 2 + _FITS + 1 + 1
-
-
-def _threads() -> list[int]:
-    """Numbers of threads that PyTorch is given: all cores; and one, which on a busy machine may be faster."""
-    return sorted({1, cores()})
-
-
-def _machine(has_torch: bool) -> dict[str, Any]:
-    device = jax.devices()[0]
-    packages = ["jax", "jaxlib", "flax", "optax", *(["torch", "transformers"] if has_torch else [])]
-    return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "cores": cores(),
-        "packages": {name: version(name) for name in packages},
-    }
 
 
 def _training(settings: TrainBench, objective: str, epochs: int = 1) -> Training:

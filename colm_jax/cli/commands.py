@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -324,17 +325,33 @@ def plan(flags: Flags) -> dict[str, Any]:
 
 def bench(flags: Flags) -> dict[str, Any]:
     """Figures of a benchmark."""
-    from colm_jax.bench.config import TrainBench
     from colm_jax.bench.timing import show_figures
+
+    measure, count = (_bench_train if flags.bench == "train" else _bench_decode)(flags)
+    with console.bar("measuring", count) as bar:
+        begun = itertools.count()
+        figures, details = measure(lambda name: bar.to(next(begun), note=name))
+    show_figures(figures, details["left_out"], console.errors)
+    return {"figures": [figure.as_json() for figure in figures], **details}
+
+
+def _bench_train(flags: Flags):
+    """What measures, given whom to tell; and how often it tells."""
+    from colm_jax.bench.config import TrainBench
     from colm_jax.bench.train import bench_train, pieces
 
     given = {name: getattr(flags, name) for name in ("batch_size", "length", "dtype", "repeats")}
     settings = make(TrainBench, **given)
-    with console.bar("measuring", pieces(settings)) as bar:
-        begun = itertools.count()
-        figures, details = bench_train(settings, lambda name: bar.to(next(begun), note=name))
-    show_figures(figures, details["left_out"], console.errors)
-    return {"figures": [figure.as_json() for figure in figures], **details}
+    return partial(bench_train, settings), pieces(settings)
+
+
+def _bench_decode(flags: Flags):
+    from colm_jax.bench.config import DecodeBench
+    from colm_jax.bench.decode import bench_decode, pieces
+
+    names = ("batch_size", "prompt_tokens", "new_tokens", "rates", "dtype", "repeats")
+    settings = make(DecodeBench, **{name: getattr(flags, name) for name in names})
+    return partial(bench_decode, settings), pieces(settings)
 
 
 def export(flags: Flags) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import gin
 
-from colm_jax.bench.config import TrainBench
+from colm_jax.bench.config import DecodeBench, TrainBench
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
@@ -27,6 +27,7 @@ _NAMES: dict[type, str] = {
     Correction: "Correction",
     RunConfig: "Run",
     TrainBench: "TrainBench",
+    DecodeBench: "DecodeBench",
 }
 _BOUND = {kind: gin.external_configurable(kind, name) for kind, name in _NAMES.items()}
 

@@ -297,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     mesh(sub)
     sub.add_argument("--format", choices=("colm", "reference"), default="colm", help="reference: the original Co-LLM's")
 
-    sub = command("bench", "The performance tables of docs/benchmarks.md.", "colm bench train")
+    sub = command("bench", "The performance tables of docs/benchmarks.md.", "colm bench decode")
     benches = sub.add_subparsers(dest="bench", required=True, metavar="WHAT")
     summary = "What Co-LLM adds to a fine-tuning step, in time and memory; a fine-tuning step against PyTorch's."
     sub = benches.add_parser(
@@ -313,6 +313,24 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--length", type=int, metavar="T", help="positions a text (default 256)")
     sub.add_argument("--dtype", choices=_DTYPES, help="of activations (default: float32 on a CPU, else bfloat16)")
     sub.add_argument("--repeats", type=int, metavar="N", help="rounds of interleaved timing (default 5)")
+    summary = "What collaborative decoding costs, against its parts, the expert alone, and a plain loop in PyTorch."
+    sub = benches.add_parser(
+        "decode",
+        help=summary,
+        description=f"{summary}\nA random pair; which tokens are deferred is forced. About MINUTES minutes on 2 CPU "
+        "cores. PyTorch is compared\non the CPU, where it is installed; its CPU build is enough.",
+        epilog=f"example: colm bench decode --repeats 5\nsizes: --gin.DecodeBench.expert_width=512, and vocab_size, "
+        f"base_width, base_depth, base_heads, base_ff,\nexpert_depth, expert_heads, expert_ff, seed\n\n{_GIN}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("--prompt_tokens", type=int, metavar="T", help="of every request (default 100)")
+    sub.add_argument("--new_tokens", type=int, metavar="N", help="that every request writes (default 128)")
+    rates = "shares of tokens that the expert writes (default 0.05 0.2 0.5)"
+    sub.add_argument("--rates", type=float, nargs="+", metavar="R", help=rates)
+    sub.add_argument("--batch_size", type=int, metavar="B", help="requests of the larger batch, beside 1 (default 8)")
+    dtype = "of weights, activations and caches (default: float32 on a CPU, else bfloat16)"
+    sub.add_argument("--dtype", choices=_DTYPES, help=dtype)
+    sub.add_argument("--repeats", type=int, metavar="N", help="rounds of interleaved timing (default 3)")
     return parser
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from colm_jax.bench import torch_step, train
+from colm_jax.bench import torch_model, torch_step, train
 from colm_jax.bench.config import TrainBench
 from colm_jax.bench.timing import Figure, ratio, take_turns
 from colm_jax.cli.main import main
@@ -44,7 +44,7 @@ def steps(compiled):
 
 def test_without_torch_the_rest_is_measured_and_the_reason_said(monkeypatch, capsys):
     told = []
-    monkeypatch.setattr(torch_step, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch_model, "find_spec", lambda name: None)
     monkeypatch.setattr(train, "matrix_products", lambda dtype: (lambda: jax.numpy.zeros(()), 1.0))  # large ones
     monkeypatch.setattr(console.Bar, "to", lambda bar, done, total=None, note="": told.append(done))
     sizes = ["--batch_size", "2", "--length", "31", "--repeats", "2"]

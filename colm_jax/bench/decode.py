@@ -1,0 +1,339 @@
+"""`colm bench decode`: what collaborative decoding costs, against its parts, the expert alone and a plain PyTorch loop.
+
+All that is measured is whole requests through the engine, with random weights and prompts, in one process; what is
+compared takes turns. Which tokens are deferred is forced: strategy `random`, whose coins depend on nothing but seed,
+request and position. Nothing ends early: there is no end of text.
+
+The parts, each with one model alone, in the same round and batch: a *base step* and an *expert pass*, from requests of
+all new tokens less requests of one; and those requests of one token, which read the prompt (*prefill*). A request whose
+expert is called c times in n tokens then should take
+
+    base prefill + (n − 1) · base step + expert prefill + (c − 1) · expert pass
+
+and, once both have read the prompt, (n − 1) · base step + (c − 1) · expert pass: at batch 1 that is base step + rate ·
+expert pass a token, with the rate as the coins fell. In a batch, c counts the steps at which any request is deferred.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Int
+
+from colm_jax.bench.config import DecodeBench
+from colm_jax.bench.memory import PeakMemory, live_bytes
+from colm_jax.bench.timing import Figure, Tell, machine, memory_traffic, ratio, take_turns
+from colm_jax.bench.torch_decode import CACHES, TorchPair, same_tokens
+from colm_jax.bench.torch_model import thread_counts, why_not
+from colm_jax.checkpoints.huggingface import DTYPES
+from colm_jax.decoding.engine import Engine, Options, Request
+from colm_jax.decoding.sampling import Sampling
+from colm_jax.decoding.strategies import STRATEGIES
+from colm_jax.models.decoder import Decoder
+from colm_jax.models.gate import Gate
+
+MODELS = ("base", "expert")
+_TORCH = "PyTorch's loop"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the engine wrote."""
+
+    tokens: Int[np.ndarray, "B N"]
+    deferred: Bool[np.ndarray, "B N"]
+    passes: int  # of the expert, those over the prompt included
+
+    @property
+    def calls(self) -> int:
+        """Steps at which some request was deferred, all of them in step."""
+        return int(self.deferred.any(axis=0).sum())
+
+
+@dataclass(frozen=True)
+class Ours:
+    """The engine, as the benchmark uses it."""
+
+    engine: Engine
+    prompts: Int[np.ndarray, "B T"]
+    new_tokens: int
+    seed: int
+
+    def __call__(
+        self,
+        strategy: str,
+        batch: int,
+        rate: float = 0.0,
+        new_tokens: int | None = None,
+        look: Callable[[], None] | None = None,
+    ) -> Written:
+        """Decodes the first `batch` prompts together; a threshold of 1, so that no gate ever defers."""
+        new = self.new_tokens if new_tokens is None else new_tokens
+        requests = [Request(prompt.tolist(), 1.0, new, key) for key, prompt in enumerate(self.prompts[:batch])]
+        options = Options(STRATEGIES[strategy], Sampling(), rate=rate, seed=self.seed, batch_size=batch)
+        before = self.engine.expert_passes.sum()
+        stop = None if look is None else lambda number, tokens: look()  # looks, and never stops
+        answers = dict(self.engine.run(requests, options, stop))
+        rows = [answers[number] for number in range(batch)]
+        return Written(
+            tokens=np.array([row.tokens for row in rows]),
+            deferred=np.array([row.sources for row in rows]) > 0,
+            passes=int(self.engine.expert_passes.sum() - before),
+        )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of one model's work on a batch, in one round."""
+
+    base_prefill: float
+    base_step: float
+    expert_prefill: float
+    expert_pass: float
+
+    @classmethod
+    def of_round(cls, seconds: Mapping[str, float], batch: int, new_tokens: int) -> "Parts":
+        """From requests of all new tokens and of one."""
+        numbers = []
+        for model in MODELS:
+            first, all_ = seconds[_name(f"{model}, 1 token", batch)], seconds[_name(model, batch)]
+            numbers += [first, (all_ - first) / (new_tokens - 1)]
+        return cls(*numbers)
+
+    def prefill(self, calls: int) -> float:
+        """Of a batch whose expert is called so often: the first call reads the prompt."""
+        return self.base_prefill + (self.expert_prefill if calls else 0.0)
+
+    def decoding(self, new_tokens: int, calls: int) -> float:
+        """Of the steps behind that."""
+        return (new_tokens - 1) * self.base_step + max(calls - 1, 0) * self.expert_pass
+
+
+def bench_decode(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
+    """Measures; returns the figures, and what they were made of (`left_out` says which are missing, and why).
+
+    Args:
+      settings: models and amount of work.
+      tell: told the name of each piece of work before it begins; `pieces` says how many there are.
+
+    Raises:
+      RuntimeError: PyTorch writes other tokens, so that times would compare different work.
+    """
+    dtype, batches = settings.weights, (1, settings.batch_size)
+    foreign = live_bytes()
+    base = Decoder(settings.base, nnx.Rngs(settings.seed), DTYPES[dtype])
+    expert = Decoder(settings.expert, nnx.Rngs(settings.seed + 1), DTYPES[dtype])
+    gate = Gate(settings.base_width, 1)
+    parameters = {name: _leaves(decoder, "size") for name, decoder in (("base", base), ("expert", expert))}
+    weights = {name: _leaves(decoder, "nbytes") for name, decoder in (("base", base), ("expert", expert))}
+    read = {
+        name: weights[name] - decoder.embedding[...].nbytes for name, decoder in (("base", base), ("expert", expert))
+    }
+    reason = why_not(dtype)
+    pair = TorchPair(base, expert) if reason is None else None
+
+    prompts = np.random.default_rng(settings.seed).integers(
+        0, settings.vocab_size, (settings.batch_size, settings.prompt_tokens)
+    )
+    allowed, context = np.ones(settings.vocab_size, bool), settings.prompt_tokens + settings.new_tokens
+    engine = Engine(base, gate, [expert], allowed, (), context)
+    ours = Ours(engine, prompts, settings.new_tokens, settings.seed)
+    del base, expert  # the engine has layers of its own
+
+    peaks, memory = PeakMemory(foreign), {}
+    for batch in batches:
+        tell(_name("memory", batch))
+        peak = peaks.of(partial(ours, "random", batch, max(settings.rates), None))
+        caches = sum(_cache_bytes(model, batch, context, dtype) for model in (settings.base, settings.expert))
+        needed = sum(weights.values()) + _leaves(gate, "nbytes") + caches
+        memory[batch] = {"peak_bytes": peak, "weights_and_caches_bytes": needed}
+    written = {}
+    for rate in settings.rates:
+        for batch in batches:
+            tell(_name(_deferred(rate), batch))
+            written[rate, batch] = ours("random", batch, rate)
+
+    works: dict[str, Callable[[], Any]] = {}
+    for batch in batches:
+        for model in MODELS:
+            works[_name(model, batch)] = partial(ours, model, batch)
+            works[_name(f"{model}, 1 token", batch)] = partial(ours, model, batch, new_tokens=1)
+        works[_name("no deferral", batch)] = partial(ours, "defer", batch)
+        for rate in settings.rates:
+            works[_name(_deferred(rate), batch)] = partial(ours, "random", batch, rate)
+    trials: dict[str, float] = {}
+    if pair is not None:
+        others, trials = _others(pair, ours, written, settings, tell)
+        works |= others
+    traffic, traffic_bytes = memory_traffic()
+    works["memory bandwidth"] = traffic
+    seconds = take_turns(works, settings.repeats, tell)
+
+    bandwidth = traffic_bytes / median(seconds["memory bandwidth"])
+    figures = _figures(settings, seconds, written, memory, read, bandwidth)
+    return figures, {
+        "machine": machine(pair is not None),
+        "settings": vars(settings) | {"dtype": dtype},
+        "parameters": parameters,
+        "seconds": seconds,
+        "requests": {
+            _name(_deferred(rate), batch): {
+                "tokens": what.tokens.size,
+                "deferred": int(what.deferred.sum()),
+                "steps_with_deferral": what.calls,
+                "expert_passes": what.passes,
+            }
+            for (rate, batch), what in written.items()
+        },
+        "torch_trials": trials,
+        "memory": {str(batch): sizes for batch, sizes in memory.items()},
+        "weight_bytes_read_per_pass": read,
+        "memory_bytes_per_second": bandwidth,
+        "left_out": {} if reason is None else {f"{_TORCH} and transformers' generate": reason},
+    }
+
+
+def pieces(settings: DecodeBench) -> int:
+    """How many pieces of work `bench_decode` tells of."""
+    rates, turns = len(settings.rates), 2 * (5 + len(settings.rates)) + 1
+    if why_not(settings.weights) is not None:
+        return 2 + 2 * rates + (settings.repeats + 1) * turns
+    trials = 2 * len(CACHES) * len(thread_counts()) + 2 * rates + 2 * len(MODELS)
+    turns += 2 * (rates + len(MODELS))
+    return 2 + 2 * rates + trials + (settings.repeats + 1) * turns
+
+
+def _name(what: str, batch: int) -> str:
+    return f"{what}, batch {batch}"
+
+
+def _deferred(rate: float) -> str:
+    return f"{100 * rate:g} % deferred"
+
+
+def _leaves(module: nnx.Module, what: str) -> int:
+    return sum(getattr(leaf, what) for leaf in jax.tree.leaves(nnx.state(module)))
+
+
+def _cache_bytes(model, batch: int, positions: int, dtype: str) -> int:
+    """Keys and values of every position that a model may read, and no more."""
+    return 2 * batch * model.depth * model.kv_heads * model.head_dim * positions * DTYPES[dtype].dtype.itemsize
+
+
+def _others(
+    pair: TorchPair, ours: Ours, written: Mapping[tuple[float, int], Written], settings: DecodeBench, tell: Tell
+) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+    """What the engine is compared with, each in the way that is fastest here; and the seconds of every way tried.
+
+    Cache and number of threads are chosen at the middle rate; then, at each rate, whether a batch goes through the
+    loop one request after the other or in lockstep. Raises RuntimeError where some way writes other tokens.
+    """
+    works: dict[str, Callable[[], Any]] = {}
+    trials: dict[str, float] = {}
+
+    def tried(name: str, work: Callable[[], np.ndarray], expected: np.ndarray, runs: int = 1) -> float:
+        """The shorter of so many times; the first run of a set-up also warms it up."""
+        tell(name)
+        times = []
+        for _ in range(runs):
+            begun = time.perf_counter()
+            tokens = work()
+            times.append(time.perf_counter() - begun)
+            same_tokens(expected, tokens, name)
+        trials[name] = min(times)
+        return trials[name]
+
+    rates, many, setups = sorted(settings.rates), settings.batch_size, {}
+    for batch in (1, many):
+        what = written[rates[len(rates) // 2], batch]
+        times = {}
+        for setup in product(CACHES, thread_counts()):
+            name = _name(f"{_TORCH}, {setup[0]} cache, threads: {setup[1]}", batch)
+            loop = partial(pair.write, ours.prompts[:batch], what.deferred, *setup)
+            times[setup] = tried(name, loop, what.tokens, runs=2)
+        setups[batch] = min(times, key=lambda setup: times[setup])
+    for rate in settings.rates:
+        what = written[rate, many]
+        name = f"{_TORCH}, {_deferred(rate)}"
+        in_turn = partial(pair.write_in_turn, ours.prompts, what.deferred, *setups[1])
+        lockstep = partial(pair.write, ours.prompts, what.deferred, *setups[many])
+        in_turn_seconds = tried(_name(f"{name}, in turn", many), in_turn, what.tokens)
+        lockstep_seconds = tried(_name(f"{name}, lockstep", many), lockstep, what.tokens)
+        alone = written[rate, 1]
+        same_tokens(alone.tokens, what.tokens[:1], f"{_deferred(rate)}, the engine's first request in a batch")
+        works[_name(name, 1)] = partial(pair.write, ours.prompts[:1], alone.deferred, *setups[1])
+        works[_name(name, many)] = in_turn if in_turn_seconds < lockstep_seconds else lockstep
+    for model in MODELS:
+        expected = ours(model, many).tokens
+        for batch in (1, many):
+            name = _name(f"transformers' {model}", batch)
+            prompts, threads = ours.prompts[:batch], setups[batch][1]
+            works[name] = partial(pair.generate, model, prompts, ours.new_tokens, threads)
+            tried(name, works[name], expected[:batch])
+    return works, trials
+
+
+def _figures(
+    settings: DecodeBench,
+    seconds: Mapping[str, list[float]],
+    written: Mapping[tuple[float, int], Written],
+    memory: Mapping[int, Mapping[str, int]],
+    read: Mapping[str, int],
+    bandwidth: float,
+) -> list[Figure]:
+    """Medians over rounds; ratios are taken within each."""
+    new, many = settings.new_tokens, settings.batch_size
+    rounds = [dict(zip(seconds, times, strict=True)) for times in zip(*seconds.values(), strict=True)]
+    figures = []
+    for batch in (1, many):
+        at = partial(_name, batch=batch)
+        parts = [Parts.of_round(turn, batch, new) for turn in rounds]
+        idle = [(turn[at("no deferral")] - p.base_prefill) / (new - 1) for turn, p in zip(rounds, parts)]
+        steps, passes = [p.base_step for p in parts], [p.expert_pass for p in parts]
+        for name, times in (
+            ("base step", steps),
+            ("expert pass", passes),
+            ("base prefill", [p.base_prefill for p in parts]),
+            ("expert prefill", [p.expert_prefill for p in parts]),
+        ):
+            figures.append(Figure(at(name), 1000 * median(times), "ms"))
+        figures.append(Figure(at("step without deferral / base step"), ratio(idle, steps), at_most=1.05))
+        peak = memory[batch]["peak_bytes"] / memory[batch]["weights_and_caches_bytes"]
+        figures.append(Figure(at("peak memory / weights and caches"), peak, at_most=1.1))
+        if batch == 1:
+            for model, times in (("base", steps), ("expert", passes)):
+                share = read[model] / median(times) / bandwidth
+                figures.append(Figure(at(f"the {model}'s weights read / memory bandwidth"), 100 * share, "%"))
+        for rate in settings.rates:
+            what, label = written[rate, batch], _deferred(rate)
+            ours, named = seconds[at(label)], partial("{}: {}".format, at(label))
+            decoding = [whole - p.prefill(what.calls) for whole, p in zip(ours, parts)]
+            expected = [p.decoding(new, what.calls) for p in parts]
+            expected_whole = [p.prefill(what.calls) + e for p, e in zip(parts, expected)]
+            bound = 1.1 if batch == 1 else None
+            figures.append(Figure(named("a token"), 1000 * median(ours) / (new * batch), "ms"))
+            figures.append(Figure(named("decoding / its parts"), ratio(decoding, expected), at_most=bound))
+            figures.append(Figure(named("whole requests / their parts"), ratio(ours, expected_whole), at_most=bound))
+            figures.append(Figure(named("the expert alone / ours"), ratio(seconds[at("expert")], ours), at_least=1.0))
+            for name, other, least in (
+                (f"{_TORCH} / ours", f"{_TORCH}, {label}", 2.0 if batch == 1 else 4.0),
+                ("transformers' expert alone / ours", "transformers' expert", 1.0),
+            ):
+                if at(other) in seconds:
+                    figures.append(Figure(named(name), ratio(seconds[at(other)], ours), at_least=least))
+            if batch == 1:
+                moved = (new - 1) * read["base"] + max(what.calls - 1, 0) * read["expert"]
+                share = moved / median(decoding) / bandwidth
+                figures.append(Figure(named("weights read / memory bandwidth"), 100 * share, "%"))
+            else:
+                alone = [batch * one for one in seconds[_name(label, 1)]]
+                name = f"{label}: tokens/s, batch {batch} / batch 1"
+                figures.append(Figure(name, ratio(alone, ours), at_least=4.0))
+    return figures
