@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from colm_jax.checkpoints.team import load_base, make_gate
-from colm_jax.decoding.engine import Engine, Options, Request
+from colm_jax.decoding.correction import Correction
+from colm_jax.decoding.engine import Engine, Options, Request, pass_sizes
+from colm_jax.decoding.parking import Parking
 from colm_jax.decoding.sampling import Sampling
 from colm_jax.decoding.schedule import SCHEDULES
 from colm_jax.decoding.strategies import STRATEGIES
-from tests.decoding.oracle import decode
+from tests.decoding.oracle import correct, decode
 from tests.tiny import tiny_decoder
 
 EOS = (2,)
@@ -135,9 +137,10 @@ def test_the_expert_is_read_only_when_called(engine_of):
     assert (engine.expert_passes == before).all()
     (some,) = answers(engine, prompts([40]), "defer", 0.5)
     deferred = sum(s > 0 for s in some.sources)
-    # One pass a call, and one before it where the expert was further behind than a chunk (the prompt at least).
+    # One pass a call, and one before it where more was unread than a pass in the loop can hold (the prompt at least).
+    reach = pass_sizes(STRATEGIES["defer"], 1)[-1].chunk
     gaps = np.diff(np.flatnonzero(np.array(some.sources) > 0))
-    extra = 1 + int((gaps > CHUNK).sum())
+    extra = 1 + int((gaps > reach).sum())
     assert some.expert_calls == deferred
     assert int((engine.expert_passes - before)[0]) == deferred + extra
 
@@ -147,7 +150,65 @@ def test_one_pass_serves_a_batch(engine_of):
     before = engine.expert_passes.copy()
     found = answers(engine, prompts([10, 10, 10, 10], seed=1), "expert", new=20, batch_size=4)
     longest = max(a.expert_calls for a in found)
-    assert int((engine.expert_passes - before)[0]) == longest
+    assert int((engine.expert_passes - before)[0]) == longest + 1  # the prompts' pass
+
+
+def test_parked_texts_share_their_passes(engine_of):
+    engine, texts = engine_of(1), prompts([10, 12, 14, 16], seed=6)
+    passes = {}
+    for parking in (Parking(1, 0), Parking(4, 6)):
+        before = engine.expert_passes.copy()
+        found = answers(engine, texts, "defer", batch_size=4, parking=parking)
+        passes[parking] = int((engine.expert_passes - before)[0])
+        calls = [answer.expert_calls for answer in found]
+        assert max(calls) < passes[parking] < sum(calls)
+    assert passes[Parking(4, 6)] < passes[Parking(1, 0)]
+
+
+def test_requests_stream_through_few_slots(models, engine_of):
+    """Unlike prompts, limits, thresholds and schedules, more than there are slots: each is what the oracle writes."""
+    rng = np.random.default_rng(8)
+    texts = prompts(rng.integers(1, 110, 11), seed=9)
+    requests = [
+        Request(
+            prompt=text,
+            threshold=float(rng.choice([0.3, 0.5, 0.6])),
+            max_new_tokens=int(rng.integers(1, 60)),
+            key=i,
+            schedule=int(rng.integers(len(SCHEDULES))),
+            warmup=int(rng.integers(9)),
+        )
+        for i, text in enumerate(texts)
+    ]
+    base, experts, kernels = models
+    expected = []
+    for r in requests:
+        new, schedule = min(r.max_new_tokens, CONTEXT - len(r.prompt)), SCHEDULES[r.schedule]
+        given = {"threshold": r.threshold, "new": new, "schedule": schedule, "warmup": r.warmup}
+        oracle = decode(base, kernels[2], experts, r.prompt, strategy="defer", eos=EOS, words=WORDS, **given)
+        expected.append(oracle[:2])
+    for size, parking in ((1, None), (4, Parking(1, 0)), (4, Parking(3, 5))):
+        options = Options(STRATEGIES["defer"], Sampling(), batch_size=size, parking=parking)
+        order = [number for number, _ in engine_of(2).run(requests, options)]
+        assert sorted(order) == list(range(11))
+        found = dict(engine_of(2).run(requests, options))
+        assert [(found[i].tokens, found[i].sources) for i in range(11)] == expected
+
+
+def test_much_unread_of_many_texts_takes_several_passes(models, engine_of):
+    """All sleep for longer than a pass in the loop can hold, some less; then all call at every step."""
+    base, experts, kernels = models
+    requests = [
+        Request(text, 0.0, 50, key=i, schedule=SCHEDULES.index("linear"), warmup=warmup)
+        for i, (text, warmup) in enumerate(zip(prompts([5, 9, 20, 31], seed=11), (30, 46, 12, 38)))
+    ]
+    found = dict(engine_of(1).run(requests, Options(STRATEGIES["defer"], Sampling(), batch_size=4)))
+    for i, r in enumerate(requests):
+        given = {"threshold": 0.0, "new": 50, "schedule": "linear", "warmup": r.warmup}
+        tokens, sources, _ = decode(
+            base, kernels[1], experts[:1], r.prompt, strategy="defer", eos=EOS, words=WORDS, **given
+        )
+        assert (found[i].tokens, found[i].sources) == (tokens, sources)
 
 
 def test_random_defers_at_its_rate(engine_of):
@@ -165,18 +226,25 @@ def test_the_text_ends_at_the_context(models, engine_of):
     assert found.finish_reason in ("length", "eos")
 
 
-def test_a_step_without_deferral_copies_no_cache(engine_of):
-    """In the compiled loop, no copy is as large as a layer's expert cache."""
-
-    engine = engine_of(1)
-    options = Options(STRATEGIES["defer"], Sampling())
-    fixed, state = engine._begin([Request(prompts([8])[0], 0.5, 100, 0)], 1, options)
-    loop = LoopConfig(options.strategy, options.sampling, "constant", 0, EOS, 16)
-    text = run_steps.lower(engine._graphs, loop, engine._models, fixed, state).compile().as_text()
-    shape = ",".join(map(str, state.expert_caches[0].keys[0].shape))
-    body = [line for line in text.splitlines() if f"f32[{shape}]" in line and " copy(" in line]
-    entry = text[text.index("ENTRY") :]
-    assert [line for line in body if line not in entry] == []
+@pytest.mark.parametrize("strategy", ["backtrack", "lookahead"])
+@pytest.mark.parametrize(
+    "correction",
+    [Correction(candidates=3, watch=3, bound=-9.0, sure=0.05), Correction(candidates=2, watch=1, bound=-3.2, sure=0.1)],
+    ids=str,
+)
+def test_taking_back_equals_the_oracle(models, engine_of, strategy, correction):
+    base, experts, kernels = models
+    texts = prompts([4, 30, 17], seed=12)
+    found = answers(engine_of(1), texts, strategy, 0.5, 20, batch_size=4, correction=correction)
+    plain = answers(engine_of(1), texts, "defer", 0.5, 20, batch_size=4)
+    for prompt, answer in zip(texts, found):
+        tokens, sources = correct(
+            base, kernels[1], experts[:1], prompt, strategy, 0.5, 20, correction, eos=EOS, words=WORDS
+        )
+        assert (answer.tokens, answer.sources) == (tokens, sources)
+    assert [a.tokens for a in found] != [a.tokens for a in plain]
+    alone = [answers(engine_of(1), [text], strategy, 0.5, 20, correction=correction)[0] for text in texts[:1]]
+    assert [a.tokens for a in alone] == [a.tokens for a in found[:1]]
 
 
 def test_public_traces_of_the_original(shared, mesh):
