@@ -96,7 +96,7 @@ def pass_sizes(strategy: Strategy, batch: int) -> tuple[PassSize, ...]:
     if strategy.calls != "deferred":
         return (PassSize(batch, 1),)  # an expert that reads every token has one to read
     first = PassSize(2, 2) if batch == 1 else PassSize(batch, 1)
-    return (first, *(PassSize(times * max(batch, 4), 4 * times) for times in (2, 4, 8)))
+    return (first, *(PassSize(times * max(batch, 4), 4 * times) for times in (2, 8)))
 
 
 class Engine:

@@ -1,8 +1,8 @@
 """What waiting for others costs and saves, simulated: the reason for the default of `Parking`.
 
 `python -m tests.decoding.parking_table` prints, for batches, prices of an expert pass (in steps of the base) and
-deferral rates, what a token costs when experts are called at once and when texts wait as many steps as a pass costs (the
-default), each as a ratio to what it costs with the best number of texts to wait for.
+deferral rates, what a token costs when experts are called at once and when texts wait as many steps as a pass costs
+(the default), each as a ratio to what it costs with the best number of texts to wait for.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The loop as it is compiled, for this machine and for a TPU that is not there: nothing as large as a cache is copied."""
+"""The loop as compiled, for this machine and for a TPU that is not there: nothing as large as a cache is copied."""
 
 import math
 import re
