@@ -79,7 +79,17 @@ def _step(graphs: Graphs, config: LoopConfig, models: Models, state: State) -> S
     caches, base_logits, gate_logits = state.caches, asking.base, asking.gate
     if config.strategy.reads_base:
         base = nnx.merge(graphs.base, models.base)
-        hidden, rows = base(_window(state.tokens, caches[0].lengths, 1), caches[0])
+
+        def read():
+            return base(_window(state.tokens, caches[0].lengths, 1), caches[0])
+
+        def rest():
+            empty = jnp.zeros((able.shape[0], 1, base.config.width), base.dtype)
+            return empty, no_rows(base.config, able.shape[0], 1, base.dtype)
+
+        # Always true where a step is taken. But only so does XLA read before it writes: else it copies what the last
+        # layer reads.
+        hidden, rows = jax.lax.cond(jnp.any(able), read, rest)
         caches = (caches[0].write(rows, able.astype(jnp.int32)), *caches[1:])
         base_logits = jnp.where(able[:, None], base.logits(hidden[:, 0], models.allowed), base_logits)
         if config.strategy.needs_gate and graphs.gate is not None:

@@ -65,7 +65,8 @@ class KVCache:
 
         The rows are those of all texts in order, or of the texts in `slots`. One slice update per text, in a loop: as a
         scatter (`vmap`) the same write costs several times a whole step on CPU, and unrolled it is most of what there
-        is to compile.
+        is to compile. How often the loop goes round is not known beforehand: XLA would unroll it for a single text,
+        and then copy the cache to keep the reads before the write apart from it.
         """
         slots = jnp.arange(self.lengths.shape[0]) if slots is None else slots
 
@@ -76,7 +77,8 @@ class KVCache:
 
             return jax.tree.map(put, buffers, (rows.keys, rows.values))
 
-        keys, values = jax.lax.fori_loop(0, slots.shape[0], put_row, (self.keys, self.values))
+        rounds = jnp.where(jnp.any(count > 0), slots.shape[0], 0)
+        keys, values = jax.lax.fori_loop(0, rounds, put_row, (self.keys, self.values))
         return KVCache(keys, values, self.lengths.at[slots].set(self.lengths[slots] + count))
 
     def write_line(self, rows: Rows, ragged: Ragged) -> "KVCache":
