@@ -55,9 +55,14 @@ class Watch:
     @classmethod
     def none(cls, batch: int, candidates: int) -> "Watch":
         """No trial anywhere."""
-        numbers = jnp.zeros((batch, candidates), jnp.int32)
-        start = jnp.full((batch,), -1, jnp.int32), jnp.zeros((batch,), jnp.int32)
-        return cls(*start, tokens=numbers, sources=numbers, scores=numbers.astype(jnp.float32))
+        shape = (batch, candidates)
+        return cls(
+            place=jnp.full((batch,), -1, jnp.int32),
+            candidate=jnp.zeros((batch,), jnp.int32),
+            tokens=jnp.zeros(shape, jnp.int32),
+            sources=jnp.zeros(shape, jnp.int32),  # an array of its own: the loop takes over every part's memory
+            scores=jnp.zeros(shape, jnp.float32),
+        )
 
 
 @jax.tree_util.register_dataclass

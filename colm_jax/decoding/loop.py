@@ -80,7 +80,7 @@ def _step(graphs: Graphs, config: LoopConfig, models: Models, state: State) -> S
     if config.strategy.reads_base:
         base = nnx.merge(graphs.base, models.base)
         hidden, rows = base(_window(state.tokens, caches[0].lengths, 1), caches[0])
-        caches = (caches[0].write(rows, able.astype(jnp.int32)), *caches[1:])
+        caches = (_behind(hidden, caches[0]).write(rows, able.astype(jnp.int32)), *caches[1:])
         base_logits = jnp.where(able[:, None], base.logits(hidden[:, 0], models.allowed), base_logits)
         if config.strategy.needs_gate and graphs.gate is not None:
             gate_logits = jnp.where(able[:, None], nnx.merge(graphs.gate, models.gate)(hidden[:, 0]), gate_logits)
@@ -94,6 +94,16 @@ def _step(graphs: Graphs, config: LoopConfig, models: Models, state: State) -> S
     waited = jnp.where(waiting(state), asking.waited + 1, 0)
     state = replace(state, asking=replace(asking, experts=experts, waited=waited))
     return _decide(config, state, able & ~waiting(state))
+
+
+def _behind(hidden: Float[Array, "B 1 D"], cache: KVCache) -> KVCache:
+    """The same cache, to be written only when all layers have read theirs.
+
+    Nothing else says so: a layer's new rows do not need what it reads, so that XLA might write them first, and copies
+    the cache in every step to be safe. Here the places to write at need the last layer's output (by adding nothing).
+    """
+    nothing = jnp.minimum(jnp.abs(hidden[0, 0, 0]).astype(jnp.int32), 0)
+    return replace(cache, lengths=cache.lengths + nothing)
 
 
 def _ask(graphs: Graphs, config: LoopConfig, models: Models, state: State) -> State:

@@ -10,7 +10,7 @@ from tests.tiny import run
 LENGTH = 128  # texts are padded to this, so that one compiled program serves
 
 
-def _read(decoder: Decoder, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def read(decoder: Decoder, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
     padded = np.zeros((1, LENGTH), np.int32)
     padded[0, : len(tokens)] = tokens
     hidden, logits = run(decoder, padded)
@@ -38,8 +38,8 @@ def decode(
     """Greedy decoding of one prompt: (tokens, sources, p_defer), straight from DESIGN section 1."""
     tokens, written, sources, rates = list(prompt), [], [], []
     for t in range(new):
-        hidden, logits = _read(base, tokens)
-        all_logits = [logits[:words], *(_read(expert, tokens)[1][:words] for expert in experts)]
+        hidden, logits = read(base, tokens)
+        all_logits = [logits[:words], *(read(expert, tokens)[1][:words] for expert in experts)]
         log_p = [log_softmax(x) for x in all_logits]
         gate = np.array([0.0, *(hidden @ kernel)]) if kernel is not None else np.zeros(1 + len(experts))
         writers = log_softmax(gate)
