@@ -10,7 +10,7 @@ from tests.tiny import run
 LENGTH = 128  # texts are padded to this, so that one compiled program serves
 
 
-def _read(decoder: Decoder, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def read(decoder: Decoder, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
     padded = np.zeros((1, LENGTH), np.int32)
     padded[0, : len(tokens)] = tokens
     hidden, logits = run(decoder, padded)
@@ -38,8 +38,8 @@ def decode(
     """Greedy decoding of one prompt: (tokens, sources, p_defer), straight from DESIGN section 1."""
     tokens, written, sources, rates = list(prompt), [], [], []
     for t in range(new):
-        hidden, logits = _read(base, tokens)
-        all_logits = [logits[:words], *(_read(expert, tokens)[1][:words] for expert in experts)]
+        hidden, logits = read(base, tokens)
+        all_logits = [logits[:words], *(read(expert, tokens)[1][:words] for expert in experts)]
         log_p = [log_softmax(x) for x in all_logits]
         gate = np.array([0.0, *(hidden @ kernel)]) if kernel is not None else np.zeros(1 + len(experts))
         writers = log_softmax(gate)
@@ -77,84 +77,3 @@ def decode(
         sources.append(source)
         rates.append(p)
     return written, sources, rates
-
-
-def _choice(base, kernel, experts, tokens, threshold, words, barred=()):
-    """One step of plain deferral with one expert, or, with tokens barred, of the mixture.
-
-    Returns:
-      The token, its source, its log-probability under what it was taken from, whether it is deferred, the expert's
-      highest probability, and the logarithm of the token's share in the mixture.
-    """
-    hidden, logits = _read(base, tokens)
-    low, high = log_softmax(logits[:words]), log_softmax(_read(experts[0], tokens)[1][:words])
-    stay, call = log_softmax(np.array([0.0, *(hidden @ kernel)]))
-    deferred = 1 - math.exp(stay) > threshold
-    parts = np.stack([stay + low, call + high])
-    mixture = np.logaddexp(*parts)
-    if barred:
-        weights = mixture.copy()
-        weights[list(barred)] = -np.inf
-        token = int(np.argmax(weights))
-        source = int(parts[1, token] > parts[0, token])
-    else:
-        weights, source = (high, 1) if deferred else (low, 0)
-        token = int(np.argmax(weights))
-    return token, source, log_softmax(weights)[token], deferred, math.exp(high.max()), mixture[token]
-
-
-def correct(base, kernel, experts, prompt, strategy, threshold, new, settings, eos=(), words=None):
-    """Strategies `backtrack` and `lookahead`: (tokens, sources). The text is a list that grows and is cut back."""
-    text, sources, end = list(prompt), [], False
-    place, number, tried, writers, scores, settled = None, 0, [], [], [], None
-
-    def ends(token):
-        return token in eos or len(text) - len(prompt) >= new
-
-    while not end:
-        at = len(text)
-        retry = place == at
-        barred = tried[:number] if retry and settled is None else []
-        token, source, log_p, deferred, sure, share = _choice(
-            base, kernel, experts, text, threshold, words, tuple(barred)
-        )
-        if not retry and deferred and (place is None if strategy == "lookahead" else True):
-            unsure = sure < settings.sure
-            if strategy == "backtrack" or unsure:
-                place, number, tried, writers, scores = at, 0, [token], [1], []
-                if strategy == "backtrack" and unsure:
-                    number, scores = 1, [None]
-                    token, source, log_p, _, _, share = _choice(
-                        base, kernel, experts, text, threshold, words, tuple(tried)
-                    )
-        if retry and settled is not None:
-            token, source, place, settled = tried[settled], writers[settled], None, None
-        elif place == at:
-            tried, writers = [*tried[:number], token], [*writers[:number], source]
-            scores = [*scores[:number], share if strategy == "lookahead" else 0.0]
-        elif place is not None:
-            scores[number] += log_p
-        if token not in eos:
-            text.append(token)
-            sources.append(source)
-        end = ends(token)
-        if place is None:
-            continue
-        done = end or at - place >= settings.watch
-        more, back = number + 1 < settings.candidates, False
-        if strategy == "lookahead" and done:
-            if more:
-                number, back = number + 1, True
-            elif int(np.argmax(scores)) != number:
-                settled, back = int(np.argmax(scores)), True
-        if strategy == "backtrack" and scores[number] < settings.bound:
-            back = True
-            if more:
-                number += 1
-            else:
-                settled = 0
-        if back:
-            text, sources, end = text[:place], sources[: place - len(prompt)], False
-        elif done:
-            place = None
-    return text[len(prompt) :], sources

@@ -1,6 +1,4 @@
-"""Several texts in one line: what each one gets is what it gets in a row of its own."""
-
-from dataclasses import replace
+"""Several texts' new tokens in one line give what a pass over a grid of texts gives, and the same rows."""
 
 import jax
 import jax.numpy as jnp
@@ -13,55 +11,56 @@ from colm_jax.models.config import Mixture
 from colm_jax.models.ragged import Ragged
 from tests.tiny import tiny_decoder
 
-BATCH, READ, CHUNK, TOKENS = 4, 9, 16, 32
-CASES = {
-    "llama": {},
-    "mixture": {"family": "mixtral", "mixture": Mixture(networks=4, active=2)},
-    "window": {"family": "mistral", "windows": (4, 4)},
-}
+SIZE, CHUNK, TOKENS = 64, 16, 40
+READ = np.array([9, 0, 33, 20, 3])  # tokens read before
+COUNTS = np.array([5, 16, 0, 1, 11])  # new ones: none, one, a whole chunk
 
 
 @jax.jit(static_argnames="graph")
-def read(graph, state, tokens, cache, count):
+def on_grid(graph, state, tokens, cache, counts):
     hidden, rows = nnx.merge(graph, state)(tokens, cache)
-    return hidden, cache.write(rows, count)
+    return hidden, cache.write(rows, counts)
 
 
 @jax.jit(static_argnames="graph")
-def read_line(graph, state, tokens, cache, counts):
+def in_line(graph, state, tokens, cache, counts):
     ragged = Ragged.of(counts, TOKENS, CHUNK)
     line = tokens[ragged.text, ragged.offset][None]
     hidden, rows = nnx.merge(graph, state)(line, cache, ragged=ragged)
-    longer = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, BLOCK), (0, 0))), rows)
-    return ragged.last(hidden), cache.write_line(longer, ragged)
+    rows = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, BLOCK), (0, 0))), rows)
+    return ragged.last(hidden), cache.write_line(rows, ragged)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("counts", [[3, 0, 16, 5], [0, 0, 0, 1], [8, 8, 8, 8], [1, 13, 2, 16]], ids=str)
-def test_a_line_equals_rows(case, counts):
-    graph, state = nnx.split(tiny_decoder(**CASES[case]).unstacked())
-    rng = np.random.default_rng(0)
-    before, tokens = (jnp.asarray(rng.integers(3, 32, (BATCH, n)), jnp.int32) for n in (READ, CHUNK))
-    lengths, counts = jnp.array([9, 2, 7, 0], jnp.int32), jnp.array(counts, jnp.int32)
-    empty = KVCache.empty(nnx.merge(graph, state).config, BATCH, 64, jnp.float32)
-    _, cache = read(graph, state, before, empty, lengths)
-    hidden, expected = read(graph, state, tokens, cache, counts)
-    last, found = read_line(graph, state, tokens, cache, counts)
-    for b in range(BATCH):
-        if counts[b]:
-            np.testing.assert_allclose(last[b], hidden[b, counts[b] - 1], atol=1e-5)
-        end = int(lengths[b] + counts[b])
-        assert int(found.lengths[b]) == end
-        for one, two in zip(
-            jax.tree.leaves((found.keys, found.values)), jax.tree.leaves((expected.keys, expected.values))
-        ):
-            np.testing.assert_allclose(one[b, :, :end], two[b, :, :end], atol=1e-5)
+def read_before(decoder, order):
+    graph, state = nnx.split(decoder)
+    tokens = np.random.default_rng(0).integers(3, 32, (5, SIZE)).astype(np.int32)[order]
+    cache = KVCache.empty(decoder.config, 5, SIZE + SIZE, jnp.float32)
+    cache = on_grid(graph, state, tokens, cache, jnp.asarray(READ[order], jnp.int32))[1]
+    new = np.stack([row[n : n + CHUNK] for row, n in zip(tokens, READ[order])])
+    return graph, state, jnp.asarray(new), cache
 
 
-def test_nothing_read_is_nothing_written():
-    graph, state = nnx.split(tiny_decoder().unstacked())
-    cache = KVCache.empty(nnx.merge(graph, state).config, BATCH, 64, jnp.float32)
-    ones = jax.tree.map(jnp.ones_like, (cache.keys, cache.values))
-    cache = replace(cache, keys=ones[0], values=ones[1])
-    _, found = read_line(graph, state, jnp.ones((BATCH, CHUNK), jnp.int32), cache, jnp.zeros(BATCH, jnp.int32))
-    assert all((np.asarray(x) == 1).all() for x in jax.tree.leaves((found.keys, found.values)))
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"windows": (8, None)}, {"mixture": Mixture(networks=4, active=2)}],
+    ids=["plain", "window", "mixture"],
+)
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [3, 4, 0, 2, 1]], ids=str)
+def test_a_line_equals_a_grid(fields, order):
+    graph, state, new, cache = read_before(tiny_decoder(**fields).unstacked(), order)
+    counts = jnp.asarray(COUNTS[order], jnp.int32)
+    grid, expected = on_grid(graph, state, new, cache, counts)
+    last, found = in_line(graph, state, new, cache, counts)
+    np.testing.assert_array_equal(found.lengths, expected.lengths)
+    for b, count in enumerate(COUNTS[order]):
+        if count:
+            np.testing.assert_allclose(last[b], grid[b, count - 1], rtol=0, atol=2e-5)
+        end = int(expected.lengths[b])
+        for one, two in zip((*found.keys, *found.values), (*expected.keys, *expected.values)):
+            np.testing.assert_allclose(one[b, :, :end], two[b, :, :end], rtol=0, atol=2e-5)
+
+
+def test_where_nothing_is_read_nothing_is_written():
+    graph, state, new, cache = read_before(tiny_decoder().unstacked(), [0, 1, 2, 3, 4])
+    _, found = in_line(graph, state, new, cache, jnp.zeros(5, jnp.int32))
+    jax.tree.map(np.testing.assert_array_equal, found, cache)
