@@ -11,6 +11,7 @@ import pytest
 from colm_jax.decoding.engine import Options, _Running
 from colm_jax.decoding.loop import run_turns
 from colm_jax.decoding.sampling import Sampling
+from colm_jax.decoding.slots import ROOM
 from colm_jax.decoding.strategies import STRATEGIES
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh
@@ -20,7 +21,7 @@ from tests.decoding.team import decoders, engine_of
 from tests.tiny import tiny_config
 
 # Sizes by whose prime factors each array is known: 3 and 19 of a cache, 3 and 11 or 13 of a weight.
-LENGTH, ROOM = 88, 64
+LENGTH = 152 - ROOM  # of a cache with its room: 8 · 19
 MODEL = tiny_config(width=88, heads=6, kv_heads=3, head_dim=8, ff=104, vocab_size=34, depth=2)
 ON_TPU = tiny_config(width=256, heads=8, kv_heads=4, head_dim=128, ff=512, vocab_size=512, depth=2)
 
