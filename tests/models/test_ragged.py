@@ -41,11 +41,15 @@ def read_before(decoder, order):
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{}, {"windows": (8, None)}, {"mixture": Mixture(networks=4, active=2)}],
-    ids=["plain", "window", "mixture"],
+    ("fields", "order"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({}, [3, 4, 0, 2, 1]),
+        ({"windows": (8, None)}, [0, 1, 2, 3, 4]),
+        ({"mixture": Mixture(networks=4, active=2)}, [0, 1, 2, 3, 4]),
+    ],
+    ids=["plain", "another order", "window", "mixture"],
 )
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [3, 4, 0, 2, 1]], ids=str)
 def test_a_line_equals_a_grid(fields, order):
     graph, state, new, cache = read_before(tiny_decoder(**fields).unstacked(), order)
     counts = jnp.asarray(COUNTS[order], jnp.int32)
