@@ -71,7 +71,7 @@ class Attention(nnx.Module):
             segments=segments,
             precision=precision_of(x.dtype),
         )
-        return self.out(mixed if ragged is None else ragged.line(mixed)), rows
+        return self.out(mixed if ragged is None else ragged.line(mixed), joined=past is not None), rows
 
 
 class Block(nnx.Module):

@@ -63,13 +63,16 @@ class Linear(nnx.Module):
         x, kernel = self.equation.split("->")[0].split(",")
         return sum(axis in x for axis in kernel)
 
-    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
-        """Maps each token."""
+    def __call__(self, x: Float[Array, "B T ..."], joined: bool = False) -> Float[Array, "B T ..."]:
+        """Maps each token.
+
+        `joined`: where two axes are summed over, they are joined first; XLA on CPU else transposes the kernel at every
+        call. Not for training: LoRA knows a kernel by its einsum.
+        """
         kernel = self.kernel.get_value()
-        if self.inputs == 2 and not isinstance(kernel, qwix.QArray):
-            # The axes summed over as one: summing over two, XLA transposes the kernel on CPU, in every call.
-            merged = x.reshape(*x.shape[:-2], -1)
-            out = jnp.dot(merged, kernel.reshape(-1, kernel.shape[-1]), precision=precision_of(x.dtype))
+        if joined and self.inputs == 2 and not isinstance(kernel, qwix.QArray):
+            both = x.reshape(*x.shape[:-2], -1), kernel.reshape(-1, kernel.shape[-1])
+            out = jnp.dot(*both, precision=precision_of(x.dtype))
         else:
             out = product(self.equation, x, kernel)
         if hasattr(self, "bias"):
