@@ -112,5 +112,5 @@ def same_tokens(ours: Int[np.ndarray, "B N"], theirs: Int[np.ndarray, "B N"], wh
         raise RuntimeError(
             f"bench: {what}: token {token} of request {row} is {theirs[row, token]}, the engine wrote "
             f"{ours[row, token]}; times say nothing. Two words may have been all but equally probable: another seed "
-            "shows whether that is it"
+            "(DecodeBench.seed) shows whether that is it"
         )
