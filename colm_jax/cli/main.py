@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = benches.add_parser(
         "decode",
         help=summary,
-        description=f"{summary}\nA random pair; which tokens are deferred is forced. About MINUTES minutes on 2 CPU "
+        description=f"{summary}\nA random pair; which tokens are deferred is forced. Takes over nine minutes on 2 CPU "
         "cores. PyTorch is compared\non the CPU, where it is installed; its CPU build is enough.",
         epilog=f"example: colm bench decode --repeats 5\nsizes: --gin.DecodeBench.expert_width=512, and vocab_size, "
         f"base_width, base_depth, base_heads, base_ff,\nexpert_depth, expert_heads, expert_ff, seed\n\n{_GIN}",
