@@ -155,10 +155,8 @@ class Writer:
         """The text in front of the first stop string."""
         return text[: min((text.find(stop) for stop in self._stops if stop in text), default=len(text))]
 
-    def settled(self, text: str, ended: bool) -> str:
+    def settled(self, text: str) -> str:
         """The part of an unfinished text that no stop string and no further token can change any more."""
-        if ended:
-            return text
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # half of a character: the rest is to come
         longest = (n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
         return text[: len(text) - max(longest, default=0)]

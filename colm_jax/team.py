@@ -263,7 +263,7 @@ class CoLM:
                 text = writer.text(request.prompt, answer.tokens[: given + 1])
                 if answer.finish_reason == "stop":
                     text = writer.cut(text)
-                if not ended and writer.settled(text, ended) != text:
+                if not ended and writer.settled(text) != text:
                     break
                 yield Token(
                     token=answer.tokens[given],

@@ -153,19 +153,21 @@ class Engine:
         queue = deque(sorted(range(len(requests)), key=lambda i: self._limit(requests[i])))  # slots only grow
         batch = _power_of_two(min(len(queue), options.batch_size))
         team = _Running(self, options, batch)
-        while queue or team.numbers:
-            team.refill(queue, requests)
-            team.advance(1 if grows else TURNS)
-            for slot, number in list(team.numbers.items()):
-                if not grows and stop is None and team.host["finish"][slot] == UNFINISHED:
-                    continue
-                answer = team.answer(slot, requests[number], lambda tokens, n=number: stop and stop(n, tokens))
-                if answer.finish_reason is not None:
-                    team.release(slot)
-                if grows or answer.finish_reason is not None:
-                    yield number, answer
-        self.expert_passes += team.passes
-        self.base_steps += int(team.state.steps)
+        try:
+            while queue or team.numbers:
+                team.refill(queue, requests)
+                team.advance(1 if grows else TURNS)
+                for slot, number in list(team.numbers.items()):
+                    if not grows and stop is None and team.host["finish"][slot] == UNFINISHED:
+                        continue
+                    answer = team.answer(slot, requests[number], lambda tokens, n=number: stop and stop(n, tokens))
+                    if answer.finish_reason is not None:
+                        team.release(slot)
+                    if grows or answer.finish_reason is not None:
+                        yield number, answer
+        finally:  # a caller may stop listening
+            self.expert_passes += team.passes
+            self.base_steps += int(team.state.steps)
 
     def _limit(self, request: Request) -> int:
         """The length at which a text ends."""
@@ -200,30 +202,32 @@ class _Running:
     def refill(self, queue: deque[int], requests: Sequence[Request]) -> None:
         """Puts requests into empty slots; the base reads their prompts, all but the last token."""
         empty = [slot for slot in range(len(self.state.lengths)) if slot not in self.numbers]
-        filled = []
-        for slot in empty[: len(queue)]:
-            number = queue.popleft()
-            self._insert(slot, requests[number])
-            self.numbers[slot] = number
-            filled.append(slot)
-        if filled and self._options.strategy.reads_base:
-            self._read(0, filled)
-
-    def _insert(self, slot: int, request: Request) -> None:
-        limit = self._engine._limit(request)
-        size = max(_SMALLEST, _power_of_two(limit))
+        filled = {slot: queue.popleft() for slot in empty[: len(queue)]}
+        if not filled:
+            return
+        size = _power_of_two(max(self._engine._limit(requests[number]) for number in filled.values()))
         if size > self._size:
             self.state, self._size = longer(self.state, size - self._size), size
+        for slot, number in filled.items():
+            self._insert(slot, requests[number])
+        self.numbers |= filled
+        if self._options.strategy.reads_base:
+            self._read(0, list(filled))
+
+    def _insert(self, slot: int, request: Request) -> None:
+        key = jax.random.fold_in(self._root, request.key)
+        if request.sample:  # tokens count from the other end
+            key = jax.random.fold_in(key, np.uint32(2**32 - request.sample))
         tokens = np.zeros(self._size, np.int32)
         tokens[: len(request.prompt)] = request.prompt
         own = Requests(
             prompt_lengths=jnp.int32(len(request.prompt)),
-            limits=jnp.int32(limit),
+            limits=jnp.int32(self._engine._limit(request)),
             thresholds=jnp.float32(request.threshold),
             schedules=jnp.int32(request.schedule),
             warmups=jnp.int32(request.warmup),
             rates=jnp.float32(self._options.rate),
-            keys=jax.random.fold_in(jax.random.fold_in(self._root, request.key), request.sample),
+            keys=key,
         )
         self.state = insert(self.state, jnp.int32(slot), jnp.asarray(tokens), own)
 

@@ -47,7 +47,9 @@ def run_turns(graphs: Graphs, config: LoopConfig, models: Models, state: State, 
 
     def turn(state: State, _) -> tuple[State, None]:
         state = _write(graphs, config, models, state, until)
-        return _ask(graphs, config, models, state), None
+        ask = partial(_ask, graphs, config, models)
+        # A loop of one round or none: unlike a branch, which returns arrays of its own, it costs nothing when idle.
+        return jax.lax.fori_loop(0, _wanted(config, state).astype(jnp.int32), lambda _, state: ask(state), state), None
 
     return jax.lax.scan(turn, state, length=config.turns)[0]
 
@@ -60,6 +62,12 @@ def _able(state: State) -> Bool[Array, "B"]:
 def _near(config: LoopConfig, state: State) -> Bool[Array, "B"]:
     """Texts that wait for experts which can answer in this scan."""
     return waiting(state) & ~jnp.any(distant(state, config.reach), axis=1)
+
+
+def _wanted(config: LoopConfig, state: State) -> Bool[Array, ""]:
+    """Whether experts are to answer now: those that wait have waited enough, or nobody can go on without."""
+    near = _near(config, state)
+    return jnp.any(near) & (config.parking.over(near, state.asking.waited) | ~jnp.any(_able(state)))
 
 
 def _write(graphs: Graphs, config: LoopConfig, models: Models, state: State, until) -> State:
@@ -107,14 +115,13 @@ def _step(graphs: Graphs, config: LoopConfig, models: Models, state: State) -> S
 
 
 def _ask(graphs: Graphs, config: LoopConfig, models: Models, state: State) -> State:
-    """Experts read for those that wait, if they have waited enough; whoever has all answers writes."""
+    """Experts read for those that wait; whoever has all answers writes."""
     before, near = waiting(state), _near(config, state)
-    now = config.parking.over(near, state.asking.waited) | ~jnp.any(_able(state))
     experts, answers, caches = state.asking.experts, list(state.asking.answers), list(state.caches)
     passes = state.passes
     for m, (graph, weights) in enumerate(zip(graphs.experts, models.experts)):
         decoder = nnx.merge(graph, weights)
-        asks = near & experts[:, m] & now
+        asks = near & experts[:, m]
         logits, rows, ragged, heard = _listen(config, decoder, models.allowed, state, m, asks)
         caches[m + 1] = caches[m + 1].write_line(rows, ragged)
         answers[m] = jnp.where(heard[:, None], logits, answers[m])
