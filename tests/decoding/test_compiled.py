@@ -43,7 +43,7 @@ def moved(text: str, size: int) -> list[str]:
     for line in text.splitlines():
         if line and not line[0].isspace():
             inside = not line.startswith("ENTRY")
-        match = re.search(r"= \w+\[([\d,]+)\]\S* (?:copy|transpose)\(", line)
+        match = re.search(r"= \(?\w+\[([\d,]+)\]\S* (?:copy|transpose|copy-start)\(", line)
         if inside and match and math.prod(map(int, match[1].split(","))) == size:
             found.append(line.strip())
     return found
