@@ -36,7 +36,7 @@ from colm_jax.models.gate import Gate
 from colm_jax.parallel import batch_sharding_of
 
 TURNS = 16  # of one scan, and steps of the base in it: how often the host looks
-AT_ONCE = 2048  # tokens that a model reads in one pass between two scans, of several texts
+AT_ONCE = 512  # tokens that a model reads in one pass between two scans, of several texts
 _SMALLEST = 64  # positions of a slot
 _LOOKED_AT = ("tokens", "lengths", "finish", "sources", "p_defer", "threshold", "calls", "watch")
 
@@ -96,7 +96,7 @@ def pass_sizes(strategy: Strategy, batch: int) -> tuple[PassSize, ...]:
     if strategy.calls != "deferred":
         return (PassSize(batch, 1),)  # an expert that reads every token has one to read
     first = PassSize(2, 2) if batch == 1 else PassSize(batch, 1)
-    return (first, *(PassSize(times * max(batch, 4), 4 * times) for times in (2, 8)))
+    return (first, *(PassSize(times * max(batch, 4), 4 * times) for times in (2, 4, 8)))
 
 
 class Engine:
@@ -234,7 +234,7 @@ class _Running:
     def advance(self, steps: int) -> None:
         """One scan, and what experts have to read before the next."""
         self.state = run_turns(self._graphs, self._loop, self._models, self.state, jnp.int32(steps))
-        if self._models.experts:
+        if np.asarray(self.state.asking.experts).any():
             asked = np.asarray(distant(self.state, self._loop.reach))
             for expert in range(asked.shape[1]):
                 if asked[:, expert].any():

@@ -50,6 +50,14 @@ def _writer(step: Step) -> Int[Array, "B"]:
     return jnp.where(step.deferred, 1 + jnp.argmax(step.gate, axis=-1), 0)
 
 
+def _of_writer(step: Step, writer: Int[Array, "B"]) -> Float[Array, "B V"]:
+    """The logits of each text's writer."""
+    logits = step.base
+    for m, expert in enumerate(step.experts):
+        logits = jnp.where((writer == m + 1)[:, None], expert, logits)
+    return logits
+
+
 def called(strategy: Strategy, step_gate: Float[Array, "B M"], deferred: Bool[Array, "B"], expert: int):
     """[B] bool: whether this expert (0-based) must read, for each sequence."""
     if strategy.calls == "never":
@@ -61,8 +69,7 @@ def called(strategy: Strategy, step_gate: Float[Array, "B M"], deferred: Bool[Ar
 
 def _defer(step: Step) -> Choice:
     writer = _writer(step)
-    logits = jnp.stack([step.base, *step.experts])
-    return jnp.take_along_axis(logits, writer[None, :, None], axis=0)[0], writer
+    return _of_writer(step, writer), writer
 
 
 def _compose(step: Step) -> Choice:
@@ -84,11 +91,11 @@ def _expert(step: Step) -> Choice:
 
 
 def _confidence(step: Step) -> Choice:
-    models = jnp.stack([step.base, *step.experts])
-    top = jnp.max(jax.nn.log_softmax(models, axis=-1), axis=-1)  # [M+1, B]
+    models = (step.base, *step.experts)
+    top = jnp.stack([jnp.max(jax.nn.log_softmax(model, axis=-1), axis=-1) for model in models])  # [M+1, B]
     expert = 1 + jnp.argmax(top[1:], axis=0)
     writer = jnp.where(jnp.max(top[1:], axis=0) >= top[0], expert, 0)  # a tie goes to the expert
-    return jnp.take_along_axis(models, writer[None, :, None], axis=0)[0], writer
+    return _of_writer(step, writer), writer
 
 
 def _difference(high: Float[Array, "B V"], low: Float[Array, "B V"], high_factor: float, low_factor: float):
