@@ -1,26 +1,60 @@
-"""Every gin file under configs/ parses and gives valid settings."""
+"""Every gin file under configs/ gives valid settings, and says what its reader wants to know."""
 
+import re
 from pathlib import Path
 
-import gin
 import pytest
 
-from colm_jax.calibration.threshold import Calibration
-from colm_jax.cli import gin_edge
-from colm_jax.training.config import Training
-from colm_jax.training.gate_fit import GateInit
+from colm_jax.cli import commands, gin_edge
+from colm_jax.cli.main import main
+from colm_jax.sweep.config import Sweep
+from colm_jax.sweep.trials import make_trials
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.gin"))
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = {folder: sorted((CONFIGS / folder).glob("*.gin")) for folder in ("runs", "methods", "data", "sweeps")}
+GIVEN = ["--base", "base", "--expert", "expert", "--data", "train.jsonl"]  # what a run file may leave to flags
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_config_loads(path):
+def named(folder):
+    return pytest.mark.parametrize("path", FILES[folder], ids=lambda path: path.stem)
+
+
+@named("runs")
+def test_a_run_file_is_a_valid_run(path, capsys):
+    bound = gin_edge_reads(path)
+    missing = [flag for flag in GIVEN[::2] if ("Run", {"expert": "experts"}.get(flag[2:], flag[2:])) not in bound]
+    flags = [part for flag, value in zip(GIVEN[::2], GIVEN[1::2]) if flag in missing for part in (flag, value)]
+    assert main(["config", "--gin_file", str(path), *flags]) == 0
+    assert "Run.base = " in capsys.readouterr().out
+
+
+def gin_edge_reads(path):
     gin_edge.parse([str(path)], [])
-    for kind in (Training, GateInit, Calibration):
-        gin_edge.make(kind)
-    assert gin.config_str().strip()
-    gin.clear_config()
+    return set(gin_edge.bound())
+
+
+@pytest.mark.parametrize("word", ["colm run", "CPU|chip|GPU", "minute|hour|[Nn]ot run", "[Oo]ften overridden"])
+@named("runs")
+def test_a_run_file_opens_with_what_its_reader_wants_to_know(path, word):
+    comment = re.match(r"(#.*\n)+", path.read_text())
+    assert comment and re.search(word, comment[0]), f"{path.name} does not say {word!r} in its first lines"
+
+
+@named("methods")
+def test_a_method_goes_with_every_pair(path, capsys):
+    for run in FILES["runs"]:
+        files = [f"--gin_file={run}", f"--gin_file={path}"]
+        assert main(["config", *files, *GIVEN]) == 0, run
+
+
+@named("sweeps")
+def test_a_sweep_file_gives_valid_trials(path):
+    gin_edge.parse([str(path)], [])
+    trials = make_trials(gin_edge.make(Sweep), [path.parent])
+    assert len(trials) > 1
+    for trial in trials:
+        assert commands._state_of(trial, [str(path)], [], Path("out")).command[0] == "run"
 
 
 def test_there_are_configs():
-    assert CONFIGS
+    assert all(FILES.values())

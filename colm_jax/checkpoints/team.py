@@ -98,7 +98,8 @@ def load_base(
     if kernel is None or kernel.ndim != 2 or kernel.shape[1] != decoder.config.width:
         found = {name: list(tensor.shape) for name, tensor in tensors.items()}
         raise UserError(f"{path}: needs 'gate.weight' of shape [experts, {decoder.config.width}], holds {found}")
-    return Base(decoder, make_gate(kernel.T), tokenizer, directory, facts, tensors.get("defer_embedding"))
+    gate = make_gate(kernel.T) if len(kernel) else None  # a model that was trained alone has no one to call
+    return Base(decoder, gate, tokenizer, directory, facts, tensors.get("defer_embedding"))
 
 
 def load_expert(

@@ -3,8 +3,9 @@
 import argparse
 import itertools
 import json
+import shlex
 import shutil
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from colm_jax.checkpoints.describe import describe, describe_pair
 from colm_jax.checkpoints.directory import read_json, resolve, write_json
 from colm_jax.checkpoints.huggingface import match_tensors, read_config
 from colm_jax.checkpoints.team import load_base, load_expert, save_reference
-from colm_jax.cli.gin_edge import make, operative
+from colm_jax.cli.gin_edge import make, operative, parse
 from colm_jax.data.records import encode_examples, read_jsonl, stream_records
 from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
@@ -38,6 +39,9 @@ from colm_jax.pipeline.files import write_answers, write_text
 from colm_jax.pipeline.run import Run
 from colm_jax.pipeline.stage import Stage, hash_file, hash_model
 from colm_jax.scoring import score_to_directory
+from colm_jax.sweep.config import Sweep
+from colm_jax.sweep.runner import State, trial_command, trial_key
+from colm_jax.sweep.trials import Trial
 from colm_jax.team import CoLM
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
@@ -63,12 +67,13 @@ def _mesh(flags: Flags) -> jax.sharding.Mesh:
     return make_mesh(*(_mesh_sizes(flags) or (1, 1, 1)))
 
 
-def _run(flags: Flags, **more: Any) -> Run:
+def _config(flags: Flags, **more: Any) -> RunConfig:
+    """A run's settings from flags and gin."""
     training = make(Training, objective=flags.objective, trainable=flags.trainable, seed=flags.seed, lora=make(Lora))
-    config = make(
+    return make(
         RunConfig,
         base=flags.base,
-        experts=tuple(flags.expert),
+        experts=None if flags.expert is None else tuple(flags.expert),
         data=flags.data,
         dtype=flags.dtype,
         expert_dtype=flags.expert_dtype,
@@ -80,7 +85,12 @@ def _run(flags: Flags, **more: Any) -> Run:
         calibration=make(Calibration),
         **more,
     )
-    return Run(config, flags.out)
+
+
+def _write_config(out: Path) -> None:
+    """The run's settings, for the same run again: `colm run --gin_file OUT/operative_config.gin`."""
+    if is_first():
+        write_text(out / "operative_config.gin", operative())
 
 
 def check_new_file(path: str) -> Path:
@@ -93,9 +103,8 @@ def check_new_file(path: str) -> Path:
 
 
 def _make_team(pipeline: Run) -> None:
+    _write_config(pipeline.out)
     pipeline.make_team()
-    if is_first():
-        write_text(pipeline.out / "operative_config.gin", operative())
     console.errors.print(f"team: {pipeline.out / 'team'}")
 
 
@@ -116,14 +125,69 @@ def demo(flags: Flags) -> None:
 
 def run(flags: Flags) -> None:
     """The whole pipeline."""
-    pipeline = _run(flags, dev=flags.dev, test=flags.test, task=flags.task)
+    config = _config(flags, dev=flags.dev, test=flags.test, task=flags.task)
+    pipeline = Run(config, flags.out, None if flags.store is None else Path(flags.store))
+    _write_config(pipeline.out)
     pipeline.all(flags.until)
-    write_text(Path(flags.out) / "operative_config.gin", operative())
+
+
+def config(flags: Flags) -> None:
+    """The settings of a run, printed; nothing is read but the gin files, and nothing is written."""
+    _config(flags, dev=flags.dev, test=flags.test, task=flags.task)
+    make(Correction)
+    print(operative(places=not flags.bare), end="")
+
+
+def sweep(flags: Flags) -> dict[str, Any] | None:
+    """Many runs that differ in a few settings."""
+    from colm_jax.sweep.sweep import run_sweep, run_trial
+    from colm_jax.sweep.trials import make_trials
+
+    files, bindings = flags.gin
+    parse(files, bindings)
+    settings, out = make(Sweep, parallel=flags.parallel), Path(flags.out)
+    trials = make_trials(settings, [Path(file).parent for file in files])
+    if flags.trial is not None:
+        trials = [trial for trial in trials if trial.name == flags.trial]
+        if not trials:
+            raise UserError(f"--trial {flags.trial}: no such trial; --commands lists them")
+    if flags.commands:
+        gin = [*(f"--gin_file={file}" for file in files), *(f"--gin.{binding}" for binding in bindings)]
+        for trial in trials:
+            print(shlex.join(["colm", "sweep", *gin, "--out", flags.out, "--trial", trial.name]))
+        return None
+    states = [_state_of(trial, files, bindings, out) for trial in trials]  # all are checked before any begins
+    if flags.trial is not None:
+        return run_trial(states[0], settings)
+    return run_sweep(states, settings, out, " ".join(Path(file).stem for file in files) or "sweep")
+
+
+def _state_of(trial: Trial, files: list[str], bindings: list[str], out: Path) -> State:
+    """A trial, checked, with the hash of its settings and of what it reads.
+
+    Raises:
+      UserError: naming the trial: settings that no run could have.
+    """
+    try:
+        parse([*files, *map(str, trial.files)], [*bindings, *trial.bindings])
+        none = dict.fromkeys("base expert data dtype expert_dtype mesh expert_mesh expert_scores".split())
+        config = _config(Flags(**none, objective=None, trainable=None, seed=None))
+    except UserError as error:
+        raise UserError(f"trial {trial.name}: {error}") from None
+    models = [Path(model) for model in (config.base, *config.experts)]
+    data = [Path(file) for file in (config.data, config.dev, config.test) if file is not None]
+    inputs = {str(path): _model_digest(path) for path in models if path.is_dir()}
+    inputs |= {str(path): _file_digest(path) for path in data if path.is_file()}
+    command = trial_command(trial, files, bindings, out)
+    return State(trial, out / "trials" / trial.name, trial_key(operative(), inputs), command)
+
+
+_model_digest, _file_digest = cache(hash_model), cache(hash_file)  # trials read the same
 
 
 def train(flags: Flags) -> None:
     """The pipeline up to the trained team."""
-    _make_team(_run(flags))
+    _make_team(Run(_config(flags), flags.out))
 
 
 def refresh(flags: Flags) -> None:
@@ -139,7 +203,8 @@ def refresh(flags: Flags) -> None:
         "expert_scores": "cached",
         "seed": None,
     }
-    _make_team(_run(Flags(**{**vars(flags), **training}), dev=flags.dev, task=flags.task))
+    config = _config(Flags(**{**vars(flags), **training}), dev=flags.dev, task=flags.task)
+    _make_team(Run(config, flags.out))
 
 
 def score(flags: Flags) -> dict[str, Any]:

@@ -35,19 +35,21 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    def team(sub: argparse.ArgumentParser, expert_required: bool) -> None:
-        sub.add_argument("--base", required=True, metavar="MODEL", help="Hugging Face directory, team, or Hub name")
-        experts(sub, expert_required)
+    def team(sub: argparse.ArgumentParser, expert_required: bool, bound: bool = False) -> None:
+        text = "Hugging Face directory, team, or Hub name" + (" (or bind Run.base)" if bound else "")
+        sub.add_argument("--base", required=not bound, metavar="MODEL", help=text)
+        experts(sub, expert_required, bound)
         sub.add_argument("--dtype", choices=_DTYPES, help="of weights, activations and caches (default float32)")
 
-    def experts(sub: argparse.ArgumentParser, expert_required: bool) -> None:
+    def experts(sub: argparse.ArgumentParser, expert_required: bool, bound: bool = False) -> None:
+        text = "repeat for several; default: those that the team names" if not expert_required else "repeatable"
         sub.add_argument(
             "--expert",
             "--expert2",
             action="append",
-            required=expert_required,
+            required=expert_required and not bound,
             metavar="MODEL",
-            help="repeat for several; default: those that the team names" if not expert_required else "repeatable",
+            help=f"{text} (or bind Run.experts)" if bound else text,
         )
         mesh(sub, "Run.mesh, 1,1,1" if expert_required else "1,1,1")
         expert_mesh(sub)
@@ -88,21 +90,48 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", default="colm-demo", metavar="DIR", help="default: colm-demo")
     sub.add_argument("--seed", type=int, default=0, help="of pair, problems and training (default 0)")
 
+    def whole_run(sub: argparse.ArgumentParser) -> None:
+        team(sub, expert_required=True, bound=True)
+        training(sub)
+        sub.add_argument("--data", metavar="FILE", help="training texts, JSONL (or bind Run.data)")
+        sub.add_argument("--dev", metavar="FILE", help="texts for calibration")
+        sub.add_argument("--test", metavar="FILE", help="texts for evaluation, JSONL or .txt (default: the dev file)")
+        sub.add_argument("--task", metavar="TASK", help=f"metric of answers: {_TASKS} (default: text only)")
+
     sub = command(
         "run",
         "Tokenise, score, label, fit the gate, train, calibrate, generate, evaluate, report; skips what is done.",
         "colm run --base small --expert large --data train.jsonl --dev dev.jsonl --out RUN",
     )
-    team(sub, expert_required=True)
-    training(sub)
-    sub.add_argument("--data", required=True, metavar="FILE", help="training texts, JSONL")
-    sub.add_argument("--dev", metavar="FILE", help="texts for calibration")
-    sub.add_argument("--test", metavar="FILE", help="texts for evaluation, JSONL or .txt (default: the dev file)")
-    sub.add_argument("--task", metavar="TASK", help=f"metric of answers: {_TASKS} (default: text only)")
+    whole_run(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="the run directory")
+    text = "keep the stages here, for runs that have stages in common; DIR then links to them (colm sweep does this)"
+    sub.add_argument("--store", metavar="DIR", help=text)
     # STAGES of pipeline.config, which would take seconds to import; a test compares them.
     stages = ("tokens", "score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
     sub.add_argument("--until", choices=stages, default="report", help="the last stage to run (default: report)")
+
+    sub = command(
+        "config",
+        "Every setting of a run, defaults too, as a gin file, and where each value comes from; nothing is run.",
+        "colm config --gin_file configs/runs/llama2_7b_llemma_34b_gsm8k.gin --gin_file configs/methods/weak.gin",
+    )
+    whole_run(sub)
+    sub.add_argument("--bare", action="store_true", help="without the comments")
+
+    sub = command(
+        "sweep",
+        "Many runs that differ in a few settings (Sweep.grid, points, random): stages in common are computed once, "
+        "trials that are done are not done again, results go to DIR/results.csv and DIR/report.",
+        "colm sweep --gin_file configs/sweeps/demo_rate.gin --out SWEEP\n"
+        "         colm sweep --gin_file configs/sweeps/demo_rate.gin --out SWEEP --commands > trials.txt",
+    )
+    sub.add_argument("--out", required=True, metavar="DIR", help="of results, trials and their stages")
+    text = "trials at a time, if memory allows (default: half the cores; 1 where there is an accelerator)"
+    sub.add_argument("--parallel", type=int, metavar="N", help=text)
+    text = "print the command of each trial, to be run as a job of a cluster; afterwards, this command collects"
+    sub.add_argument("--commands", action="store_true", help=text)
+    sub.add_argument("--trial", metavar="NAME", help="run this trial alone, and write no results but its own")
 
     sub = command(
         "score",
@@ -123,9 +152,9 @@ def _parser() -> argparse.ArgumentParser:
         "Train a gate (and its base) for a pair; the team is written to DIR/team.",
         "colm train --base small --expert large --data train.jsonl --out RUN --trainable gate",
     )
-    team(sub, expert_required=True)
+    team(sub, expert_required=True, bound=True)
     training(sub)
-    sub.add_argument("--data", required=True, metavar="FILE")
+    sub.add_argument("--data", metavar="FILE", help="training texts, JSONL (or bind Run.data)")
     sub.add_argument("--out", required=True, metavar="DIR")
     distributed(sub)
 
@@ -317,8 +346,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = benches.add_parser(
         "decode",
         help=summary,
-        description=f"{summary}\nA random pair; which tokens are deferred is forced. Takes over nine minutes on 2 CPU "
-        "cores. PyTorch is compared\non the CPU, where it is installed; its CPU build is enough.",
+        description=f"{summary}\nA random pair; which tokens are deferred is forced. Takes about a quarter of an hour"
+        " on 2 CPU cores. PyTorch is compared\non the CPU, where it is installed; its CPU build is enough.",
         epilog=f"example: colm bench decode --repeats 5\nsizes: --gin.DecodeBench.expert_width=512, and vocab_size, "
         f"base_width, base_depth, base_heads, base_ff,\nexpert_depth, expert_heads, expert_ff, seed\n\n{_GIN}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -363,7 +392,7 @@ def _main(arguments: list[str]) -> int:
         rest = arguments
     passed_on = rest[1:] if rest[:1] == ["lm_eval"] else []  # another program's flags
     flags = _parser().parse_args(rest[:1] if passed_on else rest)
-    flags.passed_on = passed_on
+    flags.passed_on, flags.gin = passed_on, (files, bindings)
     from colm_jax.cli import commands, gin_edge
     from colm_jax.parallel import is_first, join
     from colm_jax.pipeline import console
@@ -380,7 +409,7 @@ def _main(arguments: list[str]) -> int:
             print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)
         except BrokenPipeError:  # whoever reads has seen enough (colm inspect MODEL | head)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return 1 if result is not None and result.get("failed") else 0
 
 
 if __name__ == "__main__":

@@ -67,10 +67,11 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
         training=replace(TRAINING, seed=seed),
         calibration=Calibration(rates=RATES, max_new_tokens=NEW_TOKENS),
     )
-    colm = Run(config, out / "colm")
-    weak = Run(replace(config, training=replace(config.training, objective="weak")), out / "weak", colm.out)
+    store = out / "stages"  # where the three runs have stages in common
+    colm = Run(config, out / "colm", store)
+    weak = Run(replace(config, training=replace(config.training, objective="weak")), out / "weak", store)
     plain = replace(config, dev=None, training=replace(config.training, objective="sft"))
-    tuned = Run(plain, out / "sft", colm.out)
+    tuned = Run(plain, out / "sft", store)
     teams = {"colm": colm.make_team()[0], "weak": weak.make_team()[0], "sft": tuned.make_team()[0]}
 
     answers = Stage("answers", out / "answers")

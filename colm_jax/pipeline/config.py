@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.checkpoints.team import EXPERT_DTYPES
+from colm_jax.decoding.strategies import STRATEGIES, find_strategy
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import find_task
 from colm_jax.training.config import Training
@@ -12,6 +13,7 @@ from colm_jax.training.gate_fit import GateInit
 
 EXPERT_SCORES = ("cached", "online")
 STAGES = ("tokens", "score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
+UNTRAINED = "untrained"  # beside the decoding strategies: the base as it was given, alone
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class RunConfig:
     expert_mesh: tuple[int, int, int] | None = None  # of the experts, over the same devices; None: as mesh
     expert_scores: str = "cached"  # made once, beforehand; "online": in every training step
     length: int = 2048  # longest training text, at most the context
+    # Who answers the test prompts, the report's own answers first: decoding strategies of the trained team, and
+    # "untrained", the base as it was given, which is also the third model of "proxy". (): defer, base, expert, random.
+    strategies: tuple[str, ...] = ()
+    random_rate: float | None = None  # of strategy "random"; None: as often as "defer" defers
     max_new_tokens: int = 96
     prompt_tokens: int = 32  # where test lines have no prompt: their first tokens serve as one
     batch_size: int = 32  # of decoding
@@ -56,10 +62,43 @@ class RunConfig:
             raise UserError(f"profile_steps must be the first and the last step, as in (10, 12), got {steps!r}")
         if self.report_answers < 1:
             raise UserError(f"report_answers must be at least 1, got {self.report_answers!r}")
-        if not self.experts:
-            raise UserError("a run needs at least one --expert")
+        if not self.experts and self.training.objective != "sft":
+            raise UserError("experts: a run needs at least one --expert; only --objective sft trains a model alone")
+        if self.random_rate is not None and not 0 <= self.random_rate <= 1:
+            raise UserError(f"random_rate must be from 0 to 1, got {self.random_rate}")
+        self._check_strategies()
         if self.training.trainable != "gate":  # which is fitted to all texts at once
             self.training.check_split(self.mesh[0] * self.mesh[1])
+
+    @property
+    def answered_by(self) -> tuple[str, ...]:
+        """`strategies`, decided."""
+        if self.strategies:
+            return self.strategies
+        if not self.experts:
+            return ("base", UNTRAINED)
+        alone = len(self.experts) == 1  # random deferral has no gate to choose among several
+        return ("defer", "base", "expert", *(["random"] if alone else []))
+
+    @property
+    def obeys_threshold(self) -> bool:
+        """Whether any of the strategies looks at the gate, for which it is calibrated."""
+        return any(STRATEGIES[name].needs_gate for name in self.answered_by if name in STRATEGIES)
+
+    def _check_strategies(self) -> None:
+        """Refuses what the team of this run could not follow."""
+        for name in self.answered_by:
+            if name == "proxy" and len(self.experts) != 1:
+                raise UserError("strategies: proxy takes one expert, and the base before its training as third model")
+            if name not in ("proxy", UNTRAINED):
+                find_strategy(name, len(self.experts), has_gate=True)
+        if "random" in self.answered_by and self.random_rate is None:
+            order = [name for name in self.answered_by if name in ("defer", "random")]
+            if order[0] != "defer":
+                raise UserError(
+                    "strategies: random defers as often as defer does, which must stand before it; or bind "
+                    "Run.random_rate"
+                )
 
     @property
     def online(self) -> bool:
@@ -69,7 +108,7 @@ class RunConfig:
     @property
     def gate_solver(self) -> str:
         """How the gate starts, decided."""
-        return self.gate_init.solver or ("zero" if self.online else "newton")
+        return self.gate_init.solver or ("zero" if self.online or not self.experts else "newton")
 
     def _check_online(self) -> None:
         """Refuses what needs scores that an online run does not make."""

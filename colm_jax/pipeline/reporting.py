@@ -79,7 +79,7 @@ def study_answers(run: "Run", team: Stage, generated: Stage) -> Stage:
     assert split is not None  # there are answers
 
     def work(directory: Path) -> None:
-        answers = read_generations(generated.directory / "defer.jsonl", run.team)[:count]
+        answers = read_generations(_answers_file(run, generated), run.team)[:count]
         examples = run.examples(split)
         with console.bar("asking again") as bar:
             ids = [str(i) for i in range(len(answers))]
@@ -87,6 +87,11 @@ def study_answers(run: "Run", team: Stage, generated: Stage) -> Stage:
 
     inputs = {"team": team.digest, "generate": generated.digest, "test": run.hashes[split]}
     return run._do("study", inputs, {"answers": count}, work)
+
+
+def _answers_file(run: "Run", generated: Stage) -> Path:
+    """The answers that the report shows, by the first strategy."""
+    return generated.directory / f"{run.config.answered_by[0]}.jsonl"
 
 
 def write_report(run: "Run", calibrated: Stage | None, generated: Stage, evaluated: Stage, studied: Stage) -> None:
@@ -123,7 +128,7 @@ def _contents(run: "Run", calibrated: Stage | None, generated: Stage, evaluated:
     models = [("base", texts["base"]), *((f"expert {m + 1}", v) for m, v in enumerate(texts["experts"]))]
     models += [("fixed mixture", texts["uniform"]), ("per-token oracle", texts["oracle"]), ("team", texts["team"])]
     tables = []
-    written = read_generations(generated.directory / "defer.jsonl", run.team)
+    written = read_generations(_answers_file(run, generated), run.team)
     if "task" in result:
         tables.append(_task_table(result, len(written)))
     tables.append(
@@ -151,7 +156,7 @@ def _contents(run: "Run", calibrated: Stage | None, generated: Stage, evaluated:
         ("training texts", counts(run.stage("tokens").directory)),
         ("objective", f"{run.config.training.objective}, trainable: {run.config.training.trainable}"),
         ("threshold", f"{run.threshold():.4f}"),
-        ("answers shown", f"{len(answers):,} of {len(written):,} (generate/defer.jsonl)"),
+        ("answers shown", f"{len(answers):,} of {len(written):,} (generate/{_answers_file(run, generated).name})"),
     )
     return Report(
         title="Co-LLM run",
@@ -183,17 +188,23 @@ def _task_table(result: dict[str, Any], answers: int) -> Table:
 def _answers(run: "Run", split: str, generated: Stage, written: list[Generation], study: Study) -> tuple[Answer, ...]:
     """The team's answers, graded where there is a task, beside what the base writes alone."""
     count = len(written)
-    alone = [a.text for a in read_generations(generated.directory / "base.jsonl", run.team)[:count]]
+    path = generated.directory / "base.jsonl"
+    alone: list[str | None] = [None] * count
+    if path.exists():
+        alone = [answer.text for answer in read_generations(path, run.team)[:count]]
     references: list[str | None] = [None] * count
     grades: list[tuple[bool | None, bool | None]] = [(None, None)] * count
-    if run.config.task is not None:
+    task = run.config.task
+    if task is not None:
         right = [reference_of(record, where) for where, record in run.records[split][:count]]
         nobody: list[list[int]] = [[]] * count
-        ours, base = (
-            score_answers(run.config.task, texts, right, nobody, [0] * count).correct
-            for texts in ([a.text for a in written], alone)
-        )
-        references, grades = [*right], list(zip(ours, base))
+
+        def graded(texts: list[str]) -> Sequence[float]:
+            return score_answers(task, texts, right, nobody, [0] * count).correct
+
+        ours, base = graded([a.text for a in written]), graded([text or "" for text in alone])
+        references = [*right]
+        grades = [(own, None if text is None else other) for own, other, text in zip(ours, base, alone)]
     return tuple(
         answer_for_report(run.team, answer, references[i], grades[i][0], alone[i], grades[i][1], study.views[str(i)])
         for i, answer in enumerate(written)

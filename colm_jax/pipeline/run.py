@@ -17,7 +17,7 @@ from colm_jax.calibration.threshold import calibrate, prompt_of
 from colm_jax.checkpoints.card import model_card
 from colm_jax.checkpoints.directory import revision, write_json
 from colm_jax.checkpoints.huggingface import read_config
-from colm_jax.checkpoints.team import load_base, make_gate, save_team
+from colm_jax.checkpoints.team import Base, load_base, make_gate, save_team
 from colm_jax.data.records import Examples
 from colm_jax.data.tokenizer import vocabulary_digest
 from colm_jax.data.tokens import counts, open_tokens, tokenise
@@ -27,10 +27,10 @@ from colm_jax.generation import Settings
 from colm_jax.labels import weak_labels
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline import console
-from colm_jax.pipeline.config import STAGES, RunConfig
+from colm_jax.pipeline.config import STAGES, UNTRAINED, RunConfig
 from colm_jax.pipeline.files import link, save_array, write_answers, write_text
 from colm_jax.pipeline.inputs import Inputs
-from colm_jax.pipeline.stage import Stage
+from colm_jax.pipeline.stage import Stage, run_in_store
 from colm_jax.scoring import Scores, hidden_to_directory, load_scores, open_hidden, score_to_directory
 from colm_jax.team import CoLM
 from colm_jax.training.gate_fit import Fit, initial_gate, train_gate
@@ -41,30 +41,31 @@ from colm_jax.training.trainer import train
 class Run(Inputs):
     """A run directory and the stages in it."""
 
-    def __init__(self, config: RunConfig, out: str | Path, shared: Path | None = None):
+    def __init__(self, config: RunConfig, out: str | Path, store: Path | None = None):
         """Checks every input (see `Inputs`) before anything is computed or written.
 
         Args:
           config: what to run.
           out: the run directory.
-          shared: a run directory of the same models and data whose tokens, scores, labels, hidden states and gate
-            serve here too.
+          store: where the stages themselves are kept, for runs that have stages in common: one whose inputs and
+            settings equal another run's is done once. The run directory then links to them.
 
         Raises:
           UserError: a file or model that cannot be used, tokenizers that disagree.
         """
         super().__init__(config)
-        self.out = Path(out)
-        self.shared = self.out if shared is None else shared
+        self.out, self.store = Path(out), store
 
     def stage(self, name: str) -> Stage:
-        """A stage by name; tokens, scores, labels, hidden states and the gate's start may be another run's."""
-        common = name.startswith("scores/") or name in ("tokens", "labels", "hidden", "gate")
-        return Stage(name, (self.shared if common else self.out) / name)
+        """A stage by name."""
+        return Stage(name, self.out / name)
 
     def _do(self, name: str, inputs: dict[str, str], settings: Any, work) -> Stage:
         stage = self.stage(name)
-        worked = stage.run(inputs, settings, work)
+        if self.store is None:
+            worked = stage.run(inputs, settings, work)
+        else:
+            worked = run_in_store(stage, self.store, inputs, settings, work)
         console.errors.print(f"[bold]{name}[/]: {'done' if worked else 'nothing to do'}")
         return stage
 
@@ -124,9 +125,10 @@ class Run(Inputs):
         return [self._scores(f"expert-{m + 1}") for m in range(len(self.config.experts))]
 
     def labels(self, scores: Sequence[Stage]) -> Stage | None:
-        """Weak labels at every position of the training texts; None where experts score online and none are read."""
+        """Weak labels at every position of the training texts; None without experts, or where they score online and
+        no label is read."""
         method = self.config.gate_init.label_method
-        if self.config.online and self.config.gate_solver == "zero":
+        if not self.config.experts or (self.config.online and self.config.gate_solver == "zero"):
             return None
 
         def work(directory: Path) -> None:
@@ -267,14 +269,28 @@ class Run(Inputs):
         }
 
     @cached_property
+    def trained(self) -> Base:
+        """The base as it was trained, with its gate."""
+        return load_base(self.out / "train" / "team", self.config.dtype, self.mesh, stacked=False)
+
+    @cached_property
     def team(self) -> CoLM:
         """The trained team."""
-        trained = load_base(self.out / "train" / "team", self.config.dtype, self.mesh, stacked=False)
-        return CoLM(trained, self.experts, self.expert_tokenizers, self.mesh)
+        return CoLM(self.trained, self.experts, self.expert_tokenizers, self.mesh)
+
+    def _answerer(self, strategy: str) -> tuple[CoLM, str]:
+        """Who answers under one of the configuration's strategies, and the decoding strategy that they follow."""
+        if strategy not in (UNTRAINED, "proxy"):
+            return self.team, strategy
+        given = load_base(self.base_directory, self.config.dtype, self.mesh, stacked=False)
+        if strategy == UNTRAINED:
+            return CoLM(given, [], [], self.mesh), "base"
+        experts, tokenizers = [*self.experts, given.decoder], [*self.expert_tokenizers, self.tokenizer]
+        return CoLM(self.trained, experts, tokenizers, self.mesh), strategy
 
     def calibrate(self, trained: Stage) -> Stage | None:
-        """The threshold, and the team directory that holds it; None without a dev file."""
-        if "dev" not in self.records:
+        """The threshold, and the team directory that holds it; None without a dev file or a strategy that obeys it."""
+        if "dev" not in self.records or not self.config.obeys_threshold:
             return None
 
         def work(directory: Path) -> None:
@@ -332,33 +348,35 @@ class Run(Inputs):
         ]
 
     def generate(self, team: Stage) -> Stage | None:
-        """Answers to the test prompts at the threshold, and of base, expert and random deferral to compare with."""
+        """Answers to the test prompts under every strategy of the configuration, at the threshold where one counts."""
         split = self.test_split
         if split is None:
             return None
+        strategies = self.config.answered_by
 
         def work(directory: Path) -> None:
             prompts = self._prompts(split)
-            rate = 0.0
-            alone = len(self.experts) == 1  # random deferral has no gate to choose among several
-            for strategy in ("defer", "base", "expert", *(["random"] if alone else [])):
-                path = directory / f"{strategy}.jsonl"
+            names = [str(i) for i in range(len(prompts))]
+            rate = self.config.random_rate or 0.0
+            for name in strategies:
+                path = directory / f"{name}.jsonl"
                 if not path.exists():
-                    with console.bar(f"generating: {strategy}", len(prompts)) as bar:
+                    answerer, strategy = self._answerer(name)
+                    with console.bar(f"generating: {name}", len(prompts)) as bar:
                         settings = Settings(
                             self.threshold(),
                             rate=rate,
                             max_new_tokens=self.config.max_new_tokens,
                             batch_size=self.config.batch_size,
                         )
-                        names = [str(i) for i in range(len(prompts))]
-                        write_answers(path, self.team, prompts, names, settings, strategy, team.digest, progress=bar.to)
-                if strategy == "defer":
+                        write_answers(path, answerer, prompts, names, settings, strategy, team.digest, progress=bar.to)
+                if name == "defer" and self.config.random_rate is None:
                     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
                     shares = [np.mean(np.array(line["sources"]) > 0) for line in lines if line["sources"]]
                     rate = float(np.mean(shares)) if shares else 0.0
 
-        settings = {k: getattr(self.config, k) for k in ("max_new_tokens", "prompt_tokens")}
+        settings = {k: getattr(self.config, k) for k in ("max_new_tokens", "prompt_tokens", "random_rate")}
+        settings |= {"strategies": strategies}
         return self._do("generate", {"team": team.digest, "test": self.hashes[split]}, settings, work)
 
     def evaluate(self, team: Stage, generated: Stage | None) -> Stage | None:
@@ -374,17 +392,21 @@ class Run(Inputs):
                 reference = find_task(self.config.task).reference
                 references = [reference(record, where) for where, record in self.records[split]]
                 result["task"] = {"name": self.config.task}
-                for path in sorted(generated.directory.glob("*.jsonl")):
+                grades: dict[str, Sequence[float]] = {}
+                for name in self.config.answered_by:
+                    path = generated.directory / f"{name}.jsonl"
                     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
                     columns = [[line[key] for line in lines] for key in ("text", "sources", "expert_calls")]
                     score = score_answers(self.config.task, columns[0], references, columns[1], columns[2])
-                    result["task"][path.stem] = {
+                    grades[name] = score.correct
+                    result["task"][name] = {
                         "accuracy": score.accuracy,
                         "interval": score.interval,
                         "deferral_rate": score.deferral_rate,
                         "expert_calls": score.expert_calls,
                         **score.measures,
                     }
+                write_json(directory / "grades.json", grades)
             write_json(directory / "evaluation.json", result)
 
         inputs = {"team": team.digest, "generate": generated.digest, "test": self.hashes[split]}

@@ -5,10 +5,13 @@ the files written. It holds no times, so that a run that was stopped and went on
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -161,6 +164,49 @@ class Stage:
         hashes = {name: hash_file(self.directory / name) for name in files}
         write_json(self.directory / MANIFEST, {**request, "packages": packages, "files": hashes})
         (self.directory / STARTED).unlink()
+
+
+def run_in_store(stage: Stage, store: Path, inputs: Mapping[str, str], settings: Any, work) -> bool:
+    """`Stage.run` where several runs share their stages. Returns whether it worked.
+
+    The stage's files lie under `store`, in a directory named by a hash of inputs and settings, and the stage's own
+    directory is a link to it. Of runs that want the same stage at the same time one works, and the others wait.
+
+    Raises:
+      UserError: as `Stage.run`; the stage's directory stands there and is no link; a file system without locks.
+    """
+    request = _request(stage.name, inputs, settings)
+    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
+    stored = Stage(stage.name, store / stage.name / key)
+    with _locked(stored.directory.with_suffix(".lock")) if is_first() else nullcontext():
+        worked = stored.run(inputs, settings, work)
+    on_first(lambda: _link(stage.directory, stored.directory))
+    return worked
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone with what the file stands for; whoever comes later waits. The lock ends with the process that holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(
+                f"{path}: the file system has no locks ({error.strerror}); use another for --store"
+            ) from None
+        yield
+
+
+def _link(link: Path, target: Path) -> None:
+    """Makes `link` a relative link to `target`."""
+    if link.is_dir() and not link.is_symlink():
+        raise UserError(f"{link}: is a stage of a run that shares none; name another directory")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    beside = link.with_name(link.name + ".tmp")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()), target_is_directory=True)
+    beside.replace(link)
 
 
 _REQUEST = ("schema", "stage", "inputs", "settings")

@@ -1,0 +1,222 @@
+"""What a sweep found: a row a trial and strategy, means over repeats, the best against the runner-up, plots."""
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from colm_jax.checkpoints.directory import read_json
+from colm_jax.evaluation.compare import Difference, paired_bootstrap
+from colm_jax.report.contents import Bars, Cell, Curve, Plot, Report, Table
+from colm_jax.sweep.config import Sweep
+from colm_jax.sweep.runner import State
+from colm_jax.sweep.trials import FILE, shown
+
+_TEXT = "text"  # the strategy's name where answers have no task
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one strategy scored in one trial."""
+
+    state: State
+    strategy: str
+    measures: dict[str, float]
+    grades: tuple[float, ...]  # of each answer, where there is a task
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows that differ in nothing but repeats."""
+
+    axes: dict[str, Any]  # those that are no repeats
+    strategy: str
+    rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """What was tried, in words."""
+        parts = [
+            shown(key, value) if key == FILE else f"{key.rpartition('.')[2]} {shown(key, value)}"
+            for key, value in self.axes.items()
+        ]
+        return ", ".join([*parts, *([] if self.strategy == _TEXT else [self.strategy])])
+
+    def mean(self, measure: str) -> float:
+        """Over the repeats."""
+        return statistics.fmean(row.measures[measure] for row in self.rows)
+
+    def spread(self, measure: str) -> float | None:
+        """Standard deviation over the repeats; None of fewer than two."""
+        values = [row.measures[measure] for row in self.rows]
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+class Results:
+    """The finished trials of a sweep."""
+
+    def __init__(self, states: Sequence[State], sweep: Sweep):
+        """Reads what the trials wrote."""
+        self.states, self.sweep = states, sweep
+        self.rows = [row for state in states for row in _rows(state)]
+        has_task = any(row.strategy != _TEXT for row in self.rows)
+        self.metric = sweep.metric or ("accuracy" if has_task else "team")
+        self.minimise = (not has_task) if sweep.minimise is None else sweep.minimise
+        self.axes = tuple(states[0].trial.axes)
+
+    def groups(self) -> list[Group]:
+        """Trials and strategies, repeats taken together; the best first, those without the metric left out."""
+        found: dict[Any, list[Row]] = {}
+        for row in self.rows:
+            if self.metric in row.measures:
+                axes = {key: value for key, value in row.state.trial.axes.items() if key not in self.sweep.repeats}
+                found.setdefault((repr(axes), row.strategy), []).append(row)
+        groups = []
+        for (_, strategy), rows in found.items():
+            axes = {key: value for key, value in rows[0].state.trial.axes.items() if key not in self.sweep.repeats}
+            groups.append(Group(axes, strategy, tuple(rows)))
+        return sorted(groups, key=lambda group: group.mean(self.metric), reverse=not self.minimise)
+
+    def against_runner_up(self) -> Difference | None:
+        """The best group against the next, answer by answer over all repeats; None where they cannot be paired."""
+        groups = self.groups()
+        if len(groups) < 2 or self.metric != "accuracy":
+            return None
+        best, second = ([grade for row in group.rows for grade in row.grades] for group in groups[:2])
+        return paired_bootstrap(best, second) if best and len(best) == len(second) else None
+
+    def csv(self) -> str:
+        """results.csv: a line a trial and strategy; failed and waiting trials too."""
+        measures = sorted({name for row in self.rows for name in row.measures})
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["trial", "state", *self.axes, "strategy", *measures, "seconds"])
+        for state in self.states:
+            own = [row for row in self.rows if row.state is state]
+            axes = [_plain(value) for value in state.trial.axes.values()]
+            for row in own:
+                values = [row.measures.get(name, "") for name in measures]
+                writer.writerow([state.trial.name, state.state, *axes, row.strategy, *values, round(state.seconds, 1)])
+            if not own:
+                writer.writerow([state.trial.name, state.state, *axes, "", *[""] * len(measures), ""])
+        return file.getvalue()
+
+    def report(self, title: str) -> Report:
+        """Tables and a plot for each swept binding."""
+        done, failed = ([s for s in self.states if s.state == state] for state in ("done", "failed"))
+        facts = [
+            ("trials", f"{len(self.states)}: {len(done)} done, {len(failed)} failed"),
+            ("metric", f"{self.metric}, {'lower' if self.minimise else 'higher'} is better"),
+        ]
+        groups = self.groups()
+        if groups:
+            facts.append(("best", f"{groups[0].name}: {groups[0].mean(self.metric):.4f}"))
+        difference = self.against_runner_up()
+        if difference is not None:
+            text = (
+                f"{groups[1].name}: {difference.difference:+.4f}, 95 % interval {difference.low:+.4f} to "
+                f"{difference.high:+.4f}, p {difference.p:.4f}"
+            )
+            facts.append(("best against the next", text))
+        tables = [self._table(groups)] if groups else []
+        if failed:
+            rows = tuple((state.trial.name, state.attempts, state.error) for state in failed)
+            tables.append(Table("Failed", ("trial", "attempts", "why"), rows))
+        return Report(
+            title=title,
+            facts=tuple(facts),
+            tables=tuple(tables),
+            curves=tuple(plot for axis in self.axes if (plot := self._plot(axis)) is not None),
+            answers=(),
+            writers=("base",),
+        )
+
+    def _table(self, groups: Sequence[Group]) -> Table:
+        kept = [axis for axis in self.axes if axis not in self.sweep.repeats]
+        repeated = any(len(group.rows) > 1 for group in groups)
+        others = [name for name in ("deferral_rate", "expert_calls") if all(name in r.measures for r in self.rows)]
+        others = [name for name in others if name != self.metric]
+        columns = [*kept, "strategy", self.metric, *(["± sd", "repeats"] if repeated else []), *others]
+        rows: list[tuple[Cell, ...]] = []
+        for group in groups:
+            spread = group.spread(self.metric)
+            again: list[Cell] = [None if spread is None else round(spread, 4), len(group.rows)] if repeated else []
+            values: list[Cell] = [round(group.mean(name), 4) for name in others]
+            names = [shown(axis, group.axes[axis]) for axis in kept]
+            rows.append((*names, group.strategy, round(group.mean(self.metric), 4), *again, *values))
+        note = f"Means over {', '.join(self.sweep.repeats)}, with their standard deviation. " if repeated else ""
+        difference = self.against_runner_up()
+        if difference is not None:
+            note += "The best against the next: paired bootstrap over all answers of all repeats."
+        return Table(f"Trials by {self.metric}", tuple(columns), tuple(rows), note)
+
+    def _plot(self, axis: str) -> Plot | None:
+        """The metric against one binding, each strategy's mean over all else that is swept."""
+        values: dict[str, dict[Any, list[float]]] = {}
+        for row in self.rows:
+            if self.metric in row.measures:
+                value = _plain(row.state.trial.axes[axis])
+                values.setdefault(row.strategy, {}).setdefault(value, []).append(row.measures[self.metric])
+        kinds = list(dict.fromkeys(value for found in values.values() for value in found))
+        if len(kinds) < 2:
+            return None
+        title = f"{self.metric} by {axis}"
+        note = "Means over everything else that is swept."
+        if all(isinstance(kind, int | float) and not isinstance(kind, bool) for kind in kinds):
+            lines = {
+                strategy: sorted((float(x), statistics.fmean(y)) for x, y in found.items())
+                for strategy, found in values.items()
+            }
+            return Curve(title, axis, self.metric, lines, {}, note)
+        means = {
+            f"{shown(axis, kind)} {strategy}": statistics.fmean(found[kind])
+            for kind in kinds
+            for strategy, found in values.items()
+            if kind in found
+        }
+        top = max(1.0, *means.values())
+        bars = tuple((name, value / top, f"{value:.3f}") for name, value in means.items())
+        return Bars(title, self.metric if top == 1.0 else f"{self.metric} / {top:.3g}", bars, note)
+
+
+def _plain(value: Any) -> Any:
+    """A value that can stand in a table's cell and be a key."""
+    return value if isinstance(value, int | float | str | bool) else repr(value)
+
+
+def _rows(state: State) -> list[Row]:
+    if state.state != "done" or state.result is None:
+        return []
+    evaluation = state.result["evaluation"]
+    if "task" not in evaluation:
+        measures = {name: value for name, value in evaluation["text"].items() if isinstance(value, int | float)}
+        return [Row(state, _TEXT, measures, ())]
+    grades = read_json(state.directory / "evaluate" / "grades.json")
+    rows = []
+    for strategy, found in evaluation["task"].items():
+        if strategy != "name":
+            numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+            rows.append(Row(state, strategy, numbers, tuple(map(float, grades[strategy]))))
+    return rows
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """The sweep in a few numbers, for programs."""
+    groups = results.groups()
+    difference = results.against_runner_up()
+
+    def facts(group: Group) -> dict[str, Any]:
+        found = {"axes": group.axes, "strategy": group.strategy, "mean": group.mean(results.metric)}
+        return {**found, "sd": group.spread(results.metric), "trials": [row.state.trial.name for row in group.rows]}
+
+    return {
+        "trials": len(results.states),
+        "done": sum(state.state == "done" for state in results.states),
+        "failed": [state.trial.name for state in results.states if state.state == "failed"],
+        "metric": results.metric,
+        "best": facts(groups[0]) if groups else None,
+        "runner_up": facts(groups[1]) if len(groups) > 1 else None,
+        "difference": None if difference is None else difference.__dict__,
+    }
