@@ -40,11 +40,13 @@ def test_a_run_file_opens_with_what_its_reader_wants_to_know(path, word):
     assert comment and re.search(word, comment[0]), f"{path.name} does not say {word!r} in its first lines"
 
 
+PAIRS = [path for path in FILES["runs"] if path.stem != "stories_gate"]  # which set EXPERT
+
+
 @named("methods")
 def test_a_method_goes_with_every_pair(path, capsys):
-    for run in FILES["runs"]:
-        files = [f"--gin_file={run}", f"--gin_file={path}"]
-        assert main(["config", *files, *GIVEN]) == 0, run
+    for run in PAIRS:
+        assert main(["config", f"--gin_file={run}", f"--gin_file={path}"]) == 0, run
 
 
 @named("sweeps")
@@ -53,7 +55,8 @@ def test_a_sweep_file_gives_valid_trials(path):
     trials = make_trials(gin_edge.make(Sweep), [path.parent])
     assert len(trials) > 1
     for trial in trials:
-        assert commands._state_of(trial, [str(path)], [], Path("out")).command[0] == "run"
+        run = [] if "demo" in path.stem else [str(PAIRS[1])]
+        assert commands._state_of(trial, [*run, str(path)], [], Path("out")).command[0] == "run"
 
 
 def test_there_are_configs():

@@ -20,13 +20,14 @@ from colm_jax.checkpoints.directory import read_json, resolve, write_json
 from colm_jax.checkpoints.huggingface import match_tensors, read_config
 from colm_jax.checkpoints.team import load_base, load_expert, save_reference
 from colm_jax.cli.gin_edge import make, operative, parse
+from colm_jax.data.convert import convert as convert_records
 from colm_jax.data.records import encode_examples, read_jsonl, stream_records
 from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.schedule import check_threshold
 from colm_jax.errors import UserError
-from colm_jax.evaluation.files import evaluate_files
+from colm_jax.evaluation.files import evaluate_files, read_records
 from colm_jax.evaluation.judges import judged_file, next_prompts
 from colm_jax.evaluation.tasks import find_task
 from colm_jax.generation import Settings
@@ -87,10 +88,15 @@ def _config(flags: Flags, **more: Any) -> RunConfig:
     )
 
 
-def _write_config(out: Path) -> None:
-    """The run's settings, for the same run again: `colm run --gin_file OUT/operative_config.gin`."""
+def _write_config(pipeline: Run) -> None:
+    """The run's settings, for the same run again: `colm run --gin_file OUT/operative_config.gin`.
+
+    The first stage goes before it: where that finds the data wrong, nothing is left behind.
+    """
+    assert pipeline.training_examples
     if is_first():
-        write_text(out / "operative_config.gin", operative())
+        pipeline.out.mkdir(parents=True, exist_ok=True)
+        write_text(pipeline.out / "operative_config.gin", operative())
 
 
 def check_new_file(path: str) -> Path:
@@ -103,7 +109,7 @@ def check_new_file(path: str) -> Path:
 
 
 def _make_team(pipeline: Run) -> None:
-    _write_config(pipeline.out)
+    _write_config(pipeline)
     pipeline.make_team()
     console.errors.print(f"team: {pipeline.out / 'team'}")
 
@@ -127,7 +133,7 @@ def run(flags: Flags) -> None:
     """The whole pipeline."""
     config = _config(flags, dev=flags.dev, test=flags.test, task=flags.task)
     pipeline = Run(config, flags.out, None if flags.store is None else Path(flags.store))
-    _write_config(pipeline.out)
+    _write_config(pipeline)
     pipeline.all(flags.until)
 
 
@@ -183,6 +189,14 @@ def _state_of(trial: Trial, files: list[str], bindings: list[str], out: Path) ->
 
 
 _model_digest, _file_digest = cache(hash_model), cache(hash_file)  # trials read the same
+
+
+def convert(flags: Flags) -> dict[str, Any]:
+    """Data lines of a data set's official file."""
+    out = check_new_file(flags.out)
+    lines = convert_records(read_records(flags.data), flags.format, flags.rows)
+    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return {"lines": len(lines), "written": str(out)}
 
 
 def train(flags: Flags) -> None:

@@ -123,8 +123,8 @@ def _parser() -> argparse.ArgumentParser:
         "sweep",
         "Many runs that differ in a few settings (Sweep.grid, points, random): stages in common are computed once, "
         "trials that are done are not done again, results go to DIR/results.csv and DIR/report.",
-        "colm sweep --gin_file configs/sweeps/demo_rate.gin --out SWEEP\n"
-        "         colm sweep --gin_file configs/sweeps/demo_rate.gin --out SWEEP --commands > trials.txt",
+        "colm sweep --gin_file configs/sweeps/demo_rates.gin --out SWEEP\n"
+        "         colm sweep --gin_file configs/sweeps/demo_rates.gin --out SWEEP --commands > trials.txt",
     )
     sub.add_argument("--out", required=True, metavar="DIR", help="of results, trials and their stages")
     text = "trials at a time, if memory allows (default: half the cores; 1 where there is an accelerator)"
@@ -132,6 +132,18 @@ def _parser() -> argparse.ArgumentParser:
     text = "print the command of each trial, to be run as a job of a cluster; afterwards, this command collects"
     sub.add_argument("--commands", action="store_true", help=text)
     sub.add_argument("--trial", metavar="NAME", help="run this trial alone, and write no results but its own")
+
+    sub = command(
+        "convert",
+        "Data lines (prompt, completion, what the task grades by) of a data set's official file.",
+        "colm convert --format gsm8k --data train.jsonl --rows 0:6973 --out data/gsm8k/train.jsonl",
+    )
+    # FORMATS of data.convert; a test compares them.
+    sub.add_argument("--format", required=True, choices=("gsm8k", "math", "pubmedqa", "bioasq"))
+    sub.add_argument("--data", required=True, metavar="FILE", help="as published: JSONL or .json")
+    text = "these records only, counted from 0, LAST left out; either may be missing (default: all)"
+    sub.add_argument("--rows", metavar="FIRST:LAST", help=text)
+    sub.add_argument("--out", required=True, metavar="FILE")
 
     sub = command(
         "score",

@@ -398,7 +398,7 @@ class Run(Inputs):
                     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
                     columns = [[line[key] for line in lines] for key in ("text", "sources", "expert_calls")]
                     score = score_answers(self.config.task, columns[0], references, columns[1], columns[2])
-                    grades[name] = score.correct
+                    grades[name] = score.grades
                     result["task"][name] = {
                         "accuracy": score.accuracy,
                         "interval": score.interval,
