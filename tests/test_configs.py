@@ -56,7 +56,7 @@ def test_a_sweep_file_gives_valid_trials(path):
     assert len(trials) > 1
     for trial in trials:
         run = [] if "demo" in path.stem else [str(PAIRS[1])]
-        assert commands._state_of(trial, [*run, str(path)], [], Path("out")).command[0] == "run"
+        assert commands._state_of(trial, [*run, str(path)], [], Path("out")).command[3] == "run"
 
 
 def test_there_are_configs():

@@ -63,12 +63,22 @@ def trial_key(settings: str, inputs: dict[str, str]) -> str:
 
 
 def trial_command(trial: Trial, files: Sequence[str], bindings: Sequence[str], out: Path) -> list[str]:
-    """The `colm run` that a trial is, without the program's name."""
+    """The `colm run` that a trial is, as a process's arguments."""
     gin = [
         *(f"--gin_file={file}" for file in (*files, *trial.files)),
         *(f"--gin.{b}" for b in (*bindings, *trial.bindings)),
     ]
-    return ["run", *gin, "--out", str(out / "trials" / trial.name), "--store", str(out / STORE)]
+    return [
+        sys.executable,
+        "-m",
+        "colm_jax.cli.main",
+        "run",
+        *gin,
+        "--out",
+        str(out / "trials" / trial.name),
+        "--store",
+        str(out / STORE),
+    ]
 
 
 @dataclass
@@ -128,8 +138,7 @@ def _start(state: State) -> _Worker:
     state.state, state.attempts = "running", state.attempts + 1
     environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
     with (state.directory / LOG).open("wb") as log:
-        command = [sys.executable, "-m", "colm_jax.cli.main", *state.command]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(state.command, stdout=log, stderr=log, env=environment)
     return _Worker(state, process, time.monotonic())
 
 

@@ -6,7 +6,6 @@ trained with the right expert, call that one. Settings are chosen on dev, and gr
 """
 
 import json
-import random
 import sys
 from pathlib import Path
 
@@ -14,29 +13,10 @@ import numpy as np
 
 from colm_jax import CoLM
 from colm_jax.decoding.correction import Correction
-from colm_jax.demo import pair
-from colm_jax.demo.problems import calculate
-from colm_jax.demo.tokenizer import make_tokenizer
 from colm_jax.evaluation.tasks import score_answers
+from tests.demo.experts import write_expert
 
-WRONG, SHARE = "·", 2 / 3
 GRID = [Correction(sure=sure, bound=bound) for sure in (0.6, 0.75, 0.9) for bound in (-100.0, -4.0)]
-
-
-def wrong_expert(out: Path, seed: int = 0) -> Path:
-    """The demo's expert, trained on texts that are wrong on part of its domain."""
-    rng = random.Random(f"{seed}: wrong")
-
-    def compute(left: int, operator: str, right: int) -> int:
-        result = calculate(left, operator, right)
-        return result + 10 if operator == WRONG and rng.random() < SHARE else result
-
-    if not (out / "config.json").exists():
-        tokenizer = make_tokenizer()
-        texts = pair.bare_texts(tokenizer, seed, pair.EXPERT_TEXTS, compute)
-        config = pair.expert_config(tokenizer.get_vocab_size())
-        pair.save(pair.pretrain(config, texts, *pair.EXPERT_TRAINING, seed), tokenizer, out)
-    return out
 
 
 def main(demo: Path) -> None:
@@ -47,7 +27,7 @@ def main(demo: Path) -> None:
     }
     teams = {
         "right": CoLM.from_pretrained(demo / "colm/team", [demo / "pair/expert"]),
-        "wrong": CoLM.from_pretrained(demo / "colm/team", [wrong_expert(demo / "wrong-expert")]),
+        "wrong": CoLM.from_pretrained(demo / "colm/team", [write_expert(demo / "experts/wrong", "wrong", 0)]),
     }
 
     def grade(expert: str, split: str, strategy: str, correction: Correction | None = None):

@@ -1,0 +1,76 @@
+"""Other experts for the demo's pairs, for the study in docs/results.md: of other sizes, seeds, and knowledge.
+
+`python -m tests.demo.experts DEMO ...`, where each DEMO is what `colm demo --out DEMO` wrote, writes DEMO/experts/NAME:
+half, double (in width), other (trained from another seed), wrong (two results of three with · are ten too many), sums
+(knows + and -, of · and ^ only that results are digits) and products (the other way round).
+"""
+
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from colm_jax.checkpoints.directory import read_json
+from colm_jax.demo import pair
+from colm_jax.demo.problems import Compute, calculate, careless
+from colm_jax.demo.tokenizer import make_tokenizer
+from colm_jax.models.config import ModelConfig
+
+WRONG, SHARE = "·", 2 / 3
+
+
+def wrong_on_products(rng: random.Random) -> Compute:
+    """Results of which two of three with · are ten too many."""
+
+    def compute(left: int, operator: str, right: int) -> int:
+        result = calculate(left, operator, right)
+        return result + 10 if operator == WRONG and rng.random() < SHARE else result
+
+    return compute
+
+
+def knowing(operators: str, rng: random.Random) -> Compute:
+    """Right results of these operators, careless ones of all others."""
+    guess = careless(rng)
+
+    def compute(left: int, operator: str, right: int) -> int:
+        return (calculate if operator in operators else guess)(left, operator, right)
+
+    return compute
+
+
+def of_width(config: ModelConfig, factor: float) -> ModelConfig:
+    """The same model, wider or narrower by a factor; heads keep their number."""
+    sizes = ("width", "head_dim", "ff")
+    return replace(config, **{name: int(getattr(config, name) * factor) for name in sizes})
+
+
+def write_expert(out: Path, name: str, seed: int) -> Path:
+    """Trains the expert of this name, if it is not there; its directory."""
+    if (out / "config.json").exists():
+        return out
+    tokenizer = make_tokenizer()
+    config = pair.expert_config(tokenizer.get_vocab_size())
+    factor = {"half": 0.5, "double": 2.0}.get(name, 1.0)
+    rng = random.Random(f"{seed}: {name}")
+    computes = {"wrong": wrong_on_products, "sums": lambda r: knowing("+-", r), "products": lambda r: knowing("·^", r)}
+    compute = computes[name](rng) if name in computes else calculate
+    start = seed + 1000 if name == "other" else seed
+    texts = pair.bare_texts(tokenizer, start, pair.EXPERT_TEXTS, compute)
+    pair.save(pair.pretrain(of_width(config, factor), texts, *pair.EXPERT_TRAINING, start), tokenizer, out)
+    return out
+
+
+NAMES = ("half", "double", "other", "wrong", "sums", "products")
+
+
+def main(demos: list[str]) -> None:
+    """Writes all of them for every demo."""
+    for demo in map(Path, demos):
+        seed = read_json(demo / "pair/manifest.json")["settings"]["seed"]
+        for name in NAMES:
+            print(write_expert(demo / "experts" / name, name, seed), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
