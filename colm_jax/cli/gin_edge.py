@@ -158,6 +158,8 @@ def _read(text: str, place, folder: Path | None, into: Bindings, within: tuple[P
                     into.macros[key] = binding
             elif isinstance(statement, config_parser.ImportStatement):
                 raise UserError(f"{where}: import {statement.module}: nothing has to be imported; take the line out")
+    except UserError:  # which is a ValueError
+        raise
     except SyntaxError as error:
         line = error.lineno or 1
         raise UserError(f"{place(line)}: {error.msg}: {(error.text or '').strip()}") from None

@@ -103,7 +103,8 @@ def test_a_stopped_sweep_stops_its_trials_and_goes_on(tmp_path, state):
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         out = Path({str(tmp_path / "trials")!r})
-        work = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid())); time.sleep(60)"
+        work = "import os, pathlib, sys, time; pid = pathlib.Path(sys.argv[1], 'pid'); "
+        work += "pid.write_text(str(os.getpid())); time.sleep(60)"
         command = lambda name: [sys.executable, "-c", work, str(out / name)]
         states = [State(Trial(n, {{}}, (), ()), out / n, "k", command(n)) for n in "ab"]
         run_trials(states, Sweep(grid={{"x": (0,)}}, parallel=2, memory_gib=0.01), lambda: None)

@@ -1,0 +1,75 @@
+"""Official files as data lines, which the tasks' references read."""
+
+import json
+
+import pytest
+
+from colm_jax.cli.main import main
+from colm_jax.data.convert import FORMATS, convert
+from colm_jax.errors import UserError
+from colm_jax.evaluation.files import read_records
+from colm_jax.evaluation.tasks import find_task, score_answers
+
+BIOASQ = [
+    {"id": "a", "type": "yesno", "body": "Is it?", "exact_answer": "yes", "snippets": [{"text": "It is.\nSo."}]},
+    {"id": "b", "type": "factoid", "body": "Which?", "exact_answer": [["X", "x-1"]]},
+    {"id": "c", "type": "list", "body": "Which all?", "exact_answer": [["A", "a"], ["B"]]},
+    {"id": "d", "type": "summary", "body": "What?", "ideal_answer": ["It is so.", "So it is."]},
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "file"),
+    [("gsm8k", "gsm8k/test.jsonl"), ("math", "math/MATH500.jsonl"), ("pubmedqa", "pubmedqa/ori_pqal.json")],
+)
+def test_completions_are_right_answers_by_the_tasks_own_grading(shared, form, file):
+    lines = convert(read_records(shared / "data" / file), form, "0:60")
+    assert len(lines) == 60
+    task = find_task(form)
+    references = [task.reference(line, "line") for line in lines]
+    texts = [line["completion"] for line in lines]
+    assert score_answers(form, texts, references, [[]] * 60, [0] * 60).accuracy == 1.0
+    assert all(line["prompt"].endswith("Answer:") and line["completion"].startswith(" ") for line in lines)
+    assert len({line["id"] for line in lines}) == 60
+
+
+def test_bioasq_has_an_instruction_and_an_answer_of_each_type():
+    lines = convert([("q", record) for record in BIOASQ], "bioasq")
+    assert [line["completion"] for line in lines] == [" yes", " X", " A\nB", " It is so."]
+    assert lines[0]["prompt"].startswith("It is. So.\n\nQuestion: Is it? Answer yes or no.")
+    references = [find_task("bioasq").reference(line, "line") for line in lines]
+    score = score_answers("bioasq", [line["completion"] for line in lines], references, [[]] * 4, [0] * 4)
+    assert score.grades == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_rows_are_a_slice_and_ids_count_on(tmp_path, capsys):
+    source = tmp_path / "x.jsonl"
+    source.write_text("".join(json.dumps({"question": f"q{i}", "answer": f"#### {i}"}) + "\n" for i in range(5)))
+    out = tmp_path / "data/out.jsonl"
+    assert main(["convert", "--format", "gsm8k", "--data", str(source), "--rows", "3:", "--out", str(out)]) == 0
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["3", "4"]
+    assert json.loads(capsys.readouterr().out) == {"lines": 2, "written": str(out)}
+
+
+@pytest.mark.parametrize(
+    ("form", "record", "rows", "message"),
+    [
+        ("gsm8k", {"question": "q"}, None, "file:1: needs 'answer' as text, got None"),
+        ("math", {"problem": " ", "solution": "s"}, None, "file:1: needs 'problem' as text"),
+        ("pubmedqa", {"CONTEXTS": "c"}, None, "needs 'CONTEXTS' as a list"),
+        ("bioasq", {"type": "essay"}, None, "'type' must be one of"),
+        ("bioasq", {"type": "yesno", "body": "b"}, None, "needs 'exact_answer'"),
+        ("gsm8k", {"question": "q", "answer": "a"}, "1-2", "--rows 1-2: write FIRST:LAST"),
+        ("gsm8k", {"question": "q", "answer": "a"}, "1:", "--rows 1:: none; the file has 1"),
+    ],
+)
+def test_what_is_missing_is_named(form, record, rows, message):
+    with pytest.raises(UserError, match=message):
+        convert([("file:1", record)], form, rows)
+
+
+def test_the_command_knows_every_format(capsys):
+    with pytest.raises(SystemExit):
+        main(["convert", "--format", "none", "--data", "x", "--out", "y"])
+    said = capsys.readouterr().err
+    assert all(name in said for name in FORMATS)
