@@ -79,13 +79,12 @@ class Results:
             groups.append(Group(axes, strategy, tuple(rows)))
         return sorted(groups, key=lambda group: group.mean(self.metric), reverse=not self.minimise)
 
-    def against_runner_up(self) -> Difference | None:
-        """The best group against the next, answer by answer over all repeats; None where they cannot be paired."""
-        groups = self.groups()
-        if len(groups) < 2 or self.metric != "accuracy":
+    def behind(self, group: Group, best: Group) -> Difference | None:
+        """The best group against another, answer by answer over all repeats; None where they cannot be paired."""
+        if self.metric != "accuracy" or group is best:
             return None
-        best, second = ([grade for row in group.rows for grade in row.grades] for group in groups[:2])
-        return paired_bootstrap(best, second) if best and len(best) == len(second) else None
+        first, second = ([grade for row in each.rows for grade in row.grades] for each in (best, group))
+        return paired_bootstrap(first, second) if first and len(first) == len(second) else None
 
     def csv(self) -> str:
         """results.csv: a line a trial and strategy; failed and waiting trials too."""
@@ -113,13 +112,6 @@ class Results:
         groups = self.groups()
         if groups:
             facts.append(("best", f"{groups[0].name}: {groups[0].mean(self.metric):.4f}"))
-        difference = self.against_runner_up()
-        if difference is not None:
-            text = (
-                f"{groups[1].name}: {difference.difference:+.4f}, 95 % interval {difference.low:+.4f} to "
-                f"{difference.high:+.4f}, p {difference.p:.4f}"
-            )
-            facts.append(("best against the next", text))
         tables = [self._table(groups)] if groups else []
         if failed:
             rows = tuple((state.trial.name, state.attempts, state.error) for state in failed)
@@ -140,16 +132,19 @@ class Results:
         others = [name for name in others if name != self.metric]
         columns = [*kept, "strategy", self.metric, *(["± sd", "repeats"] if repeated else []), *others]
         rows: list[tuple[Cell, ...]] = []
-        for group in groups:
+        behind = [self.behind(group, groups[0]) for group in groups]
+        for group, difference in zip(groups, behind):
             spread = group.spread(self.metric)
             again: list[Cell] = [None if spread is None else round(spread, 4), len(group.rows)] if repeated else []
             values: list[Cell] = [round(group.mean(name), 4) for name in others]
             names = [shown(axis, group.axes[axis]) for axis in kept]
             rows.append((*names, group.strategy, round(group.mean(self.metric), 4), *again, *values))
+            if any(behind):
+                rows[-1] += ("" if difference is None else _interval(difference),)
+        columns += ["best − this"] if any(behind) else []
         note = f"Means over {', '.join(self.sweep.repeats)}, with their standard deviation. " if repeated else ""
-        difference = self.against_runner_up()
-        if difference is not None:
-            note += "The best against the next: paired bootstrap over all answers of all repeats."
+        if any(behind):
+            note += "Best − this: 95 % interval and p of a paired bootstrap over all answers of all repeats."
         return Table(f"Trials by {self.metric}", tuple(columns), tuple(rows), note)
 
     def _plot(self, axis: str) -> Plot | None:
@@ -181,6 +176,10 @@ class Results:
         return Bars(title, self.metric if top == 1.0 else f"{self.metric} / {top:.3g}", bars, note)
 
 
+def _interval(found: Difference) -> str:
+    return f"{found.low:+.3f} to {found.high:+.3f}, p {found.p:.4f}"
+
+
 def _plain(value: Any) -> Any:
     """A value that can stand in a table's cell and be a key."""
     return value if isinstance(value, int | float | str | bool) else repr(value)
@@ -205,7 +204,7 @@ def _rows(state: State) -> list[Row]:
 def summary(results: Results) -> dict[str, Any]:
     """The sweep in a few numbers, for programs."""
     groups = results.groups()
-    difference = results.against_runner_up()
+    difference = results.behind(groups[1], groups[0]) if len(groups) > 1 else None
 
     def facts(group: Group) -> dict[str, Any]:
         found = {"axes": group.axes, "strategy": group.strategy, "mean": group.mean(results.metric)}

@@ -338,3 +338,77 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path, inputs, tiny_mo
     with pytest.raises(UserError, match=r"missing.jsonl"):
         Run(RunConfig(**{**inputs, "data": "missing.jsonl"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_answers_by_every_strategy_that_it_is_asked_for(tmp_path, inputs):
+    asked = ("compose", "untrained", "proxy", "random")
+    training = Training(batch_size=8, learning_rate=1e-2)
+    config = RunConfig(**inputs, task="exact", max_new_tokens=8, training=training, strategies=asked, random_rate=1.0)
+    result = Run(config, tmp_path / "run").all()
+    assert set(result["task"]) == {"name", *asked}
+    grades = json.loads((tmp_path / "run/evaluate/grades.json").read_text())
+    assert {name: len(found) for name, found in grades.items()} == dict.fromkeys(asked, 6)
+
+    def written(name):
+        lines = (tmp_path / f"run/generate/{name}.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    prompts = [{"prompt": line["prompt"]} for line in written("compose")]
+
+    def answers(base, experts, strategy):
+        return [
+            a.tokens for a in CoLM.from_pretrained(base, experts).generate(prompts, strategy=strategy, max_new_tokens=8)
+        ]
+
+    trained, given, expert = tmp_path / "run/team", inputs["base"], inputs["experts"][0]
+    assert [line["tokens"] for line in written("untrained")] == answers(given, [], "base")
+    assert answers(given, [], "base") != answers(trained, None, "base")
+    assert [line["tokens"] for line in written("proxy")] == answers(trained, [expert, given], "proxy")
+    assert all(source == 1 for line in written("random") for source in line["sources"])  # at a rate of 1
+
+
+def test_a_model_is_trained_alone(tmp_path, inputs):
+    inputs = {**inputs, "experts": ()}
+    training = Training(batch_size=8, learning_rate=1e-2, objective="sft", trainable="lora")
+    result = Run(RunConfig(**inputs, task="exact", max_new_tokens=4, training=training), tmp_path / "run").all()
+    assert set(result["task"]) == {"name", "base", "untrained"}
+    team = CoLM.from_pretrained(tmp_path / "run/team")
+    assert team.gate is None and team.experts == []
+    assert not (tmp_path / "run/calibrate").exists()
+    given = CoLM.from_pretrained(inputs["base"], [])
+    records = [json.loads(line) for line in Path(inputs["test"]).read_text().splitlines()]
+    scores = [np.concatenate([s.base_log_prob for s in model.score(records)]).mean() for model in (team, given)]
+    assert scores[0] > scores[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strategies": ("defer", "best")}, "strategy must be one of"),
+        ({"strategies": ("random", "defer")}, "random defers as often as defer does, which must stand before it"),
+        ({"strategies": ("random",)}, "bind Run.random_rate"),
+        ({"random_rate": 1.5}, "random_rate must be from 0 to 1"),
+        ({"experts": ()}, "needs at least one --expert"),
+        ({"experts": ("a", "b"), "strategies": ("proxy",)}, "proxy takes one expert"),
+        ({"experts": ("a", "b"), "strategies": ("contrastive",)}, "'contrastive' needs 1 expert"),
+    ],
+)
+def test_strategies_that_the_team_could_not_follow_are_refused_at_once(inputs, settings, message):
+    with pytest.raises(UserError, match=message):
+        RunConfig(**{**inputs, **settings})
+
+
+def test_runs_with_a_store_share_stages_and_no_others(tmp_path, inputs):
+    store, one = tmp_path / "store", RunConfig(**inputs, training=replace(TRAINING, trainable="gate"))
+    Run(one, tmp_path / "a", store).all("train")
+    times = {path: path.stat().st_mtime_ns for path in store.rglob("manifest.json")}
+    Run(replace(one, training=replace(one.training, objective="em")), tmp_path / "b", store).all("train")
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    new = {path.parent.parent.name for path in store.rglob("manifest.json")} - {
+        path.parent.parent.name for path in times
+    }
+    assert len(list((store / "train").glob("*/manifest.json"))) == 2 and not new
+    assert (tmp_path / "b/scores/base").resolve() == (tmp_path / "a/scores/base").resolve()
+    with pytest.raises(UserError, match="is a stage of a run that shares none"):
+        Run(one, tmp_path / "plain").all("tokens")
+        Run(one, tmp_path / "plain", store).all("tokens")

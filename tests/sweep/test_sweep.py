@@ -100,10 +100,10 @@ def test_means_over_repeats_and_the_best_against_the_next(tmp_path):
         for seed in (0, 1)
     }
     tested = results(tmp_path, found, repeats=("seed",))
-    best, _ = tested.groups()
+    best, second = tested.groups()
     assert (best.axes, best.mean("accuracy"), best.spread("accuracy")) == ({"rate": 0.2}, 0.9, 0.0)
     assert len(best.rows) == 2
-    difference = tested.against_runner_up()
+    difference = tested.behind(second, best)
     assert difference.difference == pytest.approx(0.5)
     assert (difference.better, difference.worse) == (10, 0)
     assert summary(tested)["best"]["trials"] == ["0.2-0", "0.2-1"]
