@@ -2,8 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ _SHOWN = 24  # rows of the live table, at most
 def run_sweep(states: Sequence[State], sweep: Sweep, out: Path, title: str) -> dict[str, Any]:
     """Runs what is not done and writes results.csv, summary.json and a report into `out`, anew after each trial."""
     before = [""] * len(states)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that trials are stopped too
     shows = console.errors.is_terminal
     with Live(console=console.errors, refresh_per_second=4) if shows else nullcontext() as live:
 
@@ -45,7 +44,8 @@ def run_sweep(states: Sequence[State], sweep: Sweep, out: Path, title: str) -> d
                 _write(states, sweep, out)
             before = now
 
-        run_trials(states, sweep, told)
+        with _stopping_trials():
+            run_trials(states, sweep, told)
     results = Results(states, sweep)
     report = results.report(title)
     write_files(report, out / "report")
@@ -55,10 +55,20 @@ def run_sweep(states: Sequence[State], sweep: Sweep, out: Path, title: str) -> d
     return summary(results)
 
 
+@contextmanager
+def _stopping_trials() -> Iterator[None]:
+    """Within it, SIGTERM ends the sweep as Ctrl-C does: its trials are stopped too."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_trial(state: State, sweep: Sweep) -> dict[str, Any]:
     """Runs one trial, as one job of a cluster; the sweep's own command collects the results afterwards."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    run_trials([state], sweep, lambda: None)
+    with _stopping_trials():
+        run_trials([state], sweep, lambda: None)
     console.note(_line(state))
     return {"trial": state.trial.name, "failed": [state.trial.name] if state.state == "failed" else []}
 
