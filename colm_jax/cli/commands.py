@@ -5,6 +5,7 @@ import itertools
 import json
 import shlex
 import shutil
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -366,8 +367,9 @@ def inspect(flags: Flags) -> dict[str, Any]:
 
 
 def plan(flags: Flags) -> dict[str, Any]:
-    """Memory and work of each chip of a topology."""
-    from colm_jax.plan.plan import CHIPS, Plan, compile_plan
+    """Memory and work of each chip of a topology; with --launch also hours and price."""
+    from colm_jax.plan.chips import CHIPS
+    from colm_jax.plan.plan import Plan, compile_plan
     from colm_jax.plan.table import show_costs
 
     training = make(Training, objective=flags.objective, trainable=flags.trainable, lora=make(Lora))
@@ -389,17 +391,69 @@ def plan(flags: Flags) -> dict[str, Any]:
         online=flags.expert_scores == "online",
         training=training,
     )
+    launching = _launching(flags, wanted)
     with console.bar("compiling", 3 + len(flags.expert)) as bar:
         found = list(compile_plan(wanted, lambda done, program: bar.to(done, note=program)))
-    memory = CHIPS[wanted.kind][0]
+    memory = CHIPS[wanted.kind].memory
     show_costs([cost for cost, _ in found], memory, console.errors)
     programs = [{**cost.__dict__, "change": change} for cost, change in found]
-    return {
+    result = {
         "topology": flags.topology,
         "memory_per_chip": memory,
         "fits": all(c.fits for c, _ in found),
         "programs": programs,
     }
+    return result if launching is None else result | {"launch": launching([cost for cost, _ in found])}
+
+
+_WORK = ("prompts", "prompt_tokens", "new_tokens", "deferral_rate")
+_RATES = ("efficiency", "disk_bandwidth", "input_rate", "price_per_chip_hour")
+
+
+def _launching(flags: Flags, plan: Any) -> Callable[[list[Any]], dict[str, Any]] | None:
+    """What turns the plan's costs into hours and price, its flags checked and the texts counted; None if not wanted."""
+    from colm_jax.plan.launch import Rates, as_json, estimate, held_up, machine
+    from colm_jax.plan.plan import topology_devices
+    from colm_jax.plan.table import show_launch
+    from colm_jax.plan.workload import Workload, count_texts
+
+    given = {name: getattr(flags, name) for name in ("data", "texts", "tokens", *_WORK, *_RATES)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not flags.launch:
+        if given:
+            raise UserError(f"--{next(iter(given))}: is for --launch, which is missing")
+        return None
+    if ("data" in given) == ("texts" in given):
+        raise UserError("--launch: needs --data FILE, or --texts N, but not both")
+    if "data" in given and "tokens" in given:
+        raise UserError("--tokens: goes with --texts; those of --data are counted")
+    gate_init = make(GateInit)
+    rates = {name: given[name] for name in _RATES if name in given}
+    if "disk_bandwidth" in rates:
+        rates["disk_bandwidth"] *= 1e9
+    on = machine(plan.topology, topology_devices(plan.topology), Rates(**rates))
+    work = {name: given[name] for name in _WORK if name in given}
+    Workload(1, 1, **work)  # checked before a large file is read
+    if "data" in given:
+        try:
+            tokenizer = load_tokenizer(resolve(flags.base, weights=False))
+        except UserError as error:
+            raise UserError(f"--data {flags.data}: {error}; without it give --texts and --tokens") from None
+        with console.bar("counting", bytes_=True) as bar:
+            texts, tokens, seconds = count_texts(flags.data, tokenizer, plan.length, bar.to)
+        workload = Workload(texts, tokens, **work, tokenising=seconds)
+    else:
+        workload = Workload(flags.texts, given.get("tokens", flags.texts * plan.length), **work)
+    hidden = (gate_init.solver or ("zero" if plan.online else "newton")) != "zero"
+
+    def launch(costs: list[Any]) -> dict[str, Any]:
+        stages = estimate(costs, plan, workload, on, hidden)
+        said = held_up(costs, stages, plan, workload, on)
+        result = as_json(stages, said, plan, workload, on)
+        show_launch(result, plan.topology, console.errors)
+        return result
+
+    return launch
 
 
 def bench(flags: Flags) -> dict[str, Any]:

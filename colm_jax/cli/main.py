@@ -329,6 +329,26 @@ def _parser() -> argparse.ArgumentParser:
     expert_scores(sub)
     sub.add_argument("--objective", choices=("marginal", "em", "sft", "weak"), help="default: marginal")
     sub.add_argument("--trainable", choices=("all", "lora"), help="default: all (a gate alone is fitted on one device)")
+    text = "also hours, chip hours and price of a run, and what would hold it up; epochs and batch size are Training's"
+    sub.add_argument("--launch", action="store_true", help=text)
+    # Defaults are those of plan.workload.Workload and plan.launch.Rates; a test compares them.
+    launch = sub.add_argument_group("with --launch: how much there is to do, and what is assumed")
+    text = "training texts, counted with the base's tokenizer, each cut at --length"
+    launch.add_argument("--data", metavar="FILE", help=text)
+    launch.add_argument("--texts", type=int, metavar="N", help="or how many training texts there are")
+    text = "and tokens of all of them together (default: --length each)"
+    launch.add_argument("--tokens", type=int, metavar="N", help=text)
+    launch.add_argument("--prompts", type=int, metavar="N", help="to be answered (default 0)")
+    launch.add_argument("--prompt_tokens", type=int, metavar="N", help="of each prompt (default 128)")
+    launch.add_argument("--new_tokens", type=int, metavar="N", help="of each answer (default 256)")
+    text = "expected share of new tokens that experts write (default 0.2)"
+    launch.add_argument("--deferral_rate", type=float, metavar="R", help=text)
+    text = "share of the chip's peak rate that matrix products reach (default 0.4)"
+    launch.add_argument("--efficiency", type=float, metavar="X", help=text)
+    launch.add_argument("--disk_bandwidth", type=float, metavar="GB/S", help="of --out (default 0.2)")
+    text = "tokens a second that a host makes into training batches (default 3e6)"
+    launch.add_argument("--input_rate", type=float, metavar="N", help=text)
+    launch.add_argument("--price_per_chip_hour", type=float, metavar="P", help="in any currency")
 
     sub = command(
         "export", "Write a run's team for use elsewhere.", "colm export --run RUN --out DIR --format reference"

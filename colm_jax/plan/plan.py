@@ -22,16 +22,10 @@ from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.quantize import BITS
 from colm_jax.parallel import make_mesh, reshaped
+from colm_jax.plan.chips import CHIPS
 from colm_jax.plan.programs import Program, decoding_program, scoring_program, training_program
 from colm_jax.training.config import Training
 
-# Memory (bytes) and peak bfloat16 rate (flops/s) of a chip. Source: cloud.google.com/tpu/docs, pages v4 to v6e.
-CHIPS = {
-    "v4": (32 * 2**30, 275e12),
-    "v5e": (16 * 2**30, 197e12),
-    "v5p": (95 * 2**30, 459e12),
-    "v6e": (32 * 2**30, 918e12),
-}
 _COLLECTIVE = re.compile(
     r"= \(?(\w+)\[([\d,]*)\].*? (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
@@ -72,6 +66,9 @@ class Cost:
     # Kind: how many stand in the program, bytes of the largest result. None where the program's text cannot be had.
     collectives: dict[str, dict[str, int]] | None
     fits: bool
+    reads: dict[str, int]  # bytes of each model's weights and cache
+    texts: int  # that pass at once, on all chips
+    saved: int  # bytes of a checkpoint, of all chips together; 0 where there is none
 
 
 def compile_plan(
@@ -141,7 +138,7 @@ def topology_devices(name: str) -> list:
 
 def measure(program: Program, kind: str, chips: int) -> Cost:
     """Compiles a program for the chips of its mesh; one that does not fit is measured by the compiler's complaint."""
-    memory, rate = CHIPS[kind]
+    chip = CHIPS[kind]
     flops = matrix_flops(program.traced.jaxpr.jaxpr) / chips
     try:
         compiled = program.traced.lower(lowering_platforms=("tpu",)).compile()
@@ -153,7 +150,9 @@ def measure(program: Program, kind: str, chips: int) -> Cost:
         peak, found = compiled.memory_analysis().peak_memory_in_bytes, None
         with suppress(jax.errors.JaxRuntimeError):  # jaxlib 0.10 cannot read some instructions of libtpu for v5p
             found = collectives(compiled.as_text())
-    return Cost(program.name, program.resident, peak, flops, flops / rate, found, peak <= memory)
+    seconds, fits = flops / chip.flops, peak <= chip.memory
+    facts = program.reads, program.texts, program.saved
+    return Cost(program.name, program.resident, peak, flops, seconds, found, fits, *facts)
 
 
 def _needed(complaint: str, arguments: int) -> int | None:
@@ -188,7 +187,7 @@ def advice(cost: Cost, plan: Plan) -> list[str]:
         return []
     data, fsdp, tensor = plan.mesh
     chips, settings, train = data * fsdp * tensor, plan.training, cost.program == "train"
-    held, memory = cost.resident, CHIPS[plan.kind][0]
+    held, memory = cost.resident, CHIPS[plan.kind].memory
     weights = held["parameters"] + held.get("optimizer", 0)
     experts, caches = held.get("experts", 0), held.get("caches", 0)
     rest = cost.peak - sum(held.values())

@@ -47,6 +47,9 @@ class Program:
     name: str
     traced: jax.stages.Traced
     resident: dict[str, int]  # bytes a chip, by kind: "parameters", "optimizer", "experts", "caches"
+    reads: dict[str, int]  # bytes a chip that lie there for a pass of each model: its weights and its cache
+    texts: int  # that pass at once
+    saved: int = 0  # bytes of a checkpoint, all chips together
 
 
 def model_of(config: ModelConfig, kind: str, dtype: str, mesh: jax.sharding.Mesh, stacked: bool) -> Decoder:
@@ -106,7 +109,10 @@ def training_program(
         "optimizer": on_chip(step.shapes.optimizer),
         "experts": on_chip(step.frozen[1]),
     }
-    return Program("train", step.trace(batch), resident)
+    reads = {"base": resident["parameters"]}
+    reads |= {f"expert-{m + 1}": on_chip(nnx.state(scorer)) for m, scorer in enumerate(scorers)}
+    saved = in_all((step.shapes.params, step.shapes.optimizer))
+    return Program("train", step.trace(batch), resident, reads, rows, saved)
 
 
 def scoring_program(
@@ -117,7 +123,8 @@ def scoring_program(
     traced = score_batch.trace(
         graph, state, shape((texts_at_once(mesh), length), jnp.int32), None, batch_sharding(mesh)
     )
-    return Program(name, traced, {"parameters": on_chip(state)})
+    held = on_chip(state)
+    return Program(name, traced, {"parameters": held}, {name.removeprefix("score "): held}, texts_at_once(mesh))
 
 
 def decoding_program(
@@ -143,7 +150,9 @@ def decoding_program(
     team = Models(base_state, tuple(s for _, s in others), gate_state, shape((words,), jnp.bool_))
     traced = run_turns.trace(graphs, loop, team, replace(state, caches=caches), shape((), jnp.int32))
     resident = {"parameters": on_chip(base_state), "experts": on_chip(team.experts), "caches": on_chip(caches)}
-    return Program("decode", traced, resident)
+    names = ["base", *(f"expert-{m + 1}" for m in range(count))]
+    reads = {name: on_chip(held) for name, held in zip(names, zip((team.base, *team.experts), caches))}
+    return Program("decode", traced, resident, reads, rows)
 
 
 def _on_mesh(mesh: jax.sharding.Mesh, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -160,6 +169,11 @@ def on_chip(tree: Any) -> int:
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits // 8
 
     return sum(map(size, jax.tree.leaves(tree)))
+
+
+def in_all(tree: Any) -> int:
+    """Bytes of arrays, each counted once, however many chips hold a copy."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _with_lora(decoder: Decoder, settings: Training, mesh: jax.sharding.Mesh) -> Decoder:

@@ -1,6 +1,7 @@
-"""A plan in the terminal: a line a program."""
+"""A plan in the terminal: a line a program; and a launch, a line a stage."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,3 +22,24 @@ def show_costs(costs: Sequence[Cost], memory: int, console: Console) -> None:
         sizes = [f"{size / _GIB:.2f}" if size else "" for size in (*held, cost.peak - sum(held), cost.peak)]
         table.add_row(cost.program, *sizes, "yes" if cost.fits else "NO", f"{cost.flops / 1e12:.2f}")
     console.print(table)
+
+
+def show_launch(launch: dict[str, Any], topology: str, console: Console) -> None:
+    """Prints each stage's hours, their sum, and what would hold the run up."""
+    chips, price = launch["chips"], launch["assumed"]["price_per_chip_hour"]
+    work, efficiency = launch["workload"], launch["assumed"]["efficiency"]
+    table = Table(
+        title=f"{topology}: {chips} chips, {work['texts']:,} texts of {work['tokens']:,} tokens, "
+        f"products at {efficiency:.0%} of peak"
+    )
+    for name in ("stage", "runs", "seconds each", "slowest", "hours", *(["price"] if price else [])):
+        table.add_column(name, justify="left" if name in ("stage", "slowest") else "right")
+    for stage in launch["stages"]:
+        slowest, hours = stage["slowest"], stage["hours"]
+        cells = [f"{stage['runs']:,}", f"{stage['seconds_of_a_run'][slowest]:.3g}", slowest, f"{hours:.2f}"]
+        table.add_row(stage["stage"], *cells, *([f"{hours * chips * price:,.2f}"] if price else []))
+    whole = ["", "", "", f"{launch['hours']:.2f}"]
+    table.add_row("all", *whole, *([f"{launch['price']:,.2f}"] if price else []))
+    console.print(table)
+    for line in launch["warnings"]:
+        console.print(f"[bold]warning[/]: {line}", highlight=False, soft_wrap=True)

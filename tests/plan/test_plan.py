@@ -14,7 +14,8 @@ from colm_jax.checkpoints.huggingface import abstract_decoder, read_config
 from colm_jax.cli.main import main
 from colm_jax.models.lora import Lora
 from colm_jax.parallel import make_mesh
-from colm_jax.plan.plan import CHIPS, Plan, advice, collectives, compile_plan, matrix_flops
+from colm_jax.plan.chips import CHIPS
+from colm_jax.plan.plan import Plan, advice, collectives, compile_plan, matrix_flops
 from colm_jax.plan.programs import model_of, on_chip
 from colm_jax.training.config import Training
 from tests.tiny import tiny_config
@@ -44,7 +45,7 @@ def test_every_program_compiles_and_fits(changes):
     assert list(found) == ["train", "score base", "score expert-1", "decode"]
     for cost in found.values():
         assert cost.fits
-        assert sum(cost.resident.values()) < cost.peak < CHIPS["v5e"][0]
+        assert sum(cost.resident.values()) < cost.peak < CHIPS["v5e"].memory
         assert cost.flops > 0
     assert bool(found["train"].resident["experts"]) == changes.get("online", False)
 
@@ -152,7 +153,7 @@ def test_what_does_not_fit_says_what_to_change():
     plan = dataclasses.replace(PLAN, base=deep, length=2048, mesh=(4, 1, 1), training=Training(batch_size=32))
     cost, change = next(compile_plan(plan, only="train"))
     assert not cost.fits
-    assert cost.peak > CHIPS["v5e"][0]
+    assert cost.peak > CHIPS["v5e"].memory
     assert change[0].startswith("--gin.Training.")
     assert any("remat" in line for line in change)
     assert any("accumulate=2" in line for line in change)
@@ -172,11 +173,24 @@ def model_split(kind, mesh, stacked):
 
 def test_the_command_prints_the_plan(capsys, tiny_model):
     models = ["--base", str(tiny_model("a")), "--expert", str(tiny_model("b"))]
-    options = ["--topology", "v5e:2x2", "--length", "64", "--gin.Training.batch_size=8"]
-    assert main(["plan", *models, *options]) == 0
-    result = json.loads(capsys.readouterr().out)
+    options = ["--topology", "v5e:2x2", "--length", "64", "--gin.Training.batch_size=8", "--launch", "--texts", "400"]
+    assert main(["plan", *models, *options, "--prompts", "9", "--price_per_chip_hour", "2"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
     assert result["fits"] is True
     assert [program["program"] for program in result["programs"]][-1] == "decode"
+    launch = result["launch"]
+    assert launch["workload"]["tokens"] == 400 * 64
+    assert {stage["stage"]: stage["runs"] for stage in launch["stages"]} == {
+        "score base": 50,
+        "score expert-1": 50,
+        "hidden states": 50,
+        "train": 100,
+        "read prompts": 3,
+        "generate": 512,
+    }
+    assert launch["price"] == pytest.approx(2 * 4 * launch["hours"])
+    assert "v5e:2x2: 4 chips, 400 texts" in captured.err
 
 
 @pytest.mark.parametrize(

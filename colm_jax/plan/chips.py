@@ -1,0 +1,24 @@
+"""What a TPU chip has and how fast it is, as its maker states: what no program on it can exceed."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip."""
+
+    memory: int  # bytes
+    flops: float  # bfloat16, a second
+    bandwidth: float  # bytes a second from its memory
+    interconnect: float  # bytes a second to other chips of the slice, one way, all links together
+
+
+# Source: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e. The interconnect is half of the "bidirectional
+# bandwidth per chip" stated there; for v4, of which that is not stated, the pod's all-reduce bandwidth, 1.1 PB/s, over
+# its 4096 chips (which for v5e and v6e gives just that half).
+CHIPS = {
+    "v4": Chip(32 * 2**30, 275e12, 1200e9, 1.1e15 / 4096),
+    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9),
+    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32 * 2**30, 918e12, 1638e9, 400e9),
+}

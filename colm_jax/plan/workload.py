@@ -1,0 +1,56 @@
+"""How much a run has to do: its texts and tokens, counted or given, and what it is to generate."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from colm_jax.data.records import encode_text, place, stream_records
+from colm_jax.data.tokenizer import Tokenizer
+from colm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be done."""
+
+    texts: int  # of training
+    tokens: int  # of all of them, each cut at the length
+    prompts: int = 0
+    prompt_tokens: int = 128  # of each
+    new_tokens: int = 256  # of each answer
+    deferral_rate: float = 0.2  # share of the new tokens that experts write, all experts together
+    tokenising: float | None = None  # seconds that it took to count the texts, on the machine that planned
+
+    def __post_init__(self):
+        """Rejects numbers that cannot be meant."""
+        for name in ("texts", "tokens", "prompt_tokens", "new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: at least 1")
+        if self.prompts < 0:
+            raise UserError(f"--prompts {self.prompts}: at least 0")
+        if not 0 <= self.deferral_rate <= 1:
+            raise UserError(f"--deferral_rate {self.deferral_rate}: from 0 to 1")
+
+
+def count_texts(
+    data: str | Path,
+    tokenizer: Tokenizer,
+    length: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[int, int, float]:
+    """Texts of a data file that training would read, their tokens cut at `length`, and the seconds this took.
+
+    The file is read a line at a time, and texts in which no token counts are left out, as training does.
+
+    Raises:
+      UserError: a bad record, or no text that counts.
+    """
+    begun, texts, tokens = time.perf_counter(), 0, 0
+    for line, record in stream_records(data, progress):
+        text = encode_text(record, tokenizer, place(data, line)).first(length)
+        if text.targets[1:].any():
+            texts, tokens = texts + 1, tokens + len(text.ids)
+    if texts == 0:
+        raise UserError(f"{data}: no token in it counts in the loss (length {length})")
+    return texts, tokens, time.perf_counter() - begun
