@@ -53,7 +53,7 @@ def test_a_sweep_computes_what_trials_share_once(tmp_path, sweep_file, capsys):
         (name, strategy, "done") for name in ("gate", "em") for strategy in ("defer", "untrained")
     ]
     assert (tmp_path / "out/report/report.html").exists()
-    config = (tmp_path / "out/trials/weak/operative_config.gin").read_text()
+    config = (tmp_path / "out/trials/em/operative_config.gin").read_text()
     assert "Training.objective = 'em'" in config
     before = (tmp_path / "out/trials/gate/trial.json").stat().st_mtime_ns
     assert main(command) == 0  # everything is done
