@@ -30,7 +30,7 @@ def test_a_run_file_is_a_valid_run(path, capsys):
 
 def gin_edge_reads(path):
     gin_edge.parse([str(path)], [])
-    return set(gin_edge.bound())
+    return set(gin_edge._current.settings)
 
 
 @pytest.mark.parametrize("word", ["colm run", "CPU|chip|GPU", "minute|hour|[Nn]ot run", "[Oo]ften overridden"])
@@ -61,3 +61,11 @@ def test_a_sweep_file_gives_valid_trials(path):
 
 def test_there_are_configs():
     assert all(FILES.values())
+
+
+def test_files_that_help_and_docs_name_are_there():
+    root = CONFIGS.parent
+    texts = [root / "README.md", root / "colm_jax/cli/main.py", *root.glob("docs/*.md"), *CONFIGS.rglob("*.gin")]
+    for path in texts:
+        for name in re.findall(r"\b(?:configs|docs)/[\w./-]+\.(?:gin|md|png)", path.read_text()):
+            assert (root / name).exists(), f"{path.name} names {name}"

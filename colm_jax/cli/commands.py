@@ -1,25 +1,21 @@
 """What each subcommand does: from parsed flags to library calls. One function a command, by its name."""
 
-import argparse
-import itertools
 import json
 import shlex
 import shutil
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.calibration.threshold import calibrate as calibrate_team
-from colm_jax.checkpoints.describe import describe, describe_pair
 from colm_jax.checkpoints.directory import read_json, resolve, write_json
 from colm_jax.checkpoints.huggingface import match_tensors, read_config
 from colm_jax.checkpoints.team import load_base, load_expert, save_reference
+from colm_jax.cli.flags import Flags, check_new_file, mesh_of, mesh_sizes
 from colm_jax.cli.gin_edge import make, operative, parse
 from colm_jax.data.convert import convert as convert_records
 from colm_jax.data.records import encode_examples, read_jsonl, stream_records
@@ -33,8 +29,7 @@ from colm_jax.evaluation.judges import judged_file, next_prompts
 from colm_jax.evaluation.tasks import find_task
 from colm_jax.generation import Settings
 from colm_jax.models.lora import Lora
-from colm_jax.parallel import is_first, make_mesh, on_first, reshaped
-from colm_jax.parallel.mesh import MESH_AXES
+from colm_jax.parallel import is_first, on_first, reshaped
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.files import write_answers, write_text
@@ -48,26 +43,6 @@ from colm_jax.team import CoLM
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
 
-Flags = argparse.Namespace
-
-
-def _mesh_sizes(flags: Flags, name: str = "mesh") -> tuple[int, int, int] | None:
-    """The sizes of --mesh (or --expert_mesh), where it is given."""
-    given = getattr(flags, name)
-    if given is None:
-        return None
-    try:
-        data, fsdp, tensor = (int(size) for size in given.split(","))
-    except ValueError:
-        raise UserError(f"--{name} {given}: three whole numbers, data,fsdp,tensor, as in 1,4,2") from None
-    if min(data, fsdp, tensor) < 1:
-        raise UserError(f"--{name} {given}: sizes are at least 1")
-    return data, fsdp, tensor
-
-
-def _mesh(flags: Flags) -> jax.sharding.Mesh:
-    return make_mesh(*(_mesh_sizes(flags) or (1, 1, 1)))
-
 
 def _config(flags: Flags, **more: Any) -> RunConfig:
     """A run's settings from flags and gin."""
@@ -79,12 +54,13 @@ def _config(flags: Flags, **more: Any) -> RunConfig:
         data=flags.data,
         dtype=flags.dtype,
         expert_dtype=flags.expert_dtype,
-        mesh=_mesh_sizes(flags),
-        expert_mesh=_mesh_sizes(flags, "expert_mesh"),
+        mesh=mesh_sizes(flags),
+        expert_mesh=mesh_sizes(flags, "expert_mesh"),
         expert_scores=flags.expert_scores,
         training=training,
         gate_init=make(GateInit),
         calibration=make(Calibration),
+        correction=make(Correction),
         **more,
     )
 
@@ -98,15 +74,6 @@ def _write_config(pipeline: Run) -> None:
     if is_first():
         pipeline.out.mkdir(parents=True, exist_ok=True)
         write_text(pipeline.out / "operative_config.gin", operative())
-
-
-def check_new_file(path: str) -> Path:
-    """The path of an output file, its folder made."""
-    target = Path(path)
-    if target.is_dir():
-        raise UserError(f"--out {path}: is a directory; name a file")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target
 
 
 def _make_team(pipeline: Run) -> None:
@@ -141,7 +108,6 @@ def run(flags: Flags) -> None:
 def config(flags: Flags) -> None:
     """The settings of a run, printed; nothing is read but the gin files, and nothing is written."""
     _config(flags, dev=flags.dev, test=flags.test, task=flags.task)
-    make(Correction)
     print(operative(places=not flags.bare), end="")
 
 
@@ -224,7 +190,7 @@ def refresh(flags: Flags) -> None:
 
 def score(flags: Flags) -> dict[str, Any]:
     """Scores of one model."""
-    directory, data, mesh = resolve(flags.model), Path(flags.data), _mesh(flags)
+    directory, data, mesh = resolve(flags.model), Path(flags.data), mesh_of(flags)
     tokenizer, config = load_tokenizer(directory), read_config(directory)
     match_tensors(directory)
     next(stream_records(data))
@@ -260,13 +226,13 @@ def score(flags: Flags) -> dict[str, Any]:
 
 
 def _team(flags: Flags) -> CoLM:
-    mesh = _mesh(flags)
+    mesh = mesh_of(flags)
     with console.bar("loading", bytes_=True) as bar:
         return CoLM.from_pretrained(
             flags.base,
             flags.expert,
             mesh=mesh,
-            expert_mesh=reshaped(mesh, _mesh_sizes(flags, "expert_mesh")),
+            expert_mesh=reshaped(mesh, mesh_sizes(flags, "expert_mesh")),
             dtype=flags.dtype or "float32",
             expert_dtype=flags.expert_dtype,
             progress=lambda model, done, total: bar.to(done, total, Path(model).name),
@@ -359,134 +325,6 @@ def judge(flags: Flags) -> dict[str, Any]:
     return {"written": str(out)}
 
 
-def inspect(flags: Flags) -> dict[str, Any]:
-    """Facts of a model, or of several and whether they can pair; no weights are read."""
-    mesh = jax.sharding.AbstractMesh(_mesh_sizes(flags) or (1, 1, 1), MESH_AXES)
-    facts = [describe(model, mesh) for model in flags.model]
-    return facts[0] if len(facts) == 1 else {"pair": describe_pair(flags.model), "models": facts}
-
-
-def plan(flags: Flags) -> dict[str, Any]:
-    """Memory and work of each chip of a topology; with --launch also hours and price."""
-    from colm_jax.plan.chips import CHIPS
-    from colm_jax.plan.plan import Plan, compile_plan
-    from colm_jax.plan.table import show_costs
-
-    training = make(Training, objective=flags.objective, trainable=flags.trainable, lora=make(Lora))
-    if training.trainable == "gate":
-        raise UserError("--trainable gate: is fitted on one device from hidden states; plan takes all or lora")
-    if min(flags.length, flags.rows) < 1:
-        raise UserError(f"--length {flags.length} --rows {flags.rows}: both are at least 1")
-    models = [read_config(resolve(model, weights=False)) for model in (flags.base, *flags.expert)]
-    wanted = Plan(
-        topology=flags.topology,
-        base=models[0],
-        experts=tuple(models[1:]),
-        mesh=_mesh_sizes(flags),
-        expert_mesh=_mesh_sizes(flags, "expert_mesh"),
-        dtype=flags.dtype,
-        expert_dtype=flags.expert_dtype,
-        length=flags.length,
-        rows=flags.rows,
-        online=flags.expert_scores == "online",
-        training=training,
-    )
-    launching = _launching(flags, wanted)
-    with console.bar("compiling", 3 + len(flags.expert)) as bar:
-        found = list(compile_plan(wanted, lambda done, program: bar.to(done, note=program)))
-    memory = CHIPS[wanted.kind].memory
-    show_costs([cost for cost, _ in found], memory, console.errors)
-    programs = [{**cost.__dict__, "change": change} for cost, change in found]
-    result = {
-        "topology": flags.topology,
-        "memory_per_chip": memory,
-        "fits": all(c.fits for c, _ in found),
-        "programs": programs,
-    }
-    return result if launching is None else result | {"launch": launching([cost for cost, _ in found])}
-
-
-_WORK = ("prompts", "prompt_tokens", "new_tokens", "deferral_rate")
-_RATES = ("efficiency", "disk_bandwidth", "input_rate", "price_per_chip_hour")
-
-
-def _launching(flags: Flags, plan: Any) -> Callable[[list[Any]], dict[str, Any]] | None:
-    """What turns the plan's costs into hours and price, its flags checked and the texts counted; None if not wanted."""
-    from colm_jax.plan.launch import Rates, as_json, estimate, held_up, machine
-    from colm_jax.plan.plan import topology_devices
-    from colm_jax.plan.table import show_launch
-    from colm_jax.plan.workload import Workload, count_texts
-
-    given = {name: getattr(flags, name) for name in ("data", "texts", "tokens", *_WORK, *_RATES)}
-    given = {name: value for name, value in given.items() if value is not None}
-    if not flags.launch:
-        if given:
-            raise UserError(f"--{next(iter(given))}: is for --launch, which is missing")
-        return None
-    if ("data" in given) == ("texts" in given):
-        raise UserError("--launch: needs --data FILE, or --texts N, but not both")
-    if "data" in given and "tokens" in given:
-        raise UserError("--tokens: goes with --texts; those of --data are counted")
-    gate_init = make(GateInit)
-    rates = {name: given[name] for name in _RATES if name in given}
-    if "disk_bandwidth" in rates:
-        rates["disk_bandwidth"] *= 1e9
-    on = machine(plan.topology, topology_devices(plan.topology), Rates(**rates))
-    work = {name: given[name] for name in _WORK if name in given}
-    Workload(1, 1, **work)  # checked before a large file is read
-    if "data" in given:
-        try:
-            tokenizer = load_tokenizer(resolve(flags.base, weights=False))
-        except UserError as error:
-            raise UserError(f"--data {flags.data}: {error}; without it give --texts and --tokens") from None
-        with console.bar("counting", bytes_=True) as bar:
-            texts, tokens, seconds = count_texts(flags.data, tokenizer, plan.length, bar.to)
-        workload = Workload(texts, tokens, **work, tokenising=seconds)
-    else:
-        workload = Workload(flags.texts, given.get("tokens", flags.texts * plan.length), **work)
-    hidden = (gate_init.solver or ("zero" if plan.online else "newton")) != "zero"
-
-    def launch(costs: list[Any]) -> dict[str, Any]:
-        stages = estimate(costs, plan, workload, on, hidden)
-        said = held_up(costs, stages, plan, workload, on)
-        result = as_json(stages, said, plan, workload, on)
-        show_launch(result, plan.topology, console.errors)
-        return result
-
-    return launch
-
-
-def bench(flags: Flags) -> dict[str, Any]:
-    """Figures of a benchmark."""
-    from colm_jax.bench.timing import show_figures
-
-    measure, count = (_bench_train if flags.bench == "train" else _bench_decode)(flags)
-    with console.bar("measuring", count) as bar:
-        begun = itertools.count()
-        figures, details = measure(lambda name: bar.to(next(begun), note=name))
-    show_figures(figures, details["left_out"], console.errors)
-    return {"figures": [figure.as_json() for figure in figures], **details}
-
-
-def _bench_train(flags: Flags):
-    """What measures, given whom to tell; and how often it tells."""
-    from colm_jax.bench.config import TrainBench
-    from colm_jax.bench.train import bench_train, pieces
-
-    given = {name: getattr(flags, name) for name in ("batch_size", "length", "dtype", "repeats")}
-    settings = make(TrainBench, **given)
-    return partial(bench_train, settings), pieces(settings)
-
-
-def _bench_decode(flags: Flags):
-    from colm_jax.bench.config import DecodeBench
-    from colm_jax.bench.decode import bench_decode, pieces
-
-    names = ("batch_size", "prompt_tokens", "new_tokens", "rates", "dtype", "repeats")
-    settings = make(DecodeBench, **{name: getattr(flags, name) for name in names})
-    return partial(bench_decode, settings), pieces(settings)
-
-
 def export(flags: Flags) -> None:
     """A run's team, as a directory of its own."""
     team, out = _trained_team(flags.run), Path(flags.out)
@@ -498,7 +336,7 @@ def export(flags: Flags) -> None:
         shutil.copytree(team, beside, ignore=shutil.ignore_patterns("manifest.json", "started.json"))
     else:
         # Float32, whatever the base is stored in: the gate becomes a row of the head, and would be rounded.
-        save_reference(beside, load_base(team, "float32", _mesh(flags)), "float32")
+        save_reference(beside, load_base(team, "float32", mesh_of(flags)), "float32")
     shutil.rmtree(out, ignore_errors=True)
     beside.replace(out)
     console.errors.print(f"written: {out}")

@@ -300,11 +300,6 @@ def make(kind: type[T], **flags: Any) -> T:
     return result
 
 
-def bound() -> list[tuple[str, str]]:
-    """(class, field) of every setting that files and bindings gave."""
-    return list(_current.settings)
-
-
 def _how_to_give(name: str, setting: str) -> str:
     flag = {"base": "--base MODEL", "experts": "--expert MODEL", "data": "--data FILE"}.get(setting)
     bound = f"bind {name}.{setting} in a --gin_file, or --gin.{name}.{setting}=VALUE"

@@ -14,6 +14,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _EXPERT_DTYPES = (*_DTYPES, "int8", "int4")
 # TASKS of evaluation.tasks, which would take seconds to import; a test compares them.
 _TASKS = "exact, number, gsm8k, math, pubmedqa, bioasq"
+_MACHINES = ("inspect", "plan", "bench")  # commands of cli.machines; the others are cli.commands'
 _GIN = "settings: --gin_file FILE (repeatable) and --gin.NAME=VALUE, e.g. --gin.Training.learning_rate=1e-4"
 
 
@@ -123,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         "sweep",
         "Many runs that differ in a few settings (Sweep.grid, points, random): stages in common are computed once, "
         "trials that are done are not done again, results go to DIR/results.csv and DIR/report.",
-        "colm sweep --gin_file configs/sweeps/demo_rates.gin --out SWEEP\n"
-        "         colm sweep --gin_file configs/sweeps/demo_rates.gin --out SWEEP --commands > trials.txt",
+        "colm sweep --gin_file configs/sweeps/demo_methods.gin --out SWEEP --parallel 2\n"
+        "         colm sweep --gin_file configs/sweeps/demo_methods.gin --out SWEEP --commands > trials.txt",
     )
     sub.add_argument("--out", required=True, metavar="DIR", help="of results, trials and their stages")
     text = "trials at a time, if memory allows (default: half the cores; 1 where there is an accelerator)"
@@ -425,7 +426,7 @@ def _main(arguments: list[str]) -> int:
     passed_on = rest[1:] if rest[:1] == ["lm_eval"] else []  # another program's flags
     flags = _parser().parse_args(rest[:1] if passed_on else rest)
     flags.passed_on, flags.gin = passed_on, (files, bindings)
-    from colm_jax.cli import commands, gin_edge
+    from colm_jax.cli import commands, gin_edge, machines
     from colm_jax.parallel import is_first, join
     from colm_jax.pipeline import console
 
@@ -435,7 +436,7 @@ def _main(arguments: list[str]) -> int:
         join(flags.distributed)
         speaks = is_first()  # only here: it would start the devices of commands that need none
     console.errors.quiet = not speaks
-    result = getattr(commands, flags.command)(flags)
+    result = getattr(machines if flags.command in _MACHINES else commands, flags.command)(flags)
     if result is not None and speaks:
         try:
             print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.checkpoints.team import EXPERT_DTYPES
+from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.strategies import STRATEGIES, find_strategy
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import find_task
@@ -44,6 +45,7 @@ class RunConfig:
     training: Training = field(default_factory=Training)
     gate_init: GateInit = field(default_factory=GateInit)
     calibration: Calibration = field(default_factory=Calibration)
+    correction: Correction = field(default_factory=Correction)  # of strategies "backtrack" and "lookahead"
 
     def __post_init__(self):
         """Rejects what could only fail later."""

@@ -11,8 +11,9 @@ from colm_jax.checkpoints.directory import read_json
 from colm_jax.data.records import Examples
 from colm_jax.data.tokens import counts
 from colm_jax.evaluation.cost import BYTES
-from colm_jax.evaluation.tasks import reference_of, score_answers
+from colm_jax.evaluation.tasks import reference_of
 from colm_jax.pipeline import console
+from colm_jax.pipeline.answering import GRADES
 from colm_jax.pipeline.stage import Stage
 from colm_jax.pipeline.study import Study, read_study, write_study
 from colm_jax.report.contents import Answer, Curve, Piece, Report, Section, Table, View
@@ -86,7 +87,7 @@ def study_answers(run: "Run", team: Stage, generated: Stage) -> Stage:
             write_study(run.team, answers, ids, Examples(examples.items[:count], examples.cut), directory, bar.to)
 
     inputs = {"team": team.digest, "generate": generated.digest, "test": run.hashes[split]}
-    return run._do("study", inputs, {"answers": count}, work)
+    return run.do("study", inputs, {"answers": count}, work)
 
 
 def _answers_file(run: "Run", generated: Stage) -> Path:
@@ -103,7 +104,7 @@ def write_report(run: "Run", calibrated: Stage | None, generated: Stage, evaluat
     def work(directory: Path) -> None:
         write_files(_contents(run, calibrated, generated, evaluated, studied), directory)
 
-    stage = run._do("report", inputs, {"answers": run.config.report_answers}, work)
+    stage = run.do("report", inputs, {"answers": run.config.report_answers}, work)
     show_report(load_report(stage.directory / REPORT), console.output)
     console.output.print(f"report: {stage.directory / 'report.html'}", soft_wrap=True)
 
@@ -142,7 +143,7 @@ def _contents(run: "Run", calibrated: Stage | None, generated: Stage, evaluated:
     writers = ("base", *(f"expert {m + 1}" for m in range(len(run.config.experts))))
     configs = [decoder.config for decoder in (run.team.base, *run.team.experts)]
     kinds = [run.config.dtype, *[run.config.expert_dtype or run.config.dtype] * len(run.config.experts)]
-    answers = _answers(run, result["split"], generated, written[:count], study)
+    answers = _answers(run, result["split"], generated, evaluated, written[:count], study)
     lengths = [(len(answer.prompt_ids), answer.sources) for answer in written]
     sections = [
         cost_section(writers, configs, [BYTES[kind] for kind in kinds], lengths),
@@ -185,7 +186,9 @@ def _task_table(result: dict[str, Any], answers: int) -> Table:
     return Table(f"Task: {result['task']['name']} ({result['split']})", columns, rows, f"{answers:,} answers. {WILSON}")
 
 
-def _answers(run: "Run", split: str, generated: Stage, written: list[Generation], study: Study) -> tuple[Answer, ...]:
+def _answers(
+    run: "Run", split: str, generated: Stage, evaluated: Stage, written: list[Generation], study: Study
+) -> tuple[Answer, ...]:
     """The team's answers, graded where there is a task, beside what the base writes alone."""
     count = len(written)
     path = generated.directory / "base.jsonl"
@@ -194,17 +197,11 @@ def _answers(run: "Run", split: str, generated: Stage, written: list[Generation]
         alone = [answer.text for answer in read_generations(path, run.team)[:count]]
     references: list[str | None] = [None] * count
     grades: list[tuple[bool | None, bool | None]] = [(None, None)] * count
-    task = run.config.task
-    if task is not None:
-        right = [reference_of(record, where) for where, record in run.records[split][:count]]
-        nobody: list[list[int]] = [[]] * count
-
-        def graded(texts: list[str]) -> Sequence[float]:
-            return score_answers(task, texts, right, nobody, [0] * count).correct
-
-        ours, base = graded([a.text for a in written]), graded([text or "" for text in alone])
-        references = [*right]
-        grades = [(own, None if text is None else other) for own, other, text in zip(ours, base, alone)]
+    if run.config.task is not None:
+        references = [reference_of(record, where) for where, record in run.records[split][:count]]
+        found = read_json(evaluated.directory / GRADES)
+        columns = [found.get(name, [None] * count) for name in (run.config.answered_by[0], "base")]
+        grades = [(ours == 1, None if base is None else base == 1) for ours, base in zip(*columns)][:count]
     return tuple(
         answer_for_report(run.team, answer, references[i], grades[i][0], alone[i], grades[i][1], study.views[str(i)])
         for i, answer in enumerate(written)

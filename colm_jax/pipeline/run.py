@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from colm_jax.calibration.threshold import calibrate, prompt_of
+from colm_jax.calibration.threshold import calibrate
 from colm_jax.checkpoints.card import model_card
 from colm_jax.checkpoints.directory import revision, write_json
 from colm_jax.checkpoints.huggingface import read_config
@@ -21,14 +21,12 @@ from colm_jax.checkpoints.team import Base, load_base, make_gate, save_team
 from colm_jax.data.records import Examples
 from colm_jax.data.tokenizer import vocabulary_digest
 from colm_jax.data.tokens import counts, open_tokens, tokenise
-from colm_jax.evaluation.tasks import find_task, score_answers
-from colm_jax.evaluation.text import evaluate_text
-from colm_jax.generation import Settings
 from colm_jax.labels import weak_labels
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline import console
-from colm_jax.pipeline.config import STAGES, UNTRAINED, RunConfig
-from colm_jax.pipeline.files import link, save_array, write_answers, write_text
+from colm_jax.pipeline.answering import evaluate, generate
+from colm_jax.pipeline.config import STAGES, RunConfig
+from colm_jax.pipeline.files import link, save_array, write_text
 from colm_jax.pipeline.inputs import Inputs
 from colm_jax.pipeline.stage import Stage, run_in_store
 from colm_jax.scoring import Scores, hidden_to_directory, load_scores, open_hidden, score_to_directory
@@ -60,7 +58,8 @@ class Run(Inputs):
         """A stage by name."""
         return Stage(name, self.out / name)
 
-    def _do(self, name: str, inputs: dict[str, str], settings: Any, work) -> Stage:
+    def do(self, name: str, inputs: dict[str, str], settings: Any, work) -> Stage:
+        """Does a stage's work unless it is done (see `Stage.run`), and says so."""
         stage = self.stage(name)
         if self.store is None:
             worked = stage.run(inputs, settings, work)
@@ -86,7 +85,7 @@ class Run(Inputs):
 
         inputs = {"data": self.hashes["data"], "tokenizer": self.tokenizer.digest}
         inputs |= {"shared_vocabulary": vocabulary_digest(self.tokenizer, self.allowed)}
-        stage = self._do("tokens", inputs, {"length": self.length}, work)
+        stage = self.do("tokens", inputs, {"length": self.length}, work)
         console.note(f"{self.files['data']}: {counts(stage.directory)}")
         return stage
 
@@ -107,7 +106,7 @@ class Run(Inputs):
             inputs |= {"revision": revision(directory) or "a local directory"}
             inputs |= {"shared_vocabulary": vocabulary_digest(self.tokenizer, self.allowed)}
             dtype = self.config.dtype if m == 0 else self.config.expert_dtype or self.config.dtype
-            stages.append(self._do(f"scores/{name}", inputs, {"dtype": dtype}, work))
+            stages.append(self.do(f"scores/{name}", inputs, {"dtype": dtype}, work))
         return stages
 
     @property
@@ -144,7 +143,7 @@ class Run(Inputs):
             write_json(directory / "summary.json", {"method": method, "share_of_ones": rates})
 
         settings = {"method": method, "experts": len(self.config.experts)}
-        return self._do("labels", _digests(scores), settings, work)
+        return self.do("labels", _digests(scores), settings, work)
 
     def hidden(self) -> Stage | None:
         """The base's final hidden states at the positions that count; None where no gate is fitted alone.
@@ -159,7 +158,7 @@ class Run(Inputs):
                 hidden_to_directory(self.base.decoder, self.training_examples, directory, bar.to)
 
         inputs = {"texts": self._texts_digest, "base": self.hashes["base"]}
-        return self._do("hidden", inputs, {"dtype": self.config.dtype}, work)
+        return self.do("hidden", inputs, {"dtype": self.config.dtype}, work)
 
     def _positions(self, hidden: Stage) -> Positions:
         """The positions of the training texts that count: hidden states on disk, scores and labels in memory."""
@@ -190,7 +189,7 @@ class Run(Inputs):
 
         inputs = _digests([stage for stage in (labels, hidden) if stage is not None])
         inputs |= {} if labels else {"base": self.hashes["base"], "experts": str(len(self.config.experts))}
-        return self._do("gate", inputs, settings, work)
+        return self.do("gate", inputs, settings, work)
 
     def train(self, scores: Sequence[Stage], gate: Stage, hidden: Stage | None) -> Stage:
         """The trained team, without a threshold yet."""
@@ -240,7 +239,7 @@ class Run(Inputs):
         if online:
             inputs |= {name: digest for name, digest in self.hashes.items() if name.startswith("expert-")}
             inputs |= {"expert_dtype": self.config.expert_dtype or self.config.dtype}
-        return self._do("train", inputs, settings, work)
+        return self.do("train", inputs, settings, work)
 
     def _provenance(self) -> dict[str, Any]:
         """What colm.json says of the models, the data and the training."""
@@ -278,16 +277,6 @@ class Run(Inputs):
         """The trained team."""
         return CoLM(self.trained, self.experts, self.expert_tokenizers, self.mesh)
 
-    def _answerer(self, strategy: str) -> tuple[CoLM, str]:
-        """Who answers under one of the configuration's strategies, and the decoding strategy that they follow."""
-        if strategy not in (UNTRAINED, "proxy"):
-            return self.team, strategy
-        given = load_base(self.base_directory, self.config.dtype, self.mesh, stacked=False)
-        if strategy == UNTRAINED:
-            return CoLM(given, [], [], self.mesh), "base"
-        experts, tokenizers = [*self.experts, given.decoder], [*self.expert_tokenizers, self.tokenizer]
-        return CoLM(self.trained, experts, tokenizers, self.mesh), strategy
-
     def calibrate(self, trained: Stage) -> Stage | None:
         """The threshold, and the team directory that holds it; None without a dev file or a strategy that obeys it."""
         if "dev" not in self.records or not self.config.obeys_threshold:
@@ -302,7 +291,7 @@ class Run(Inputs):
             write_json(directory / "calibration.json", result)
 
         settings = {"calibration": self.config.calibration.__dict__, "task": self.config.task}
-        return self._do("calibrate", {"team": trained.digest, "dev": self.hashes["dev"]}, settings, work)
+        return self.do("calibrate", {"team": trained.digest, "dev": self.hashes["dev"]}, settings, work)
 
     def finish_team(self, trained: Stage, calibrated: Stage | None) -> Stage:
         """The team directory of the contract, with its threshold, in RUN/team."""
@@ -325,7 +314,7 @@ class Run(Inputs):
         inputs = {"train": trained.digest} | ({} if calibrated is None else {"calibrate": calibrated.digest})
         facts = json.dumps(self._provenance(), sort_keys=True)
         inputs |= {"provenance": hashlib.sha256(facts.encode()).hexdigest()}
-        return self._do("team", inputs, {}, work)
+        return self.do("team", inputs, {}, work)
 
     @property
     def test_split(self) -> str | None:
@@ -336,81 +325,6 @@ class Run(Inputs):
         """The calibrated threshold, or 0.5."""
         facts = json.loads((self.out / "team" / "colm.json").read_text(encoding="utf-8"))
         return 0.5 if facts["threshold"] is None else float(facts["threshold"])
-
-    def _prompts(self, split: str) -> list[dict[str, Any]]:
-        prompts = [prompt_of(record) for _, record in self.records[split]]
-        examples = self.examples(split)
-        return [
-            {"input_ids": example.ids[: max(1, min(self.config.prompt_tokens, len(example.ids) // 2))].tolist()}
-            if prompt is None
-            else prompt
-            for prompt, example in zip(prompts, examples.items)
-        ]
-
-    def generate(self, team: Stage) -> Stage | None:
-        """Answers to the test prompts under every strategy of the configuration, at the threshold where one counts."""
-        split = self.test_split
-        if split is None:
-            return None
-        strategies = self.config.answered_by
-
-        def work(directory: Path) -> None:
-            prompts = self._prompts(split)
-            names = [str(i) for i in range(len(prompts))]
-            rate = self.config.random_rate or 0.0
-            for name in strategies:
-                path = directory / f"{name}.jsonl"
-                if not path.exists():
-                    answerer, strategy = self._answerer(name)
-                    with console.bar(f"generating: {name}", len(prompts)) as bar:
-                        settings = Settings(
-                            self.threshold(),
-                            rate=rate,
-                            max_new_tokens=self.config.max_new_tokens,
-                            batch_size=self.config.batch_size,
-                        )
-                        write_answers(path, answerer, prompts, names, settings, strategy, team.digest, progress=bar.to)
-                if name == "defer" and self.config.random_rate is None:
-                    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-                    shares = [np.mean(np.array(line["sources"]) > 0) for line in lines if line["sources"]]
-                    rate = float(np.mean(shares)) if shares else 0.0
-
-        settings = {k: getattr(self.config, k) for k in ("max_new_tokens", "prompt_tokens", "random_rate")}
-        settings |= {"strategies": strategies}
-        return self._do("generate", {"team": team.digest, "test": self.hashes[split]}, settings, work)
-
-    def evaluate(self, team: Stage, generated: Stage | None) -> Stage | None:
-        """Nats per token on the test texts, and the task's accuracy where there is one."""
-        split = self.test_split
-        if split is None or generated is None:
-            return None
-
-        def work(directory: Path) -> None:
-            scores = evaluate_text(self.team.score_examples(self.examples(split)))
-            result: dict[str, Any] = {"split": split, "text": scores.__dict__}
-            if self.config.task is not None:
-                reference = find_task(self.config.task).reference
-                references = [reference(record, where) for where, record in self.records[split]]
-                result["task"] = {"name": self.config.task}
-                grades: dict[str, Sequence[float]] = {}
-                for name in self.config.answered_by:
-                    path = generated.directory / f"{name}.jsonl"
-                    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-                    columns = [[line[key] for line in lines] for key in ("text", "sources", "expert_calls")]
-                    score = score_answers(self.config.task, columns[0], references, columns[1], columns[2])
-                    grades[name] = score.grades
-                    result["task"][name] = {
-                        "accuracy": score.accuracy,
-                        "interval": score.interval,
-                        "deferral_rate": score.deferral_rate,
-                        "expert_calls": score.expert_calls,
-                        **score.measures,
-                    }
-                write_json(directory / "grades.json", grades)
-            write_json(directory / "evaluation.json", result)
-
-        inputs = {"team": team.digest, "generate": generated.digest, "test": self.hashes[split]}
-        return self._do("evaluate", inputs, {"task": self.config.task}, work)
 
     def make_team(self) -> tuple[Stage, Stage | None]:
         """Every stage up to the team with its threshold: the stage `team` and, with a dev file, `calibrate`."""
@@ -447,12 +361,10 @@ class Run(Inputs):
         team = self.finish_team(trained, calibrated)
         if reached("calibrate"):
             return {}
-        generated = self.generate(team)
+        generated = generate(self, team)
         if generated is None or reached("generate"):
             return {}
-        evaluated = self.evaluate(team, generated)
-        if evaluated is None:
-            return {}
+        evaluated = evaluate(self, team, generated)
         if not reached("evaluate"):
             write_report(self, calibrated, generated, evaluated, study_answers(self, team, generated))
         return json.loads((evaluated.directory / "evaluation.json").read_text(encoding="utf-8"))

@@ -122,6 +122,7 @@ def topology_devices(name: str) -> list:
         raise UserError(f"--topology {name}: write KIND:SHAPE, as in v5e:4x4 or v5p:2x2x4; kinds: {', '.join(CHIPS)}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for the machine it is on
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may be planning too: no chip is taken
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "4")  # its log speaks of a machine that is not there
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "4")
     from jax.experimental import topologies

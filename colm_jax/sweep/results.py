@@ -9,6 +9,7 @@ from typing import Any
 
 from colm_jax.checkpoints.directory import read_json
 from colm_jax.evaluation.compare import Difference, paired_bootstrap
+from colm_jax.pipeline.answering import GRADES
 from colm_jax.report.contents import Bars, Cell, Curve, Plot, Report, Table
 from colm_jax.sweep.config import Sweep
 from colm_jax.sweep.runner import State
@@ -192,7 +193,7 @@ def _rows(state: State) -> list[Row]:
     if "task" not in evaluation:
         measures = {name: value for name, value in evaluation["text"].items() if isinstance(value, int | float)}
         return [Row(state, _TEXT, measures, ())]
-    grades = read_json(state.directory / "evaluate" / "grades.json")
+    grades = read_json(state.directory / "evaluate" / GRADES)
     rows = []
     for strategy, found in evaluation["task"].items():
         if strategy != "name":

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from colm_jax import CoLM
 from colm_jax.calibration.threshold import Calibration
+from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
 from colm_jax.pipeline.config import STAGES, RunConfig
 from colm_jax.pipeline.run import Run
@@ -365,6 +366,22 @@ def test_a_run_answers_by_every_strategy_that_it_is_asked_for(tmp_path, inputs):
     assert answers(given, [], "base") != answers(trained, None, "base")
     assert [line["tokens"] for line in written("proxy")] == answers(trained, [expert, given], "proxy")
     assert all(source == 1 for line in written("random") for source in line["sources"])  # at a rate of 1
+
+
+def test_settings_of_correction_reach_a_run(tmp_path, inputs, monkeypatch):
+    config = RunConfig(
+        **inputs, max_new_tokens=4, strategies=("backtrack",), training=replace(TRAINING, trainable="gate")
+    )
+    asked, answers = [], CoLM.answers
+
+    def noted(self, prompts, settings, strategy, *rest, **more):
+        asked.append((strategy, settings.correction))
+        return answers(self, prompts, settings, strategy, *rest, **more)
+
+    monkeypatch.setattr(CoLM, "answers", noted)
+    for correction in (Correction(), Correction(candidates=5)):
+        Run(replace(config, correction=correction), tmp_path / "run").all("generate")
+    assert asked == [("backtrack", Correction()), ("backtrack", Correction(candidates=5))]
 
 
 def test_a_model_is_trained_alone(tmp_path, inputs):
