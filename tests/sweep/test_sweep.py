@@ -77,6 +77,16 @@ def test_trials_that_no_run_could_have_stop_the_sweep_before_it_begins(tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_failed_trial_is_reported_and_the_exit_status_is_1(tmp_path, sweep_file, capsys):
+    flags = ["--gin.Sweep.grid={'Run.data': ('missing.jsonl',)}", "--out", str(tmp_path / "out")]
+    assert main(["sweep", "--gin_file", sweep_file, *flags]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["failed"] == ["data=missing.jsonl"]
+    assert "data=missing.jsonl: failed (exit status 2: colm: missing.jsonl" in captured.err
+    (row,) = csv.DictReader((tmp_path / "out/results.csv").read_text().splitlines())
+    assert (row["trial"], row["state"], row["strategy"]) == ("data=missing.jsonl", "failed", "")
+
+
 def results(tmp_path, found, **settings):
     """Results of made-up trials: name -> (axes, {strategy: grades})."""
     states = []
