@@ -19,8 +19,10 @@ from colm_jax.calibration.threshold import Calibration
 from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
 from colm_jax.pipeline.config import STAGES, RunConfig
+from colm_jax.pipeline.reporting import _answers, read_generations
 from colm_jax.pipeline.run import Run
-from colm_jax.pipeline.stage import hash_file
+from colm_jax.pipeline.stage import Stage, hash_file
+from colm_jax.pipeline.study import read_study
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
 
@@ -382,6 +384,21 @@ def test_settings_of_correction_reach_a_run(tmp_path, inputs, monkeypatch):
     for correction in (Correction(), Correction(candidates=5)):
         Run(replace(config, correction=correction), tmp_path / "run").all("generate")
     assert asked == [("backtrack", Correction()), ("backtrack", Correction(candidates=5))]
+
+
+def test_the_report_shows_the_grades_that_evaluation_wrote(tmp_path, inputs):
+    training = replace(TRAINING, trainable="gate")
+    config = RunConfig(**inputs, task="exact", max_new_tokens=4, strategies=("defer", "base"), training=training)
+    run = Run(config, tmp_path / "run")
+    run.all()
+    grades = {"defer": [1, 1, 0, 0, 1, 0], "base": [1, 0, 1, 0, 0.5, 0]}
+    (tmp_path / "graded").mkdir()
+    (tmp_path / "graded/grades.json").write_text(json.dumps(grades))
+    generated, evaluated = run.stage("generate"), Stage("evaluate", tmp_path / "graded")
+    written = read_generations(generated.directory / "defer.jsonl", run.team)
+    answers = _answers(run, "test", generated, evaluated, written, read_study(run.stage("study").directory))
+    assert [answer.correct for answer in answers] == [True, True, False, False, True, False]
+    assert [answer.alone_correct for answer in answers] == [True, False, True, False, False, False]
 
 
 def test_a_model_is_trained_alone(tmp_path, inputs):
