@@ -40,7 +40,7 @@ def jobs():
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        flags = f"--xla_force_host_platform_device_count={8 // count}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={8 // count}"  # the last one counts
         environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()}
         started = []
         for number in range(count):
