@@ -27,9 +27,9 @@ class Log:
             return
         logs = directory / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        keep_lines(path, done)
-        self._exact = path.open("a", encoding="utf-8")
+        self._path = directory / "metrics.jsonl"
+        keep_lines(self._path, done)
+        self._exact = self._path.open("a", encoding="utf-8")
         self._speed = (logs / "speed.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(logs), purge_step=done + 1, flush_secs=10)
 
@@ -38,6 +38,12 @@ class Log:
         if self.is_writer:
             for file in (self._exact, self._speed, self._board):
                 file.close()
+
+    def keep(self) -> None:
+        """Makes what is written last, before a checkpoint counts on it: a mounted bucket keeps what is closed."""
+        if self.is_writer:
+            self._exact.close()
+            self._exact = self._path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """A step's line in each file; in metrics.jsonl a killed process leaves only whole lines that count."""

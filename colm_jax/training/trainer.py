@@ -177,6 +177,7 @@ def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, prof
                 if stop or step % settings.checkpoint_every == 0:
                     finish(*under_way)  # before it is saved: no checkpoint holds what is not finite
                     under_way = None
+                    log.keep()
                     checkpointer.save_pytree_async(step, _flattened(state))
                     good = step
                 if stop:

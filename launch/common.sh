@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# What the scripts of this folder share: the environment file, one-line errors, commands that are printed or run.
+# shellcheck disable=SC2034  # read by the scripts that source this one
+set -euo pipefail
+
+DRY_RUN=false
+ENV_FILE=${COLM_ENV:-}
+WORDS=()   # the script's own words: its subcommand and flags
+AFTER=()   # what stands behind --
+
+# Exit status 2 and one line: what the user got wrong, and the remedy.
+fail() {
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 2
+}
+
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+
+# Splits a command line into ENV_FILE, DRY_RUN, WORDS and AFTER.
+read_arguments() {
+  while (($#)); do
+    case $1 in
+      --env)
+        (($# > 1)) || fail "--env: names no file"
+        ENV_FILE=$2
+        shift
+        ;;
+      --env=*) ENV_FILE=${1#--env=} ;;
+      --dry_run) DRY_RUN=true ;;
+      --)
+        shift
+        AFTER=("$@")
+        break
+        ;;
+      *) WORDS+=("$1") ;;
+    esac
+    shift
+  done
+}
+
+# What a value must look like, as a regular expression and in words. A value without a line here is free.
+_form() {
+  case $1 in
+    NAME) echo '^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ small letters, digits and hyphens, a letter first, at most 50' ;;
+    PROJECT) echo '^([a-z0-9.-]+:)?[a-z][-a-z0-9]*[a-z0-9]$ a project id, as in my-project' ;;
+    ZONE) echo '^[a-z]+-[a-z]+[0-9]+-[a-z]$ a zone, as in us-west4-a' ;;
+    BUCKET) echo '^[a-z0-9][a-z0-9._-]+[a-z0-9]$ the bare name of a bucket, without gs://' ;;
+    MOUNT) echo '^/.*[^/]$ an absolute path without a slash at its end' ;;
+    SPOT) echo '^(true|false)$ true or false' ;;
+    RESTARTS | ARRAY_LIMIT | POLL) echo '^[0-9]+$ a whole number' ;;
+    GKE_HOSTS | GKE_CHIPS | NODES | GPUS_PER_NODE | CPUS_PER_GPU) echo '^[1-9][0-9]*$ a whole number from 1 on' ;;
+    GKE_TOPOLOGY) echo '^[0-9]+x[0-9]+(x[0-9]+)?$ a topology, as in 4x4 or 2x2x4' ;;
+    TIME) echo '^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$ a time of Slurm, as in 24:00:00 or 1-12:00:00' ;;
+  esac
+}
+
+# Reads the environment file and checks the values named: all set, each in its form.
+read_environment() {
+  [[ -n $ENV_FILE ]] || fail "no environment file: copy launch/env.example.sh, fill it in, name it by --env FILE"
+  [[ -r $ENV_FILE && -f $ENV_FILE ]] || fail "--env $ENV_FILE: no such file; copy launch/env.example.sh"
+  local broken name form
+  broken=$(bash -n "$ENV_FILE" 2>&1) || fail "${broken%%$'\n'*}"
+  unset -v PROJECT ZONE NAME BUCKET MOUNT ACCELERATOR RUNTIME SPOT PACKAGE RESTARTS POLL KUBE_CONTEXT NAMESPACE \
+    SERVICE_ACCOUNT IMAGE CLUSTER GKE_ACCELERATOR GKE_TOPOLOGY GKE_HOSTS GKE_CHIPS PARTITION ACCOUNT NODES \
+    GPUS_PER_NODE CPUS_PER_GPU TIME LOGS ARRAY_LIMIT  # nothing of the caller's environment takes their place
+  CREATE_FLAGS=() SSH_FLAGS=() SBATCH_FLAGS=()
+  set +eu
+  # shellcheck disable=SC1090
+  source "$ENV_FILE" || fail "$ENV_FILE: its last command failed"
+  set -eu
+  for name in "$@"; do
+    [[ -n ${!name:-} ]] || fail "$ENV_FILE: $name is not set; launch/env.example.sh says what it is"
+    form=$(_form "$name")
+    [[ -z $form || ${!name} =~ ${form%% *} ]] || fail "$ENV_FILE: $name=${!name}: must be ${form#* }"
+  done
+}
+
+# What stands behind -- is a colm command that knows --distributed, which the scripts add.
+check_command() {
+  [[ ${AFTER[0]:-} == colm ]] || fail "${WORDS[0]}: write the command behind --, as in -- colm train --base B ..."
+  case ${AFTER[1]:-} in
+    train | score) ;;
+    *) fail "colm ${AFTER[1]:-}: only train and score run in several processes" ;;
+  esac
+  case " ${AFTER[*]} " in *' --distributed'*) fail "--distributed: is added by this script; leave it out" ;; esac
+}
+
+# Words as one line that a shell reads back as the same words.
+quoted() {
+  local word line=''
+  for word in "$@"; do
+    [[ -n $word && $word != *[!a-zA-Z0-9_./:=@%+,-]* ]] || word="'${word//\'/\'\\\'\'}'"
+    line+="${line:+ }$word"
+  done
+  printf '%s' "$line"
+}
+
+# Runs a command, and says so; with --dry_run prints it instead.
+run() {
+  if $DRY_RUN; then
+    quoted "$@"
+    echo
+  else
+    printf '+ %s\n' "$(quoted "$@")" >&2
+    "$@"
+  fi
+}

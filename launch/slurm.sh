@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# shellcheck disable=SC2153  # the environment file sets the names in capitals
+# Jobs on a Slurm cluster with GPUs (docs/launch/slurm.md).
+usage='usage: launch/slurm.sh COMMAND [--env FILE] [--dry_run] ...
+
+  submit -- colm train ...   on NODES nodes with GPUS_PER_NODE GPUs, one process a GPU; --distributed auto is added
+  array COMMANDS.txt         a job array: each line of the file on one GPU, ARRAY_LIMIT at a time'
+
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+read_arguments "$@"
+case ${WORDS[0]:-} in '' | help | -h | --help) echo "$usage" && exit 0 ;; esac
+read_environment NAME PARTITION NODES GPUS_PER_NODE CPUS_PER_GPU TIME LOGS ARRAY_LIMIT
+
+submit() { # flags, script, its arguments
+  local flags=("--job-name=$NAME" "--partition=$PARTITION" "--time=$TIME" "--cpus-per-task=$CPUS_PER_GPU")
+  if [[ -n ${ACCOUNT:-} ]]; then flags+=("--account=$ACCOUNT"); fi
+  run mkdir -p "$LOGS" # sbatch makes none, and the job would fail without a word
+  run env "COLM_LAUNCH=$here" sbatch "${flags[@]}" "$@"
+}
+
+case ${WORDS[0]} in
+  submit)
+    ((${#WORDS[@]} == 1)) || fail "submit: ${WORDS[1]}: write the command behind --, as in -- colm train --base B ..."
+    check_command
+    submit "--nodes=$NODES" "--ntasks-per-node=$GPUS_PER_NODE" "--gpus-per-node=$GPUS_PER_NODE" \
+      "--output=$LOGS/%x-%j.log" ${SBATCH_FLAGS[@]+"${SBATCH_FLAGS[@]}"} "$here/slurm.sbatch" "${AFTER[@]}"
+    ;;
+  array)
+    ((${#WORDS[@]} == 2 && ${#AFTER[@]} == 0)) || fail "array: write one file of commands"
+    commands=${WORDS[1]}
+    [[ -s $commands ]] || fail "array: $commands: no such file, or nothing in it; colm sweep ... --commands > $commands"
+    empty=$(grep -nm1 '^[[:space:]]*$' "$commands" || true)
+    [[ -z $empty ]] || fail "array: $commands:${empty%%:*}: is empty; each line is one command"
+    commands=$(cd "$(dirname "$commands")" && pwd)/${commands##*/}
+    submit "--array=1-$(awk 'END {print NR}' "$commands")%$ARRAY_LIMIT" --nodes=1 --ntasks=1 --gpus-per-node=1 \
+      "--output=$LOGS/%x-%A_%a.log" ${SBATCH_FLAGS[@]+"${SBATCH_FLAGS[@]}"} "$here/slurm_array.sbatch" "$commands"
+    ;;
+  *) fail "${WORDS[0]}: no such command; $0 --help" ;;
+esac

@@ -1,0 +1,89 @@
+"""Stands for gcloud, kubectl, sbatch, srun and the rest: records its arguments as a line of JSON, and acts a little.
+
+gcloud keeps machines as directories, in which what is sent over ssh is run by a shell, as it would be there. What it
+says of their state is read from files, a line a question; the last line stays.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+here = Path(os.environ["FAKE"])
+name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+workers = here / "workers"
+
+
+def next_line(file: str, default: str) -> str:
+    path = here / file
+    lines = path.read_text().splitlines() if path.exists() else [default]
+    if len(lines) > 1:
+        path.write_text("\n".join(lines[1:]) + "\n")
+    return lines[0]
+
+
+def option(flag: str) -> str:
+    return next(argument.partition("=")[2] for argument in arguments if argument.startswith(flag + "="))
+
+
+def kill_jobs() -> None:
+    for pid in workers.glob("*/colm-run/pid"):
+        with suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text()), signal.SIGKILL)
+
+
+def ssh() -> int:
+    chosen = sorted(workers.iterdir()) if option("--worker") == "all" else [workers / option("--worker")]
+    results = []
+    for worker in chosen:
+        environment = {**os.environ, "HOME": str(worker), "WORKER": worker.name}
+        results.append(subprocess.run(["bash", "-c", option("--command")], cwd=worker, env=environment).returncode)
+    return max(results, default=255)
+
+
+def gcloud() -> int:
+    command = arguments[2:4]
+    if command == ["queued-resources", "create"]:
+        for number in range(2):
+            (workers / str(number)).mkdir(parents=True)
+    elif command == ["queued-resources", "delete"]:
+        kill_jobs()
+        shutil.rmtree(workers, ignore_errors=True)
+    elif command == ["queued-resources", "describe"]:
+        state = next_line("states", "ACTIVE")
+        if state == "MISSING":
+            print("ERROR: NOT_FOUND: Resource was not found", file=sys.stderr)
+            return 1
+        print(state)
+    elif command == ["tpu-vm", "describe"]:
+        print(next_line("nodes", "READY"))
+    elif command == ["tpu-vm", "scp"]:
+        files = [a for a in arguments[4:] if not a.startswith("-")][:-1]
+        for worker in workers.iterdir():
+            for file in files:
+                shutil.copy(file, worker / "colm-launch")
+    elif command == ["tpu-vm", "ssh"]:
+        return ssh()
+    return 0
+
+
+with (here / "calls").open("a") as file:
+    file.write(json.dumps([name, *arguments]) + "\n")
+if name == "gcloud":
+    sys.exit(gcloud())
+if name == "kubectl" and "apply" in arguments:
+    (here / "applied").write_text(sys.stdin.read())
+if name == "mountpoint":
+    sys.exit(1)
+if name == "sudo" and arguments[0] == "mkdir":
+    Path(arguments[-1]).mkdir(parents=True, exist_ok=True)
+if name == "uv" and arguments[0] == "venv":
+    (Path(arguments[-1]) / "bin").mkdir(parents=True)
+    (Path(arguments[-1]) / "bin" / "python").touch(0o755)
+    (Path(arguments[-1]) / "bin" / "colm").symlink_to(here / "bin" / "colm")
+if name == "colm":  # what it does is the test's: a script of the shell
+    sys.exit(subprocess.run(["bash", str(here / "colm.sh"), *arguments]).returncode)

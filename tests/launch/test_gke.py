@@ -1,0 +1,103 @@
+"""GKE: the manifest that is rendered, and the commands around it."""
+
+import shlex
+
+import yaml
+
+COLM = ["colm", "train", "--base", "/mnt/a model", "--data", "it's $(HOME) $x.jsonl", "--out", 'a "b" \\d\n@NAME@ &']
+
+
+def seen(words):
+    """Kubernetes takes $$ for $; no other $ may stand there, since it could begin a variable."""
+    assert all("$" not in word.replace("$$", "") for word in words)
+    return [word.replace("$$", "$") for word in words]
+
+
+def rendered(desk):
+    done = desk("gke.sh", "render", "--", *COLM)
+    assert done.returncode == 0, done.stderr
+    return yaml.safe_load(done.stdout)
+
+
+def test_the_manifest(desk):
+    manifest = rendered(desk)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert manifest["metadata"]["name"] == "my-colm"
+    assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 3
+    (group,) = manifest["spec"]["replicatedJobs"]
+    job = group["template"]["spec"]
+    assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (4, 4, 0)
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # else Kubernetes refuses a podFailurePolicy
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    assert pod["tolerations"][0]["key"] == "cloud.google.com/gke-spot"
+    (container,) = pod["containers"]
+    assert seen(container["command"]) == [*COLM, "--distributed", "auto"]
+    assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts["bucket"] == desk.values["MOUNT"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "bucket"]
+    assert volume["csi"]["volumeAttributes"]["bucketName"] == "my-bucket"
+    assert "metadata-cache:ttl-secs:0" in volume["csi"]["volumeAttributes"]["mountOptions"]
+    assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
+
+
+def test_a_user_s_error_is_not_restarted(desk):
+    spec = rendered(desk)["spec"]
+    (rule,) = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    container = spec["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
+    (policy,) = spec["failurePolicy"]["rules"]
+    assert (policy["action"], policy["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+
+
+def test_without_spot(desk):
+    desk.values["SPOT"] = "false"
+    pod = rendered(desk)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert "cloud.google.com/gke-spot" not in pod["nodeSelector"]
+    assert pod["tolerations"] == []
+
+
+def test_apply_gives_the_manifest_to_the_named_cluster(desk):
+    dry = desk("gke.sh", "apply", "--dry_run", "--", *COLM)
+    assert desk.calls == []
+    done = desk("gke.sh", "apply", "--", *COLM)
+    assert done.returncode == 0, done.stderr
+    assert desk.calls == [["kubectl", "--context=gke one", "apply", "-f", "-"]] == [shlex.split(dry.stdout)]
+    assert yaml.safe_load((desk.fake / "applied").read_text()) == rendered(desk)
+
+
+def test_status_logs_delete(desk):
+    for command in (["status"], ["logs", "--follow"], ["delete"]):
+        assert desk("gke.sh", *command).returncode == 0
+    control, label = (
+        ["kubectl", "--context=gke one", "--namespace=default"],
+        "--selector=jobset.sigs.k8s.io/jobset-name=my-colm",
+    )
+    assert desk.calls[0] == [*control, "get", "jobset", "my-colm"]
+    assert label in desk.calls[1] and label in desk.calls[2]
+    assert {"--container=colm", "--follow=true"} < set(desk.calls[2])
+    assert desk.calls[3] == [*control, "delete", "jobset", "my-colm"]
+
+
+def test_xpk(desk):
+    desk("gke.sh", "xpk", "--", *COLM)
+    (call,) = desk.calls
+    assert call[:3] == ["xpk", "workload", "create"]
+    flags = dict(flag.partition("=")[::2] for flag in call[3:])
+    assert shlex.split(flags.pop("--command")) == [*COLM, "--distributed", "auto"]
+    assert flags == {
+        "--cluster": "my-cluster",
+        "--workload": "my-colm",
+        "--project": "my-project",
+        "--zone": "us-west4-a",
+        "--tpu-type": "v5litepod-16",
+        "--num-slices": "1",
+        "--docker-image": "us-docker.pkg.dev/my-project/colm/colm:1",
+        "--max-restarts": "3",
+    }
