@@ -60,7 +60,7 @@ read_environment() {
   [[ -r $ENV_FILE && -f $ENV_FILE ]] || fail "--env $ENV_FILE: no such file; copy launch/env.example.sh"
   local broken name form
   broken=$(bash -n "$ENV_FILE" 2>&1) || fail "${broken%%$'\n'*}"
-  unset -v PROJECT ZONE NAME BUCKET MOUNT ACCELERATOR RUNTIME SPOT PACKAGE RESTARTS POLL KUBE_CONTEXT NAMESPACE \
+  unset -v PROJECT ZONE NAME BUCKET MOUNT ACCELERATOR RUNTIME SPOT PACKAGE RESTARTS POLL KUBE_CONTEXT NAMESPACE CLAIM \
     SERVICE_ACCOUNT IMAGE CLUSTER GKE_ACCELERATOR GKE_TOPOLOGY GKE_HOSTS GKE_CHIPS PARTITION ACCOUNT NODES \
     GPUS_PER_NODE CPUS_PER_GPU TIME LOGS ARRAY_LIMIT  # nothing of the caller's environment takes their place
   CREATE_FLAGS=() SSH_FLAGS=() SBATCH_FLAGS=()
@@ -79,10 +79,18 @@ read_environment() {
 check_command() {
   [[ ${AFTER[0]:-} == colm ]] || fail "${WORDS[0]}: write the command behind --, as in -- colm train --base B ..."
   case ${AFTER[1]:-} in
-    train | score) ;;
-    *) fail "colm ${AFTER[1]:-}: only train and score run in several processes" ;;
+    run | score | train | calibrate | generate) ;;
+    *) fail "colm ${AFTER[1]:-}: only run, score, train, calibrate and generate run in several processes" ;;
   esac
   case " ${AFTER[*]} " in *' --distributed'*) fail "--distributed: is added by this script; leave it out" ;; esac
+}
+
+# A file of commands, a line each: the lines of `colm sweep ... --commands`.
+check_commands() {
+  local empty
+  [[ -s $1 ]] || fail "array: $1: no such file, or nothing in it; colm sweep ... --commands > FILE makes one"
+  empty=$(grep -nm1 '^[[:space:]]*$' "$1" || true)
+  [[ -z $empty ]] || fail "array: $1:${empty%%:*}: is empty; each line is one command"
 }
 
 # Words as one line that a shell reads back as the same words.

@@ -29,6 +29,7 @@ GKE_ACCELERATOR=tpu-v5-lite-podslice  # v5p: tpu-v5p-slice; v6e: tpu-v6e-slice
 GKE_TOPOLOGY=4x4
 GKE_HOSTS=4                           # machines of the slice: chips of the topology / chips of a machine
 GKE_CHIPS=4                           # of a machine
+CLAIM=                                # a PersistentVolumeClaim at MOUNT in the bucket's place; `gke.sh array` needs one
 
 # --- Slurm: slurm.sh
 PARTITION=

@@ -6,19 +6,23 @@ usage='usage: launch/gke.sh COMMAND [--env FILE] [--dry_run] [-- colm ARGUMENTS.
   render -- colm train ...   print the manifest; --distributed auto is added
   apply -- colm train ...    give it to the cluster
   xpk -- colm train ...      the same by XPK, on a cluster that XPK made (CLUSTER)
-  status                     of the JobSet and its pods
+  array COMMANDS.txt         a JobSet for each line of the file, NAME-1 and so on, each on one host (GKE_HOSTS=1)
+  status                     of the JobSets and their pods
   logs [--follow]            of all pods
-  delete                     the JobSet and its pods; the bucket and the cluster stay'
+  delete                     the JobSets and their pods; files and the cluster stay'
 
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 read_arguments "$@"
 case ${WORDS[0]:-} in '' | help | -h | --help) echo "$usage" && exit 0 ;; esac
-follow=false
+follow=false commands=''
 for word in "${WORDS[@]:1}"; do
-  [[ ${WORDS[0]} == logs && $word == --follow ]] || fail "${WORDS[0]}: $word is not among its flags; $0 --help"
-  follow=true
+  case "${WORDS[0]} $word" in
+    'logs --follow') follow=true ;;
+    'array '*) commands=$word ;;
+    *) fail "${WORDS[0]}: $word is not among its flags; $0 --help" ;;
+  esac
 done
 
 # A string of JSON, which is one of YAML too.
@@ -37,8 +41,21 @@ words() {
   printf '[%s]' "$list"
 }
 
-render() {
-  local manifest nodes tolerations='[]' name
+# Where files lie: the bucket, or the claim of a volume. Pods read what others have just written: of a bucket's files
+# nothing may be remembered.
+files() {
+  local options=implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0
+  if [[ -n ${CLAIM:-} ]]; then
+    printf '{name: files, persistentVolumeClaim: {claimName: %s}}' "$(json "$CLAIM")"
+  else
+    printf '{name: files, csi: {driver: gcsfuse.csi.storage.gke.io, volumeAttributes: {bucketName: %s, mountOptions: "%s"}}}' \
+      "$(json "$BUCKET")" "$options"
+  fi
+}
+
+render() { # NAME COMMAND...
+  local manifest nodes tolerations='[]' name this=$1
+  shift
   nodes="\"cloud.google.com/gke-tpu-accelerator\": $(json "$GKE_ACCELERATOR"),"
   nodes+=" \"cloud.google.com/gke-tpu-topology\": $(json "$GKE_TOPOLOGY")"
   if $SPOT; then
@@ -49,22 +66,37 @@ render() {
   manifest=${manifest//@NODES@/"{$nodes}"}
   manifest=${manifest//@TOLERATIONS@/"$tolerations"}
   for name in RESTARTS GKE_HOSTS GKE_CHIPS; do manifest=${manifest//@$name@/"${!name}"}; done
-  for name in NAME NAMESPACE SERVICE_ACCOUNT IMAGE MOUNT BUCKET; do
-    manifest=${manifest//@$name@/"$(json "${!name}")"}
-  done
-  manifest=${manifest/@COMMAND@/"$(words "${AFTER[@]}" --distributed auto)"} # last: it may hold anything
+  manifest=${manifest//@NAME@/"$(json "$this")"}
+  manifest=${manifest//@LABEL@/"$(json "$NAME")"}
+  manifest=${manifest//@FILES@/"$(files)"}
+  for name in NAMESPACE SERVICE_ACCOUNT IMAGE MOUNT; do manifest=${manifest//@$name@/"$(json "${!name}")"}; done
+  manifest=${manifest/@COMMAND@/"$(words "$@")"} # last: it may hold anything
   printf '%s\n' "$manifest"
 }
 
 case ${WORDS[0]} in
-  render | apply)
-    read_environment NAME NAMESPACE KUBE_CONTEXT SERVICE_ACCOUNT IMAGE BUCKET MOUNT SPOT RESTARTS GKE_ACCELERATOR \
+  render | apply | array)
+    read_environment NAME NAMESPACE KUBE_CONTEXT SERVICE_ACCOUNT IMAGE MOUNT SPOT RESTARTS GKE_ACCELERATOR \
       GKE_TOPOLOGY GKE_HOSTS GKE_CHIPS
-    check_command
-    if [[ ${WORDS[0]} == render ]]; then
-      render
+    [[ -n ${CLAIM:-} ]] || read_environment BUCKET
+    if [[ ${WORDS[0]} == array ]]; then
+      check_commands "$commands"
+      [[ -n ${CLAIM:-} ]] || fail "$ENV_FILE: CLAIM is not set: trials lock the stages that they share, and a bucket has no locks"
+      ((GKE_HOSTS == 1)) || fail "$ENV_FILE: GKE_HOSTS=$GKE_HOSTS: must be 1 for an array: a trial is one process"
+      ((${#NAME} <= 45)) || fail "$ENV_FILE: NAME=$NAME: at most 45 characters for an array, which adds the line's number"
+      number=0
+      while IFS= read -r line || [[ -n $line ]]; do # the last one may lack its end
+        number=$((number + 1))
+        run kubectl "--context=$KUBE_CONTEXT" apply -f - <<<"$(render "$NAME-$number" bash -c "$line")"
+      done <"$commands"
     else
-      run kubectl "--context=$KUBE_CONTEXT" apply -f - <<<"$(render)"
+      check_command
+      manifest=$(render "$NAME" "${AFTER[@]}" --distributed auto)
+      if [[ ${WORDS[0]} == render ]]; then
+        printf '%s\n' "$manifest"
+      else
+        run kubectl "--context=$KUBE_CONTEXT" apply -f - <<<"$manifest"
+      fi
     fi
     ;;
   xpk)
@@ -77,11 +109,11 @@ case ${WORDS[0]} in
   status | logs | delete)
     read_environment NAME NAMESPACE KUBE_CONTEXT
     control=(kubectl "--context=$KUBE_CONTEXT" "--namespace=$NAMESPACE")
-    pods="--selector=jobset.sigs.k8s.io/jobset-name=$NAME"
+    ours="--selector=colm-jax=$NAME"
     case ${WORDS[0]} in
-      status) run "${control[@]}" get jobset "$NAME" && run "${control[@]}" get pods "$pods" --output=wide ;;
-      logs) run "${control[@]}" logs "$pods" --container=colm --prefix --tail=40 --max-log-requests=64 "--follow=$follow" ;;
-      delete) run "${control[@]}" delete jobset "$NAME" ;;
+      status) run "${control[@]}" get jobset "$ours" && run "${control[@]}" get pods "$ours" --output=wide ;;
+      logs) run "${control[@]}" logs "$ours" --container=colm --prefix --tail=40 --max-log-requests=64 "--follow=$follow" ;;
+      delete) run "${control[@]}" delete jobset "$ours" ;;
     esac
     ;;
   *) fail "${WORDS[0]}: no such command; $0 --help" ;;

@@ -30,9 +30,7 @@ case ${WORDS[0]} in
   array)
     ((${#WORDS[@]} == 2 && ${#AFTER[@]} == 0)) || fail "array: write one file of commands"
     commands=${WORDS[1]}
-    [[ -s $commands ]] || fail "array: $commands: no such file, or nothing in it; colm sweep ... --commands > $commands"
-    empty=$(grep -nm1 '^[[:space:]]*$' "$commands" || true)
-    [[ -z $empty ]] || fail "array: $commands:${empty%%:*}: is empty; each line is one command"
+    check_commands "$commands"
     commands=$(cd "$(dirname "$commands")" && pwd)/${commands##*/}
     submit "--array=1-$(awk 'END {print NR}' "$commands")%$ARRAY_LIMIT" --nodes=1 --ntasks=1 --gpus-per-node=1 \
       "--output=$LOGS/%x-%A_%a.log" ${SBATCH_FLAGS[@]+"${SBATCH_FLAGS[@]}"} "$here/slurm_array.sbatch" "$commands"

@@ -26,7 +26,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.quantize import QUANTIZED, quantize_kernel
-from colm_jax.parallel import gather_to_host, is_first, spec_of
+from colm_jax.parallel import is_first, spec_of, to_host
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -226,9 +226,7 @@ def to_tensors(decoder: Decoder, dtype: str | None = None) -> dict[str, np.ndarr
     arrays = {path: variable[...] for path, variable in _by_path(nnx.state(decoder)).items()}
     tensors = {}
     for name, part in parts_of(decoder.config).items():
-        value = gather_to_host(
-            arrays[part.path][part.index]
-        )  # a layer at a time: each device holds all of it for a moment
+        value = to_host(arrays[part.path][part.index])  # a layer at a time: each device holds all of it for a moment
         if not is_first():
             continue
         shape = part.stored.shape(part.shape)

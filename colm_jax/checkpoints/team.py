@@ -24,7 +24,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.models.quantize import BITS
-from colm_jax.parallel import gather_to_host, is_first
+from colm_jax.parallel import is_first, to_host
 
 GATE_FILE, TEAM_FILE = "gate.safetensors", "colm.json"
 FORMAT = 1
@@ -156,7 +156,7 @@ def save_team(
       defer_embedding: kept for `save_reference` where the base came in the original's format.
     """
     tensors = to_tensors(decoder, dtype)
-    kernel = np.ascontiguousarray(gather_to_host(gate.kernel[...]).astype(np.float32).T)
+    kernel = np.ascontiguousarray(to_host(gate.kernel[...]).astype(np.float32).T)
     if not is_first():
         return
     directory.mkdir(parents=True, exist_ok=True)

@@ -248,7 +248,8 @@ def calibrate(flags: Flags) -> dict[str, Any]:
     examples = encode_examples(records, team.tokenizer, team.context, flags.data, team.allowed)
     with console.bar("calibrating") as bar:
         result = calibrate_team(team, records, examples, flags.task, make(Calibration), bar.to)
-    write_json(out, result)
+    if is_first():
+        write_json(out, result)
     return {key: result[key] for key in ("threshold", "metric", "score", "deferral_rate")}
 
 
@@ -257,7 +258,7 @@ def generate(flags: Flags) -> dict[str, Any]:
     out, records = check_new_file(flags.out), read_jsonl(flags.prompts)
     if flags.threshold is not None:
         check_threshold(flags.threshold)
-    team = _team(flags)
+    team, dtypes = _team(flags), (flags.dtype, flags.expert_dtype)
     prompts = [record for _, record in records]
     chosen = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "samples", "stop", "schedule")
     settings = Settings(
@@ -273,7 +274,7 @@ def generate(flags: Flags) -> dict[str, Any]:
             [record.get("id", str(i)) for i, record in enumerate(prompts)],
             settings,
             flags.strategy,
-            key=" ".join([*map(hash_model, team.directories), str(flags.dtype), str(flags.expert_dtype)]),
+            key=" ".join([*on_first(lambda: [*map(hash_model, team.directories)]), *map(str, dtypes)]),
             log_probs=flags.log_probs,
             places=[where for where, _ in records],
             progress=bar.to,

@@ -3,9 +3,11 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import colm_jax
 from colm_jax.errors import Preempted, UserError
@@ -111,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     # STAGES of pipeline.config, which would take seconds to import; a test compares them.
     stages = ("tokens", "score", "labels", "gate", "train", "calibrate", "generate", "evaluate", "report")
     sub.add_argument("--until", choices=stages, default="report", help="the last stage to run (default: report)")
+    distributed(sub)
 
     sub = command(
         "config",
@@ -198,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         "--task", metavar="TASK", help=f"decode and grade the answers: {_TASKS} (default: next-token accuracy)"
     )
     sub.add_argument("--out", required=True, metavar="FILE")
+    distributed(sub)
 
     sub = command(
         "generate",
@@ -233,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch_size", type=int, default=8, metavar="B", help="answers written side by side (default 8)")
     text = "add each token's log-probability under every model; they read every answer once more"
     sub.add_argument("--log_probs", action="store_true", help=text)
+    distributed(sub)
 
     sub = command(
         "evaluate",
@@ -411,6 +416,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _check_paths(flags: argparse.Namespace) -> None:
+    """Rejects addresses of buckets: all is read and written through the file system."""
+    for name, value in vars(flags).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and re.match(r"(gs|s3|hdfs)://", text):
+                raise UserError(f"--{name} {text}: is no path; mount the bucket, and name the path under its mount")
+
+
 def _main(arguments: list[str]) -> int:
     # Before NumPy (and PyTorch, which some packages import) is there: threads of OpenBLAS and OpenMP spin while they
     # wait for each other, and on a busy machine a gate's fit or PyTorch's step then takes several times as long.
@@ -425,18 +438,21 @@ def _main(arguments: list[str]) -> int:
         rest = arguments
     passed_on = rest[1:] if rest[:1] == ["lm_eval"] else []  # another program's flags
     flags = _parser().parse_args(rest[:1] if passed_on else rest)
+    _check_paths(flags)
     flags.passed_on, flags.gin = passed_on, (files, bindings)
     from colm_jax.cli import commands, gin_edge, machines
-    from colm_jax.parallel import is_first, join
+    from colm_jax.parallel import is_first, join, witnessed
     from colm_jax.pipeline import console
 
     gin_edge.parse(files, bindings)
-    speaks = True
-    if getattr(flags, "distributed", None) is not None:
+    work = getattr(machines if flags.command in _MACHINES else commands, flags.command)
+    several = getattr(flags, "distributed", None) is not None
+    if several:
         join(flags.distributed)
-        speaks = is_first()  # only here: it would start the devices of commands that need none
+    speaks = not several or is_first()  # asked only then: it starts the devices, and some commands need none
     console.errors.quiet = not speaks
-    result = getattr(machines if flags.command in _MACHINES else commands, flags.command)(flags)
+    with witnessed() if several else nullcontext():
+        result = work(flags)
     if result is not None and speaks:
         try:
             print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)

@@ -33,7 +33,7 @@ from colm_jax.decoding.state import (
 from colm_jax.decoding.strategies import Strategy
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
-from colm_jax.parallel import batch_sharding_of
+from colm_jax.parallel import batch_sharding_of, everywhere, to_host
 
 TURNS = 16  # of one scan, and steps of the base in it: how often the host looks
 AT_ONCE = 512  # tokens that a model reads in one pass between two scans, of several texts
@@ -118,7 +118,8 @@ class Engine:
         meshes = [None if spread is None else spread.mesh for spread in spreads]
         self._kinds = [(d.config, d.dtype, mesh) for d, mesh in zip((base, *experts), meshes)]
         self._graphs = Graphs(base_graph, tuple(graph for graph, _ in split), gate_graph)
-        self._models = Models(base_state, tuple(state for _, state in split), gate_state, jnp.asarray(allowed))
+        gate_state, words = (gate_state, allowed) if meshes[0] is None else everywhere((gate_state, allowed), meshes[0])
+        self._models = Models(base_state, tuple(state for _, state in split), gate_state, jnp.asarray(words))
         self._eos_ids, self._context = eos_ids, context
         self.expert_passes = np.zeros(len(experts), np.int64)  # since the engine was made
         self.base_steps = 0  # likewise, over whole batches
@@ -167,7 +168,7 @@ class Engine:
                         yield number, answer
         finally:  # a caller may stop listening
             self.expert_passes += team.passes
-            self.base_steps += int(team.state.steps)
+            self.base_steps += int(to_host(team.state.steps))
 
     def _limit(self, request: Request) -> int:
         """The length at which a text ends."""
@@ -196,7 +197,7 @@ class _Running:
     def passes(self) -> np.ndarray:
         """[M] passes of each expert so far."""
         inside = np.zeros_like(self._read_apart)
-        inside[: len(self._models.experts)] = np.asarray(self.state.passes)
+        inside[: len(self._models.experts)] = to_host(self.state.passes)
         return inside + self._read_apart
 
     def refill(self, queue: deque[int], requests: Sequence[Request]) -> None:
@@ -220,39 +221,40 @@ class _Running:
             key = jax.random.fold_in(key, np.uint32(2**32 - request.sample))
         tokens = np.zeros(self._size, np.int32)
         tokens[: len(request.prompt)] = request.prompt
-        own = Requests(
-            prompt_lengths=jnp.int32(len(request.prompt)),
-            limits=jnp.int32(self._engine._limit(request)),
-            thresholds=jnp.float32(request.threshold),
-            schedules=jnp.int32(request.schedule),
-            warmups=jnp.int32(request.warmup),
-            rates=jnp.float32(self._options.rate),
-            keys=key,
-        )
-        self.state = insert(self.state, jnp.int32(slot), jnp.asarray(tokens), own)
+        # NumPy's: the same in every process, and so on every device.
+        own: dict[str, Any] = {
+            "prompt_lengths": np.int32(len(request.prompt)),
+            "limits": np.int32(self._engine._limit(request)),
+            "thresholds": np.float32(request.threshold),
+            "schedules": np.int32(request.schedule),
+            "warmups": np.int32(request.warmup),
+            "rates": np.float32(self._options.rate),
+            "keys": np.asarray(jax.random.key_data(key)),
+        }
+        self.state = insert(self.state, np.int32(slot), tokens, Requests(**own))
 
     def advance(self, steps: int) -> None:
         """One scan, and what experts have to read before the next."""
-        self.state = run_turns(self._graphs, self._loop, self._models, self.state, jnp.int32(steps))
-        if np.asarray(self.state.asking.experts).any():
-            asked = np.asarray(distant(self.state, self._loop.reach))
+        self.state = run_turns(self._graphs, self._loop, self._models, self.state, np.int32(steps))
+        if to_host(self.state.asking.experts).any():
+            asked = to_host(distant(self.state, self._loop.reach))
             for expert in range(asked.shape[1]):
                 if asked[:, expert].any():
                     self._read(expert + 1, np.flatnonzero(asked[:, expert]).tolist())
-        self.host = jax.device_get({name: getattr(self.state, name) for name in _LOOKED_AT})
+        self.host = to_host({name: getattr(self.state, name) for name in _LOOKED_AT})
 
     def _read(self, model: int, slots: Sequence[int]) -> None:
         """A model (0 the base) reads the texts in some slots, all but the last token, in as few passes as may be."""
         weights = [self._models.base, *self._models.experts][model]
         graph = [self._graphs.base, *self._graphs.experts][model]
-        ends = np.asarray(self.state.lengths) - 1
-        done = np.array(self.state.caches[model].lengths)
+        ends = to_host(self.state.lengths) - 1
+        done = np.array(to_host(self.state.caches[model].lengths))
         left = [slot for slot in slots if done[slot] < ends[slot]]
         while left:
             group, size = _group(left, done, ends, self._size + ROOM)
             rows = np.array(group + group[-1:] * (_power_of_two(len(group)) - len(group)))
             fresh = not done[group].any()
-            self.state = read_ahead(graph, weights, self.state, jnp.asarray(rows), model, size, fresh)
+            self.state = read_ahead(graph, weights, self.state, rows, model, size, fresh)
             done[group] = np.minimum(done[group] + size, ends[group])
             left = [slot for slot in left if done[slot] < ends[slot]]
             if model:
@@ -282,7 +284,7 @@ class _Running:
     def release(self, slot: int) -> None:
         """Empties a slot."""
         del self.numbers[slot]
-        self.state = clear(self.state, jnp.int32(slot))
+        self.state = clear(self.state, np.int32(slot))
 
 
 def _group(slots: Sequence[int], done: np.ndarray, ends: np.ndarray, room: int) -> tuple[list[int], int]:

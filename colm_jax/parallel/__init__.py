@@ -4,6 +4,7 @@ from colm_jax.parallel.mesh import (
     RULES,
     batch_sharding,
     batch_sharding_of,
+    everywhere,
     global_batch,
     local_rows,
     make_mesh,
@@ -14,14 +15,14 @@ from colm_jax.parallel.mesh import (
     shardings,
     spec_of,
 )
-from colm_jax.parallel.processes import barrier, gather_to_host, is_first, join, on_first
+from colm_jax.parallel.processes import barrier, is_first, join, on_first, to_host, witnessed
 
 __all__ = [
     "RULES",
     "barrier",
     "batch_sharding",
     "batch_sharding_of",
-    "gather_to_host",
+    "everywhere",
     "global_batch",
     "is_first",
     "join",
@@ -34,4 +35,6 @@ __all__ = [
     "reshaped",
     "shardings",
     "spec_of",
+    "to_host",
+    "witnessed",
 ]

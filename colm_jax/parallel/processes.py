@@ -7,7 +7,11 @@ file system that all of them see. Waiting is done by JAX's coordination service:
 import itertools
 import json
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -15,13 +19,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from colm_jax.errors import UserError
+from colm_jax.errors import Preempted, UserError
 
 T = TypeVar("T")
 
 _WAIT = 7 * 24 * 3600 * 1000  # milliseconds; a process that has died is noticed by its missing heartbeat long before
 _PATIENCE = 40  # seconds without a sign of life from one process, or behind its end, until the others give up
+_SILENCE = 10  # seconds of waiting for the others behind which a line says so
 _names = itertools.count()
+
+# What the witness of a process runs: it reads what that one says before it ends, and speaks where it said nothing.
+_WITNESS = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
 
 
 def join(where: str) -> None:
@@ -39,11 +47,39 @@ def join(where: str) -> None:
         raise UserError(f"--distributed {where}: write auto, or HOST:PORT,COUNT,NUMBER, as in host0:8476,2,0")
     if manual is not None and int(manual[3]) >= int(manual[2]):
         raise UserError(f"--distributed {where}: processes are numbered from 0 to {int(manual[2]) - 1}")
+    found = (None, None, None) if manual is None else (manual[1], int(manual[2]), int(manual[3]))
+    said = f"colm: --distributed {where}: waits for the job's other processes, 5 minutes at most"
+    waiting = threading.Timer(_SILENCE, print, [said], {"file": sys.stderr, "flush": True})
+    waiting.start()
     try:
-        found = (None, None, None) if manual is None else (manual[1], int(manual[2]), int(manual[3]))
         jax.distributed.initialize(*found, heartbeat_timeout_seconds=_PATIENCE, shutdown_timeout_seconds=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"--distributed {where}: {error}") from None
+    finally:
+        waiting.cancel()
+
+
+@contextmanager
+def witnessed() -> Iterator[None]:
+    """Around the work of one of several processes: where it ends before its time, its last line says what to do.
+
+    A process that is killed cannot say anything, nor one that JAX aborts since another one is gone. So a small process
+    stands beside it, and speaks where the pipe between them ends without a word.
+    """
+    number, count = jax.process_index(), jax.process_count()
+    line = (
+        f"colm: process {number} of {count} has ended before its work was done: it failed or was killed, or another "
+        "process of the job is gone (the lines above may say which); the same command goes on from what is saved"
+    )
+    command = [sys.executable, "-I", "-S", "-c", _WITNESS, line]
+    # In a session of its own: a signal to the whole group does not reach it.
+    witness = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    except (UserError, Preempted, KeyboardInterrupt):
+        witness.communicate(b"done")
+        raise
+    witness.communicate(b"done")
 
 
 def is_first() -> bool:
@@ -88,6 +124,11 @@ def on_first(work: Callable[[], T]) -> T:
     return outcome["result"]
 
 
-def gather_to_host(array: jax.Array) -> np.ndarray:
-    """All of an array in this host's memory, also where other processes hold parts of it; all have to ask."""
-    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
+def to_host(tree: Any) -> Any:
+    """A tree of arrays in this host's memory, also where other processes hold parts of them; all have to ask."""
+
+    def whole(array: Any) -> Any:
+        here = not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated
+        return array if here else multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))

@@ -1,6 +1,5 @@
 """A run's answers to the test prompts, under every strategy that it is asked for, and their grades."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,10 @@ from colm_jax.checkpoints.team import load_base
 from colm_jax.evaluation.tasks import find_task, score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.generation import Settings
+from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import UNTRAINED
-from colm_jax.pipeline.files import write_answers
+from colm_jax.pipeline.files import read_lines, write_answers
 from colm_jax.pipeline.stage import Stage
 from colm_jax.team import CoLM
 
@@ -61,7 +61,7 @@ def generate(run: "Run", team: Stage) -> Stage | None:
         rate = run.config.random_rate or 0.0
         for name in strategies:
             path = directory / f"{name}.jsonl"
-            if not path.exists():
+            if on_first(lambda path=path: not path.exists()):
                 answerer, strategy = _answerer(run, name)
                 with console.bar(f"generating: {name}", len(prompts)) as bar:
                     settings = Settings(
@@ -73,7 +73,7 @@ def generate(run: "Run", team: Stage) -> Stage | None:
                     )
                     write_answers(path, answerer, prompts, names, settings, strategy, team.digest, progress=bar.to)
             if name == "defer" and run.config.random_rate is None:
-                lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                lines = read_lines(path)
                 shares = [np.mean(np.array(line["sources"]) > 0) for line in lines if line["sources"]]
                 rate = float(np.mean(shares)) if shares else 0.0
 
@@ -97,7 +97,7 @@ def evaluate(run: "Run", team: Stage, generated: Stage) -> Stage:
             grades: dict[str, Sequence[float]] = {}
             for name in run.config.answered_by:
                 path = generated.directory / f"{name}.jsonl"
-                lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                lines = read_lines(path)
                 columns = [[line[key] for line in lines] for key in ("text", "sources", "expert_calls")]
                 score = score_answers(run.config.task, columns[0], references, columns[1], columns[2])
                 grades[name] = score.grades
@@ -108,8 +108,10 @@ def evaluate(run: "Run", team: Stage, generated: Stage) -> Stage:
                     "expert_calls": score.expert_calls,
                     **score.measures,
                 }
-            write_json(directory / GRADES, grades)
-        write_json(directory / "evaluation.json", result)
+            if is_first():
+                write_json(directory / GRADES, grades)
+        if is_first():
+            write_json(directory / "evaluation.json", result)
 
     inputs = {"team": team.digest, "generate": generated.digest, "test": run.hashes[split]}
     return run.do("evaluate", inputs, {"task": run.config.task}, work)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from colm_jax.generation import Generation, Settings
+from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.stage import plain
 from colm_jax.team import CoLM
 
@@ -90,12 +91,11 @@ class GenerationFile:
         found = (f"{number} {sample} {text}\n" for (number, sample), text in self._lines.items())
         write_text(self._part, "".join((self._head, *found)))
 
-    def finish(self) -> list[dict[str, Any]]:
-        """Puts the whole file in its place, in the prompts' order. Returns its lines."""
+    def finish(self) -> None:
+        """Puts the whole file in its place, in the prompts' order."""
         ordered = [self._lines[place] for place in sorted(self._lines)]
         write_text(self._path, "".join(f"{text}\n" for text in ordered))
         self._part.unlink()
-        return [json.loads(text) for text in ordered]
 
 
 def write_answers(
@@ -112,6 +112,8 @@ def write_answers(
 ) -> list[dict[str, Any]]:
     """Answers prompts into a file of generation lines, going on where a stopped run was.
 
+    Of several processes all compute every answer together, and the first writes.
+
     Args:
       path: the file.
       team: who answers.
@@ -125,7 +127,7 @@ def write_answers(
       progress: told how many answers are finished.
 
     Returns:
-      The lines.
+      The lines; none in processes other than the first, which need not see the file.
 
     Raises:
       UserError: as `CoLM.generate`, before anything is written.
@@ -133,15 +135,23 @@ def write_answers(
     deciding = {k: v for k, v in plain(settings).items() if k not in ("batch_size", "parking")}
     whole = json.dumps([key, list(prompts), list(names), strategy, log_probs, deciding], sort_keys=True)
     file = GenerationFile(path, prompts, names, settings.samples, hashlib.sha256(whole.encode()).hexdigest())
-    numbers = file.missing
+    numbers = on_first(lambda: file.missing)
     chosen, where = [prompts[i] for i in numbers], None if places is None else [places[i] for i in numbers]
     answers = team.answers(chosen, settings, strategy, log_probs, where, keys=numbers)
-    file.begin()
+    on_first(file.begin)
     progress(file.done)
     for number, answer in answers:
-        file.add(numbers[number], answer)
+        if is_first():
+            file.add(numbers[number], answer)
         progress(file.done)
-    return file.finish()
+    on_first(file.finish)
+    return read_lines(path) if is_first() else []
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line."""
+    with path.open(encoding="utf-8", newline="\n") as file:  # str.splitlines would also split at U+2028
+        return [json.loads(line) for line in file]
 
 
 def link(source: Path, target: Path) -> None:

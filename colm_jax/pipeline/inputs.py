@@ -12,7 +12,7 @@ from colm_jax.checkpoints.team import Base, load_base, load_expert
 from colm_jax.data.records import Examples, encode_examples, read_jsonl, stream_records
 from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import gather_to_host, make_mesh, on_first, reshaped
+from colm_jax.parallel import make_mesh, on_first, reshaped, to_host
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.stage import hash_file, hash_model
@@ -58,7 +58,7 @@ class Inputs:
         """Mean row [D] of the base's LM head, float32."""
         decoder = self.base.decoder
         head = decoder.embedding[...] if decoder.config.tied else decoder.head[...].T
-        return gather_to_host(jnp.mean(head, axis=0, dtype=jnp.float32))
+        return to_host(jnp.mean(head, axis=0, dtype=jnp.float32))
 
     @cached_property
     def experts(self) -> list[Decoder]:

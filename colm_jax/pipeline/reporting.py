@@ -1,6 +1,5 @@
 """From a finished run's files to its report: report.html, report.md, pictures, and the summary in the terminal."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,10 @@ from colm_jax.data.records import Examples
 from colm_jax.data.tokens import counts
 from colm_jax.evaluation.cost import BYTES
 from colm_jax.evaluation.tasks import reference_of
+from colm_jax.parallel import is_first
 from colm_jax.pipeline import console
 from colm_jax.pipeline.answering import GRADES
+from colm_jax.pipeline.files import read_lines
 from colm_jax.pipeline.stage import Stage
 from colm_jax.pipeline.study import Study, read_study, write_study
 from colm_jax.report.contents import Answer, Curve, Piece, Report, Section, Table, View
@@ -39,8 +40,7 @@ def read_generations(path: Path, team: CoLM) -> list[Generation]:
     from colm_jax.data.records import encode_prompt
 
     answers = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        record = json.loads(line)
+    for number, record in enumerate(read_lines(path), start=1):
         prompt = record["prompt"]
         key = "prompt" if isinstance(prompt, str) else "messages" if isinstance(prompt[0], dict) else "input_ids"
         ids = encode_prompt({key: prompt}, team.tokenizer, f"{path}:{number}")
@@ -102,11 +102,14 @@ def write_report(run: "Run", calibrated: Stage | None, generated: Stage, evaluat
     inputs |= {} if calibrated is None else {"calibrate": calibrated.digest}
 
     def work(directory: Path) -> None:
-        write_files(_contents(run, calibrated, generated, evaluated, studied), directory)
+        contents = _contents(run, calibrated, generated, evaluated, studied)  # by all: they load the team together
+        if is_first():
+            write_files(contents, directory)
 
     stage = run.do("report", inputs, {"answers": run.config.report_answers}, work)
-    show_report(load_report(stage.directory / REPORT), console.output)
-    console.output.print(f"report: {stage.directory / 'report.html'}", soft_wrap=True)
+    if is_first():
+        show_report(load_report(stage.directory / REPORT), console.output)
+        console.output.print(f"report: {stage.directory / 'report.html'}", soft_wrap=True)
 
 
 def write_files(report: Report, directory: Path) -> None:
@@ -210,7 +213,7 @@ def _answers(
 
 def training_curves(metrics: Path) -> list[Curve]:
     """How the loss fell and, where base and gate trained together, what became of deferral and of its certainty."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(metrics)
 
     def line(name: str) -> list[tuple[float, float]]:
         values = np.array([(line["step"], line[name]) for line in lines if name in line])

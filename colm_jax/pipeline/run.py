@@ -288,7 +288,8 @@ class Run(Inputs):
                 result = calibrate(
                     self.team, self.records["dev"], dev, self.config.task, self.config.calibration, bar.to
                 )
-            write_json(directory / "calibration.json", result)
+            if is_first():
+                write_json(directory / "calibration.json", result)
 
         settings = {"calibration": self.config.calibration.__dict__, "task": self.config.task}
         return self.do("calibrate", {"team": trained.digest, "dev": self.hashes["dev"]}, settings, work)

@@ -14,6 +14,8 @@ from colm_jax.checkpoints.directory import read_json, write_json
 from colm_jax.data.records import Examples
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.evaluation.gate import Agreement, agreement
+from colm_jax.parallel import is_first, on_first
+from colm_jax.pipeline.files import read_lines, write_text
 from colm_jax.report.contents import View
 from colm_jax.scoring.candidates import Candidates, find_candidates
 from colm_jax.team import CoLM, Generation
@@ -48,7 +50,7 @@ def write_study(
       directory: where to.
       progress: told answers done, their number (over all models), and which model reads.
     """
-    if not (directory / CANDIDATES).exists():
+    if on_first(lambda: not (directory / CANDIDATES).exists()):
         decoders = [team.base, *team.experts]
         total = len(decoders) * len(answers)
         found: list[list[Candidates]] = []
@@ -61,17 +63,18 @@ def write_study(
             prompts, written = [a.prompt_ids for a in answers], [a.tokens for a in answers]
             found.append(find_candidates(decoder, prompts, written, team.allowed, progress=told))
         lines = [_line(team.tokenizer, ids[i], answers[i], [views[i] for views in found]) for i in range(len(answers))]
-        beside = directory / f"{CANDIDATES}.tmp"
-        beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-        beside.replace(directory / CANDIDATES)
-    if not (directory / AGREEMENT).exists():
+        if is_first():
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_text(directory / CANDIDATES, text)
+    if on_first(lambda: not (directory / AGREEMENT).exists()):
         found_agreement = agreement(team.score_examples(examples)) if examples.tokens else None
-        write_json(directory / AGREEMENT, {} if found_agreement is None else asdict(found_agreement))
+        if is_first():
+            write_json(directory / AGREEMENT, {} if found_agreement is None else asdict(found_agreement))
 
 
 def read_study(directory: Path) -> Study:
     """What `write_study` wrote."""
-    lines = [json.loads(line) for line in (directory / CANDIDATES).read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(directory / CANDIDATES)
     facts = read_json(directory / AGREEMENT)
     tuples = {key: _as_tuple(value) for key, value in facts.items()}
     return Study({line["id"]: _views(line["models"]) for line in lines}, Agreement(**tuples) if facts else None)

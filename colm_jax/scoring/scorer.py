@@ -17,7 +17,7 @@ from colm_jax.data.batches import Batch, Rows, collate, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import barrier, batch_sharding_of, on_first, replicate
+from colm_jax.parallel import barrier, batch_sharding_of, on_first, replicate, to_host
 from colm_jax.scoring.head import head_argmax, head_scores
 
 SHARD_TEXTS = 128  # in a shard: what a kill can cost
@@ -136,7 +136,7 @@ def score_examples(
     for rows, (log_prob, is_argmax, hidden) in _passes(decoder, examples, allowed, range(len(examples.items))):
         _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
         if keep_hidden:
-            wide = np.asarray(hidden, np.float32)
+            wide = np.asarray(to_host(hidden), np.float32)
             states += [wide[b, : examples.lengths[row] - 1] for b, row in enumerate(rows)]
         progress(len(log_probs))
     return Scores(tuple(log_probs), tuple(argmaxes), tuple(states) if keep_hidden else None)

@@ -31,6 +31,7 @@ VALUES = {
     "GKE_TOPOLOGY": "4x4",
     "GKE_HOSTS": "4",
     "GKE_CHIPS": "4",
+    "CLAIM": "",
     "PARTITION": "gpu",
     "NODES": "2",
     "GPUS_PER_NODE": "8",

@@ -76,7 +76,8 @@ with (here / "calls").open("a") as file:
 if name == "gcloud":
     sys.exit(gcloud())
 if name == "kubectl" and "apply" in arguments:
-    (here / "applied").write_text(sys.stdin.read())
+    with (here / "applied").open("a") as file:
+        file.write(f"---\n{sys.stdin.read()}")
 if name == "mountpoint":
     sys.exit(1)
 if name == "sudo" and arguments[0] == "mkdir":

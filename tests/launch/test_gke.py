@@ -2,7 +2,10 @@
 
 import shlex
 
+import kubernetes_validate
+import pytest
 import yaml
+from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 COLM = ["colm", "train", "--base", "/mnt/a model", "--data", "it's $(HOME) $x.jsonl", "--out", 'a "b" \\d\n@NAME@ &']
 
@@ -39,8 +42,8 @@ def test_the_manifest(desk):
     assert seen(container["command"]) == [*COLM, "--distributed", "auto"]
     assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert mounts["bucket"] == desk.values["MOUNT"]
-    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "bucket"]
+    assert mounts["files"] == desk.values["MOUNT"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "files"]
     assert volume["csi"]["volumeAttributes"]["bucketName"] == "my-bucket"
     assert "metadata-cache:ttl-secs:0" in volume["csi"]["volumeAttributes"]["mountOptions"]
     assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
@@ -75,14 +78,67 @@ def test_apply_gives_the_manifest_to_the_named_cluster(desk):
 def test_status_logs_delete(desk):
     for command in (["status"], ["logs", "--follow"], ["delete"]):
         assert desk("gke.sh", *command).returncode == 0
-    control, label = (
-        ["kubectl", "--context=gke one", "--namespace=default"],
-        "--selector=jobset.sigs.k8s.io/jobset-name=my-colm",
-    )
-    assert desk.calls[0] == [*control, "get", "jobset", "my-colm"]
-    assert label in desk.calls[1] and label in desk.calls[2]
+    control, ours = ["kubectl", "--context=gke one", "--namespace=default"], "--selector=colm-jax=my-colm"
+    assert desk.calls[0] == [*control, "get", "jobset", ours]
+    assert ours in desk.calls[1] and ours in desk.calls[2]
     assert {"--container=colm", "--follow=true"} < set(desk.calls[2])
-    assert desk.calls[3] == [*control, "delete", "jobset", "my-colm"]
+    assert desk.calls[3] == [*control, "delete", "jobset", ours]
+    manifest = rendered(desk)
+    pods = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    assert manifest["metadata"]["labels"] == pods["metadata"]["labels"] == {"colm-jax": "my-colm"}
+
+
+@pytest.mark.parametrize("claim", ["", "my-files"])
+def test_the_manifest_is_what_its_schemas_say(desk, claim):
+    """JobSet's own, and Kubernetes' of the jobs in it."""
+    desk.values["CLAIM"] = claim
+    manifest = rendered(desk)
+    read = JobsetV1alpha2JobSet.from_dict(manifest).to_dict()  # leaves out what it does not know
+    assert as_strings(read) == as_strings(manifest)
+    for group in manifest["spec"]["replicatedJobs"]:
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": group["name"]}, **group["template"]}
+        kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+
+
+def as_strings(tree):
+    """Quantities may be numbers of either kind."""
+    if isinstance(tree, dict):
+        return {key: as_strings(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [as_strings(value) for value in tree]
+    return f"{tree:g}" if isinstance(tree, (int, float)) and not isinstance(tree, bool) else tree
+
+
+def test_a_job_for_each_line_of_a_file(desk):
+    lines = ["colm sweep --out '/mnt/colm/a b' --trial x", 'colm sweep --out "it\'s" --trial $y']
+    (desk.directory / "c.txt").write_text("\n".join(lines))
+    desk.values |= {"GKE_HOSTS": "1", "CLAIM": "my-files"}
+    done = desk("gke.sh", "array", "c.txt")
+    assert done.returncode == 0, done.stderr
+    assert desk.calls == [["kubectl", "--context=gke one", "apply", "-f", "-"]] * 2
+    manifests = list(yaml.safe_load_all((desk.fake / "applied").read_text()))
+    assert [manifest["metadata"]["name"] for manifest in manifests] == ["my-colm-1", "my-colm-2"]
+    assert {manifest["metadata"]["labels"]["colm-jax"] for manifest in manifests} == {"my-colm"}
+    for manifest, line in zip(manifests, lines, strict=True):
+        pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        assert seen(pod["containers"][0]["command"]) == ["bash", "-c", line]
+        assert {"name": "files", "persistentVolumeClaim": {"claimName": "my-files"}} in pod["volumes"]
+
+
+@pytest.mark.parametrize(
+    "values, line",
+    [
+        ({"GKE_HOSTS": "1"}, "CLAIM is not set"),
+        ({"CLAIM": "my-files"}, "GKE_HOSTS=4: must be 1"),
+        ({"CLAIM": "my-files", "GKE_HOSTS": "1", "NAME": 46 * "a"}, "at most 45"),
+    ],
+)
+def test_what_an_array_needs(desk, values, line):
+    (desk.directory / "c.txt").write_text("colm sweep --trial x\n")
+    desk.values |= values
+    done = desk("gke.sh", "array", "c.txt")
+    assert (done.returncode, desk.calls) == (2, [])
+    assert line in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_xpk(desk):

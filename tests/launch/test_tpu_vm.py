@@ -197,7 +197,7 @@ def test_more_flags(desk):
     "command, line",
     [
         (["train"], "write the command behind --"),
-        (["train", "--", "colm", "generate", "--base", "B"], "colm generate: only train and score"),
+        (["train", "--", "colm", "export", "--run", "R"], "colm export: only run, score, train"),
         (["train", "--", "colm", "train", "--distributed", "auto"], "--distributed: is added by this script"),
         (["train", "--kept", "--", *COLM], "--kept is not among its flags"),
         (["begin"], "begin: no such command"),

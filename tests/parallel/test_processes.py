@@ -1,12 +1,14 @@
-"""Two processes of one job, over loopback: they leave what one process leaves, stop together, and go on."""
+"""Two processes of one job, over loopback: they leave what one process leaves, end together, and go on."""
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,7 +18,9 @@ from safetensors.numpy import load_file
 from colm_jax.cli.main import main
 from colm_jax.errors import UserError
 from colm_jax.parallel import barrier, global_batch, join, local_rows, make_mesh, on_first
+from colm_jax.pipeline.files import read_lines
 from tests.pipeline.test_run import files, write_lines
+from tests.tiny import write_team
 
 BASE = ["--gin.Training.batch_size=8", "--gin.Training.learning_rate=1e-3", "--gin.Training.checkpoint_every=4"]
 
@@ -73,10 +77,15 @@ def steps(out):
 
 def signalled(processes, out, at, number, what):
     """The job's end after one process was sent a signal behind step `at`."""
-    while len(steps(out)) < at and all(process.poll() is None for process in processes):
-        time.sleep(0.02)
+    until(lambda: len(steps(out)) >= at, processes)
     processes[number].send_signal(what)
     return end(processes)
+
+
+def until(condition, processes):
+    """Waits for a condition, or for the end of a process."""
+    while not condition() and all(process.poll() is None for process in processes):
+        time.sleep(0.02)
 
 
 def test_two_processes_leave_what_one_leaves_and_resume_when_stopped(tmp_path, command, jobs):
@@ -95,12 +104,102 @@ def test_two_processes_leave_what_one_leaves_and_resume_when_stopped(tmp_path, c
     assert (two / "scores/base/shard-00001.npz").exists()  # so both have written some
 
 
-def test_two_processes_score_as_one_does(tmp_path, command, jobs):
+# What follows the death of process 0 comes at once; that of process 1 is noticed by its missing heartbeats.
+@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=pytest.mark.soak)])
+def test_two_processes_score_as_one_does_also_where_one_was_killed(tmp_path, command, jobs, dies):
+    one, two = tmp_path / "one", tmp_path / "two"
     score = ["score", "--model", command[2], "--data", command[command.index("--data") + 1]]
-    assert main([*score, "--out", str(tmp_path / "one"), "--mesh", "1,4,2"]) == 0
-    codes, outputs = end(jobs(score, tmp_path / "two", 2))
+    assert main([*score, "--out", str(one), "--mesh", "1,4,2"]) == 0
+    processes = jobs(score, two, 2)
+    until(lambda: (two / "tokens/summary.json").exists(), processes)
+    processes[dies].kill()
+    codes, outputs = end(processes, timeout=60)
+    assert codes[dies] == -signal.SIGKILL and codes[1 - dies] not in (0, 2), outputs
+    for number, output in enumerate(outputs):  # also for the one that could not say anything any more
+        assert f"colm: process {number} of 2 has ended before its work was done" in output.splitlines()[-1]
+        assert "the same command goes on from what is saved" in output.splitlines()[-1]
+    codes, outputs = end(jobs(score, two, 2))
     assert codes == [0, 0], outputs
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert not any("has ended before" in output for output in outputs)
+    assert files(one) == files(two)
+
+
+@pytest.fixture
+def team(tmp_path, tiny_model):
+    base, expert = tiny_model("small"), tiny_model("large", seed=1)
+    return str(write_team(tmp_path / "team", base, expert))
+
+
+def test_a_local_cluster_generates_as_one_process_does(tmp_path, team):
+    lines = [{"id": f"é{i}", "prompt": "abcdefgh"[i:]} for i in range(6)]
+    prompts = write_lines(tmp_path / "some prompts.jsonl", lines)
+    generate = ["generate", "--base", team, "--prompts", prompts, "--max_new_tokens", "12", "--mesh", "1,4,2"]
+    generate += ["--log_probs", "--batch_size", "4", "--temperature", "1", "--seed", "3"]
+    one, two = tmp_path / "one.jsonl", tmp_path / "it's two.jsonl"
+    assert main([*generate, "--out", str(one)]) == 0
+    # What a stopped run left is gone on from, by both.
+    write_lines(tmp_path / "it's two.jsonl.part", [{"key": "another's"}])
+    done = local_cluster("2", "--devices", "4", "--", "colm", *generate, "--out", str(two))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"answers": 6') == 1  # said by the first alone
+    for mine, theirs in zip(read_lines(one), read_lines(two), strict=True):
+        for name in ("p_defer", "log_probs"):
+            np.testing.assert_allclose(mine.pop(name), theirs.pop(name), atol=1e-5)
+        assert mine == theirs
+    assert not list(tmp_path.glob("*.part"))
+
+
+def local_cluster(*words, script="launch/local_cluster.sh"):
+    """What the script did, with this environment's colm."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["bash", script, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, env={**os.environ, "PATH": path})
+
+
+def test_a_local_cluster_s_words():
+    for words, line in [
+        (["two", "--", "colm", "score"], "two: write how many processes"),
+        (["2", "--devices", "0", "--", "colm", "score"], "--devices 0: must be a whole number"),
+        (["2", "--device", "1", "--", "colm", "score"], "--device: is not among its flags"),
+        (["2", "--devices", "4"], "write the command behind --"),
+        (["2", "--", "colm", "export"], "colm export: only run, score, train, calibrate and generate"),
+    ]:
+        done = local_cluster(*words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert line in done.stderr
+    done = local_cluster("2", "--devices", "4", "--dry_run", "--", "colm", "score", "--data", "my data.jsonl")
+    (first, second) = map(shlex.split, done.stdout.splitlines())
+    assert first[-6:-1] == second[-6:-1] == ["colm", "score", "--data", "my data.jsonl", "--distributed"]
+    assert [where.partition(",")[2] for where in (first[-1], second[-1])] == ["2,0", "2,1"]
+    assert first[2].endswith("--xla_force_host_platform_device_count=4")
+
+
+@pytest.mark.soak
+def test_two_processes_run_every_stage(tmp_path, command, jobs):
+    """Training's sums are rounded otherwise, so that answers may part; what there is to read is the same."""
+    dev = write_lines(tmp_path / "dev.jsonl", [{"prompt": "abcdefgh"[:i], "completion": " abc"} for i in range(3, 8)])
+    command = ["run", *command[1:], "--dev", dev, "--task", "exact"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main([*command, "--out", str(one), "--mesh", "1,4,2"]) == 0
+    codes, outputs = end(jobs(command, two, 2))
+    assert codes == [0, 0], outputs
+    assert set(files(one)) == set(files(two))
+    a, b = (json.loads((out / "evaluate/evaluation.json").read_text())["text"] for out in (one, two))
+    assert b == pytest.approx(a, rel=1e-4)
+    assert "report:" in outputs[0] and "report:" not in outputs[1]
+
+
+@pytest.mark.soak
+def test_two_processes_calibrate_as_one_does(tmp_path, jobs, team):
+    lines = [{"prompt": "abcdefgh"[:i], "completion": " abc"} for i in range(3, 8)]
+    data = write_lines(tmp_path / "dev.jsonl", lines)
+    command = ["calibrate", "--base", team, "--data", data, "--task", "exact", "--gin.Calibration.max_new_tokens=8"]
+    assert main([*command, "--out", str(tmp_path / "one.json"), "--mesh", "1,4,2"]) == 0
+    codes, outputs = end(jobs(command, tmp_path / "two.json", 2))
+    assert codes == [0, 0], outputs
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert two["threshold"] == pytest.approx(one["threshold"], abs=1e-6)
+    assert two["score"] == one["score"]
 
 
 @pytest.mark.soak
