@@ -6,11 +6,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import colm_jax
-from colm_jax.errors import Preempted, UserError
+from colm_jax.errors import Preempted, Stopped, UserError
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _EXPERT_DTYPES = (*_DTYPES, "int8", "int4")
@@ -408,12 +409,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"colm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except Preempted as stopped:
+    except (Preempted, Stopped) as stopped:
         print(f"colm: {stopped}", file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("colm: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _heeding_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, files closed; training and sweeps take it over and save first.
+
+    Left alone it would kill at once, and not at all in a container's first process. Of several processes JAX looks out
+    for it (`parallel.asked_to_stop`).
+    """
+
+    def stop(*_) -> None:
+        raise Stopped
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python sets handlers in that one only
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_paths(flags: argparse.Namespace) -> None:
@@ -451,7 +473,7 @@ def _main(arguments: list[str]) -> int:
         join(flags.distributed)
     speaks = not several or is_first()  # asked only then: it starts the devices, and some commands need none
     console.errors.quiet = not speaks
-    with witnessed() if several else nullcontext():
+    with witnessed() if several else _heeding_sigterm():
         result = work(flags)
     if result is not None and speaks:
         try:

@@ -15,15 +15,17 @@ from colm_jax.parallel.mesh import (
     shardings,
     spec_of,
 )
-from colm_jax.parallel.processes import barrier, is_first, join, on_first, to_host, witnessed
+from colm_jax.parallel.processes import asked_to_stop, barrier, heed_stop, is_first, join, on_first, to_host, witnessed
 
 __all__ = [
     "RULES",
+    "asked_to_stop",
     "barrier",
     "batch_sharding",
     "batch_sharding_of",
     "everywhere",
     "global_batch",
+    "heed_stop",
     "is_first",
     "join",
     "local_rows",

@@ -19,14 +19,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from colm_jax.errors import Preempted, UserError
+from colm_jax.errors import Preempted, Stopped, UserError
 
 T = TypeVar("T")
 
 _WAIT = 7 * 24 * 3600 * 1000  # milliseconds; a process that has died is noticed by its missing heartbeat long before
 _PATIENCE = 40  # seconds without a sign of life from one process, or behind its end, until the others give up
 _SILENCE = 10  # seconds of waiting for the others behind which a line says so
-_names = itertools.count()
+_names, _askings = itertools.count(), itertools.count(1)
 
 # What the witness of a process runs: it reads what that one says before it ends, and speaks where it said nothing.
 _WITNESS = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
@@ -76,7 +76,7 @@ def witnessed() -> Iterator[None]:
     witness = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield
-    except (UserError, Preempted, KeyboardInterrupt):
+    except (UserError, Preempted, Stopped, KeyboardInterrupt):
         witness.communicate(b"done")
         raise
     witness.communicate(b"done")
@@ -92,6 +92,25 @@ def barrier() -> None:
     meet = multihost.get_barrier_sync_fn() if jax.process_count() > 1 else None
     if meet is not None:
         meet(key=f"colm-{next(_names)}", timeout_ms=_WAIT)
+
+
+def asked_to_stop() -> bool:
+    """Whether SIGTERM has reached any of several processes; all have to ask equally often, and get the same answer.
+
+    JAX's coordination service agrees on one asking, which is some behind the signal. A single process is always told
+    no: there a handler of Python's answers the signal.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_askings))
+
+
+def heed_stop() -> None:
+    """`asked_to_stop`, where nothing is left to be saved.
+
+    Raises:
+      Stopped: in all of several processes.
+    """
+    if asked_to_stop():
+        raise Stopped
 
 
 def on_first(work: Callable[[], T]) -> T:

@@ -17,7 +17,7 @@ from colm_jax.data.batches import Batch, Rows, collate, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import barrier, batch_sharding_of, on_first, replicate, to_host
+from colm_jax.parallel import barrier, batch_sharding_of, heed_stop, on_first, replicate, to_host
 from colm_jax.scoring.head import head_argmax, head_scores
 
 SHARD_TEXTS = 128  # in a shard: what a kill can cost
@@ -72,6 +72,7 @@ def batches(
     length = padded_length(examples.lengths)
     size = _BATCH if spread is None else texts_at_once(spread.mesh)
     for first in range(0, len(numbers), size):
+        heed_stop()
         rows = numbers[first : first + size]
         yield rows, collate(examples.items, [[row] for row in rows], size, length)
 

@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
-from jax.experimental import multihost_utils
+
+from colm_jax.parallel import asked_to_stop
 
 
 @contextmanager
 def watch() -> Iterator[Callable[[int], bool]]:
     """Within it SIGTERM kills no longer; the function given says, behind a step, whether it has come.
 
-    Of several processes all say yes behind the same step, which is some steps after the signal: JAX's coordination
-    service agrees on one.
+    Of several processes all say yes behind the same step, which is some steps after the signal.
     """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        yield lambda step: asked_to_stop()
         return
     if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
         yield lambda step: False

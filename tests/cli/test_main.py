@@ -1,6 +1,9 @@
 """The contract at the command line: commands, files, and one clear line with exit status 2 for what is wrong."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from colm_jax import CoLM
+from colm_jax.cli import commands
 from colm_jax.cli.main import main
 from colm_jax.objectives import marginal_nll
 from colm_jax.pipeline.config import STAGES
@@ -252,6 +256,25 @@ def test_every_stage_can_be_the_last(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     assert f"--until {{{','.join(STAGES)}}}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_sigterm_ends_a_command_with_one_line(monkeypatch, capsys, tmp_path):
+    def scores(flags):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+
+    monkeypatch.setattr(commands, "score", scores)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["score", "--model", "m", "--data", "d", "--out", str(tmp_path / "o")]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "colm: stopped by SIGTERM; the same command goes on from here\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_addresses_of_buckets_are_no_paths(pair, tmp_path, capsys):
+    models = ["--base", pair[0], "--expert", pair[1]]
+    said = refused(capsys, "train", *models, "--data", "train.jsonl", "--out", "gs://bucket/RUN")
+    assert "--out gs://bucket/RUN: is no path; mount the bucket" in said
+    assert "--expert gs://b/e" in refused(capsys, "train", *models, "--expert", "gs://b/e", "--out", "RUN")
 
 
 def test_score_names_a_missing_file(shared, tmp_path, capsys):
