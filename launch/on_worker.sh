@@ -5,7 +5,7 @@
 #   on_worker.sh mount BUCKET DIR         the bucket as a directory
 #   on_worker.sh start COMMAND...         in the background, so that it outlives the connection; once at a time
 #   on_worker.sh status                   colm-status: none, running, lost, or the exit status of what was started
-#   on_worker.sh stop                     SIGTERM: training saves and ends with 143
+#   on_worker.sh stop                     SIGTERM: training saves first; the job ends with 143
 #   on_worker.sh log [--follow]           what it wrote
 set -euo pipefail
 

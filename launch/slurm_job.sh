@@ -3,7 +3,7 @@
 set -euo pipefail
 
 # Slurm tells the batch shell (--signal=B:TERM@300) 300 s before the time limit. Training saves and ends with 143 within
-# one step of training; what does not heed the signal (scoring) has kept its finished shards, and is cut off.
+# a few steps of training, other stages at once; what takes longer has kept what it had finished, and is cut off.
 patience=${COLM_PATIENCE:-240}
 
 # Runs a step; the job's exit status. "Incomplete" leaves alone a job that its user has cancelled meanwhile.

@@ -21,6 +21,12 @@ _MACHINES = ("inspect", "plan", "bench")  # commands of cli.machines; the others
 _GIN = "settings: --gin_file FILE (repeatable) and --gin.NAME=VALUE, e.g. --gin.Training.learning_rate=1e-4"
 
 
+_SMALLER = (
+    "Make it smaller: --dtype bfloat16, --batch_size or --gin.Training.batch_size, --trainable lora or gate, "
+    "--gin.Training.remat=\"'full'\", or more devices by --mesh."
+)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="colm",
@@ -412,6 +418,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Preempted, Stopped) as stopped:
         print(f"colm: {stopped}", file=sys.stderr)
         return 128 + signal.SIGTERM
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
+        print(f"colm: no memory left: {said} {_SMALLER}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("colm: stopped; the same command goes on from here", file=sys.stderr)
         return 130

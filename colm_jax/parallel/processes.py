@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 _WAIT = 7 * 24 * 3600 * 1000  # milliseconds; a process that has died is noticed by its missing heartbeat long before
 _PATIENCE = 40  # seconds without a sign of life from one process, or behind its end, until the others give up
+_ARRIVAL = 300  # seconds until all processes of a job have to have come
 _SILENCE = 10  # seconds of waiting for the others behind which a line says so
 _names, _askings = itertools.count(), itertools.count(1)
 
@@ -48,29 +49,53 @@ def join(where: str) -> None:
     if manual is not None and int(manual[3]) >= int(manual[2]):
         raise UserError(f"--distributed {where}: processes are numbered from 0 to {int(manual[2]) - 1}")
     found = (None, None, None) if manual is None else (manual[1], int(manual[2]), int(manual[3]))
-    said = f"colm: --distributed {where}: waits for the job's other processes, 5 minutes at most"
+    said = f"colm: --distributed {where}: waits for the job's other processes, {_ARRIVAL} s at most"
     waiting = threading.Timer(_SILENCE, print, [said], {"file": sys.stderr, "flush": True})
     waiting.start()
+    absent = (
+        f"colm: --distributed {where}: not all came; the same command has to run on every host, and reach process 0"
+    )
     try:
-        jax.distributed.initialize(*found, heartbeat_timeout_seconds=_PATIENCE, shutdown_timeout_seconds=_PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"--distributed {where}: {error}") from None
+        with _witness(absent), _user_errors(where):
+            jax.distributed.initialize(
+                *found,
+                initialization_timeout=_ARRIVAL,
+                heartbeat_timeout_seconds=_PATIENCE,
+                shutdown_timeout_seconds=_PATIENCE,
+            )
     finally:
         waiting.cancel()
 
 
 @contextmanager
-def witnessed() -> Iterator[None]:
-    """Around the work of one of several processes: where it ends before its time, its last line says what to do.
+def _user_errors(where: str) -> Iterator[None]:
+    """What JAX says of an address that cannot be used, as the user's error."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(
+            f"--distributed {where}: {error} This is no cluster that JAX knows; write HOST:PORT,COUNT,NUMBER"
+        ) from None
+    except RuntimeError as error:
+        raise UserError(f"--distributed {where}: {error}") from None
+
+
+def witnessed() -> AbstractContextManager[None]:
+    """Around the work of one of several processes: where it ends before its time, its last line says what to do."""
+    return _witness(
+        f"colm: process {jax.process_index()} of {jax.process_count()} has ended before its work was done: it failed "
+        "or was killed, or another process of the job is gone (the lines above may say which); the same command goes "
+        "on from what is saved"
+    )
+
+
+@contextmanager
+def _witness(line: str) -> Iterator[None]:
+    """Has `line` said where this process ends within, but for an exception that the command line answers.
 
     A process that is killed cannot say anything, nor one that JAX aborts since another one is gone. So a small process
     stands beside it, and speaks where the pipe between them ends without a word.
     """
-    number, count = jax.process_index(), jax.process_count()
-    line = (
-        f"colm: process {number} of {count} has ended before its work was done: it failed or was killed, or another "
-        "process of the job is gone (the lines above may say which); the same command goes on from what is saved"
-    )
     command = [sys.executable, "-I", "-S", "-c", _WITNESS, line]
     # In a session of its own: a signal to the whole group does not reach it.
     witness = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)

@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -268,6 +270,16 @@ def test_sigterm_ends_a_command_with_one_line(monkeypatch, capsys, tmp_path):
     assert main(["score", "--model", "m", "--data", "d", "--out", str(tmp_path / "o")]) == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "colm: stopped by SIGTERM; the same command goes on from here\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_no_memory_left_is_one_line(monkeypatch, capsys, tmp_path):
+    def scores(flags):
+        np.asarray(jax.jit(lambda: jnp.ones((2**45,)))())
+
+    monkeypatch.setattr(commands, "score", scores)
+    assert main(["score", "--model", "m", "--data", "d", "--out", str(tmp_path / "o")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("colm: no memory left: Out of memory allocating") and "--mesh" in line
 
 
 def test_addresses_of_buckets_are_no_paths(pair, tmp_path, capsys):
