@@ -59,6 +59,7 @@ read_environment() {
   [[ -n $ENV_FILE ]] || fail "no environment file: copy launch/env.example.sh, fill it in, name it by --env FILE"
   [[ -r $ENV_FILE && -f $ENV_FILE ]] || fail "--env $ENV_FILE: no such file; copy launch/env.example.sh"
   local broken name form
+  [[ $ENV_FILE == */* ]] || ENV_FILE=./$ENV_FILE # else bash looks for it on PATH first
   broken=$(bash -n "$ENV_FILE" 2>&1) || fail "${broken%%$'\n'*}"
   unset -v PROJECT ZONE NAME BUCKET MOUNT ACCELERATOR RUNTIME SPOT PACKAGE RESTARTS POLL KUBE_CONTEXT NAMESPACE CLAIM \
     SERVICE_ACCOUNT IMAGE CLUSTER GKE_ACCELERATOR GKE_TOPOLOGY GKE_HOSTS GKE_CHIPS PARTITION ACCOUNT NODES \
@@ -83,6 +84,21 @@ check_command() {
     *) fail "colm ${AFTER[1]:-}: only run, score, train, calibrate and generate run in several processes" ;;
   esac
   case " ${AFTER[*]} " in *' --distributed'*) fail "--distributed: is added by this script; leave it out" ;; esac
+}
+
+# Machines that go away keep nothing: what is written must lie under MOUNT.
+check_out() {
+  local i word out
+  for ((i = 0; i < ${#AFTER[@]}; i++)); do
+    word=${AFTER[i]}
+    case $word in
+      --out) out=${AFTER[i + 1]:-} ;;
+      --out=*) out=${word#--out=} ;;
+      --dry_run) fail "--dry_run: stands before --, or everything is done" ;;
+      *) continue ;;
+    esac
+    [[ $out == "$MOUNT"/* ]] || fail "--out $out: must lie under MOUNT ($MOUNT): the machines' own disks go with them"
+  done
 }
 
 # A file of commands, a line each: the lines of `colm sweep ... --commands`.

@@ -91,6 +91,7 @@ case ${WORDS[0]} in
       done <"$commands"
     else
       check_command
+      check_out
       manifest=$(render "$NAME" "${AFTER[@]}" --distributed auto)
       if [[ ${WORDS[0]} == render ]]; then
         printf '%s\n' "$manifest"

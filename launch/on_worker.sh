@@ -40,12 +40,19 @@ mount_bucket() {
 alive() { [[ -e $job/pid ]] && kill -0 "$(<"$job/pid")" 2>/dev/null; }
 
 start() {
+  local command
+  command=$(printf '%q ' "$@")
   if alive && [[ ! -e $job/status ]]; then # with a status it is about to end
-    echo "already running"
-    return
+    if [[ $command == "$(<"$job/command")" ]]; then
+      echo "already running"
+      return
+    fi
+    echo "on_worker.sh: another command runs: $(<"$job/command")" >&2
+    exit 1
   fi
   mkdir -p "$job"
   rm -f "$job/status"
+  printf '%s\n' "$command" >"$job/command"
   PATH="$HOME/colm-venv/bin:$PATH" setsid nohup bash "$0" supervise "$@" >>"$job/log" 2>&1 </dev/null &
   echo $! >"$job/pid"
 }

@@ -185,7 +185,10 @@ train() {
   fi
   now=$(state) || exit 1
   if [[ $now == MISSING ]]; then create; else say "$NAME is there ($now)"; fi
+  if [[ $now == FAILED ]]; then refused; fi # nobody knows whether there ever was a machine
   if [[ $now == ACTIVE && $(job_status) == running ]]; then
+    # Where this command runs, nothing is started; where another one does, this fails.
+    start || { say "another command runs there: $0 logs shows it, $0 stop ends it" && exit 1; }
     say "the job runs; this watches it"
     outcome=0
   elif prepare; then
@@ -257,6 +260,7 @@ case ${WORDS[0]} in
   mount) mount_bucket ;;
   start)
     check_command
+    check_out
     start
     ;;
   status)
@@ -268,6 +272,7 @@ case ${WORDS[0]} in
   delete) delete ;;
   train)
     check_command
+    check_out
     check_package
     train
     ;;

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
-COLM = ["colm", "train", "--base", "/mnt/a model", "--data", "it's $(HOME) $x.jsonl", "--out", 'a "b" \\d\n@NAME@ &']
+COLM = ["colm", "train", "--base", "/mnt/a model", "--data", "it's $(HOME) $x.jsonl", "--dev", 'a "b" \\d\n@NAME@ &']
 
 
 def seen(words):

@@ -15,7 +15,7 @@ COLM = [
     "/mnt/a model",
     "--data",
     "it's $HOME.jsonl",
-    "--out",
+    "--dev",
     'a "b" `c` \\d',
     "--mesh",
     "1,16,1",
@@ -158,7 +158,34 @@ def test_called_again_it_watches_what_runs(desk):
         assert done.returncode == 0, done.stderr
     done = desk("tpu_vm.sh", "train", "--", *COLM)
     assert done.returncode == 0, done.stderr
-    assert kinds(desk.calls) == ["create", *SET_UP, "delete"]
+    assert kinds(desk.calls) == ["create", *SET_UP, "ssh start", "delete"]
+    assert [call[0] for call in desk.calls].count("colm") == 2  # the second start found it running
+
+
+def test_another_command_does_not_take_the_place_of_what_runs(desk):
+    desk.says("states", "ACTIVE")
+    desk.says("colm.sh", "sleep 60")
+    for command in (["create"], ["install"], ["start", "--", *COLM]):
+        assert desk("tpu_vm.sh", *command).returncode == 0
+    done = desk("tpu_vm.sh", "train", "--", "colm", "generate", "--base", "B")
+    assert done.returncode == 1
+    assert "another command runs" in done.stderr
+    assert "delete" not in kinds(desk.calls)
+
+
+def test_a_refused_request_is_not_repeated_when_called_again(desk):
+    desk.says("states", "FAILED")
+    done = desk("tpu_vm.sh", "train", "--", *COLM)
+    assert done.returncode == 1 and "quota" in done.stderr
+    assert kinds(desk.calls) == []
+
+
+@pytest.mark.parametrize("script, command", [("tpu_vm.sh", "train"), ("tpu_vm.sh", "start"), ("gke.sh", "apply")])
+def test_results_must_lie_under_the_mount(desk, script, command):
+    for out in (["--out", "RUN"], ["--out=/tmp/RUN"]):
+        done = desk(script, command, "--", "colm", "train", *out)
+        assert (done.returncode, desk.calls) == (2, [])
+        assert "must lie under MOUNT" in done.stderr
 
 
 def test_stop_lets_the_command_answer(desk):
