@@ -111,9 +111,9 @@ check_commands() {
 
 # Words as one line that a shell reads back as the same words.
 quoted() {
-  local word line=''
+  local word line='' quote="'\\''" # in a variable: bash 4.2 would keep quotes of its own
   for word in "$@"; do
-    [[ -n $word && $word != *[!a-zA-Z0-9_./:=@%+,-]* ]] || word="'${word//\'/\'\\\'\'}'"
+    [[ -n $word && $word != *[!a-zA-Z0-9_./:=@%+,-]* ]] || word="'${word//\'/$quote}'"
     line+="${line:+ }$word"
   done
   printf '%s' "$line"

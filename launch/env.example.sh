@@ -13,7 +13,7 @@ MOUNT=/mnt/colm     # where every machine sees the bucket; your --data and --out
 ACCELERATOR=v5litepod-16              # v5litepod-N, v5p-N, v6e-N
 RUNTIME=v2-alpha-tpuv5-lite           # v5p: v2-alpha-tpuv5; v6e: v2-alpha-tpuv6e
 SPOT=true                             # cheaper, and may be taken away at any time: training goes on by itself
-PACKAGE=dist/colm_jax-0.1.0-py3-none-any.whl  # a wheel (pip wheel --no-deps -w dist .) or what pip installs by name
+PACKAGE=dist/colm_jax-0.1.0-py3-none-any.whl  # a wheel (pip wheel --no-deps -w dist .) or what pip takes, as in colm-jax[tpu]
 RESTARTS=20                           # how often `train` gets new machines before it gives up
 POLL=60                               # seconds between two looks at the job
 CREATE_FLAGS=()                       # more flags of `queued-resources create`, as in (--network=mine --internal-ips)

@@ -4,6 +4,7 @@
 #   on_worker.sh install REQUIREMENT      Python 3.12 and the package, in ~/colm-venv
 #   on_worker.sh mount BUCKET DIR         the bucket as a directory
 #   on_worker.sh start COMMAND...         in the background, so that it outlives the connection; once at a time
+#   on_worker.sh same COMMAND...       whether that is what was started
 #   on_worker.sh status                   colm-status: none, running, lost, or the exit status of what was started
 #   on_worker.sh stop                     SIGTERM: training saves first; the job ends with 143
 #   on_worker.sh log [--follow]           what it wrote
@@ -39,11 +40,14 @@ mount_bucket() {
 
 alive() { [[ -e $job/pid ]] && kill -0 "$(<"$job/pid")" 2>/dev/null; }
 
+# Whether this is the command that was started last.
+same() { [[ -e $job/command && $(printf '%q ' "$@") == "$(<"$job/command")" ]]; }
+
 start() {
   local command
   command=$(printf '%q ' "$@")
   if alive && [[ ! -e $job/status ]]; then # with a status it is about to end
-    if [[ $command == "$(<"$job/command")" ]]; then
+    if same "$@"; then
       echo "already running"
       return
     fi
@@ -90,7 +94,7 @@ log() {
 command=${1:-}
 (($# == 0)) || shift
 case $command in
-  install | start | supervise | status | stop | log) "$command" "$@" ;;
+  install | start | same | supervise | status | stop | log) "$command" "$@" ;;
   mount) mount_bucket "$@" ;;
   *)
     echo "on_worker.sh: $command: write install, mount, start, status, stop or log" >&2

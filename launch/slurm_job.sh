@@ -14,6 +14,7 @@ job_step() {
   trap 'asked=true; scancel --signal=TERM "$SLURM_JOB_ID" || true' TERM
   # Without --kill-on-bad-exit=0 and --wait the first process to end, with 143, would have the others killed while they
   # save. When one dies, the others notice within a minute.
+  export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # from 22.05 on srun does not take it from sbatch
   srun --kill-on-bad-exit=0 --wait=180 "$@" &
   step=$!
   wait "$step" || status=$?

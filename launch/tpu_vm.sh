@@ -13,7 +13,7 @@ usage='usage: launch/tpu_vm.sh COMMAND [--env FILE] [--dry_run] [-- colm ARGUMEN
   start -- colm ...         on all workers, in the background; --distributed auto is added
   status                    of the TPUs, and of the job on each worker
   logs [--follow]           of the first worker
-  stop                      SIGTERM to the job: training saves and ends
+  stop                      SIGTERM to the job: training saves and ends (end train first: it starts a stopped job again)
   delete                    the TPUs; the bucket stays'
 
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -188,7 +188,7 @@ train() {
   if [[ $now == FAILED ]]; then refused; fi # nobody knows whether there ever was a machine
   if [[ $now == ACTIVE && $(job_status) == running ]]; then
     # Where this command runs, nothing is started; where another one does, this fails.
-    start || { say "another command runs there: $0 logs shows it, $0 stop ends it" && exit 1; }
+    on_workers all "$(worker_script same "${AFTER[@]}" --distributed auto)" || { say "another command runs there: $0 logs shows it, $0 stop ends it" && exit 1; }
     say "the job runs; this watches it"
     outcome=0
   elif prepare; then

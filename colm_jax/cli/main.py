@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import colm_jax
 from colm_jax.errors import Preempted, Stopped, UserError
@@ -474,6 +474,8 @@ def _main(arguments: list[str]) -> int:
     flags = _parser().parse_args(rest[:1] if passed_on else rest)
     _check_paths(flags)
     flags.passed_on, flags.gin = passed_on, (files, bindings)
+    import jax
+
     from colm_jax.cli import commands, gin_edge, machines
     from colm_jax.parallel import is_first, join, witnessed
     from colm_jax.pipeline import console
@@ -485,7 +487,8 @@ def _main(arguments: list[str]) -> int:
         join(flags.distributed)
     speaks = not several or is_first()  # asked only then: it starts the devices, and some commands need none
     console.errors.quiet = not speaks
-    with witnessed() if several else _heeding_sigterm():
+    together = several and jax.process_count() > 1
+    with witnessed() if several else nullcontext(), nullcontext() if together else _heeding_sigterm():
         result = work(flags)
     if result is not None and speaks:
         try:
