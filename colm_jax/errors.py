@@ -1,8 +1,12 @@
-"""What the command line prints as one line: what the user got wrong (exit 2), and being asked to stop (143)."""
+"""What the command line prints as one line: the user's error (exit 2), the machine's (1), being asked to stop (143)."""
 
 
 class UserError(ValueError):
     """Wrong input. The message names the file, line or key, the value received, and the remedy."""
+
+
+class MachineError(Exception):
+    """What no input can mend: the machine, or the way to the job's other processes. Exit status 1, in one line."""
 
 
 class Stopped(BaseException):

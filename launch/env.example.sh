@@ -2,6 +2,8 @@
 # Where jobs run and what they are called. Copy this file, fill in what you use, and name the copy with --env FILE or
 # COLM_ENV. It is read by bash: VALUE in quotes, no spaces around =. A script says which value it misses.
 
+RESTARTS=20                           # how often a job starts anew before its launcher gives up
+
 # --- Google Cloud: tpu_vm.sh, gke.sh, skypilot.yaml
 PROJECT=            # project id, as in my-project
 ZONE=               # where the TPUs are, as in us-west4-a
@@ -14,7 +16,6 @@ ACCELERATOR=v5litepod-16              # v5litepod-N, v5p-N, v6e-N
 RUNTIME=v2-alpha-tpuv5-lite           # v5p: v2-alpha-tpuv5; v6e: v2-alpha-tpuv6e
 SPOT=true                             # cheaper, and may be taken away at any time: training goes on by itself
 PACKAGE=dist/colm_jax-0.1.0-py3-none-any.whl  # a wheel (pip wheel --no-deps -w dist .) or what pip takes, as in colm-jax[tpu]
-RESTARTS=20                           # how often `train` gets new machines before it gives up
 POLL=60                               # seconds between two looks at the job
 CREATE_FLAGS=()                       # more flags of `queued-resources create`, as in (--network=mine --internal-ips)
 SSH_FLAGS=()                          # more flags of `tpu-vm ssh` and `scp`, as in (--internal-ip)
@@ -37,7 +38,7 @@ ACCOUNT=                              # may stay empty
 NODES=2
 GPUS_PER_NODE=8
 CPUS_PER_GPU=8
-TIME=24:00:00                         # limit of one start; the job saves, is requeued and goes on
+TIME=24:00:00                         # limit of one start; 5 minutes before, the job saves and is requeued
 LOGS=logs                             # directory for the jobs' output
 ARRAY_LIMIT=4                         # commands of an array at a time
 SBATCH_FLAGS=()                       # more flags of sbatch, as in (--constraint=h100 --mem=0)

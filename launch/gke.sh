@@ -101,8 +101,9 @@ case ${WORDS[0]} in
     fi
     ;;
   xpk)
-    read_environment PROJECT ZONE NAME CLUSTER IMAGE ACCELERATOR RESTARTS
+    read_environment PROJECT ZONE NAME CLUSTER IMAGE ACCELERATOR RESTARTS MOUNT
     check_command
+    check_out
     run xpk workload create "--cluster=$CLUSTER" "--workload=$NAME" "--project=$PROJECT" "--zone=$ZONE" \
       "--tpu-type=$ACCELERATOR" --num-slices=1 "--docker-image=$IMAGE" "--max-restarts=$RESTARTS" \
       "--command=$(quoted "${AFTER[@]}" --distributed auto)"

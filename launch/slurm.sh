@@ -11,13 +11,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 read_arguments "$@"
 case ${WORDS[0]:-} in '' | help | -h | --help) echo "$usage" && exit 0 ;; esac
-read_environment NAME PARTITION NODES GPUS_PER_NODE CPUS_PER_GPU TIME LOGS ARRAY_LIMIT
+read_environment NAME PARTITION NODES GPUS_PER_NODE CPUS_PER_GPU TIME LOGS ARRAY_LIMIT RESTARTS
 
 submit() { # flags, script, its arguments
   local flags=("--job-name=$NAME" "--partition=$PARTITION" "--time=$TIME" "--cpus-per-task=$CPUS_PER_GPU")
   if [[ -n ${ACCOUNT:-} ]]; then flags+=("--account=$ACCOUNT"); fi
   run mkdir -p "$LOGS" # sbatch makes none, and the job would fail without a word
-  run env "COLM_LAUNCH=$here" sbatch "${flags[@]}" "$@"
+  run env "COLM_LAUNCH=$here" "COLM_RESTARTS=$RESTARTS" sbatch "${flags[@]}" "$@"
 }
 
 case ${WORDS[0]} in

@@ -6,7 +6,16 @@ set -euo pipefail
 # a few steps of training, other stages at once; what takes longer has kept what it had finished, and is cut off.
 patience=${COLM_PATIENCE:-240}
 
-# Runs a step; the job's exit status. "Incomplete" leaves alone a job that its user has cancelled meanwhile.
+# The job once more, if not too often. "Incomplete" leaves alone a job that its user has cancelled meanwhile.
+requeue() {
+  if ((${SLURM_RESTART_COUNT:-0} >= ${COLM_RESTARTS:-20})); then
+    echo "colm: requeued $SLURM_RESTART_COUNT times (RESTARTS), which is enough; is TIME long enough to get anywhere?"
+  else
+    scontrol requeue Incomplete "$SLURM_JOB_ID"
+  fi
+}
+
+# Runs a step; the job's exit status.
 job_step() {
   local status=0 asked=false left=$patience step
   echo "colm: $(date --iso-8601=seconds) start ${SLURM_RESTART_COUNT:-0} on ${SLURM_JOB_NODELIST:-this machine}"
@@ -19,12 +28,12 @@ job_step() {
   step=$!
   wait "$step" || status=$?
   if $asked; then # the signal ended the waiting, not the step
-    echo "colm: the time limit is near: SIGTERM, then requeued"
+    echo "colm: the time limit is near: SIGTERM, then once more"
     while ((left-- > 0)) && kill -0 "$step" 2>/dev/null; do sleep 1; done
-    if kill -0 "$step" 2>/dev/null; then scontrol requeue Incomplete "$SLURM_JOB_ID"; fi # ends this job
+    if kill -0 "$step" 2>/dev/null; then requeue; fi # ends this job
     status=0
     wait "$step" || status=$?
-    if ((status == 143)); then scontrol requeue Incomplete "$SLURM_JOB_ID"; fi
+    if ((status == 143)); then requeue; fi
   fi
   return "$status"
 }

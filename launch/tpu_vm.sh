@@ -29,6 +29,17 @@ queued=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
 patience=10  # looks in a row at which workers may be out of reach
 
+# Does something again while it fails; Google's services are out of reach now and then.
+insist() {
+  local try
+  for ((try = 1; try <= patience; try++)); do
+    if "$@"; then return 0; fi
+    ((try == patience)) || sleep "$POLL"
+  done
+  say "$1 failed $patience times; above, why. The TPUs may be there, and cost: $0 status, $0 delete"
+  exit 1
+}
+
 # --- one step each
 
 create() {
@@ -112,14 +123,15 @@ delete() { run "${queued[@]}" delete "$NAME" "${where[@]}" --force --quiet; }
 
 # The worst that the workers say of the job: none, running, lost, a number; nothing where one is out of reach.
 job_status() {
-  local answer
+  local answer ask
+  ask="[ ! -e colm-launch/on_worker.sh ] && echo 'colm-status: none' || $(worker_script status)"
   if $DRY_RUN; then
-    on_workers all "$(worker_script status)" >&3
+    on_workers all "$ask" >&3
     echo 0
     return
   fi
   answer=$("${vm[@]}" ssh "$NAME" "${where[@]}" --worker=all ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"} \
-    "--command=$(worker_script status)" 2>/dev/null) || return 0
+    "--command=$ask" 2>/dev/null) || return 0
   answer=$(sed -n 's/^colm-status: //p' <<<"$answer" | sort -u)
   local word
   for word in running none 2 lost 143 1; do # what happened comes before what followed from it
@@ -174,6 +186,22 @@ prepare() { # 3 where the machines do not come, or go meanwhile
   exit 1
 }
 
+# The job's status, once it is known, or gone: a worker that is out of reach may still work, so nothing is set up there.
+settled_status() {
+  local job try
+  for ((try = 0; try < patience; try++)); do
+    job=$(job_status)
+    [[ -n $job || $(node_state) != PREEMPTED ]] || job=gone
+    if [[ -n $job ]]; then
+      echo "$job"
+      return
+    fi
+    sleep "$POLL"
+  done
+  say "the workers are out of reach; the job may still run, and the TPUs cost: $0 status, $0 delete"
+  return 1
+}
+
 train() {
   local restarts=0 outcome now
   if $DRY_RUN; then
@@ -186,12 +214,16 @@ train() {
   now=$(state) || exit 1
   if [[ $now == MISSING ]]; then create; else say "$NAME is there ($now)"; fi
   if [[ $now == FAILED ]]; then refused; fi # nobody knows whether there ever was a machine
-  if [[ $now == ACTIVE && $(job_status) == running ]]; then
-    # Where this command runs, nothing is started; where another one does, this fails.
-    on_workers all "$(worker_script same "${AFTER[@]}" --distributed auto)" || { say "another command runs there: $0 logs shows it, $0 stop ends it" && exit 1; }
-    say "the job runs; this watches it"
+  local job=none same=false
+  if [[ $now == ACTIVE ]]; then job=$(settled_status) || exit 1; fi
+  case $job in running | 0) ! on_workers all "$(worker_script same "${AFTER[@]}" --distributed auto)" || same=true ;; esac
+  if $same; then
+    say "the job is there ($job); this watches it"
     outcome=0
-  elif prepare; then
+  elif [[ $job == running ]]; then
+    say "another command runs there: $0 logs shows it, $0 stop ends it"
+    exit 1
+  elif [[ $job != gone ]] && prepare; then
     outcome=0
   else
     [[ $now != MISSING || $(state) != FAILED ]] || refused
@@ -205,19 +237,21 @@ train() {
     case $outcome in
       0)
         say "done; its files are in gs://$BUCKET"
-        if $keep; then say "the TPUs are kept, and cost: $0 delete"; else delete; fi
+        if $keep; then say "the TPUs are kept, and cost: $0 delete"; else insist delete; fi
         return
         ;;
       3 | 4)
         if ((restarts >= RESTARTS)); then
+          run "${queued[@]}" describe "$NAME" "${where[@]}" || true
           say "started anew $restarts times (RESTARTS), and stopped again; the TPUs may be there, and cost: $0 delete"
           exit 1
         fi
         restarts=$((restarts + 1))
         if ((outcome == 3)); then
           say "the machines are gone; new ones, and the same command ($restarts of $RESTARTS)"
-          delete
-          create
+          insist delete
+          sleep "$POLL"
+          insist create
           outcome=0
           prepare || outcome=$?
         else

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -33,7 +32,7 @@ from colm_jax.decoding.state import (
 from colm_jax.decoding.strategies import Strategy
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
-from colm_jax.parallel import batch_sharding_of, everywhere, to_host
+from colm_jax.parallel import batch_sharding_of, everywhere, heed_stop, to_host
 
 TURNS = 16  # of one scan, and steps of the base in it: how often the host looks
 AT_ONCE = 512  # tokens that a model reads in one pass between two scans, of several texts
@@ -118,8 +117,8 @@ class Engine:
         meshes = [None if spread is None else spread.mesh for spread in spreads]
         self._kinds = [(d.config, d.dtype, mesh) for d, mesh in zip((base, *experts), meshes)]
         self._graphs = Graphs(base_graph, tuple(graph for graph, _ in split), gate_graph)
-        gate_state, words = (gate_state, allowed) if meshes[0] is None else everywhere((gate_state, allowed), meshes[0])
-        self._models = Models(base_state, tuple(state for _, state in split), gate_state, jnp.asarray(words))
+        gate_state, words = everywhere((gate_state, allowed), meshes[0])
+        self._models = Models(base_state, tuple(state for _, state in split), gate_state, words)
         self._eos_ids, self._context = eos_ids, context
         self.expert_passes = np.zeros(len(experts), np.int64)  # since the engine was made
         self.base_steps = 0  # likewise, over whole batches
@@ -156,6 +155,7 @@ class Engine:
         team = _Running(self, options, batch)
         try:
             while queue or team.numbers:
+                heed_stop()
                 team.refill(queue, requests)
                 team.advance(1 if grows else TURNS)
                 for slot, number in list(team.numbers.items()):

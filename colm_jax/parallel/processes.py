@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from colm_jax.errors import Preempted, Stopped, UserError
+from colm_jax.errors import MachineError, Preempted, Stopped, UserError
 
 T = TypeVar("T")
 
@@ -41,7 +41,8 @@ def join(where: str) -> None:
         process 0 listens, how many processes there are, and which of them this is.
 
     Raises:
-      UserError: `where` is neither, or the others cannot be found.
+      UserError: `where` is neither, or no cluster that JAX knows.
+      MachineError: process 0 cannot listen there, or cannot be reached.
     """
     manual = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", where)
     if manual is None and where != "auto":
@@ -56,7 +57,7 @@ def join(where: str) -> None:
         f"colm: --distributed {where}: not all came; the same command has to run on every host, and reach process 0"
     )
     try:
-        with _witness(absent), _user_errors(where):
+        with _witness(absent), _said_of(where):
             jax.distributed.initialize(
                 *found,
                 initialization_timeout=_ARRIVAL,
@@ -68,8 +69,8 @@ def join(where: str) -> None:
 
 
 @contextmanager
-def _user_errors(where: str) -> Iterator[None]:
-    """What JAX says of an address that cannot be used, as the user's error."""
+def _said_of(where: str) -> Iterator[None]:
+    """What JAX says where processes cannot meet: no cluster that it knows, or an address that does not answer."""
     try:
         yield
     except ValueError as error:
@@ -77,7 +78,7 @@ def _user_errors(where: str) -> Iterator[None]:
             f"--distributed {where}: {error} This is no cluster that JAX knows; write HOST:PORT,COUNT,NUMBER"
         ) from None
     except RuntimeError as error:
-        raise UserError(f"--distributed {where}: {error}") from None
+        raise MachineError(f"--distributed {where}: {error}") from None
 
 
 def witnessed() -> AbstractContextManager[None]:
@@ -101,7 +102,7 @@ def _witness(line: str) -> Iterator[None]:
     witness = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield
-    except (UserError, Preempted, Stopped, KeyboardInterrupt):
+    except (UserError, MachineError, Preempted, Stopped, KeyboardInterrupt):
         witness.communicate(b"done")
         raise
     witness.communicate(b"done")

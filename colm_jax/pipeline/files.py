@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from colm_jax.generation import Generation, Settings
-from colm_jax.parallel import heed_stop, is_first, on_first
+from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.stage import plain
 from colm_jax.team import CoLM
 
@@ -144,7 +144,6 @@ def write_answers(
         if is_first():
             file.add(numbers[number], answer)
         progress(file.done)
-        heed_stop()
     on_first(file.finish)
     return read_lines(path) if is_first() else []
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from colm_jax.cli import main as cli
+from colm_jax.cli import parser as cli
 from colm_jax.errors import UserError
 from colm_jax.evaluation.files import evaluate_files, read_records
 from colm_jax.evaluation.tasks import TASKS, score_answers

@@ -106,12 +106,3 @@ def test_skypilot_s_task_runs_the_command_on_the_bucket(desk):
     assert [call[-1] for call in desk.calls if call[:2] == ["uv", "pip"]] == [".[tpu]"]
     assert ["b", mount] in [call[-2:] for call in desk.calls if call[0] == "gcsfuse"]
     assert desk.calls[-1] == ["colm", "train", "--out", "/mnt/my run"]
-
-
-def test_the_skypilot_task_is_what_its_schema_says():
-    schemas = pytest.importorskip("sky.utils.schemas", reason="skypilot is not installed (pip install skypilot)")
-    jsonschema = pytest.importorskip("jsonschema")
-    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
-    jsonschema.validate(task, schemas.get_task_schema())
-    resources = task["resources"]
-    jsonschema.validate(resources, schemas.get_resources_schema())

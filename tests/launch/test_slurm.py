@@ -26,7 +26,7 @@ def test_submit(desk):
     assert desk.calls == [sbatch]
     assert (desk.directory / "my logs").is_dir()
     printed = [shlex.split(line) for line in dry.stdout.splitlines()]
-    assert printed == [["mkdir", "-p", logs], ["env", f"COLM_LAUNCH={LAUNCH}", *sbatch]]
+    assert printed == [["mkdir", "-p", logs], ["env", f"COLM_LAUNCH={LAUNCH}", "COLM_RESTARTS=3", *sbatch]]
 
 
 def test_array(desk):
@@ -110,9 +110,18 @@ def test_near_its_time_limit_a_job_is_told_and_requeued(desk):
     assert job.calls("scontrol") == [["requeue", "Incomplete", "77"]]
 
 
+def test_a_job_is_not_requeued_for_ever(desk):
+    (desk.fake / "bin" / "colm").write_text("\n".join(["#!/bin/bash", *TOLD]))
+    job = Job(desk, "slurm.sbatch", *COLM, SLURM_RESTART_COUNT="3", COLM_RESTARTS="3")
+    job.tell()
+    status, output = job.end()
+    assert status == 143 and "requeued 3 times" in output
+    assert job.calls("scontrol") == []
+
+
 def test_what_does_not_heed_the_signal_is_requeued_before_the_limit(desk):
     (desk.fake / "bin" / "colm").write_text(
-        "#!/bin/bash\ntrap '' TERM\ntouch begun\nfor i in {1..25}; do sleep 0.1; done\n"
+        "#!/bin/bash\ntrap '' TERM\ntouch begun\nuntil grep -q scontrol $FAKE/calls; do sleep 0.1; done\n"
     )
     job = Job(desk, "slurm.sbatch", *COLM, COLM_PATIENCE="1")
     job.tell()

@@ -31,6 +31,7 @@ def kinds(calls):
         if call[0] != "gcloud" or call[4] == "describe":
             continue
         command = next((a.partition("=")[2] for a in call if a.startswith("--command=")), "")
+        command = command.rpartition("|| ")[2]
         what = shlex.split(command)[2] if "on_worker.sh" in command else command.partition(" ")[0]
         found.append(f"{call[4]} {what}".strip())
     return [kind for kind in found if kind != "ssh status"]
@@ -151,7 +152,7 @@ def test_nothing_is_made_anew_where_somebody_deletes(desk):
 
 def test_called_again_it_watches_what_runs(desk):
     desk.says("states", "ACTIVE")
-    desk.says("colm.sh", "sleep 1")
+    desk.says("colm.sh", 'until grep -q "on_worker.sh same" "$FAKE/calls"; do sleep 0.05; done')
     assert desk("tpu_vm.sh", "create").returncode == 0
     for command in (["install"], ["mount"], ["start", "--", *COLM]):
         done = desk("tpu_vm.sh", *command)
@@ -170,6 +171,42 @@ def test_another_command_does_not_take_the_place_of_what_runs(desk):
     assert done.returncode == 1
     assert "another command runs" in done.stderr
     assert "delete" not in kinds(desk.calls)
+
+
+def test_called_again_when_the_job_is_done_it_ends_it(desk):
+    desk.says("states", "ACTIVE")
+    desk.says("colm.sh", "exit 0")
+    for command in (["create"], ["install"], ["mount"], ["start", "--", *COLM]):
+        assert desk("tpu_vm.sh", *command).returncode == 0
+    until(lambda: desk("tpu_vm.sh", "status").stdout.count("colm-status: 0") == 2)
+    done = desk("tpu_vm.sh", "train", "--", *COLM)
+    assert done.returncode == 0, done.stderr
+    assert kinds(desk.calls) == ["create", *SET_UP, "ssh same", "delete"]
+
+
+def test_on_machines_that_are_there_everything_else_is_done(desk):
+    desk.says("states", "ACTIVE")
+    desk.says("colm.sh", "exit 0")
+    assert desk("tpu_vm.sh", "create").returncode == 0
+    done = desk("tpu_vm.sh", "train", "--", *COLM)
+    assert done.returncode == 0, done.stderr
+    assert kinds(desk.calls) == ["create", *SET_UP, "delete"]
+
+
+def test_workers_out_of_reach_are_left_alone(desk):
+    desk.says("states", "ACTIVE")  # and there is nobody
+    done = desk("tpu_vm.sh", "train", "--", *COLM)
+    assert done.returncode == 1 and "out of reach" in done.stderr
+    assert kinds(desk.calls) == []
+
+
+def test_what_google_refuses_for_a_moment_is_asked_again(desk):
+    desk.says("states", "MISSING", "ACTIVE")
+    desk.says("colm.sh", "exit 0")
+    desk.says("refusals", "delete", "delete")
+    done = desk("tpu_vm.sh", "train", "--", *COLM)
+    assert done.returncode == 0, done.stderr
+    assert kinds(desk.calls) == ["create", *SET_UP, "delete", "delete", "delete"]
 
 
 def test_a_refused_request_is_not_repeated_when_called_again(desk):

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from colm_jax.cli.main import _parser, main
+from colm_jax.cli.main import main
+from colm_jax.cli.parser import make_parser
 from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.plan.chips import CHIPS, Chip
 from colm_jax.plan.launch import (
@@ -173,7 +174,7 @@ def test_texts_are_counted_as_training_would_read_them(tmp_path):
 
 def test_defaults_are_those_that_the_help_names(capsys):
     with pytest.raises(SystemExit):
-        _parser().parse_args(["plan", "--help"])
+        make_parser().parse_args(["plan", "--help"])
     shown = " ".join(capsys.readouterr().out.split()).partition("what is assumed:")[2]
     for name in ("prompts", "prompt_tokens", "new_tokens", "deferral_rate"):
         assert f"(default {getattr(WORK, name):g})" in shown.partition(f"--{name} ")[2][:160].partition(" --")[0]
