@@ -68,5 +68,6 @@ def test_files_that_help_and_docs_name_are_there():
     texts = [root / "README.md", root / "colm_jax/cli/parser.py", *root.rglob("docs/**/*.md"), *CONFIGS.rglob("*.gin")]
     texts += [path for path in (root / "launch").iterdir() if path.is_file()]
     for path in texts:
-        for name in re.findall(r"\b(?:configs|docs|launch)/[\w./-]+\.(?:gin|md|png|sh|sbatch|yaml)", path.read_text()):
+        named = r"(?<![\w/(-])(?:configs|docs|launch)/[\w./-]+\.(?:gin|md|png|sh|sbatch|yaml)"
+        for name in re.findall(named, path.read_text()):
             assert (root / name).exists(), f"{path.name} names {name}"

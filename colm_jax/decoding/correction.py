@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.decoding.strategies import Step
@@ -54,14 +53,14 @@ class Watch:
     scores: Float[Array, "B C"]  # nats so far
 
     @classmethod
-    def none(cls, batch: int, candidates: int, where: NamedSharding | None = None) -> "Watch":
-        """No trial anywhere; `where` says how it lies on a mesh."""
+    def none(cls, batch: int, candidates: int) -> "Watch":
+        """No trial anywhere."""
         return cls(
-            place=jnp.full((batch,), -1, jnp.int32, device=where),
-            candidate=jnp.zeros((batch,), jnp.int32, device=where),
-            tokens=jnp.zeros((batch, candidates), jnp.int32, device=where),
-            sources=jnp.zeros((batch, candidates), jnp.int32, device=where),
-            scores=jnp.zeros((batch, candidates), jnp.float32, device=where),
+            place=jnp.full((batch,), -1, jnp.int32),
+            candidate=jnp.zeros((batch,), jnp.int32),
+            tokens=jnp.zeros((batch, candidates), jnp.int32),
+            sources=jnp.zeros((batch, candidates), jnp.int32),
+            scores=jnp.zeros((batch, candidates), jnp.float32),
         )
 
 

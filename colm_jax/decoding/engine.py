@@ -1,7 +1,8 @@
 """The engine: requests in, through the slots of a running batch, answers out as they are finished.
 
 The host does only what the loop cannot: it puts a waiting request into the place of a finished one, lets the base read
-its prompt, lets an expert that has much to read do so between two scans, and looks for stop strings.
+its prompt, lets an expert that has much to read do so between two scans, and looks for stop strings. Several processes
+that share the models' mesh all do so alike; what each puts in from its own device, JAX takes for the same everywhere.
 """
 
 from collections import deque
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -32,7 +34,7 @@ from colm_jax.decoding.state import (
 from colm_jax.decoding.strategies import Strategy
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
-from colm_jax.parallel import batch_sharding_of, everywhere, heed_stop, to_host
+from colm_jax.parallel import batch_sharding_of, heed_stop, to_host
 
 TURNS = 16  # of one scan, and steps of the base in it: how often the host looks
 AT_ONCE = 512  # tokens that a model reads in one pass between two scans, of several texts
@@ -117,8 +119,7 @@ class Engine:
         meshes = [None if spread is None else spread.mesh for spread in spreads]
         self._kinds = [(d.config, d.dtype, mesh) for d, mesh in zip((base, *experts), meshes)]
         self._graphs = Graphs(base_graph, tuple(graph for graph, _ in split), gate_graph)
-        gate_state, words = everywhere((gate_state, allowed), meshes[0])
-        self._models = Models(base_state, tuple(state for _, state in split), gate_state, words)
+        self._models = Models(base_state, tuple(state for _, state in split), gate_state, jnp.asarray(allowed))
         self._eos_ids, self._context = eos_ids, context
         self.expert_passes = np.zeros(len(experts), np.int64)  # since the engine was made
         self.base_steps = 0  # likewise, over whole batches
@@ -221,21 +222,20 @@ class _Running:
             key = jax.random.fold_in(key, np.uint32(2**32 - request.sample))
         tokens = np.zeros(self._size, np.int32)
         tokens[: len(request.prompt)] = request.prompt
-        # NumPy's: the same in every process, and so on every device.
-        own: dict[str, Any] = {
-            "prompt_lengths": np.int32(len(request.prompt)),
-            "limits": np.int32(self._engine._limit(request)),
-            "thresholds": np.float32(request.threshold),
-            "schedules": np.int32(request.schedule),
-            "warmups": np.int32(request.warmup),
-            "rates": np.float32(self._options.rate),
-            "keys": np.asarray(jax.random.key_data(key)),
-        }
-        self.state = insert(self.state, np.int32(slot), tokens, Requests(**own))
+        own = Requests(
+            prompt_lengths=jnp.int32(len(request.prompt)),
+            limits=jnp.int32(self._engine._limit(request)),
+            thresholds=jnp.float32(request.threshold),
+            schedules=jnp.int32(request.schedule),
+            warmups=jnp.int32(request.warmup),
+            rates=jnp.float32(self._options.rate),
+            keys=key,
+        )
+        self.state = insert(self.state, jnp.int32(slot), jnp.asarray(tokens), own)
 
     def advance(self, steps: int) -> None:
         """One scan, and what experts have to read before the next."""
-        self.state = run_turns(self._graphs, self._loop, self._models, self.state, np.int32(steps))
+        self.state = run_turns(self._graphs, self._loop, self._models, self.state, jnp.int32(steps))
         if to_host(self.state.asking.experts).any():
             asked = to_host(distant(self.state, self._loop.reach))
             for expert in range(asked.shape[1]):
@@ -254,7 +254,7 @@ class _Running:
             group, size = _group(left, done, ends, self._size + ROOM)
             rows = np.array(group + group[-1:] * (_power_of_two(len(group)) - len(group)))
             fresh = not done[group].any()
-            self.state = read_ahead(graph, weights, self.state, rows, model, size, fresh)
+            self.state = read_ahead(graph, weights, self.state, jnp.asarray(rows), model, size, fresh)
             done[group] = np.minimum(done[group] + size, ends[group])
             left = [slot for slot in left if done[slot] < ends[slot]]
             if model:
@@ -284,7 +284,7 @@ class _Running:
     def release(self, slot: int) -> None:
         """Empties a slot."""
         del self.numbers[slot]
-        self.state = clear(self.state, np.int32(slot))
+        self.state = clear(self.state, jnp.int32(slot))
 
 
 def _group(slots: Sequence[int], done: np.ndarray, ends: np.ndarray, room: int) -> tuple[list[int], int]:

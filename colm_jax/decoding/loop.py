@@ -195,7 +195,7 @@ def _written(state: State) -> Int[Array, "B"]:
 
 
 def _keys(state: State) -> Array:
-    return jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(state.requests.keys), _written(state))
+    return jax.vmap(jax.random.fold_in)(state.requests.keys, _written(state))
 
 
 def _threshold(state: State) -> Float[Array, "B"]:

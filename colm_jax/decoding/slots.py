@@ -17,7 +17,6 @@ from colm_jax.decoding.correction import Watch
 from colm_jax.decoding.state import LENGTH, UNFINISHED, Asking, LoopConfig, Requests, State
 from colm_jax.models.cache import BLOCK, KVCache
 from colm_jax.models.config import ModelConfig
-from colm_jax.parallel import replicated
 
 READ = (16, 64, 128, 256, 512, 1024)  # tokens of one text that a model reads in one pass between two scans
 ROOM = max(READ[0], BLOCK)  # a pass stores its whole chunk behind a text's length, whatever part counts
@@ -39,41 +38,37 @@ def empty_state(
       batch: slots.
       size: positions of each.
     """
-    experts, mesh = len(models) - 1, models[0][2]
-    # Whole on every device, so that every process can read it.
-    where = None if mesh is None or mesh.size == 1 else replicated(mesh)
+    experts = len(models) - 1
 
-    def numbers(*shape: int, value: int = 0) -> Int[Array, "*N"]:
-        return jnp.full(shape, value, jnp.int32, device=where)
+    def numbers(*shape: int) -> Int[Array, "*N"]:
+        return jnp.zeros(shape, jnp.int32)
 
-    def floats(*shape: int, value: float = 0) -> Float[Array, "*N"]:
-        return jnp.full(shape, value, jnp.float32, device=where)
-
-    key = jax.random.key_data(jax.random.key(0))
+    def logits() -> Float[Array, "B V"]:
+        return jnp.zeros((batch, words), jnp.float32)
 
     return State(
         requests=Requests(
-            prompt_lengths=numbers(batch, value=1),
-            limits=numbers(batch, value=1),
-            thresholds=floats(batch, value=1),
+            prompt_lengths=jnp.ones((batch,), jnp.int32),
+            limits=jnp.ones((batch,), jnp.int32),
+            thresholds=jnp.ones((batch,), jnp.float32),
             schedules=numbers(batch),
             warmups=numbers(batch),
-            rates=floats(batch),
-            keys=jnp.zeros((batch, *key.shape), key.dtype, device=where),
+            rates=jnp.zeros((batch,), jnp.float32),
+            keys=jnp.stack([jax.random.key(0)] * batch),
         ),
         tokens=numbers(batch, size),
-        lengths=numbers(batch, value=1),
-        finish=numbers(batch, value=LENGTH),
+        lengths=jnp.ones((batch,), jnp.int32),
+        finish=jnp.full((batch,), LENGTH, jnp.int32),
         asking=Asking(
-            experts=jnp.zeros((batch, experts), bool, device=where),
+            experts=jnp.zeros((batch, experts), bool),
             waited=numbers(batch),
-            base=floats(batch, words),
-            answers=tuple(floats(batch, words) for _ in range(experts)),
-            gate=floats(batch, max(1, experts)),
+            base=logits(),
+            answers=tuple(logits() for _ in range(experts)),
+            gate=jnp.zeros((batch, max(1, experts)), jnp.float32),
         ),
         sources=numbers(batch, size),
-        p_defer=floats(batch, size),
-        threshold=floats(batch, size),
+        p_defer=jnp.zeros((batch, size), jnp.float32),
+        threshold=jnp.zeros((batch, size), jnp.float32),
         calls=numbers(batch, size),
         steps=numbers(),
         passes=numbers(experts),
@@ -81,7 +76,7 @@ def empty_state(
             KVCache.empty(config, batch, size + ROOM, dtype, None if mesh is None or mesh.size == 1 else mesh)
             for config, dtype, mesh in models
         ),
-        watch=None if loop.correction is None else Watch.none(batch, loop.correction.candidates, where),
+        watch=None if loop.correction is None else Watch.none(batch, loop.correction.candidates),
     )
 
 

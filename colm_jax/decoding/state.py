@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.decoding.correction import Correction, Watch
 from colm_jax.decoding.parking import Parking
@@ -73,7 +73,7 @@ class Requests:
     schedules: Int[Array, "B"]  # place in SCHEDULES
     warmups: Int[Array, "B"]  # tokens over which the threshold warms up
     rates: Float[Array, "B"]  # of strategy `random`
-    keys: UInt[Array, "B 2"]  # data of PRNG keys
+    keys: Array  # [B] PRNG keys
 
 
 @jax.tree_util.register_dataclass

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.ragged import Ragged
-from colm_jax.parallel import replicated, spec_of
+from colm_jax.parallel import spec_of
 
 CACHE_AXES = ("slots", "kv_heads", "cache", "head_dim")
 BLOCK = 8  # rows that are stored at once, of several texts in one line
@@ -57,7 +57,7 @@ class KVCache:
         return cls(
             keys=tuple(jnp.zeros(shape, dtype, device=where) for _ in layers),
             values=tuple(jnp.zeros(shape, dtype, device=where) for _ in layers),
-            lengths=jnp.zeros((batch,), jnp.int32, device=None if mesh is None else replicated(mesh)),
+            lengths=jnp.zeros((batch,), jnp.int32),
         )
 
     def write(self, rows: Rows, count: Int[Array, "N"], slots: Int[Array, "N"] | None = None) -> "KVCache":

@@ -133,12 +133,6 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def everywhere(tree: Any, mesh: Mesh | AbstractMesh | None) -> Any:
-    """Small arrays of the host, the same in every process, whole on each device; without a mesh on the first one."""
-    where = None if mesh is None else replicated(mesh)
-    return jax.tree.map(lambda x: jax.device_put(np.asarray(x), where), tree)
-
-
 def batch_sharding_of(decoder: Any) -> NamedSharding | None:
     """How batches lie on the mesh that holds a decoder; None where it is on one device without a mesh."""
     where = decoder.embedding.get_value().sharding

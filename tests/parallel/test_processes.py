@@ -48,7 +48,7 @@ def jobs():
         environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()}
         started = []
         for number in range(count):
-            where = ["--distributed", f"localhost:{port},{count},{number}"] if count > 1 else []
+            where = ["--distributed", f"localhost:{port},{count},{number}"]
             arguments = [*command, "--out", str(out), "--mesh", "1,4,2", *where]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
             started.append(
@@ -124,15 +124,21 @@ def test_two_processes_score_as_one_does_also_where_one_was_killed(tmp_path, com
     assert files(one) == files(two)
 
 
-def test_sigterm_to_one_stops_all_while_they_score(tmp_path, command, jobs):
+@pytest.mark.parametrize("count", [1, 2])
+def test_sigterm_to_one_stops_all_while_they_score(tmp_path, command, jobs, count):
     score = ["score", "--model", command[2], "--data", command[command.index("--data") + 1]]
-    processes = jobs(score, tmp_path / "two", 2)
-    until(lambda: (tmp_path / "two/tokens/summary.json").exists(), processes)
-    processes[1].terminate()
+    processes = jobs(score, tmp_path / "out", count)
+    until(lambda: (tmp_path / "out/tokens/summary.json").exists(), processes)
+    stops(processes)
+
+
+def stops(processes):
+    """SIGTERM to the last one ends all."""
+    processes[-1].terminate()
     codes, outputs = end(processes, timeout=60)
-    assert codes == [128 + signal.SIGTERM] * 2, outputs
+    assert codes == [128 + signal.SIGTERM] * len(processes), outputs
     last = "colm: stopped by SIGTERM; the same command goes on from here"
-    assert [output.splitlines()[-1] for output in outputs] == [last, last]
+    assert [output.splitlines()[-1] for output in outputs] == [last] * len(processes)
 
 
 @pytest.fixture
@@ -158,6 +164,17 @@ def test_a_local_cluster_generates_as_one_process_does(tmp_path, team):
             np.testing.assert_allclose(mine.pop(name), theirs.pop(name), atol=1e-5)
         assert mine == theirs
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_sigterm_to_one_stops_all_while_they_generate(tmp_path, team, jobs):
+    prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "abcdefgh"}] * 400)
+    part = tmp_path / "answers.jsonl.part"
+    generate = ["generate", "--base", team, "--prompts", prompts, "--max_new_tokens", "40", "--batch_size", "2"]
+    processes = jobs(generate, tmp_path / "answers.jsonl", 2)
+    until(lambda: part.exists() and part.read_text().count("\n") > 2, processes)
+    stops(processes)
+    kept = [line.split(" ", 1)[0] for line in part.read_text().splitlines()[1:]]
+    assert 0 < len(kept) == len(set(kept)) < 400  # each by the first alone
 
 
 def local_cluster(*words, script="launch/local_cluster.sh"):
