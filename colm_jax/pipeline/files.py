@@ -150,7 +150,7 @@ def write_answers(
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one a line."""
-    with path.open(encoding="utf-8", newline="\n") as file:  # str.splitlines would also split at U+2028
+    with path.open(encoding="utf-8") as file:  # str.splitlines would also split at U+2028, which JSON may hold
         return [json.loads(line) for line in file]
 
 

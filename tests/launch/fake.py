@@ -88,6 +88,8 @@ with (here / "calls").open("a") as file:
     file.write(json.dumps([name, *arguments]) + "\n")
 if name == "gcloud":
     sys.exit(gcloud())
+if refused(name):
+    sys.exit(1)
 if name == "kubectl" and "apply" in arguments:
     with (here / "applied").open("a") as file:
         file.write(f"---\n{sys.stdin.read()}")

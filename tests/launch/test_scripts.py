@@ -106,3 +106,6 @@ def test_skypilot_s_task_runs_the_command_on_the_bucket(desk):
     assert [call[-1] for call in desk.calls if call[:2] == ["uv", "pip"]] == [".[tpu]"]
     assert ["b", mount] in [call[-2:] for call in desk.calls if call[0] == "gcsfuse"]
     assert desk.calls[-1] == ["colm", "train", "--out", "/mnt/my run"]
+    desk.says("refusals", "gcsfuse")
+    done = subprocess.run(["bash", "-c", task["run"]], cwd=LAUNCH.parent, env=environment, timeout=60)
+    assert done.returncode != 0 and desk.calls[-1][0] == "gcsfuse"  # nothing is computed that would be lost

@@ -92,9 +92,10 @@ TOLD = ["trap 'kill $pid; exit 143' TERM", "sleep 60 & pid=$!", "touch begun", "
 
 
 def test_a_step_is_one_process_a_gpu_that_sees_all_gpus(desk):
-    desk.says("colm.sh", "exit 0")
-    job = Job(desk, "slurm.sbatch", *COLM)
-    assert job.end()[0] == 0
+    desk.says("colm.sh", 'echo "CPUs of a step: $SRUN_CPUS_PER_TASK"')
+    job = Job(desk, "slurm.sbatch", *COLM, SLURM_CPUS_PER_TASK="6")
+    status, output = job.end()
+    assert status == 0 and "CPUs of a step: 6" in output
     flags = ["--kill-on-bad-exit=0", "--wait=180", "--gpu-bind=none"]
     assert job.calls("srun") == [[*flags, *COLM, "--distributed", "auto"]]
     assert job.calls("scontrol") == []
