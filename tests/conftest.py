@@ -17,6 +17,7 @@ import jax
 import pytest
 
 from colm_jax.parallel import make_mesh
+from tests.jobs import start_job
 from tests.tiny import write_model
 
 
@@ -57,3 +58,20 @@ def tiny_model(tmp_path):
         return write_model(tmp_path / name, **settings)
 
     return make
+
+
+@pytest.fixture
+def jobs():
+    """Starts jobs, as `jobs(command, out, count)`; what is left of them at the end is killed."""
+    everything = []
+
+    def start(command, out, count):
+        started = start_job(command, out, count)
+        everything.extend(started)
+        return started
+
+    yield start
+    for process in everything:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()

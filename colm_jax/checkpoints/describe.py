@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from colm_jax.checkpoints.directory import read_json, resolve, revision, weight_files
+from colm_jax.checkpoints.directory import resolve, revision, weight_files
 from colm_jax.checkpoints.families import FAMILIES
 from colm_jax.checkpoints.huggingface import DTYPES, abstract_decoder, match_tensors, parts_of, read_config
 from colm_jax.checkpoints.team import TEAM_FILE
@@ -21,6 +21,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
 from colm_jax.parallel import spec_of
+from colm_jax.storage import path_of, read_json
 
 
 def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
     """
     directory = resolve(model, weights=False)
     config, tokenizer = read_config(directory), load_tokenizer(directory)
-    tensors = match_tensors(directory) if Path(model).is_dir() or _has_weights(directory) else None
+    tensors = match_tensors(directory) if path_of(model).is_dir() or _has_weights(directory) else None
     parts = parts_of(config).values() if tensors is None else [part for _, part in tensors]
     team = read_json(directory / TEAM_FILE) if (directory / TEAM_FILE).exists() else None
     kind = "original Co-LLM (deferral row)" if tokenizer.has_defer_token else "team" if team else "model"

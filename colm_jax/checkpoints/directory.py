@@ -3,7 +3,8 @@
 Only safetensors are read: pickled weights could run code. Remote code is never run.
 """
 
-import json
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from colm_jax.errors import UserError
+from colm_jax.storage import in_bucket, path_of, read_json, read_range, size_of
 
 DEFER_TOKEN = "<|defer|>"  # of the original Co-LLM's format
 _IGNORED = ["consolidated*", "*/*"]  # the same weights once more, for other programs
-_FETCHED = ["*.json", "*.model", "*.jinja"]
+_LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; the library refuses longer ones
+FETCHED = ["*.json", "*.model", "*.jinja"]  # all but weights
 
 
 def resolve(model: str | Path, weights: bool = True) -> Path:
-    """The local directory of MODEL: the directory itself, or a Hub name's snapshot, downloaded where it is missing.
+    """The directory of MODEL: itself, on disk or in a bucket, or a Hub name's snapshot, downloaded where it is missing.
 
     Without `weights` a snapshot may lack them.
 
@@ -29,9 +32,11 @@ def resolve(model: str | Path, weights: bool = True) -> Path:
     Raises:
       UserError: neither a directory nor a Hub name that can be fetched.
     """
-    path = Path(model)
+    path = path_of(model)
     if path.is_dir():
         return path
+    if in_bucket(path):
+        raise UserError(f"model {str(model)!r}: nothing in the bucket begins with it")
     name, _, wanted = str(model).partition("@")
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(f"model {str(model)!r}: no such directory (a Hub name looks like 'owner/name')")
@@ -39,7 +44,7 @@ def resolve(model: str | Path, weights: bool = True) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = [*_FETCHED, "*.safetensors"] if weights else _FETCHED
+        patterns = [*FETCHED, "*.safetensors"] if weights else FETCHED
         return Path(snapshot_download(name, revision=wanted or None, allow_patterns=patterns, ignore_patterns=_IGNORED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -49,26 +54,6 @@ def resolve(model: str | Path, weights: bool = True) -> Path:
 def revision(directory: Path) -> str | None:
     """The commit of a Hub snapshot (…/snapshots/COMMIT); None for a directory of one's own."""
     return directory.name if directory.parent.name == "snapshots" else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an error that names the file and the place."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: file is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON beside its place and renames it."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -97,9 +82,24 @@ def weight_files(directory: Path) -> list[Path]:
 
 @contextmanager
 def open_weights(file: Path) -> Iterator[Any]:
-    """A safetensors file, its header checked by the library; an error names the file."""
+    """A safetensors file, its header checked by the library; an error names the file. Of one in a bucket only the
+    header can be asked."""
     try:
-        with safe_open(file, framework="numpy") as opened:
+        with _with_header(file) as local, safe_open(local, framework="numpy") as opened:
             yield opened
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: not a readable safetensors file (truncated or damaged?): {error}") from None
+
+
+@contextmanager
+def _with_header(file: Path) -> Iterator[Path]:
+    """A file on disk with this one's header and size: itself or, of one in a bucket, a sparse one."""
+    if not in_bucket(file):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        sparse, start = Path(folder) / file.name, read_range(file, 0, 8)
+        length = min(int.from_bytes(start, "little"), _LONGEST_HEADER)
+        sparse.write_bytes(start + read_range(file, 8, 8 + length))
+        os.truncate(sparse, size_of(file))
+        yield sparse

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from colm_jax.checkpoints.directory import DEFER_TOKEN, read_json
+from colm_jax.checkpoints.directory import DEFER_TOKEN
 from colm_jax.checkpoints.families import FAMILIES, Stored, from_huggingface
 from colm_jax.checkpoints.reader import TensorOnDisk, read_array, tensors_on_disk
 from colm_jax.errors import UserError
@@ -27,6 +27,7 @@ from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.quantize import QUANTIZED, quantize_kernel
 from colm_jax.parallel import is_first, spec_of, to_host
+from colm_jax.storage import read_json, replacing
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -236,7 +237,6 @@ def to_tensors(decoder: Decoder, dtype: str | None = None) -> dict[str, np.ndarr
 
 
 def save_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
-    """Writes a safetensors file beside its place and renames it, so that a half-written one is never seen."""
-    beside = path.with_name(path.name + ".tmp")
-    save_file(tensors, beside, metadata={"format": "pt"})
-    beside.replace(path)
+    """Writes a safetensors file."""
+    with replacing(path) as beside:
+        save_file(tensors, beside, metadata={"format": "pt"})

@@ -4,7 +4,6 @@ Memory: one tensor's shards and a few blocks of BLOCK bytes on the host, besides
 """
 
 import json
-import os
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,10 @@ import numpy as np
 from colm_jax.checkpoints.directory import open_weights, weight_files
 from colm_jax.checkpoints.families import Stored
 from colm_jax.errors import UserError
+from colm_jax.storage import in_bucket, read_range
 
 BLOCK = 2 << 20  # bytes
+BLOCK_IN_BUCKET = 16 << 20  # each takes a request
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 Ranges = tuple[tuple[int, int], ...]  # start and stop, an axis each
@@ -42,8 +43,7 @@ class TensorOnDisk:
         """Rows start..stop (elements, of a vector), read by their byte range."""
         row = self.shape[1:]
         width = self.dtype.itemsize * int(np.prod(row))
-        with self.file.open("rb") as opened:
-            data = os.pread(opened.fileno(), (stop - start) * width, self.offset + start * width)
+        data = read_range(self.file, self.offset + start * width, self.offset + stop * width)
         if len(data) != (stop - start) * width:
             raise UserError(f"{self.file}: ends within tensor {self.name!r} (truncated?)")
         return np.frombuffer(data, self.dtype).reshape(stop - start, *row)
@@ -57,9 +57,9 @@ def tensors_on_disk(directory: Path) -> list[TensorOnDisk]:
     """
     found = []
     for file in weight_files(directory):
-        with open_weights(file), file.open("rb") as opened:  # the library has checked header, sizes and offsets
-            size = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(size))
+        with open_weights(file):  # the library has checked header, sizes and offsets
+            size = int.from_bytes(read_range(file, 0, 8), "little")
+            header = json.loads(read_range(file, 8, 8 + size))
         for name, facts in header.items():
             if name == "__metadata__":
                 continue
@@ -111,7 +111,8 @@ def read_array(
                 part = block[low - start : high - start]
                 shard[low - rows.start : high - rows.start] = part if columns is None else part[:, columns]
 
-    step = max(1, BLOCK // max(1, tensor.bytes // max(1, tensor.shape[0])))
+    block = BLOCK_IN_BUCKET if in_bucket(tensor.file) else BLOCK
+    step = max(1, block // max(1, tensor.bytes // max(1, tensor.shape[0])))
     borders = [(start, min(start + step, last)) for start in range(first, last, step)]
     list(pool.map(lambda border: fill(*border), borders))
     parts = [jax.device_put(shards[ranges], device) for device, ranges in places.items()]

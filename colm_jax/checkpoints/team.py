@@ -5,7 +5,6 @@ the deferral token <|defer|>, last in the tokenizer; P(defer) is the sigmoid of 
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from colm_jax.checkpoints.directory import DEFER_TOKEN, read_json, resolve, write_json
+from colm_jax.checkpoints.directory import DEFER_TOKEN, resolve
 from colm_jax.checkpoints.families import to_huggingface
 from colm_jax.checkpoints.huggingface import DTYPES, Progress, load_model, save_tensors, to_tensors
 from colm_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -25,6 +24,16 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.models.quantize import BITS
 from colm_jax.parallel import is_first, to_host
+from colm_jax.storage import (
+    absolute,
+    copy_file,
+    local_copy,
+    make_directory,
+    publish,
+    read_json,
+    working_directory,
+    write_json,
+)
 
 GATE_FILE, TEAM_FILE = "gate.safetensors", "colm.json"
 FORMAT = 1
@@ -91,7 +100,7 @@ def load_base(
     if not path.exists():
         raise UserError(f"{path}: file is missing, and {TEAM_FILE} says this is a team")
     try:
-        tensors = load_file(path)
+        tensors = load_file(local_copy(path))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file (truncated or damaged?): {error}") from None
     kernel = tensors.get("gate.weight")
@@ -159,24 +168,26 @@ def save_team(
     kernel = np.ascontiguousarray(to_host(gate.kernel[...]).astype(np.float32).T)
     if not is_first():
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = _copy_tokenizer(tokenizer_directory, directory)
-    save_tensors(tensors, directory / "model.safetensors")
-    extra = {} if defer_embedding is None else {"defer_embedding": np.asarray(defer_embedding, np.float32)}
-    save_tensors({"gate.weight": kernel, **extra}, directory / GATE_FILE)
-    config = to_huggingface(
-        decoder.config, dtype, tokenizer.backend.bos_token_id, _stored_eos(load_tokenizer(tokenizer_directory))
-    )
-    write_json(directory / "config.json", config)
-    gate_facts = {"width": kernel.shape[1], "experts": kernel.shape[0]}
-    team = {"format": FORMAT, "gate": gate_facts, "chat_template": tokenizer.template_digest, **facts}
-    write_json(directory / TEAM_FILE, team)
+    with working_directory(directory) as here:
+        tokenizer = _copy_tokenizer(tokenizer_directory, here)
+        save_tensors(tensors, here / "model.safetensors")
+        extra = {} if defer_embedding is None else {"defer_embedding": np.asarray(defer_embedding, np.float32)}
+        save_tensors({"gate.weight": kernel, **extra}, here / GATE_FILE)
+        config = to_huggingface(
+            decoder.config, dtype, tokenizer.backend.bos_token_id, _stored_eos(load_tokenizer(tokenizer_directory))
+        )
+        write_json(here / "config.json", config)
+        gate_facts = {"width": kernel.shape[1], "experts": kernel.shape[0]}
+        team = {"format": FORMAT, "gate": gate_facts, "chat_template": tokenizer.template_digest, **facts}
+        write_json(here / TEAM_FILE, team)
+        publish(here, directory, last=TEAM_FILE)
 
 
 def save_reference(directory: Path, base: Base, dtype: str) -> None:
     """Writes the original's format: one extra last row in head and embedding, <|defer|> last in the tokenizer.
 
-    The embedding's extra row is never read in decoding; where the base did not come with one it is the mean row.
+    The directory is one on disk. The embedding's extra row is never read in decoding; where the base did not come with
+    one it is the mean row.
 
     Raises:
       UserError: no gate, or a gate for several experts, which the format cannot hold.
@@ -193,7 +204,7 @@ def save_reference(directory: Path, base: Base, dtype: str) -> None:
             f"{base.directory}: the tokenizer has {base.tokenizer.size} words and the LM head "
             f"{base.decoder.config.vocab_size} rows; the original's format needs them equal"
         )
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     tensors = to_tensors(base.decoder)
     embedding = tensors["model.embed_tokens.weight"]
     head = tensors.get("lm_head.weight", embedding)
@@ -210,11 +221,11 @@ def save_reference(directory: Path, base: Base, dtype: str) -> None:
 
 
 def _copy_tokenizer(source: Path, target: Path, defer_token: bool = False) -> Tokenizer:
-    """Copies the tokenizer, with or without the deferral token as its last word."""
-    if source.resolve() != target.resolve():
+    """Copies the tokenizer to a directory on disk, with or without the deferral token as its last word."""
+    if absolute(source) != absolute(target):
         for name in _TOKENIZER_FILES:
             if (source / name).exists():
-                shutil.copyfile(source / name, target / name)
+                copy_file(source / name, target / name)
     if load_tokenizer(target).has_defer_token == defer_token:
         return load_tokenizer(target)
     path = target / "tokenizer.json"

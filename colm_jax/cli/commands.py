@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from rich.console import Console
 
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.calibration.threshold import calibrate as calibrate_team
-from colm_jax.checkpoints.directory import read_json, resolve, write_json
+from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import match_tensors, read_config
-from colm_jax.checkpoints.team import load_base, load_expert, save_reference
+from colm_jax.checkpoints.team import TEAM_FILE, load_base, load_expert, save_reference
 from colm_jax.cli.flags import Flags, check_new_file, mesh_of, mesh_sizes
 from colm_jax.cli.gin_edge import make, operative, parse
 from colm_jax.data.convert import convert as convert_records
@@ -32,10 +31,23 @@ from colm_jax.models.lora import Lora
 from colm_jax.parallel import is_first, on_first, reshaped
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
-from colm_jax.pipeline.files import write_answers, write_text
+from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.run import Run
-from colm_jax.pipeline.stage import Stage, hash_file, hash_model
+from colm_jax.pipeline.stage import MANIFEST, STARTED, Stage, hash_model
 from colm_jax.scoring import score_to_directory
+from colm_jax.storage import (
+    absolute,
+    copy_file,
+    files_below,
+    make_directory,
+    modified,
+    path_of,
+    read_json,
+    replacing_directory,
+    sha256_of,
+    write_json,
+    write_text,
+)
 from colm_jax.sweep.config import Sweep
 from colm_jax.sweep.runner import State, trial_command, trial_key
 from colm_jax.sweep.trials import Trial
@@ -72,7 +84,7 @@ def _write_config(pipeline: Run) -> None:
     """
     assert pipeline.training_examples
     if is_first():
-        pipeline.out.mkdir(parents=True, exist_ok=True)
+        make_directory(pipeline.out)
         write_text(pipeline.out / "operative_config.gin", operative())
 
 
@@ -84,7 +96,7 @@ def _make_team(pipeline: Run) -> None:
 
 def _trained_team(run: str) -> Path:
     """The team directory of a run."""
-    team = Path(run) / "team"
+    team = path_of(run) / "team"
     if not (team / "colm.json").exists():
         raise UserError(f"{run}: no trained team in it (team/colm.json is missing); run colm train or colm run")
     return team
@@ -147,15 +159,15 @@ def _state_of(trial: Trial, files: list[str], bindings: list[str], out: Path) ->
         config = _config(Flags(**none, objective=None, trainable=None, seed=None))
     except UserError as error:
         raise UserError(f"trial {trial.name}: {error}") from None
-    models = [Path(model) for model in (config.base, *config.experts)]
-    data = [Path(file) for file in (config.data, config.dev, config.test) if file is not None]
+    models = [path_of(model) for model in (config.base, *config.experts)]
+    data = [path_of(file) for file in (config.data, config.dev, config.test) if file is not None]
     inputs = {str(path): _model_digest(path) for path in models if path.is_dir()}
     inputs |= {str(path): _file_digest(path) for path in data if path.is_file()}
     command = trial_command(trial, files, bindings, out)
     return State(trial, out / "trials" / trial.name, trial_key(operative(), inputs), command)
 
 
-_model_digest, _file_digest = cache(hash_model), cache(hash_file)  # trials read the same
+_model_digest, _file_digest = cache(hash_model), cache(sha256_of)  # trials read the same
 
 
 def convert(flags: Flags) -> dict[str, Any]:
@@ -174,7 +186,7 @@ def train(flags: Flags) -> None:
 def refresh(flags: Flags) -> None:
     """Other experts for a trained team: its base scored, a gate of its own, calibrated; the base is only read."""
     team = _trained_team(flags.run)
-    if Path(flags.out).resolve() == Path(flags.run).resolve():
+    if absolute(path_of(flags.out)) == absolute(path_of(flags.run)):
         raise UserError(f"--out {flags.out}: is the run itself; name another directory")
     training = {
         "base": str(team),
@@ -190,7 +202,7 @@ def refresh(flags: Flags) -> None:
 
 def score(flags: Flags) -> dict[str, Any]:
     """Scores of one model."""
-    directory, data, mesh = resolve(flags.model), Path(flags.data), mesh_of(flags)
+    directory, data, mesh = resolve(flags.model), path_of(flags.data), mesh_of(flags)
     tokenizer, config = load_tokenizer(directory), read_config(directory)
     match_tensors(directory)
     next(stream_records(data))
@@ -220,9 +232,10 @@ def score(flags: Flags) -> dict[str, Any]:
         if is_first():
             write_json(target / "summary.json", summary)
 
-    inputs = on_first(lambda: {"data": hash_file(data), "model": hash_model(directory)})
-    Stage("score", Path(flags.out)).run(inputs | {"tokenizer": tokenizer.digest}, {"dtype": flags.dtype}, work)
-    return json.loads((Path(flags.out) / "summary.json").read_text(encoding="utf-8"))
+    inputs = on_first(lambda: {"data": sha256_of(data), "model": hash_model(directory)})
+    stage = Stage("score", path_of(flags.out))
+    stage.run(inputs | {"tokenizer": tokenizer.digest}, {"dtype": flags.dtype}, work)
+    return read_json(stage.directory / "summary.json")
 
 
 def _team(flags: Flags) -> CoLM:
@@ -300,7 +313,7 @@ def show(flags: Flags) -> None:
     from colm_jax.pipeline.showing import show_path
 
     output = Console(width=flags.width)
-    show_path(Path(flags.path), flags.base, flags.answer, flags.changed, flags.answers, output)
+    show_path(path_of(flags.path), flags.base, flags.answer, flags.changed, flags.answers, output)
 
 
 def lm_eval(flags: Flags) -> None:
@@ -321,23 +334,23 @@ def judge(flags: Flags) -> dict[str, Any]:
         lines = next_prompts(flags.judge, flags.questions, flags.predictions)
         write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         return {"prompts": len(lines), "turn": len(flags.predictions) + 1}
-    made = max((Path(path).stat().st_mtime for path in flags.predictions if Path(path).exists()), default=0.0)
+    files = map(path_of, flags.predictions)
+    made = max((modified(path) for path in files if path.exists()), default=0.0)
     write_text(out, judged_file(flags.judge, flags.questions, flags.predictions, flags.name, made))
     return {"written": str(out)}
 
 
 def export(flags: Flags) -> None:
     """A run's team, as a directory of its own."""
-    team, out = _trained_team(flags.run), Path(flags.out)
+    team, out = _trained_team(flags.run), path_of(flags.out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {flags.out}: is not empty; name a new directory")
-    beside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    if flags.format == "colm":
-        shutil.copytree(team, beside, ignore=shutil.ignore_patterns("manifest.json", "started.json"))
-    else:
-        # Float32, whatever the base is stored in: the gate becomes a row of the head, and would be rounded.
-        save_reference(beside, load_base(team, "float32", mesh_of(flags)), "float32")
-    shutil.rmtree(out, ignore_errors=True)
-    beside.replace(out)
+    with replacing_directory(out, last=TEAM_FILE if flags.format == "colm" else "config.json") as beside:
+        if flags.format == "colm":
+            for name in files_below(team):
+                if name not in (MANIFEST, STARTED):
+                    copy_file(team / name, beside / name)
+        else:
+            # Float32, whatever the base is stored in: the gate becomes a row of the head, and would be rounded.
+            save_reference(beside, load_base(team, "float32", mesh_of(flags)), "float32")
     console.errors.print(f"written: {out}")

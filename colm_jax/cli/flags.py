@@ -7,6 +7,7 @@ import jax
 
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh
+from colm_jax.storage import make_directory, path_of
 
 Flags = argparse.Namespace
 
@@ -32,8 +33,8 @@ def mesh_of(flags: Flags) -> jax.sharding.Mesh:
 
 def check_new_file(path: str) -> Path:
     """The path of an output file, its folder made."""
-    target = Path(path)
+    target = path_of(path)
     if target.is_dir():
         raise UserError(f"--out {path}: is a directory; name a file")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(target.parent)
     return target

@@ -66,11 +66,18 @@ def _heeding_sigterm() -> Iterator[None]:
 
 
 def _check_paths(flags: argparse.Namespace) -> None:
-    """Rejects addresses of buckets: all is read and written through the file system."""
+    """Rejects addresses that are not read or written here: of other stores than Cloud Storage, and a sweep's or demo's.
+
+    Those two link and lock what they share, which a bucket cannot.
+    """
     for name, value in vars(flags).items():
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and re.match(r"(gs|s3|hdfs)://", text):
-                raise UserError(f"--{name} {text}: is no path; mount the bucket, and name the path under its mount")
+            if not isinstance(text, str) or not (scheme := re.match(r"(\w+)://", text)):
+                continue
+            if scheme[1] != "gs":
+                raise UserError(f"--{name} {text}: is no path; of addresses only gs://BUCKET/NAME is read and written")
+            if name == "store" or (name == "out" and flags.command in ("sweep", "demo")):
+                raise UserError(f"--{name} {text}: needs links and locks, which a bucket has not; name a path on disk")
 
 
 def _main(arguments: list[str]) -> int:

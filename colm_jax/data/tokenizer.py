@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from colm_jax.checkpoints.directory import DEFER_TOKEN, read_json
+from colm_jax.checkpoints.directory import DEFER_TOKEN, FETCHED
 from colm_jax.errors import UserError
+from colm_jax.storage import local_copies, read_json
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,9 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raise UserError(f"{directory}: no tokenizer (tokenizer.json) in it")
     if (directory / "config.json").exists():
         read_json(directory / "config.json")  # transformers reads it too, and its error would blame the tokenizer
+    here = local_copies(directory, FETCHED)
     try:
-        backend = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+        backend = AutoTokenizer.from_pretrained(str(here), trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{directory}: the tokenizer cannot be read: {reason}") from error

@@ -7,7 +7,7 @@ out: nothing could be learned from them. Those that stay are numbered anew; the 
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,10 +15,10 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from colm_jax.checkpoints.directory import read_json, write_json
 from colm_jax.data.records import INDEX, Example, Examples, Progress, encode_text, place, stream_records
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
+from colm_jax.storage import in_bucket, local_copy, make_directory, read_json, replacing, save_array, write_json
 
 TEXTS, INDEX_FILE, SUMMARY = "texts.arrayrecord", "index.npy", "summary.json"
 _OPTIONS = "group_size:1,zstd:1"  # each text by itself: they are read in any order
@@ -34,7 +34,7 @@ class StoredTexts(Sequence[Example]):
 
     def __init__(self, path: Path):
         """Opens the file."""
-        self._records = grain.sources.ArrayRecordDataSource(str(path))
+        self._records = grain.sources.ArrayRecordDataSource(str(local_copy(path)))
 
     def __len__(self) -> int:
         """How many."""
@@ -78,12 +78,8 @@ def tokenise(
       UserError: a bad record, a token outside the shared vocabulary, or nothing that counts in the loss; nothing is
         written then.
     """
-    made = not directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
-    beside = directory / f"{TEXTS}.tmp"
     rows, cut, left_out = bytearray(), 0, Counter[str]()
-    writer = ArrayRecordWriter(str(beside), _OPTIONS)
-    try:
+    with _made(directory), replacing(directory / TEXTS) as beside, _writing(beside) as writer:
         for line, record in stream_records(source, progress):
             whole = encode_text(record, tokenizer, place(source, line), allowed)
             text = whole.first(context)
@@ -98,19 +94,8 @@ def tokenise(
         if not rows:
             cut = left_out["cut_off"]
             raise UserError(f"{source}: no token in it counts in the loss (context {context}, {cut} examples cut)")
-    except BaseException:
-        with suppress(RuntimeError):  # a full disk is reported by what raised already
-            writer.close()
-        beside.unlink()
-        if made:
-            directory.rmdir()
-        raise
-    writer.close()
-    beside.replace(directory / TEXTS)
     index = np.frombuffer(rows, INDEX)
-    with (directory / f"{INDEX_FILE}.tmp").open("wb") as file:
-        np.save(file, index)
-    (directory / f"{INDEX_FILE}.tmp").replace(directory / INDEX_FILE)
+    save_array(directory / INDEX_FILE, index)
     summary = {
         "texts": len(index),
         "tokens": int(index["length"].sum(dtype=np.int64)),
@@ -122,6 +107,32 @@ def tokenise(
     write_json(directory / SUMMARY, summary)
 
 
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """Makes a directory; one that was not there goes again where the block raises."""
+    made = not directory.exists()
+    make_directory(directory)
+    try:
+        yield
+    except BaseException:
+        if made and not in_bucket(directory):
+            directory.rmdir()
+        raise
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Any]:
+    """Writes an ArrayRecord file."""
+    writer = ArrayRecordWriter(str(path), _OPTIONS)
+    try:
+        yield writer
+    except BaseException:
+        with suppress(RuntimeError):  # a full disk is reported by what raised already
+            writer.close()
+        raise
+    writer.close()
+
+
 def open_tokens(directory: Path) -> Examples:
     """The texts that `tokenise` wrote; none is read before it is asked for.
 
@@ -129,7 +140,7 @@ def open_tokens(directory: Path) -> Examples:
       UserError: files are missing or do not belong together.
     """
     try:
-        index = np.load(directory / INDEX_FILE, mmap_mode="r")
+        index = np.load(local_copy(directory / INDEX_FILE), mmap_mode="r")
         texts = StoredTexts(directory / TEXTS)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{directory}: the tokenised texts cannot be read; delete it: {error}") from None

@@ -39,7 +39,7 @@ from colm_jax.parallel import batch_sharding_of, heed_stop, to_host
 TURNS = 16  # of one scan, and steps of the base in it: how often the host looks
 AT_ONCE = 512  # tokens that a model reads in one pass between two scans, of several texts
 _SMALLEST = 64  # positions of a slot
-_LOOKED_AT = ("tokens", "lengths", "finish", "sources", "p_defer", "threshold", "calls", "watch")
+_LOOKED_AT = ("tokens", "lengths", "finish", "sources", "p_defer", "threshold", "calls", "watch", "passes", "steps")
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,9 @@ class Engine:
                         team.release(slot)
                     if grows or answer.finish_reason is not None:
                         yield number, answer
-        finally:  # a caller may stop listening
+        finally:  # a caller may stop listening, or be stopped within a scan, when the devices' state is given away
             self.expert_passes += team.passes
-            self.base_steps += int(to_host(team.state.steps))
+            self.base_steps += int(team.host.get("steps", 0))
 
     def _limit(self, request: Request) -> int:
         """The length at which a text ends."""
@@ -196,9 +196,9 @@ class _Running:
 
     @property
     def passes(self) -> np.ndarray:
-        """[M] passes of each expert so far."""
+        """[M] passes of each expert, as of the last scan."""
         inside = np.zeros_like(self._read_apart)
-        inside[: len(self._models.experts)] = to_host(self.state.passes)
+        inside[: len(self._models.experts)] = self.host.get("passes", 0)
         return inside + self._read_apart
 
     def refill(self, queue: deque[int], requests: Sequence[Request]) -> None:

@@ -12,7 +12,6 @@ import jax
 from flax import nnx
 
 from colm_jax.calibration.threshold import Calibration
-from colm_jax.checkpoints.directory import read_json, write_json
 from colm_jax.data.records import read_jsonl
 from colm_jax.demo.pair import TRAINING, make_pair
 from colm_jax.evaluation.cost import BYTES
@@ -36,6 +35,7 @@ from colm_jax.report.gate_study import gate_section
 from colm_jax.report.results import calibration_section, cost_section, interval, with_area
 from colm_jax.report.store import load_report
 from colm_jax.report.terminal import show_report
+from colm_jax.storage import read_json, write_json
 from colm_jax.team import CoLM
 
 RATES = (0.05, 0.1, 0.13, 0.15, 0.17, 0.2, 0.3, 0.5)  # deferral rates whose thresholds calibration tries

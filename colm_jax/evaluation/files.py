@@ -10,6 +10,7 @@ from colm_jax.errors import UserError
 from colm_jax.evaluation.bioasq import text_of_submission
 from colm_jax.evaluation.compare import paired_bootstrap
 from colm_jax.evaluation.tasks import TaskScore, find_task, score_answers
+from colm_jax.storage import path_of
 
 Records = list[tuple[str, dict[str, Any]]]  # each with its place
 
@@ -23,9 +24,9 @@ def read_records(path: str | Path) -> Records:
     if Path(path).suffix != ".json":
         return read_jsonl(path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path_of(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or 'no such object'}") from None
     except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if isinstance(content, dict) and isinstance(content.get("questions"), list):

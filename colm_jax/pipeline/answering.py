@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from colm_jax.calibration.threshold import prompt_of
-from colm_jax.checkpoints.directory import write_json
 from colm_jax.checkpoints.team import load_base
 from colm_jax.evaluation.tasks import find_task, score_answers
 from colm_jax.evaluation.text import evaluate_text
@@ -15,8 +14,9 @@ from colm_jax.generation import Settings
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import UNTRAINED
-from colm_jax.pipeline.files import read_lines, write_answers
+from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.stage import Stage
+from colm_jax.storage import read_lines, write_json
 from colm_jax.team import CoLM
 
 if TYPE_CHECKING:

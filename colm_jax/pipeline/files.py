@@ -1,17 +1,15 @@
-"""The files that stages write; each beside its place and then renamed, so that a half-written one is never seen."""
+"""Generation lines: the files of answers, and how one goes on where it was stopped."""
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from colm_jax.generation import Generation, Settings
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.stage import plain
+from colm_jax.storage import GrowingFile, copy_file, in_bucket, make_directory, read_lines, write_text
 from colm_jax.team import CoLM
 
 
@@ -36,7 +34,7 @@ def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any
 
 def write_generations(path: Path, prompts: Sequence[Any], answers: Sequence[Generation], names: Sequence[Any]) -> None:
     """Writes generation lines, beside the file and then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     lines = (generation_line(*each) for each in zip(prompts, answers, names, strict=True))
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
@@ -82,14 +80,17 @@ class GenerationFile:
         """Keeps an answer to prompt `number`."""
         line = generation_line(self._prompts[number], answer, self._names[number])
         self._lines[number, answer.sample] = text = json.dumps(line, ensure_ascii=False)
-        with self._part.open("a", encoding="utf-8") as file:
-            file.write(f"{number} {answer.sample} {text}\n")
+        self._growing.write(f"{number} {answer.sample} {text}\n")
 
     def begin(self) -> None:
         """Starts FILE.part anew, with what was found in it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(self._path.parent)
         found = (f"{number} {sample} {text}\n" for (number, sample), text in self._lines.items())
-        write_text(self._part, "".join((self._head, *found)))
+        self._growing = GrowingFile(self._part, "".join((self._head, *found)))
+
+    def stop(self) -> None:
+        """Keeps what is finished."""
+        self._growing.close()
 
     def finish(self) -> None:
         """Puts the whole file in its place, in the prompts' order."""
@@ -140,38 +141,24 @@ def write_answers(
     answers = team.answers(chosen, settings, strategy, log_probs, where, keys=numbers)
     on_first(file.begin)
     progress(file.done)
-    for number, answer in answers:
+    try:
+        for number, answer in answers:
+            if is_first():
+                file.add(numbers[number], answer)
+            progress(file.done)
+    finally:
         if is_first():
-            file.add(numbers[number], answer)
-        progress(file.done)
+            file.stop()
     on_first(file.finish)
     return read_lines(path) if is_first() else []
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line."""
-    with path.open(encoding="utf-8") as file:  # str.splitlines would also split at U+2028, which JSON may hold
-        return [json.loads(line) for line in file]
-
-
 def link(source: Path, target: Path) -> None:
-    """A second name for a file, so that weights are not stored twice; a copy where the file system has no links."""
+    """A second name for a file, so that weights are not stored twice; a copy where there are no links."""
+    if in_bucket(target):
+        copy_file(source, target)
+        return
     try:
         target.hardlink_to(source)
     except OSError:
-        shutil.copyfile(source, target)
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes a .npy file beside its place and renames it."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
-        np.save(file, array)
-    beside.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file beside its place and renames it."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+        copy_file(source, target)

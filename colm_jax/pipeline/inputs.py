@@ -1,7 +1,6 @@
 """What a run reads: models, tokenizers and data files, checked at once and loaded when a stage needs them."""
 
 from functools import cached_property
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,8 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh, on_first, reshaped, to_host
 from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
-from colm_jax.pipeline.stage import hash_file, hash_model
+from colm_jax.pipeline.stage import hash_model
+from colm_jax.storage import path_of, sha256_of
 
 
 class Inputs:
@@ -43,7 +43,7 @@ class Inputs:
         heads = [read_config(d).vocab_size - t.has_defer_token for d, t in zip(directories, tokenizers)]
         self.allowed = shared_vocabulary(tokenizers, heads)
         files = {"data": config.data, "dev": config.dev, "test": config.test}
-        self.files = {split: Path(file) for split, file in files.items() if file is not None}
+        self.files = {split: path_of(file) for split, file in files.items() if file is not None}
         next(stream_records(config.data))
         self.records = {split: read_jsonl(file) for split, file in self.files.items() if split != "data"}
 
@@ -92,7 +92,7 @@ class Inputs:
         """What the run reads, by content; one process reads it for all."""
 
         def read() -> dict[str, str]:
-            files = {split: hash_file(file) for split, file in self.files.items()}
+            files = {split: sha256_of(file) for split, file in self.files.items()}
             models = {f"expert-{m + 1}": hash_model(d) for m, d in enumerate(self.expert_directories)}
             return {**files, "base": hash_model(self.base_directory), **models}
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from colm_jax.checkpoints.directory import read_json
 from colm_jax.data.records import Examples
 from colm_jax.data.tokens import counts
 from colm_jax.evaluation.cost import BYTES
@@ -14,7 +13,6 @@ from colm_jax.evaluation.tasks import reference_of
 from colm_jax.parallel import is_first
 from colm_jax.pipeline import console
 from colm_jax.pipeline.answering import GRADES
-from colm_jax.pipeline.files import read_lines
 from colm_jax.pipeline.stage import Stage
 from colm_jax.pipeline.study import Study, read_study, write_study
 from colm_jax.report.contents import Answer, Curve, Piece, Report, Section, Table, View
@@ -25,6 +23,7 @@ from colm_jax.report.plots import write_png
 from colm_jax.report.results import calibration_section, cost_section, interval
 from colm_jax.report.store import load_report, save_report
 from colm_jax.report.terminal import show_report
+from colm_jax.storage import make_directory, read_json, read_lines
 from colm_jax.team import CoLM, Generation
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def write_report(run: "Run", calibrated: Stage | None, generated: Stage, evaluat
 
 def write_files(report: Report, directory: Path) -> None:
     """report.html, report.md, report.json and a PNG per plot."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     images = []
     for i, plot in enumerate(report.plots):
         images.append(f"curve-{i + 1}.png")

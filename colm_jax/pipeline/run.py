@@ -15,21 +15,23 @@ import numpy as np
 
 from colm_jax.calibration.threshold import calibrate
 from colm_jax.checkpoints.card import model_card
-from colm_jax.checkpoints.directory import revision, write_json
+from colm_jax.checkpoints.directory import revision
 from colm_jax.checkpoints.huggingface import read_config
 from colm_jax.checkpoints.team import Base, load_base, make_gate, save_team
 from colm_jax.data.records import Examples
 from colm_jax.data.tokenizer import vocabulary_digest
 from colm_jax.data.tokens import counts, open_tokens, tokenise
+from colm_jax.errors import UserError
 from colm_jax.labels import weak_labels
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline import console
 from colm_jax.pipeline.answering import evaluate, generate
 from colm_jax.pipeline.config import STAGES, RunConfig
-from colm_jax.pipeline.files import link, save_array, write_text
+from colm_jax.pipeline.files import link
 from colm_jax.pipeline.inputs import Inputs
 from colm_jax.pipeline.stage import Stage, run_in_store
 from colm_jax.scoring import Scores, hidden_to_directory, load_scores, open_hidden, score_to_directory
+from colm_jax.storage import absolute, in_bucket, local_copy, path_of, read_json, save_array, write_json, write_text
 from colm_jax.team import CoLM
 from colm_jax.training.gate_fit import Fit, initial_gate, train_gate
 from colm_jax.training.positions import Positions
@@ -49,10 +51,12 @@ class Run(Inputs):
             settings equal another run's is done once. The run directory then links to them.
 
         Raises:
-          UserError: a file or model that cannot be used, tokenizers that disagree.
+          UserError: a file or model that cannot be used, tokenizers that disagree; a store in a bucket, or for one.
         """
         super().__init__(config)
-        self.out, self.store = Path(out), store
+        self.out, self.store = path_of(out), store
+        if store is not None and (in_bucket(store) or in_bucket(self.out)):
+            raise UserError(f"--store {store} --out {out}: shared stages are linked and locked; both must be on disk")
 
     def stage(self, name: str) -> Stage:
         """A stage by name."""
@@ -169,7 +173,7 @@ class Run(Inputs):
             hidden=open_hidden(hidden.directory, self.training_examples),
             base_log_prob=base,
             expert_log_probs=np.stack(experts, -1) if experts else None,
-            labels=np.load(self.stage("labels").directory / "labels.npy")[counted],
+            labels=np.load(local_copy(self.stage("labels").directory / "labels.npy"))[counted],
         )
 
     def gate(self, labels: Stage | None, hidden: Stage | None) -> Stage:
@@ -198,7 +202,7 @@ class Run(Inputs):
         frozen = hidden if settings.trainable == "gate" else None
 
         def work(directory: Path) -> None:
-            kernel = np.load(gate.directory / "kernel.npy")
+            kernel = np.load(local_copy(gate.directory / "kernel.npy"))
             decoder, trained = self.base.decoder, make_gate(kernel)
             if frozen is not None:
                 positions = self._positions(frozen)
@@ -246,7 +250,7 @@ class Run(Inputs):
 
         def model(name: str, directory: Path, key: str) -> dict[str, Any]:
             commit = revision(directory)
-            shown = name.partition("@")[0] if commit else str(directory.resolve())
+            shown = name.partition("@")[0] if commit else str(absolute(directory))
             return {"model": shown, "revision": commit, "sha256": self.hashes[key]}
 
         experts = [
@@ -301,9 +305,9 @@ class Run(Inputs):
             if not is_first():
                 return
             source = trained.directory / "team"
-            facts = json.loads((source / "colm.json").read_text(encoding="utf-8")) | self._provenance()
+            facts = read_json(source / "colm.json") | self._provenance()
             if calibrated is not None:
-                result = json.loads((calibrated.directory / "calibration.json").read_text(encoding="utf-8"))
+                result = read_json(calibrated.directory / "calibration.json")
                 facts |= {"threshold": result["threshold"], "calibration": result}
             for path in sorted(source.iterdir()):
                 target = directory / path.name
@@ -324,7 +328,7 @@ class Run(Inputs):
 
     def threshold(self) -> float:
         """The calibrated threshold, or 0.5."""
-        facts = json.loads((self.out / "team" / "colm.json").read_text(encoding="utf-8"))
+        facts = read_json(self.out / "team" / "colm.json")
         return 0.5 if facts["threshold"] is None else float(facts["threshold"])
 
     def make_team(self) -> tuple[Stage, Stage | None]:
@@ -368,7 +372,7 @@ class Run(Inputs):
         evaluated = evaluate(self, team, generated)
         if not reached("evaluate"):
             write_report(self, calibrated, generated, evaluated, study_answers(self, team, generated))
-        return json.loads((evaluated.directory / "evaluation.json").read_text(encoding="utf-8"))
+        return read_json(evaluated.directory / "evaluation.json")
 
 
 def _digests(stages: Sequence[Stage]) -> dict[str, str]:

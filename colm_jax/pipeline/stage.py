@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,9 +16,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from colm_jax.checkpoints.directory import write_json
 from colm_jax.errors import UserError
 from colm_jax.parallel import barrier, is_first, on_first
+from colm_jax.storage import (
+    checksums,
+    files_below,
+    in_bucket,
+    make_directory,
+    read_json,
+    remove_tree,
+    sha256_of,
+    write_json,
+)
 
 SCHEMA = 1
 MANIFEST, STARTED = "manifest.json", "started.json"
@@ -40,25 +48,14 @@ _PACKAGES = (
 )
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file; of a large file in the Hub's cache it is the name that the link points to."""
-    blob = path.resolve()
-    if blob.parent.name == "blobs" and len(blob.name) == 64:
-        return blob.name
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def hash_model(directory: Path) -> str:
-    """SHA-256 over everything of a model directory that decides what it computes."""
+    """SHA-256 over everything of a model directory that decides what it computes (see `storage.checksums`)."""
     patterns = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*token*.json")
-    files = sorted(
-        {path for pattern in (*patterns, "colm.json", "*.jinja", "*.model") for path in directory.glob(pattern)}
+    names = sorted(
+        {path.name for pattern in (*patterns, "colm.json", "*.jinja", "*.model") for path in directory.glob(pattern)}
     )
-    return hashlib.sha256("".join(f"{path.name} {hash_file(path)}\n" for path in files).encode()).hexdigest()
+    hashes = checksums(directory, names)
+    return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in names).encode()).hexdigest()
 
 
 def plain(settings: Any) -> Any:
@@ -79,20 +76,19 @@ class Stage:
     def manifest(self) -> dict[str, Any] | None:
         """What the finished stage says of itself; None where it is not finished."""
         path = self.directory / MANIFEST
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
     @property
     def digest(self) -> str:
         """Hash of the finished stage, an input of those that follow."""
-        return hash_file(self.directory / MANIFEST)
+        return sha256_of(self.directory / MANIFEST)
 
     def _is_done(self, request: dict[str, Any]) -> bool:
         """Whether the stage stands finished for what is asked, with every file as it was written."""
         manifest = self.manifest
         if manifest is None or request != {k: manifest.get(k) for k in _REQUEST}:
             return False
-        files = manifest["files"]
-        return all((self.directory / n).exists() and hash_file(self.directory / n) == h for n, h in files.items())
+        return checksums(self.directory, manifest["files"]) == manifest["files"]
 
     def run(self, inputs: Mapping[str, str], settings: Any, work: Callable[[Path], None]) -> bool:
         """Does the stage's work unless it is done. Returns whether it worked.
@@ -125,7 +121,7 @@ class Stage:
         if self._is_done(request):
             started.unlink(missing_ok=True)  # a kill may have left it beside the manifest
             return None
-        same = started.exists() and json.loads(started.read_text(encoding="utf-8")) == request
+        same = started.exists() and read_json(started) == request
         ours = started.exists() or (self.directory / MANIFEST).exists()
         found = list(self.directory.iterdir()) if self.directory.exists() else []
         if not ours and any(path.name != f"{STARTED}.tmp" for path in found):
@@ -134,11 +130,12 @@ class Stage:
             write_json(started, {})  # begun for nothing: if this is cut short, the rest is emptied too
             for path in found:
                 if path.is_dir():
-                    shutil.rmtree(path)
+                    remove_tree(path)
                 elif path != started:
                     path.unlink(missing_ok=True)
-        made = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
-        self.directory.mkdir(parents=True, exist_ok=True)
+        above = () if in_bucket(self.directory) else (self.directory, *self.directory.parents)
+        made = [path for path in above if not path.exists()]
+        make_directory(self.directory)
         (self.directory / MANIFEST).unlink(missing_ok=True)
         write_json(started, request)
         return [str(path) for path in made]
@@ -152,16 +149,13 @@ class Stage:
 
     def _finish(self, request: dict[str, Any]) -> None:
         """Writes the manifest, which says that the stage is done."""
-        skipped = {MANIFEST, STARTED}
-        files = sorted(
-            path.relative_to(self.directory).as_posix()
-            for path in self.directory.rglob("*")
-            if path.is_file()
-            and path.name not in skipped
-            and not _PASSING & set(path.relative_to(self.directory).parts)
-        )
+
+        def lasting(name: str) -> bool:
+            *folders, file = name.split("/")
+            return file not in (MANIFEST, STARTED) and not _PASSING & set(folders)
+
         packages = {name: version(name) for name in _PACKAGES}
-        hashes = {name: hash_file(self.directory / name) for name in files}
+        hashes = checksums(self.directory, filter(lasting, files_below(self.directory)))
         write_json(self.directory / MANIFEST, {**request, "packages": packages, "files": hashes})
         (self.directory / STARTED).unlink()
 

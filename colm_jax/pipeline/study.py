@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from colm_jax.checkpoints.directory import read_json, write_json
 from colm_jax.data.records import Examples
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.evaluation.gate import Agreement, agreement
 from colm_jax.parallel import is_first, on_first
-from colm_jax.pipeline.files import read_lines, write_text
 from colm_jax.report.contents import View
 from colm_jax.scoring.candidates import Candidates, find_candidates
+from colm_jax.storage import read_json, read_lines, write_json, write_text
 from colm_jax.team import CoLM, Generation
 
 CANDIDATES, AGREEMENT = "candidates.jsonl", "agreement.json"

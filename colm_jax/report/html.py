@@ -12,6 +12,7 @@ from colm_jax.report.contents import UNSURE, Answer, Bars, Piece, Plot, Report
 from colm_jax.report.page import PAGE, SCRIPT, STYLE
 from colm_jax.report.plots import COLORS, to_svg
 from colm_jax.report.words import Word, words, writers_of
+from colm_jax.storage import path_of, write_text
 
 _LINES = (
     "solid",
@@ -37,8 +38,7 @@ _TEMPLATE = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=
 
 
 def write_html(report: Report, path: str | Path) -> None:
-    """Writes the page beside its place and renames it."""
-    path = Path(path)
+    """Writes the page."""
     known: list[list[Any]] = []  # of each word that can be pointed at, its tokens, as the page's script reads them
 
     def marked(pieces: Sequence[Piece], threshold: float | None = None) -> Markup:
@@ -64,9 +64,7 @@ def write_html(report: Report, path: str | Path) -> None:
         style=Markup(STYLE),
         script=Markup(SCRIPT),
     )
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    write_text(path_of(path), page)
 
 
 def _shown(answer: Answer, marked: Any) -> tuple[Answer, list[str], Markup, int]:

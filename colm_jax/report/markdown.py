@@ -8,17 +8,17 @@ from urllib.parse import quote
 
 from colm_jax.report.contents import Answer, Piece, Plot, Report, Table
 from colm_jax.report.words import words
+from colm_jax.storage import path_of, write_text
 
 _SHOWN = 10  # answers
 
 
 def write_markdown(report: Report, path: str | Path, images: Sequence[str]) -> None:
-    """Writes the file beside its place and renames it; `images` are the plots' files, in order, relative to it.
+    """Writes the file; `images` are the plots' files, in order, relative to it.
 
     Raises:
       ValueError: not one image for each plot.
     """
-    path = Path(path)
     if len(images) != len(report.plots):
         raise ValueError(f"the report has {len(report.plots)} plots, but images are {list(images)!r}")
     files = iter(images)
@@ -47,9 +47,7 @@ def write_markdown(report: Report, path: str | Path, images: Sequence[str]) -> N
             lines += ["", *_plot(plot, next(files))]
         for example in section.examples:
             lines += ["", f"{_plain(example.title)}:", "", *_text(example.pieces)]
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_text(path_of(path), "\n".join(lines) + "\n")
 
 
 def _plot(plot: Plot, image: str) -> list[str]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from colm_jax.report.contents import Bars, Curve, Plot
+from colm_jax.storage import path_of, replacing
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, safe for colour blindness
 _INK = "#1f2021"
@@ -107,11 +108,9 @@ def _draw_curve(curve: Curve) -> Figure:
 
 
 def write_png(plot: Plot, path: str | Path) -> None:
-    """Writes a picture beside its place and renames it."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
-    draw(plot).savefig(beside, format="png", dpi=160, metadata={"Software": None})
-    beside.replace(path)
+    """Writes a picture."""
+    with replacing(path_of(path)) as beside:
+        draw(plot).savefig(beside, format="png", dpi=160, metadata={"Software": None})
 
 
 def to_svg(plot: Plot, prefix: str = "") -> str:

@@ -9,17 +9,15 @@ from typing import Any
 
 from colm_jax.errors import UserError
 from colm_jax.report.contents import Report
+from colm_jax.storage import path_of, write_text
 
 SCHEMA = 1
 
 
 def save_report(report: Report, path: str | Path) -> None:
-    """Writes the file beside its place and renames it."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
+    """Writes the file."""
     text = json.dumps({"schema": SCHEMA, **dataclasses.asdict(report)}, ensure_ascii=False, separators=(",", ":"))
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_text(path_of(path), text + "\n")
 
 
 def load_report(path: str | Path) -> Report:
@@ -29,7 +27,7 @@ def load_report(path: str | Path) -> Report:
       UserError: another version's file, or one that holds something else.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(path_of(path).read_text(encoding="utf-8"))
         schema = found.pop("schema", None)
         if schema == SCHEMA:
             return _read(Report, found)

@@ -1,11 +1,12 @@
 """The base's final hidden states at every position that counts, on disk: what the gate is fitted to.
 
 They depend on the base and the texts alone, so that they outlive an exchange of experts. Shards are plain .npy files,
-to be mapped into memory: writing holds one batch, reading what is asked for. A position takes 4 · D bytes.
+to be mapped into memory: writing holds one batch, reading what is asked for. A position takes 4 · D bytes. Out of a
+bucket every host copies them to its own disk, since a fit reads them many times.
 """
 
-import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -13,11 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from colm_jax.checkpoints.directory import write_json
 from colm_jax.data.records import Examples
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import batch_sharding_of, replicate
 from colm_jax.scoring.scorer import Progress, batches, check_count, check_digest, write_shards
+from colm_jax.storage import local_copy, read_json, replacing, write_json
 
 
 @jax.jit(static_argnames=("graph", "spread"))
@@ -45,20 +46,21 @@ def hidden_to_directory(
 
     def write(path: Path | None, numbers: Sequence[int]) -> None:
         shape = int(examples.index["targets"][np.asarray(numbers)].sum()), decoder.config.width
-        shard = None if path is None else np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        filled = 0
-        for rows, batch in batches(examples, numbers, spread):
-            hidden = _hidden_batch(graph, state, batch.tokens, spread)
-            for row in range(len(rows)):
-                # All processes wait for it, the one that writes too: else those ahead fill the devices' queues.
-                counted = np.asarray(_text(hidden, row, spread))[batch.mask[row]]
-                if shard is not None:
-                    shard[filled : filled + len(counted)] = counted
-                filled += len(counted)
-            progress(rows[-1] + 1)
-        if path is not None and shard is not None:
-            write_json(_facts(path), {"texts": len(numbers), "digest": examples.digest(numbers)})
-            shard.flush()
+        with nullcontext() if path is None else replacing(path) as file:
+            shard = None if file is None else np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+            filled = 0
+            for rows, batch in batches(examples, numbers, spread):
+                hidden = _hidden_batch(graph, state, batch.tokens, spread)
+                for row in range(len(rows)):
+                    # All processes wait for it, the one that writes too: else those ahead fill the devices' queues.
+                    counted = np.asarray(_text(hidden, row, spread))[batch.mask[row]]
+                    if shard is not None:
+                        shard[filled : filled + len(counted)] = counted
+                    filled += len(counted)
+                progress(rows[-1] + 1)
+            if path is not None and shard is not None:
+                write_json(_facts(path), {"texts": len(numbers), "digest": examples.digest(numbers)})
+                shard.flush()
 
     write_shards(examples, directory, ".npy", write, progress)
 
@@ -71,10 +73,10 @@ def open_hidden(directory: Path, examples: Examples) -> tuple[Float[np.ndarray, 
     """
     shards, count = [], 0
     for path in sorted(directory.glob("shard-?????.npy")):
-        facts = json.loads(_facts(path).read_text(encoding="utf-8")) if _facts(path).exists() else {}
+        facts = read_json(_facts(path)) if _facts(path).exists() else {}
         numbers = range(count, count + facts.get("texts", 0))
         check_digest(path, examples, numbers, facts.get("digest"))
-        shards.append(np.load(path, mmap_mode="r"))
+        shards.append(np.load(local_copy(path), mmap_mode="r"))
         count = numbers.stop
     check_count(directory, examples, count)
     return tuple(shards)

@@ -1,6 +1,6 @@
 """One model over the data: float32 log-probability of each text's own next token, and whether it was the argmax.
 
-Written in shards, each beside its place and then renamed, so that a stopped run goes on behind the last whole shard.
+Written in shards, each whole or not at all, so that a stopped run goes on behind the last whole shard.
 Of several processes all compute each batch together, and they take turns in writing: the shards lie side by side.
 """
 
@@ -19,6 +19,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import barrier, batch_sharding_of, heed_stop, on_first, replicate, to_host
 from colm_jax.scoring.head import head_argmax, head_scores
+from colm_jax.storage import local_copy, make_directory, replacing
 
 SHARD_TEXTS = 128  # in a shard: what a kill can cost
 _BATCH = 8  # texts that pass together, at least
@@ -89,18 +90,15 @@ def write_shards(
     Where the shard is another process's, `write` gets no path: it computes its part and writes nothing. All shards are
     there when any process goes on.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     count = len(examples.items)
     paths = [directory / f"shard-{i:05d}{suffix}" for i in range(-(-count // SHARD_TEXTS))]
     missing = on_first(lambda: [not path.exists() for path in paths])  # by one look, so that all agree
     for number, path in enumerate(paths):
         shard = range(number * SHARD_TEXTS, min((number + 1) * SHARD_TEXTS, count))
         if missing[number]:
-            beside = path.with_suffix(f".tmp{suffix}")
             mine = number % jax.process_count() == jax.process_index()
-            write(beside if mine else None, shard)
-            if mine:
-                beside.replace(path)
+            write(path if mine else None, shard)
         progress(shard[-1] + 1)
     barrier()
 
@@ -181,7 +179,8 @@ def score_to_directory(
         if path is not None:
             log_prob, is_argmax = np.concatenate(log_probs), np.concatenate(argmaxes)
             digest = np.array(examples.digest(numbers))
-            np.savez(path, lengths=lengths, log_prob=log_prob, is_argmax=is_argmax, digest=digest)
+            with replacing(path) as beside, beside.open("wb") as file:
+                np.savez(file, lengths=lengths, log_prob=log_prob, is_argmax=is_argmax, digest=digest)
 
     write_shards(examples, directory, ".npz", write, progress)
     return load_scores(directory, examples)
@@ -196,7 +195,7 @@ def load_scores(directory: Path, examples: Examples) -> Scores:
     log_probs: list[np.ndarray] = []
     argmaxes: list[np.ndarray] = []
     for path in sorted(directory.glob("shard-?????.npz")):
-        with np.load(path) as shard:
+        with np.load(local_copy(path)) as shard:
             numbers = range(len(log_probs), len(log_probs) + len(shard["lengths"]))
             check_digest(path, examples, numbers, str(shard["digest"]) if "digest" in shard else None)
             borders = np.cumsum(shard["lengths"])[:-1]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colm_jax.checkpoints.directory import read_json, write_json
+from colm_jax.storage import read_json, write_json
 from colm_jax.sweep.config import Sweep
 from colm_jax.sweep.trials import Trial
 

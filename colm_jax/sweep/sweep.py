@@ -10,11 +10,10 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table as RichTable
 
-from colm_jax.checkpoints.directory import write_json
 from colm_jax.pipeline import console
-from colm_jax.pipeline.files import write_text
 from colm_jax.pipeline.reporting import write_files
 from colm_jax.report.terminal import show_results
+from colm_jax.storage import write_json, write_text
 from colm_jax.sweep.config import Sweep
 from colm_jax.sweep.results import Results, summary
 from colm_jax.sweep.runner import State, run_trials

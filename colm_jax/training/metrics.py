@@ -7,6 +7,7 @@ same file. Times are in logs/speed.jsonl, a line a step, of every start.
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from colm_jax.errors import UserError
+from colm_jax.storage import GrowingFile, publish, working_directory
 
 
 class Log:
@@ -22,28 +24,29 @@ class Log:
 
     def __init__(self, directory: Path, done: int):
         """Opens the files of `directory`; of metrics.jsonl the first `done` steps are kept, later ones come again."""
+        self._logs, self._open = directory / "logs", ExitStack()
+        # TensorBoard and the profiler write to disk only: what is in a bucket follows with each checkpoint.
+        self.folder = self._open.enter_context(working_directory(self._logs))
+        self._open.callback(publish, self.folder, self._logs)
         self.is_writer = jax.process_index() == 0
-        if not self.is_writer:
-            return
-        logs = directory / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        self._path = directory / "metrics.jsonl"
-        keep_lines(self._path, done)
-        self._exact = self._path.open("a", encoding="utf-8")
-        self._speed = (logs / "speed.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(logs), purge_step=done + 1, flush_secs=10)
+        if self.is_writer:
+            self._exact = GrowingFile(directory / "metrics.jsonl", first_lines(directory / "metrics.jsonl", done))
+            self._speed = GrowingFile(self._logs / "speed.jsonl")
+            self._board = SummaryWriter(str(self.folder), purge_step=done + 1, flush_secs=10)
+            for file in (self._exact, self._speed, self._board):
+                self._open.callback(file.close)
 
     def close(self) -> None:
         """Closes the files."""
-        if self.is_writer:
-            for file in (self._exact, self._speed, self._board):
-                file.close()
+        self._open.close()
 
     def keep(self) -> None:
-        """Makes what is written last, before a checkpoint counts on it: a mounted bucket keeps what is closed."""
+        """Makes what is written last, before a checkpoint counts on it."""
         if self.is_writer:
-            self._exact.close()
-            self._exact = self._path.open("a", encoding="utf-8")
+            self._exact.keep()
+            self._speed.keep()
+            self._board.flush()
+            publish(self.folder, self._logs)
 
     def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """A step's line in each file; in metrics.jsonl a killed process leaves only whole lines that count."""
@@ -51,18 +54,13 @@ class Log:
             return
         for file, line in ((self._exact, values), (self._speed, speed)):
             file.write(json.dumps({"step": step, **line}) + "\n")
-            file.flush()
         for name, value in {**values, **speed}.items():
             self._board.add_scalar(name, value, step)
 
 
-def keep_lines(path: Path, count: int) -> None:
-    """Cuts a file to its first `count` lines."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:count]
-        beside = path.with_suffix(".tmp")
-        beside.write_text("".join(lines), encoding="utf-8")
-        beside.replace(path)
+def first_lines(path: Path, count: int) -> str:
+    """The first `count` lines of a file; nothing where there is none."""
+    return "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:count]) if path.exists() else ""
 
 
 class Stopwatch:

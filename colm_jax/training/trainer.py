@@ -24,6 +24,7 @@ from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora, merge_lora
 from colm_jax.parallel import global_batch, local_rows, make_mesh
 from colm_jax.scoring import Scores
+from colm_jax.storage import absolute, make_directory
 from colm_jax.training.config import Training
 from colm_jax.training.metrics import Log, Stopwatch, check_finite
 from colm_jax.training.preemption import watch
@@ -138,10 +139,10 @@ def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, prof
     """Every step from the last checkpoint's on."""
     settings, steps = step_of.settings, len(texts.steps)
     spread = partial(global_batch, step_of.mesh, settings.batch_size, texts.here)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with (
         ocp.training.Checkpointer(
-            (directory / "checkpoints").resolve(),
+            absolute(directory / "checkpoints"),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(2),
         ) as checkpointer,
@@ -167,7 +168,7 @@ def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, prof
             under_way = None  # so that the host makes ready the next step while the devices are at this one
             for step in range(start + 1, steps + 1):
                 if profile_steps is not None and step == max(profile_steps[0], start + 1):
-                    jax.profiler.start_trace(directory / "logs")
+                    jax.profiler.start_trace(log.folder)
                 rows, batch = stopwatch.next(batches)
                 state, metrics = step_of(state, jax.tree.map(spread, batch))
                 if under_way is not None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from colm_jax.checkpoints.team import load_base, make_gate
+from colm_jax.decoding import loop
 from colm_jax.decoding.engine import Engine, Request
 from colm_jax.decoding.schedule import SCHEDULES
 from colm_jax.decoding.strategies import STRATEGIES
@@ -157,3 +158,22 @@ def test_a_sharded_team_writes_the_same(expert_mesh):
     texts = prompts([5, 30])
     for one, two in zip(answers(sharded, texts, "defer", new=16), answers(engine_of(1), texts, "defer", new=16)):
         assert one.tokens == two.tokens
+
+
+def test_whoever_stops_it_within_a_scan_hears_what_stopped_it(monkeypatch):
+    """A signal may come when the state has been given to the devices and the next one is not there yet."""
+    real, scans = loop.run_turns, []
+
+    def stopped(*arguments):
+        scans.append(real(*arguments))
+        if len(scans) > 1:
+            raise KeyboardInterrupt
+        return scans[-1]
+
+    engine = engine_of(1)
+    before, steps = engine.expert_passes.copy(), engine.base_steps
+    monkeypatch.setattr("colm_jax.decoding.engine.run_turns", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(engine, [Request(p, 0.5, 60, i) for i, p in enumerate(prompts([3, 9]))], "defer")
+    assert len(scans) == 2
+    assert engine.base_steps > steps and (engine.expert_passes > before).all()  # of the first

@@ -10,11 +10,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from colm_jax.checkpoints.directory import read_json
 from colm_jax.demo import pair
 from colm_jax.demo.problems import Compute, calculate, careless
 from colm_jax.demo.tokenizer import make_tokenizer
 from colm_jax.models.config import ModelConfig
+from colm_jax.storage import read_json
 
 WRONG, SHARE = "·", 2 / 3
 

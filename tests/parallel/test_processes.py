@@ -4,10 +4,8 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -18,7 +16,8 @@ from safetensors.numpy import load_file
 from colm_jax.cli.main import main
 from colm_jax.errors import UserError
 from colm_jax.parallel import barrier, global_batch, join, local_rows, make_mesh, on_first
-from colm_jax.pipeline.files import read_lines
+from colm_jax.storage import read_lines
+from tests.jobs import end, until
 from tests.pipeline.test_run import files, write_lines
 from tests.tiny import write_team
 
@@ -34,42 +33,6 @@ def command(tmp_path, tiny_model):
     return ["train", *models, "--data", data, *BASE]
 
 
-@pytest.fixture
-def jobs():
-    """Starts jobs; what is left of them at the end is killed."""
-    everything = []
-
-    def start(command, out, count):
-        """The job as `count` processes that share 8 devices."""
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={8 // count}"  # the last one counts
-        environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()}
-        started = []
-        for number in range(count):
-            where = ["--distributed", f"localhost:{port},{count},{number}"]
-            arguments = [*command, "--out", str(out), "--mesh", "1,4,2", *where]
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            started.append(
-                subprocess.Popen([sys.executable, "-m", "colm_jax.cli.main", *arguments], env=environment, **pipes)
-            )
-        everything.extend(started)
-        return started
-
-    yield start
-    for process in everything:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
-def end(processes, timeout=250):
-    """Exit status and output of each, at most `timeout` seconds from now."""
-    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-    return [process.returncode for process in processes], outputs
-
-
 def steps(out):
     path = out / "train/metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -80,12 +43,6 @@ def signalled(processes, out, at, number, what):
     until(lambda: len(steps(out)) >= at, processes)
     processes[number].send_signal(what)
     return end(processes)
-
-
-def until(condition, processes):
-    """Waits for a condition, or for the end of a process."""
-    while not condition() and all(process.poll() is None for process in processes):
-        time.sleep(0.02)
 
 
 def test_two_processes_leave_what_one_leaves_and_resume_when_stopped(tmp_path, command, jobs):

@@ -2,7 +2,7 @@
 
 import json
 
-from colm_jax.pipeline.files import read_lines, write_text
+from colm_jax.storage import read_lines, write_text
 
 
 def test_a_line_may_hold_what_unicode_calls_an_end_of_line(tmp_path):

@@ -21,8 +21,9 @@ from colm_jax.errors import UserError
 from colm_jax.pipeline.config import STAGES, RunConfig
 from colm_jax.pipeline.reporting import _answers, read_generations
 from colm_jax.pipeline.run import Run
-from colm_jax.pipeline.stage import Stage, hash_file
+from colm_jax.pipeline.stage import Stage
 from colm_jax.pipeline.study import read_study
+from colm_jax.storage import sha256_of
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
 
@@ -272,7 +273,7 @@ def test_what_is_said_of_the_data_is_of_this_data(tmp_path, inputs):
     assert Run(config, tmp_path / "run").stage("train").digest == trained
     assert "1 of a single token" in (tmp_path / "run/report/report.html").read_text()
     facts = json.loads((tmp_path / "run/team/colm.json").read_text())
-    assert facts["provenance"]["data"]["data"]["sha256"] == hash_file(Path(inputs["data"]))
+    assert facts["provenance"]["data"]["data"]["sha256"] == sha256_of(Path(inputs["data"]))
 
 
 def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):

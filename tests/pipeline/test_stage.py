@@ -61,7 +61,7 @@ def test_a_kill_while_a_stage_begins_or_is_emptied_leaves_it_to_be_begun_again(t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("colm_jax.pipeline.stage.shutil.rmtree", killed)
+        patched.setattr("colm_jax.pipeline.stage.remove_tree", killed)
         with pytest.raises(KeyboardInterrupt):
             stage.run({"data": "2"}, {}, work(log))
     stage.run({"data": "2"}, {}, work(log))

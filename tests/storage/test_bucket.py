@@ -1,0 +1,169 @@
+"""Models, data and whole runs in a bucket: what they leave is what they leave on disk, also where they were stopped."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from colm_jax import CoLM
+from colm_jax.cli.main import main
+from colm_jax.errors import UserError
+from colm_jax.storage import files_below, read_lines
+from tests.jobs import end, until
+from tests.pipeline.test_run import write_lines
+from tests.tiny import write_team
+
+# Of where a run lies, and of the hashes by which its models are known: the bucket's own.
+_OF_ITS_PLACE = {"manifest.json", "colm.json", "README.md", "operative_config.gin"}
+_OF_ITS_TIME = {"checkpoints", "logs"}
+
+
+def put(source, target):
+    """A file or directory in the bucket, as another program uploads it."""
+    for name in files_below(source) if source.is_dir() else [""]:
+        (target / name).write_bytes((source / name).read_bytes())
+    return str(target)
+
+
+def kept(directory):
+    """What a run leaves, by name."""
+    names = [name for name in files_below(directory) if not _OF_ITS_TIME & set(name.split("/"))]
+    return {name: (directory / name).read_bytes() for name in names}
+
+
+def assert_same(disk, bucket, rounded=frozenset()):
+    one, other = kept(disk), kept(bucket)
+    assert set(one) == set(other)
+    other = {name: content.replace(b"gs://bucket/", b"") for name, content in other.items()}
+    different = {name for name in one if one[name] != other[name] and not name.startswith("report/")}
+    assert {name.rpartition("/")[2] for name in different} <= _OF_ITS_PLACE | rounded
+
+
+@pytest.fixture
+def inputs(tmp_path, tiny_model):
+    """Models and data on disk, as flags; paths are relative to the test's folder."""
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("abcdefgh "), rng.integers(8, 40))) for _ in range(160)]
+    write_lines(tmp_path / "train.jsonl", [{"text": text} for text in texts])
+    write_lines(tmp_path / "dev.jsonl", [{"prompt": text[:5], "completion": text[5:]} for text in texts[:6]])
+    tiny_model("base")
+    tiny_model("expert", seed=1)
+    return {"--base": "base", "--expert": "expert", "--data": "train.jsonl"}
+
+
+def flags(inputs, place):
+    return [word for flag, name in inputs.items() for word in (flag, str(place / name))]
+
+
+TRAINING = ["--gin.Training.batch_size=8", "--gin.Training.learning_rate=1e-3", "--gin.Training.checkpoint_every=10"]
+
+
+def test_a_run_in_a_bucket_leaves_what_it_leaves_on_disk(tmp_path, bucket, inputs, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs |= {"--dev": "dev.jsonl"}
+    for name in inputs.values():
+        put(tmp_path / name, bucket / name)
+    rest = [*TRAINING, "--gin.Run.max_new_tokens=8", "--task", "exact"]
+    assert main(["run", *flags(inputs, tmp_path), "--out", str(tmp_path / "run"), *rest]) == 0
+    command = ["run", *flags(inputs, bucket), "--out", str(bucket / "run"), *rest]
+    assert main(command) == 0
+    assert_same(tmp_path / "run", bucket / "run")
+    steps = {int(name.split("/")[0]) for name in files_below(bucket / "run/train/checkpoints")}
+    assert steps == {30, 40}  # Orbax's, the last two
+    assert any(name.startswith("events.") for name in files_below(bucket / "run/train/logs"))
+    assert len(read_lines(bucket / "run/train/logs/speed.jsonl")) == 40
+    # All is there: nothing is done again, and nothing read again to know it.
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "done" not in (said := capsys.readouterr().err) and said.count("nothing to do") == 13
+    # The team's expert is found by its address; the run is shown, and exported in both forms.
+    facts = json.loads((bucket / "run/team/colm.json").read_text())
+    assert facts["experts"][0]["model"] == str(bucket / "expert")
+    team, same = CoLM.from_pretrained(bucket / "run/team"), CoLM.from_pretrained(tmp_path / "run/team")
+    assert team.generate(["abc"])[0] == same.generate(["abc"])[0]
+    assert main(["show", str(bucket / "run")]) == 0
+    for form, place in (("colm", bucket), ("reference", bucket), ("colm", tmp_path)):
+        out = place / f"exported-{form}"
+        assert main(["export", "--run", str(bucket / "run"), "--out", str(out), "--format", form]) == 0
+        assert CoLM.from_pretrained(out, experts=[bucket / "expert"]).generate(["abc"], threshold=0.5)
+    assert main(["export", "--run", str(bucket / "run"), "--out", str(bucket / "exported-colm")]) == 2
+    assert not (tmp_path / "gs:").exists()  # no address was taken for a path
+
+
+def test_two_processes_share_a_bucket_and_go_on_where_they_were_killed(tmp_path, bucket, inputs, jobs):
+    """Machines that are taken away keep nothing; the next ones have the bucket alone."""
+    for name in inputs.values():
+        put(tmp_path / name, bucket / name)
+    disk, there = tmp_path / "run", bucket / "run"
+    command = ["train", *flags(inputs, bucket), *TRAINING]
+    processes = jobs(command, there, 2)
+    until(lambda: (there / "train/checkpoints/10/commit_success.txt").exists(), processes)
+    for process in processes:
+        process.kill()
+    assert end(processes)[0] == [-signal.SIGKILL] * 2
+    assert 10 <= len(read_lines(there / "train/metrics.jsonl")) < 40
+    codes, outputs = end(jobs(command, there, 2))
+    assert codes == [0, 0], outputs
+    assert "scores/base: nothing to do" in outputs[0]
+    assert main(["train", *flags(inputs, tmp_path), *TRAINING, "--out", str(disk), "--mesh", "1,4,2"]) == 0
+    # Devices of two processes sum gradients in another order.
+    assert_same(disk, there, rounded={"metrics.jsonl", "model.safetensors", "gate.safetensors"})
+    for one, other in zip(*(read_lines(run / "train/metrics.jsonl") for run in (disk, there)), strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+    assert (there / "scores/base/shard-00001.npz").exists()  # so both have written some
+
+
+def test_answers_go_on_from_the_bucket(tmp_path, bucket, tiny_model, jobs):
+    put(tiny_model("base"), bucket / "base")
+    put(tiny_model("expert", seed=1), bucket / "expert")
+    team = put(write_team(tmp_path / "team", tmp_path / "base", bucket / "expert"), bucket / "team")
+    prompts = put(
+        Path(write_lines(tmp_path / "prompts.jsonl", [{"prompt": "abcdefgh"}] * 60)), bucket / "prompts.jsonl"
+    )
+    generate = ["generate", "--base", team, "--prompts", prompts, "--max_new_tokens", "40", "--batch_size", "2"]
+    out, part = bucket / "answers.jsonl", bucket / "answers.jsonl.part"
+    (process,) = jobs(generate, out, 1)
+    until(lambda: part.exists(), [process])
+    process.terminate()
+    codes, outputs = end([process])
+    assert codes == [128 + signal.SIGTERM], outputs
+    assert not out.exists()
+    codes, outputs = end(jobs(generate, out, 1))
+    assert codes == [0], outputs
+    assert len(read_lines(out)) == 60 and not part.exists()
+
+
+def test_weights_are_read_by_ranges_and_what_is_wrong_is_named_by_its_address(tmp_path, bucket, tiny_model):
+    model = tiny_model("model")
+    put(model, bucket / "model")
+    before = set(os.listdir(os.environ["COLM_CACHE"]))
+    team, same = (CoLM.from_pretrained(base=place, experts=[]) for place in (bucket / "model", model))
+    assert team.generate(["abc"], strategy="base") == same.generate(["abc"], strategy="base")
+    (copied,) = set(os.listdir(os.environ["COLM_CACHE"])) - before
+    (folder,) = (Path(os.environ["COLM_CACHE"]) / copied).iterdir()
+    assert files_below(folder) == ["config.json", "tokenizer.json", "tokenizer_config.json"]
+    whole = (model / "model.safetensors").read_bytes()
+    assert load(whole)
+    for content in (b"", whole[:5], whole[:8], whole[:200], whole[:-1], b"\xff" * 50):
+        (bucket / "model/model.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match=r"gs://bucket/.*/model.safetensors: not a readable safetensors file"):
+            CoLM.from_pretrained(base=bucket / "model", experts=[])
+    (bucket / "model/model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"gs://bucket/.*: weights file is missing"):
+        CoLM.from_pretrained(base=bucket / "model", experts=[])
+    with pytest.raises(UserError, match="nothing in the bucket begins with it"):
+        CoLM.from_pretrained(base=bucket / "none", experts=[])
+
+
+def test_what_needs_links_and_locks_is_refused(tmp_path, bucket, capsys):
+    for words in (
+        ["demo", "--out", str(bucket)],
+        ["sweep", "--gin_file", "configs/sweeps/demo_methods.gin", "--out", str(bucket)],
+        ["run", "--base", "B", "--expert", "E", "--data", "F", "--out", str(tmp_path / "run"), "--store", str(bucket)],
+    ):
+        assert main(words) == 2
+        assert "needs links and locks, which a bucket has not; name a path on disk" in capsys.readouterr().err
