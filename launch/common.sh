@@ -44,6 +44,7 @@ _form() {
     NAME) echo '^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ small letters, digits and hyphens, a letter first, at most 50' ;;
     PROJECT) echo '^([a-z0-9.-]+:)?[a-z][-a-z0-9]*[a-z0-9]$ a project id, as in my-project' ;;
     ZONE) echo '^[a-z]+-[a-z]+[0-9]+-[a-z]$ a zone, as in us-west4-a' ;;
+    ACCELERATOR) echo '^v[0-9][a-z0-9]*-[0-9]+$ a type and a number, as in v5litepod-16' ;;
     BUCKET) echo '^[a-z0-9][a-z0-9._-]+[a-z0-9]$ the bare name of a bucket, without gs://' ;;
     MOUNT) echo '^/.*[^/]$ an absolute path without a slash at its end' ;;
     SPOT) echo '^(true|false)$ true or false' ;;
@@ -84,22 +85,61 @@ check_command() {
     *) fail "colm ${AFTER[1]:-}: only run, score, train, calibrate and generate run in several processes" ;;
   esac
   case " ${AFTER[*]} " in *' --distributed'*) fail "--distributed: is added by this script; leave it out" ;; esac
+  case " ${AFTER[*]} " in *' --dry_run '*) fail "--dry_run: stands before --, or everything is done" ;; esac
+  check_settings
 }
 
-# Machines that go away keep nothing: what is written must lie under MOUNT.
-check_out() {
-  local i word out
+# The command's flags and settings, by colm itself where it is installed here: better now than on machines that cost.
+check_settings() {
+  local i file
+  command -v colm >/dev/null || return 0
   for ((i = 0; i < ${#AFTER[@]}; i++)); do
-    word=${AFTER[i]}
-    case $word in
-      --out) out=${AFTER[i + 1]:-} ;;
-      --out=*) out=${word#--out=} ;;
-      --dry_run) fail "--dry_run: stands before --, or everything is done" ;;
+    case ${AFTER[i]} in
+      --gin_file) file=${AFTER[i + 1]:-} ;;
+      --gin_file=*) file=${AFTER[i]#--gin_file=} ;;
       *) continue ;;
     esac
-    [[ $out == "$MOUNT"/* ]] || fail "--out $out: must lie under MOUNT ($MOUNT): the machines' own disks go with them"
+    if [[ $file != gs://* && ! -r $file ]]; then # it lies under MOUNT, say
+      say "$file is not seen from here, so the command's settings are not checked"
+      return 0
+    fi
+  done
+  colm check "${AFTER[@]:1}" || exit 2
+}
+
+# The value of a flag of the command; nothing where it has none.
+flag() {
+  local i
+  for ((i = 0; i < ${#AFTER[@]}; i++)); do
+    case ${AFTER[i]} in
+      "$1") printf '%s' "${AFTER[i + 1]:-}" ;;
+      "$1="*) printf '%s' "${AFTER[i]#"$1="}" ;;
+    esac
   done
 }
+
+# Machines that go away keep nothing: what is written must lie in a bucket, or under MOUNT.
+check_out() {
+  local out
+  out=$(flag --out)
+  [[ -z $out || $out == gs://*/* ]] && return
+  [[ -n ${MOUNT:-} && $out == "$MOUNT"/* ]] ||
+    fail "--out $out: must be gs://BUCKET/NAME${MOUNT:+, or lie under MOUNT ($MOUNT)}: the machines' own disks go with them"
+}
+
+# The mesh takes all devices of several hosts, or some of a single one's.
+check_mesh() { # DEVICES HOSTS WHERE
+  local mesh taken
+  mesh=$(flag --mesh)
+  [[ -n $mesh ]] || return 0 # bound by gin, or missing, which colm says
+  [[ $mesh =~ ^[0-9]+,[0-9]+,[0-9]+$ ]] || fail "--mesh $mesh: three whole numbers, data,fsdp,tensor, as in 1,$1,1"
+  taken=$((${mesh//,/*}))
+  ((taken == $1 || ($2 == 1 && taken < $1))) ||
+    fail "--mesh $mesh: takes $taken devices, and $3 has $1; write --mesh DATA,FSDP,TENSOR whose product is $1"
+}
+
+# Where MOUNT is set, the bucket is mounted there.
+read_mount() { [[ -z ${MOUNT:-} ]] || read_environment BUCKET MOUNT; }
 
 # A file of commands, a line each: the lines of `colm sweep ... --commands`.
 check_commands() {

@@ -8,8 +8,9 @@ RESTARTS=20                           # how often a job starts anew before its l
 PROJECT=            # project id, as in my-project
 ZONE=               # where the TPUs are, as in us-west4-a
 NAME=colm           # of what is created: small letters, digits and hyphens
-BUCKET=             # its bare name, without gs://; with hierarchical namespace (docs/launch/tpu.md)
-MOUNT=/mnt/colm     # where every machine sees the bucket; your --data and --out lie under it
+MOUNT=              # empty: your models, data and --out are gs://BUCKET/...; or a path, as in /mnt/colm, where every
+                    # machine sees the bucket as a directory (docs/launch/tpu.md, section 5)
+BUCKET=             # with MOUNT: its bare name, without gs://; with hierarchical namespace
 
 # --- Cloud TPU VMs: tpu_vm.sh
 ACCELERATOR=v5litepod-16              # v5litepod-N, v5p-N, v6e-N

@@ -41,7 +41,7 @@ words() {
   printf '[%s]' "$list"
 }
 
-# Where files lie: the bucket, or the claim of a volume. Pods read what others have just written: of a bucket's files
+# What is at MOUNT: the bucket, or the claim of a volume. Pods read what others have just written: of a bucket's files
 # nothing may be remembered.
 files() {
   local options=implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0
@@ -63,22 +63,36 @@ render() { # NAME COMMAND...
     tolerations='[{key: cloud.google.com/gke-spot, operator: Equal, value: "true", effect: NoSchedule}]'
   fi
   manifest=$(<"$here/jobset.yaml")
+  if [[ -z ${MOUNT:-} ]]; then manifest=$(sed '/@FILES@/d; /@MOUNT@/d; /gke-gcsfuse/d' <<<"$manifest"); fi
   manifest=${manifest//@NODES@/"{$nodes}"}
   manifest=${manifest//@TOLERATIONS@/"$tolerations"}
   for name in RESTARTS GKE_HOSTS GKE_CHIPS; do manifest=${manifest//@$name@/"${!name}"}; done
   manifest=${manifest//@NAME@/"$(json "$this")"}
   manifest=${manifest//@LABEL@/"$(json "$NAME")"}
-  manifest=${manifest//@FILES@/"$(files)"}
-  for name in NAMESPACE SERVICE_ACCOUNT IMAGE MOUNT; do manifest=${manifest//@$name@/"$(json "${!name}")"}; done
+  if [[ -n ${MOUNT:-} ]]; then manifest=${manifest//@FILES@/"$(files)"} manifest=${manifest//@MOUNT@/"$(json "$MOUNT")"}; fi
+  for name in NAMESPACE SERVICE_ACCOUNT IMAGE; do manifest=${manifest//@$name@/"$(json "${!name}")"}; done
   manifest=${manifest/@COMMAND@/"$(words "$@")"} # last: it may hold anything
   printf '%s\n' "$manifest"
 }
 
+# Gives a manifest to the cluster; with --dry_run, prints the command with all of it.
+apply() {
+  local command=(kubectl "--context=$KUBE_CONTEXT" apply -f -)
+  if $DRY_RUN; then
+    printf "%s <<'COLM_END'\n%s\nCOLM_END\n" "$(quoted "${command[@]}")" "$1"
+  else
+    run "${command[@]}" <<<"$1"
+  fi
+}
+
 case ${WORDS[0]} in
   render | apply | array)
-    read_environment NAME NAMESPACE KUBE_CONTEXT SERVICE_ACCOUNT IMAGE MOUNT SPOT RESTARTS GKE_ACCELERATOR \
+    read_environment NAME NAMESPACE KUBE_CONTEXT SERVICE_ACCOUNT IMAGE SPOT RESTARTS GKE_ACCELERATOR \
       GKE_TOPOLOGY GKE_HOSTS GKE_CHIPS
-    [[ -n ${CLAIM:-} ]] || read_environment BUCKET
+    if [[ -n ${CLAIM:-} ]]; then read_environment MOUNT; else read_mount; fi
+    chips=$((${GKE_TOPOLOGY//x/*}))
+    ((chips == GKE_HOSTS * GKE_CHIPS)) ||
+      fail "$ENV_FILE: GKE_TOPOLOGY=$GKE_TOPOLOGY: has $chips chips, and GKE_HOSTS=$GKE_HOSTS times GKE_CHIPS=$GKE_CHIPS is $((GKE_HOSTS * GKE_CHIPS))"
     if [[ ${WORDS[0]} == array ]]; then
       check_commands "$commands"
       [[ -n ${CLAIM:-} ]] || fail "$ENV_FILE: CLAIM is not set: trials lock the stages that they share, and a bucket has no locks"
@@ -87,21 +101,22 @@ case ${WORDS[0]} in
       number=0
       while IFS= read -r line || [[ -n $line ]]; do # the last one may lack its end
         number=$((number + 1))
-        run kubectl "--context=$KUBE_CONTEXT" apply -f - <<<"$(render "$NAME-$number" bash -c "$line")"
+        apply "$(render "$NAME-$number" bash -c "$line")"
       done <"$commands"
     else
       check_command
       check_out
+      check_mesh "$chips" "$GKE_HOSTS" "GKE_TOPOLOGY=$GKE_TOPOLOGY"
       manifest=$(render "$NAME" "${AFTER[@]}" --distributed auto)
       if [[ ${WORDS[0]} == render ]]; then
         printf '%s\n' "$manifest"
       else
-        run kubectl "--context=$KUBE_CONTEXT" apply -f - <<<"$manifest"
+        apply "$manifest"
       fi
     fi
     ;;
   xpk)
-    read_environment PROJECT ZONE NAME CLUSTER IMAGE ACCELERATOR RESTARTS MOUNT
+    read_environment PROJECT ZONE NAME CLUSTER IMAGE ACCELERATOR RESTARTS
     check_command
     check_out
     run xpk workload create "--cluster=$CLUSTER" "--workload=$NAME" "--project=$PROJECT" "--zone=$ZONE" \

@@ -24,6 +24,7 @@ case ${WORDS[0]} in
   submit)
     ((${#WORDS[@]} == 1)) || fail "submit: ${WORDS[1]}: write the command behind --, as in -- colm train --base B ..."
     check_command
+    check_mesh "$((NODES * GPUS_PER_NODE))" "$((NODES * GPUS_PER_NODE))" "NODES=$NODES times GPUS_PER_NODE=$GPUS_PER_NODE"
     submit "--nodes=$NODES" "--ntasks-per-node=$GPUS_PER_NODE" "--gpus-per-node=$GPUS_PER_NODE" \
       "--output=$LOGS/%x-%j.log" ${SBATCH_FLAGS[@]+"${SBATCH_FLAGS[@]}"} "$here/slurm.sbatch" "${AFTER[@]}"
     ;;

@@ -22,7 +22,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 read_arguments "$@"
 case ${WORDS[0]:-} in '' | help | -h | --help) echo "$usage" && exit 0 ;; esac
 # ZONE, PROJECT and NAME say which TPUs; the rest, what they are to do. All is checked before anything is asked for.
-read_environment PROJECT ZONE NAME BUCKET MOUNT ACCELERATOR RUNTIME SPOT PACKAGE RESTARTS POLL
+read_environment PROJECT ZONE NAME ACCELERATOR RUNTIME SPOT PACKAGE RESTARTS POLL
+read_mount
 
 where=("--project=$PROJECT" "--zone=$ZONE")
 queued=(gcloud compute tpus queued-resources)
@@ -95,6 +96,14 @@ on_workers() { # WORKER COMMAND: a line for the worker's shell
   run "${vm[@]}" ssh "$NAME" "${where[@]}" "--worker=$1" ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"} "--command=$2"
 }
 
+# Of the slice: v5litepod-N and v6e-N count chips, v5p-N and older ones cores, two a chip. Up to 8 may be one host's.
+check_slice() {
+  local chips=${ACCELERATOR##*-} hosts=1
+  case $ACCELERATOR in v[234]-* | v5p-*) chips=$((chips / 2)) ;; esac
+  if ((chips > 8)); then hosts=2; fi
+  check_mesh "$chips" "$hosts" "ACCELERATOR=$ACCELERATOR"
+}
+
 worker_script() { quoted bash colm-launch/on_worker.sh "$@"; }
 
 check_package() {
@@ -107,7 +116,7 @@ install() {
   local files=("$here/on_worker.sh") requirement=$PACKAGE # joined by &&: callers ask whether it worked
   if [[ -f $PACKAGE ]]; then
     files+=("$PACKAGE")
-    requirement="./colm-launch/${PACKAGE##*/}[tpu]"
+    requirement="./colm-launch/${PACKAGE##*/}[tpu,gcs]"
   fi
   on_workers all 'mkdir -p colm-launch' &&
     run "${vm[@]}" scp "${files[@]}" "$NAME:colm-launch/" "${where[@]}" --worker=all \
@@ -115,7 +124,7 @@ install() {
     on_workers all "$(worker_script install "$requirement")"
 }
 
-mount_bucket() { on_workers all "$(worker_script mount "$BUCKET" "$MOUNT")"; }
+mount_bucket() { [[ -z ${MOUNT:-} ]] || on_workers all "$(worker_script mount "$BUCKET" "$MOUNT")"; }
 
 start() { on_workers all "$(worker_script start "${AFTER[@]}" --distributed auto)"; }
 
@@ -236,7 +245,7 @@ train() {
     fi
     case $outcome in
       0)
-        say "done; its files are in gs://$BUCKET"
+        say "done; its files are where --out says"
         if $keep; then say "the TPUs are kept, and cost: $0 delete"; else insist delete; fi
         return
         ;;
@@ -291,10 +300,14 @@ case ${WORDS[0]} in
     check_package
     install
     ;;
-  mount) mount_bucket ;;
+  mount)
+    [[ -n ${MOUNT:-} ]] || fail "$ENV_FILE: MOUNT is not set, so there is nothing to be mounted; launch/env.example.sh says what it is"
+    mount_bucket
+    ;;
   start)
     check_command
     check_out
+    check_slice
     start
     ;;
   status)
@@ -308,6 +321,7 @@ case ${WORDS[0]} in
     check_command
     check_out
     check_package
+    check_slice
     train
     ;;
   *) fail "${WORDS[0]}: no such command; $0 --help" ;;

@@ -117,6 +117,14 @@ def run(flags: Flags) -> None:
     pipeline.all(flags.until)
 
 
+def check(flags: Flags) -> None:
+    """What can be known of a command from its words: flags are read, and what a run or a training would refuse."""
+    if flags.command in ("run", "train"):
+        _config(flags, **{name: getattr(flags, name, None) for name in ("dev", "test", "task")})
+    elif "mesh" in flags:
+        mesh_sizes(flags)
+
+
 def config(flags: Flags) -> None:
     """The settings of a run, printed; nothing is read but the gin files, and nothing is written."""
     _config(flags, dev=flags.dev, test=flags.test, task=flags.task)

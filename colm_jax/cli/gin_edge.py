@@ -23,6 +23,7 @@ from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
 from colm_jax.models.lora import Lora
 from colm_jax.pipeline.config import RunConfig
+from colm_jax.storage import absolute, path_of
 from colm_jax.sweep.config import Sweep
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
@@ -103,9 +104,10 @@ def parse(files: list[str], bindings: list[str]) -> None:
     global _current
     read = Bindings()
     for file in files:
-        if not Path(file).is_file():
+        path = path_of(file)
+        if not path.is_file():
             raise UserError(f"--gin_file {file}: no such file")
-        _read_file(Path(file), read, ())
+        _read_file(path, read, ())
     for binding in bindings:
         place = f"--gin.{binding}"
         _read(binding.replace("=", " = ", 1), lambda _, place=place: place, None, read, ())
@@ -114,10 +116,10 @@ def parse(files: list[str], bindings: list[str]) -> None:
 
 
 def _read_file(path: Path, into: Bindings, within: tuple[Path, ...]) -> None:
-    if path.resolve() in within:
+    if absolute(path) in within:
         raise UserError(f"{path}: includes itself")
     text = path.read_text(encoding="utf-8")
-    _read(text, lambda line: f"{path}:{line}", path.parent, into, (*within, path.resolve()))
+    _read(text, lambda line: f"{path}:{line}", path.parent, into, (*within, absolute(path)))
 
 
 class _Delegate(config_parser.ParserDelegate):

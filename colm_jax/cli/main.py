@@ -92,6 +92,10 @@ def _main(arguments: list[str]) -> int:
         rest, files, bindings = gin_edge.split_arguments(arguments)
     else:
         rest = arguments
+    checks_only = rest[:1] == ["check"] and rest[1:2] not in (["-h"], ["--help"])  # another command stands behind it
+    if checks_only and len(rest) == 1:
+        raise UserError("check: write the command behind it, as in colm check train --base B ...")
+    rest = rest[1:] if checks_only else rest
     passed_on = rest[1:] if rest[:1] == ["lm_eval"] else []  # another program's flags
     flags = make_parser().parse_args(rest[:1] if passed_on else rest)
     _check_paths(flags)
@@ -103,6 +107,9 @@ def _main(arguments: list[str]) -> int:
     from colm_jax.pipeline import console
 
     gin_edge.parse(files, bindings)
+    if checks_only:
+        commands.check(flags)
+        return 0
     work = getattr(machines if flags.command in _MACHINES else commands, flags.command)
     several = getattr(flags, "distributed", None) is not None
     if several:

@@ -115,6 +115,14 @@ def make_parser() -> argparse.ArgumentParser:
     whole_run(sub)
     sub.add_argument("--bare", action="store_true", help="without the comments")
 
+    commands.add_parser(
+        "check",
+        help="Another command's flags and settings, checked; nothing is read or run.",
+        description="Checks the flags and settings of the command that stands behind it; no model or data is read, "
+        "nothing is run. The launch scripts call it before they ask for machines.",
+        epilog="example: colm check train --base small --expert large --data train.jsonl --out RUN --mesh 1,16,1",
+    )
+
     sub = command(
         "sweep",
         "Many runs that differ in a few settings (Sweep.grid, points, random): stages in common are computed once, "

@@ -1,6 +1,7 @@
 """GKE: the manifest that is rendered, and the commands around it."""
 
 import shlex
+import subprocess
 
 import kubernetes_validate
 import pytest
@@ -71,8 +72,39 @@ def test_apply_gives_the_manifest_to_the_named_cluster(desk):
     assert desk.calls == []
     done = desk("gke.sh", "apply", "--", *COLM)
     assert done.returncode == 0, done.stderr
-    assert desk.calls == [["kubectl", "--context=gke one", "apply", "-f", "-"]] == [shlex.split(dry.stdout)]
-    assert yaml.safe_load((desk.fake / "applied").read_text()) == rendered(desk)
+    assert desk.calls == [["kubectl", "--context=gke one", "apply", "-f", "-"]]
+    applied = (desk.fake / "applied").read_text()
+    assert yaml.safe_load(applied) == rendered(desk)
+    # What a dry run prints does the same in a shell.
+    (desk.fake / "applied").unlink()
+    path = f"{desk.fake / 'bin'}:/usr/bin:/bin"
+    subprocess.run(["bash", "-c", dry.stdout], check=True, env={"PATH": path, "FAKE": str(desk.fake)}, timeout=60)
+    assert (desk.fake / "applied").read_text() == applied
+    assert desk.calls == [desk.calls[0]] * 2
+
+
+def test_without_a_mount_nothing_is_mounted(desk):
+    desk.values |= {"MOUNT": "", "BUCKET": ""}
+    pod = rendered(desk)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["memory"]
+    assert [mount["name"] for mount in pod["spec"]["containers"][0]["volumeMounts"]] == ["memory"]
+    assert "annotations" not in pod["metadata"]
+
+
+@pytest.mark.parametrize(
+    "values, mesh, line",
+    [
+        ({"GKE_HOSTS": "2"}, "1,16,1", "GKE_TOPOLOGY=4x4: has 16 chips, and GKE_HOSTS=2 times GKE_CHIPS=4 is 8"),
+        ({"GKE_TOPOLOGY": "2x2x2"}, "1,8,1", "GKE_TOPOLOGY=2x2x2: has 8 chips"),
+        ({}, "1,8,2,", "three whole numbers"),
+        ({}, "1,4,2", "--mesh 1,4,2: takes 8 devices, and GKE_TOPOLOGY=4x4 has 16"),
+    ],
+)
+def test_chips_that_do_not_add_up_are_refused(desk, values, mesh, line):
+    desk.values |= values
+    done = desk("gke.sh", "apply", "--", "colm", "train", "--mesh", mesh)
+    assert (done.returncode, desk.calls) == (2, [])
+    assert line in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_status_logs_delete(desk):
@@ -112,7 +144,7 @@ def as_strings(tree):
 def test_a_job_for_each_line_of_a_file(desk):
     lines = ["colm sweep --out '/mnt/colm/a b' --trial x", 'colm sweep --out "it\'s" --trial $y']
     (desk.directory / "c.txt").write_text("\n".join(lines))
-    desk.values |= {"GKE_HOSTS": "1", "CLAIM": "my-files"}
+    desk.values |= {"GKE_HOSTS": "1", "GKE_TOPOLOGY": "2x2", "CLAIM": "my-files"}
     done = desk("gke.sh", "array", "c.txt")
     assert done.returncode == 0, done.stderr
     assert desk.calls == [["kubectl", "--context=gke one", "apply", "-f", "-"]] * 2
@@ -128,9 +160,9 @@ def test_a_job_for_each_line_of_a_file(desk):
 @pytest.mark.parametrize(
     "values, line",
     [
-        ({"GKE_HOSTS": "1"}, "CLAIM is not set"),
+        ({"GKE_HOSTS": "1", "GKE_TOPOLOGY": "2x2"}, "CLAIM is not set"),
         ({"CLAIM": "my-files"}, "GKE_HOSTS=4: must be 1"),
-        ({"CLAIM": "my-files", "GKE_HOSTS": "1", "NAME": 46 * "a"}, "at most 45"),
+        ({"CLAIM": "my-files", "GKE_HOSTS": "1", "GKE_TOPOLOGY": "2x2", "NAME": 46 * "a"}, "at most 45"),
     ],
 )
 def test_what_an_array_needs(desk, values, line):

@@ -31,6 +31,7 @@ def refused(done, *parts):
         ("tpu_vm.sh", ["create"], "MOUNT", "mnt/colm"),
         ("tpu_vm.sh", ["create"], "SPOT", "yes"),
         ("tpu_vm.sh", ["create"], "RESTARTS", "many"),
+        ("tpu_vm.sh", ["create"], "ACCELERATOR", "v5e"),
         ("tpu_vm.sh", ["train", *TRAIN], "PACKAGE", "no/such.whl"),
         ("gke.sh", ["apply", *TRAIN], "KUBE_CONTEXT", ""),
         ("gke.sh", ["apply", *TRAIN], "GKE_TOPOLOGY", "16"),
@@ -96,16 +97,18 @@ def test_skypilot_s_task_runs_the_command_on_the_bucket(desk):
     """What its setup and run do on a host, by the shell that runs them there."""
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     assert task["resources"]["use_spot"] is True
-    assert [name for name, value in task["envs"].items() if value is None] == ["BUCKET", "COMMAND"]
+    assert [name for name, value in task["envs"].items() if value is None] == ["COMMAND"]
     desk.says("colm.sh", "exit 0")
     mount = str(desk.directory / "mnt")
     environment = {"BUCKET": "b", "MOUNT": mount, "COMMAND": "colm train --out '/mnt/my run'", "FAKE": str(desk.fake)}
     environment |= {"HOME": str(desk.directory), "PATH": f"{desk.fake / 'bin'}:/usr/bin:/bin"}
     for part in ("setup", "run"):
         subprocess.run(["bash", "-c", task[part]], cwd=LAUNCH.parent, env=environment, check=True, timeout=60)
-    assert [call[-1] for call in desk.calls if call[:2] == ["uv", "pip"]] == [".[tpu]"]
+    assert [call[-1] for call in desk.calls if call[:2] == ["uv", "pip"]] == [".[tpu,gcs]"]
     assert ["b", mount] in [call[-2:] for call in desk.calls if call[0] == "gcsfuse"]
     assert desk.calls[-1] == ["colm", "train", "--out", "/mnt/my run"]
     desk.says("refusals", "gcsfuse")
     done = subprocess.run(["bash", "-c", task["run"]], cwd=LAUNCH.parent, env=environment, timeout=60)
     assert done.returncode != 0 and desk.calls[-1][0] == "gcsfuse"  # nothing is computed that would be lost
+    subprocess.run(["bash", "-c", task["run"]], cwd=LAUNCH.parent, env=environment | {"MOUNT": ""}, check=True)
+    assert [call[0] for call in desk.calls[-2:]] == ["gcsfuse", "colm"]  # without MOUNT nothing is mounted

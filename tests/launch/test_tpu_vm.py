@@ -56,10 +56,63 @@ def test_train_from_nothing_to_nothing(desk):
     assert [call for call in calls if call[0] == "colm"] == [[*COLM, "--distributed", "auto"]] * 2
     installs = [call for call in calls if call[:3] == ["uv", "pip", "install"]]
     assert len(installs) == 2
-    assert installs[0][-1] == f"./colm-launch/{desk.wheel.name}[tpu]"
+    assert installs[0][-1] == f"./colm-launch/{desk.wheel.name}[tpu,gcs]"
     (mount, _) = [call for call in calls if call[0] == "gcsfuse"]
     assert mount[-2:] == ["my-bucket", desk.values["MOUNT"]]
     assert {"--metadata-cache-ttl-secs=0", "--metadata-cache-negative-ttl-secs=0"} < set(mount)
+
+
+def test_without_a_mount_the_bucket_is_no_directory(desk):
+    desk.values |= {"MOUNT": "", "BUCKET": ""}
+    desk.says("states", "MISSING", "ACTIVE")
+    desk.says("colm.sh", "exit 0")
+    done = desk("tpu_vm.sh", "train", "--", *COLM, "--out", "gs://a-bucket/RUN")
+    assert done.returncode == 0, done.stderr
+    assert kinds(desk.calls) == ["create", *[step for step in SET_UP if step != "ssh mount"], "delete"]
+    assert not [call for call in desk.calls if call[0] == "gcsfuse"]
+    done = desk("tpu_vm.sh", "mount")
+    assert done.returncode == 2 and "MOUNT is not set" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "accelerator, mesh, has",
+    [
+        ("v5litepod-16", "1,8,1", 16),
+        ("v5litepod-16", "2,16,1", 16),
+        ("v6e-8", "1,16,1", 8),
+        ("v5p-16", "1,16,1", 8),  # cores
+        ("v5litepod-16", "16", None),
+    ],
+)
+def test_a_mesh_that_is_not_the_slice_s_is_refused_before_it_costs(desk, accelerator, mesh, has):
+    desk.values["ACCELERATOR"] = accelerator
+    for command in ("train", "start"):
+        done = desk("tpu_vm.sh", command, "--", "colm", "train", "--mesh", mesh)
+        assert (done.returncode, desk.calls) == (2, [])
+        said = f"ACCELERATOR={accelerator} has {has}" if has else "three whole numbers"
+        assert f"--mesh {mesh}: " in done.stderr and said in done.stderr
+
+
+@pytest.mark.parametrize("accelerator, mesh", [("v6e-8", "1,4,1"), ("v5p-16", "1,4,2"), ("v5litepod-8", "1,8,1")])
+def test_one_host_may_use_a_part_of_its_chips(desk, accelerator, mesh):
+    desk.values["ACCELERATOR"] = accelerator
+    done = desk("tpu_vm.sh", "train", "--dry_run", "--", "colm", "train", f"--mesh={mesh}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_s_own_settings_are_checked_before_it_costs(desk):
+    gin = desk.directory / "run.gin"
+    gin.write_text("")
+    words = [*COLM, "--gin_file", str(gin), "--gin_file=gs://my-bucket/b.gin"]
+    desk.says("refusals", "check")
+    done = desk("tpu_vm.sh", "train", "--", *words)
+    assert (done.returncode, desk.calls) == (2, [])
+    assert [json.loads(line) for line in (desk.fake / "checks").read_text().splitlines()] == [words[1:]]
+    # What lies on the machines' side of the mount cannot be read here.
+    done = desk("tpu_vm.sh", "train", "--dry_run", "--", *COLM, "--gin_file", "/mnt/colm/run.gin")
+    assert done.returncode == 0
+    assert "/mnt/colm/run.gin is not seen from here" in done.stderr
+    assert len((desk.fake / "checks").read_text().splitlines()) == 1
 
 
 def test_dry_run_prints_what_a_run_does_and_runs_nothing(desk):
@@ -217,11 +270,14 @@ def test_a_refused_request_is_not_repeated_when_called_again(desk):
 
 
 @pytest.mark.parametrize("script, command", [("tpu_vm.sh", "train"), ("tpu_vm.sh", "start"), ("gke.sh", "apply")])
-def test_results_must_lie_under_the_mount(desk, script, command):
-    for out in (["--out", "RUN"], ["--out=/tmp/RUN"]):
-        done = desk(script, command, "--", "colm", "train", *out)
-        assert (done.returncode, desk.calls) == (2, [])
-        assert "must lie under MOUNT" in done.stderr
+def test_results_must_lie_in_a_bucket_or_under_the_mount(desk, script, command):
+    for mount in (desk.values["MOUNT"], ""):
+        desk.values["MOUNT"] = mount
+        for out in (["--out", "RUN"], ["--out=/tmp/RUN"], ["--out", "gs://bucket"]):
+            done = desk(script, command, "--", "colm", "train", *out)
+            assert (done.returncode, desk.calls) == (2, [])
+            assert "must be gs://BUCKET/NAME" in done.stderr
+            assert (f"or lie under MOUNT ({mount})" in done.stderr) == bool(mount)
 
 
 def test_stop_lets_the_command_answer(desk):
