@@ -38,6 +38,7 @@ from colm_jax.scoring import score_to_directory
 from colm_jax.storage import (
     absolute,
     copy_file,
+    entries,
     files_below,
     make_directory,
     modified,
@@ -351,7 +352,7 @@ def judge(flags: Flags) -> dict[str, Any]:
 def export(flags: Flags) -> None:
     """A run's team, as a directory of its own."""
     team, out = _trained_team(flags.run), path_of(flags.out)
-    if out.exists() and any(out.iterdir()):
+    if entries(out):
         raise UserError(f"--out {flags.out}: is not empty; name a new directory")
     with replacing_directory(out, last=TEAM_FILE if flags.format == "colm" else "config.json") as beside:
         if flags.format == "colm":

@@ -31,7 +31,17 @@ from colm_jax.pipeline.files import link
 from colm_jax.pipeline.inputs import Inputs
 from colm_jax.pipeline.stage import Stage, run_in_store
 from colm_jax.scoring import Scores, hidden_to_directory, load_scores, open_hidden, score_to_directory
-from colm_jax.storage import absolute, in_bucket, local_copy, path_of, read_json, save_array, write_json, write_text
+from colm_jax.storage import (
+    absolute,
+    entries,
+    in_bucket,
+    local_copy,
+    path_of,
+    read_json,
+    save_array,
+    write_json,
+    write_text,
+)
 from colm_jax.team import CoLM
 from colm_jax.training.gate_fit import Fit, initial_gate, train_gate
 from colm_jax.training.positions import Positions
@@ -309,7 +319,7 @@ class Run(Inputs):
             if calibrated is not None:
                 result = read_json(calibrated.directory / "calibration.json")
                 facts |= {"threshold": result["threshold"], "calibration": result}
-            for path in sorted(source.iterdir()):
+            for path in entries(source):
                 target = directory / path.name
                 if path.name != "colm.json" and not target.exists():
                     link(path, target)

@@ -20,6 +20,7 @@ from colm_jax.errors import UserError
 from colm_jax.parallel import barrier, is_first, on_first
 from colm_jax.storage import (
     checksums,
+    entries,
     files_below,
     in_bucket,
     make_directory,
@@ -123,7 +124,7 @@ class Stage:
             return None
         same = started.exists() and read_json(started) == request
         ours = started.exists() or (self.directory / MANIFEST).exists()
-        found = list(self.directory.iterdir()) if self.directory.exists() else []
+        found = entries(self.directory)
         if not ours and any(path.name != f"{STARTED}.tmp" for path in found):
             raise UserError(f"{self.directory}: holds files that are not this program's; name a new directory")
         if found and not same:
@@ -142,7 +143,7 @@ class Stage:
 
     def _abandon(self, made: list[str]) -> None:
         """Takes the directory away again where the work has written nothing."""
-        if [path.name for path in self.directory.iterdir()] == [STARTED]:
+        if [path.name for path in entries(self.directory)] == [STARTED]:
             (self.directory / STARTED).unlink()
             for path in made:
                 Path(path).rmdir()

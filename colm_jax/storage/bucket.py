@@ -92,8 +92,8 @@ def _answered(address: str) -> Iterator[None]:
             ) from error
         if code in (403, "403") or said.startswith("Forbidden"):
             raise UserError(
-                f"{address}: not allowed ({said}); this account needs the roles Storage Object User and Storage Bucket "
-                "Viewer there"
+                f"{address}: not allowed ({said}); this account needs the roles Storage Object User and Storage Legacy "
+                "Bucket Reader there"
             ) from error
         raise MachineError(f"{address}: Cloud Storage did not do it: {said}; the same command goes on") from error
 
@@ -113,7 +113,9 @@ def facts_below(directory: Path) -> dict[str, Facts]:
     prefix = str(directory).removeprefix(SCHEME) + "/"
     with _answered(str(directory)):
         found = _objects().find(str(directory), detail=True)
-    return {name.removeprefix(prefix): _facts(info) for name, info in sorted(found.items()) if name.startswith(prefix)}
+    # A name that ends in / is no file: the console makes such an object where one creates a folder there.
+    names = [name for name in sorted(found) if name.startswith(prefix) and not name.endswith("/")]
+    return {name.removeprefix(prefix): _facts(found[name]) for name in names}
 
 
 def _facts(info: dict[str, Any]) -> Facts:

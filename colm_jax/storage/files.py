@@ -10,10 +10,12 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 from colm_jax.errors import MachineError, UserError
 from colm_jax.storage import bucket
 
+_PART = "part-"  # begins the names of folders whose content is on its way
 _KEEP_EVERY = 30  # seconds: how much of a file that grows is lost, at most, where a machine is taken away
 
 
@@ -107,6 +110,13 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def entries(directory: Path) -> list[Path]:
+    """What is in a directory, in order; nothing where there is none."""
+    if in_bucket(directory):
+        return [directory / name for name in sorted({name.split("/")[0] for name in bucket.facts_below(directory)})]
+    return sorted(directory.iterdir()) if directory.exists() else []
+
+
 def files_below(directory: Path) -> list[str]:
     """Every file below a directory, by its name relative to it, in order."""
     if in_bucket(directory):
@@ -167,12 +177,12 @@ def _copies(directory: Path, found: dict[str, bucket.Facts]) -> Path:
             f"{directory}: a copy takes {needed / 2**30:.1f} GiB, and {_cache()} has {free / 2**30:.1f} left; name a "
             "folder on a larger disk by COLM_CACHE"
         )
-    with tempfile.TemporaryDirectory(prefix="part-", dir=_cache()) as part:
+    with _part() as part:
         for name in found:
-            bucket.download(directory / name, Path(part) / name)
+            bucket.download(directory / name, part / name)
         folder.parent.mkdir(exist_ok=True)
         with suppress(OSError):  # another process was faster
-            Path(part).rename(folder)
+            part.rename(folder)
     for earlier in folder.parent.iterdir():
         if earlier != folder:
             shutil.rmtree(earlier, ignore_errors=True)
@@ -187,6 +197,34 @@ def _cache() -> Path:
     return folder
 
 
+@contextmanager
+def _part() -> Iterator[Path]:
+    """An empty folder there, for what is on its way."""
+    _remove_dead_parts()
+    prefix = f"{_PART}{socket.gethostname()}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=_cache(), ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@cache
+def _remove_dead_parts() -> None:
+    """Removes what processes of this machine have left there when they were killed."""
+    for folder in _cache().glob(f"{_PART}{socket.gethostname()}-*"):
+        number = folder.name.removeprefix(f"{_PART}{socket.gethostname()}-").split("-")[0]
+        if number.isdigit() and not _is_alive(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 # Writing.
 
 
@@ -195,8 +233,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A file on disk to be written, which takes the place of `path` when the block ends; where it raises, nothing is
     changed."""
     if in_bucket(path):
-        with tempfile.TemporaryDirectory(prefix="part-", dir=_cache()) as part:
-            beside = Path(part) / path.name
+        with _part() as part:
+            beside = part / path.name
             yield beside
             bucket.upload(beside, path, sha256_of(beside))
         return
@@ -259,8 +297,8 @@ def remove_tree(directory: Path) -> None:
 def working_directory(directory: Path) -> Iterator[Path]:
     """A directory on disk for programs that write nowhere else: itself, made, or an empty one (see `publish`)."""
     if in_bucket(directory):
-        with tempfile.TemporaryDirectory(prefix="part-", dir=_cache()) as part:
-            yield Path(part)
+        with _part() as part:
+            yield part
     else:
         make_directory(directory)
         yield directory
@@ -302,11 +340,10 @@ class GrowingFile:
     def __init__(self, path: Path, begin: str | None = None):
         """Opens the file, with `begin` in the place of what it holds; None leaves that as it is."""
         self._path, self._kept = path, time.monotonic()
-        self._part = None
+        self._open = ExitStack()
         local = path
         if in_bucket(path):
-            self._part = tempfile.TemporaryDirectory(prefix="part-", dir=_cache())
-            local = Path(self._part.name) / path.name
+            local = self._open.enter_context(_part()) / path.name
             if begin is None:
                 begin = path.read_text(encoding="utf-8") if path.exists() else ""
         if begin is not None:
@@ -326,7 +363,7 @@ class GrowingFile:
         """Makes what is written last."""
         local = Path(self._file.name)
         self._file.close()
-        if self._part is not None and self._changed:
+        if in_bucket(self._path) and self._changed:
             copy_file(local, self._path)
         self._file, self._kept, self._changed = local.open("a", encoding="utf-8"), time.monotonic(), False
 
@@ -334,5 +371,4 @@ class GrowingFile:
         """Keeps all, and closes the file."""
         self.keep()
         self._file.close()
-        if self._part is not None:
-            self._part.cleanup()
+        self._open.close()

@@ -282,11 +282,33 @@ def test_no_memory_left_is_one_line(monkeypatch, capsys, tmp_path):
     assert line.startswith("colm: no memory left: Out of memory allocating") and "--mesh" in line
 
 
-def test_addresses_of_buckets_are_no_paths(pair, tmp_path, capsys):
+def test_addresses_of_other_stores_are_no_paths(pair, tmp_path, capsys):
     models = ["--base", pair[0], "--expert", pair[1]]
-    said = refused(capsys, "train", *models, "--data", "train.jsonl", "--out", "gs://bucket/RUN")
-    assert "--out gs://bucket/RUN: is no path; mount the bucket" in said
-    assert "--expert gs://b/e" in refused(capsys, "train", *models, "--expert", "gs://b/e", "--out", "RUN")
+    said = refused(capsys, "train", *models, "--data", "train.jsonl", "--out", "s3://bucket/RUN")
+    assert "--out s3://bucket/RUN: is no path; of addresses only gs://BUCKET/NAME" in said
+    assert "--expert hdfs://b/e" in refused(capsys, "train", *models, "--expert", "hdfs://b/e", "--out", "RUN")
+    bound = refused(capsys, "train", *models, "--gin.Run.data='s3://b/d.jsonl'", "--out", tmp_path / "o")
+    assert "s3://b/d.jsonl: is no path" in bound
+    assert not (tmp_path / "o").exists()
+
+
+def test_check_reads_words_and_settings_and_runs_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = ["check", "train", "--base", "B", "--expert", "E", "--data", "F", "--out", "RUN"]
+    assert main([*train, "--mesh", "1,16,1", "--gin.Training.batch_size=32"]) == 0
+    assert main(["check", "generate", "--base", "B", "--prompts", "F", "--out", "A", "--mesh", "1,2,8"]) == 0
+    assert "batch_size 8 must be a multiple of" in refused(
+        capsys, *train, "--mesh", "1,16,1", "--gin.Training.batch_size=8"
+    )
+    assert "did you mean batch_size" in refused(capsys, *train, "--gin.Training.batch_sizes=8")
+    assert "--mesh 1,2: three whole numbers" in refused(
+        capsys, "check", "score", "--model", "M", "--data", "F", "--out", "S", "--mesh", "1,2"
+    )
+    assert "write the command behind it" in refused(capsys, "check")
+    for wrong in (["check", "trian"], [*train, "--lenght", "3"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_score_names_a_missing_file(shared, tmp_path, capsys):
@@ -313,6 +335,11 @@ def test_help_lists_every_command(capsys):
         "show",
         "judge",
         "lm_eval",
+        "config",
+        "check",
+        "sweep",
+        "plan",
+        "convert",
         "inspect",
         "export",
         "bench",

@@ -29,6 +29,14 @@ def test_submit(desk):
     assert printed == [["mkdir", "-p", logs], ["env", f"COLM_LAUNCH={LAUNCH}", "COLM_RESTARTS=3", *sbatch]]
 
 
+@pytest.mark.parametrize("mesh, takes", [("1,8,1", 8), ("2,16,1", 32)])
+def test_a_mesh_that_is_not_all_gpus_is_refused(desk, mesh, takes):
+    done = desk("slurm.sh", "submit", "--", *COLM, "--mesh", mesh)
+    assert (done.returncode, desk.calls) == (2, [])
+    assert f"--mesh {mesh}: takes {takes} devices, and NODES=2 times GPUS_PER_NODE=8 has 16" in done.stderr
+    assert desk("slurm.sh", "submit", "--", *COLM, "--mesh=1,16,1").returncode == 0
+
+
 def test_array(desk):
     commands = desk.directory / "my commands.txt"
     commands.write_text("colm sweep --trial a\ncolm sweep --trial b")  # no end of line behind the last

@@ -152,9 +152,10 @@ def test_a_local_cluster_s_words():
         done = local_cluster(*words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert line in done.stderr
-    done = local_cluster("2", "--devices", "4", "--dry_run", "--", "colm", "score", "--data", "my data.jsonl")
+    score = ["colm", "score", "--model", "a model", "--data", "my data.jsonl", "--out", "S"]
+    done = local_cluster("2", "--devices", "4", "--dry_run", "--", *score)
     (first, second) = map(shlex.split, done.stdout.splitlines())
-    assert first[-6:-1] == second[-6:-1] == ["colm", "score", "--data", "my data.jsonl", "--distributed"]
+    assert first[-10:-1] == second[-10:-1] == [*score, "--distributed"]
     assert [where.partition(",")[2] for where in (first[-1], second[-1])] == ["2,0", "2,1"]
     assert first[2].endswith("--xla_force_host_platform_device_count=4")
 

@@ -6,12 +6,13 @@ import time
 
 import pytest
 
-from tests.parallel.test_processes import assert_same_up_to_rounding, command, end, jobs, steps
+from tests.jobs import end
+from tests.parallel.test_processes import assert_same_up_to_rounding, command, steps
 from tests.pipeline.test_run import files
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 KILLS = 20
-__all__ = ["command", "jobs"]  # fixtures
+__all__ = ["command"]  # a fixture
 
 
 def killed(job, out, chance):

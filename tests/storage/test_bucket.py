@@ -94,6 +94,16 @@ def test_a_run_in_a_bucket_leaves_what_it_leaves_on_disk(tmp_path, bucket, input
     assert not (tmp_path / "gs:").exists()  # no address was taken for a path
 
 
+def test_settings_may_lie_in_the_bucket(bucket, capsys):
+    (bucket / "team.gin").write_text("Run.base = 'B'\nRun.experts = ('E',)\nRun.data = 'F'\n")
+    (bucket / "run.gin").write_text("include 'team.gin'\nTraining.epochs = 3\n")
+    assert main(["config", "--gin_file", str(bucket / "run.gin")]) == 0
+    printed = capsys.readouterr().out
+    assert f"{bucket}/run.gin:2" in printed and f"{bucket}/team.gin:1" in printed
+    assert main(["config", "--gin_file", str(bucket / "none.gin")]) == 2
+    assert "none.gin: no such file" in capsys.readouterr().err
+
+
 def test_two_processes_share_a_bucket_and_go_on_where_they_were_killed(tmp_path, bucket, inputs, jobs):
     """Machines that are taken away keep nothing; the next ones have the bucket alone."""
     for name in inputs.values():

@@ -1,6 +1,8 @@
 """The same operations on disk and in a bucket."""
 
 import hashlib
+import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -107,6 +109,19 @@ def test_a_copy_is_made_once_for_each_content(bucket, monkeypatch):
     assert files_below(local_copies(bucket, ["*.txt", "*.json"])) == ["a.txt", "b.json"]
     with pytest.raises(FileNotFoundError):
         local_copy(bucket / "none")
+
+
+def test_what_a_killed_process_left_is_removed(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLM_CACHE", str(tmp_path))
+    host = files.socket.gethostname()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead, alive, elsewhere = f"part-{host}-{ended.pid}-a", f"part-{host}-{os.getpid()}-b", f"part-other{host}-1-c"
+    for name in (dead, alive, elsewhere):
+        (tmp_path / name).mkdir()
+    files._remove_dead_parts.cache_clear()
+    write_text(bucket / "a.txt", "text")
+    assert {path.name for path in tmp_path.iterdir()} == {alive, elsewhere}
 
 
 def test_a_copy_that_does_not_fit_is_refused(bucket, monkeypatch):
