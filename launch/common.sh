@@ -107,15 +107,16 @@ check_settings() {
   colm check "${AFTER[@]:1}" || exit 2
 }
 
-# The value of a flag of the command; nothing where it has none.
+# The value of a flag of the command, the last one given, which counts; nothing where there is none.
 flag() {
-  local i
+  local i value=''
   for ((i = 0; i < ${#AFTER[@]}; i++)); do
     case ${AFTER[i]} in
-      "$1") printf '%s' "${AFTER[i + 1]:-}" ;;
-      "$1="*) printf '%s' "${AFTER[i]#"$1="}" ;;
+      "$1") value=${AFTER[i + 1]:-} ;;
+      "$1="*) value=${AFTER[i]#"$1="} ;;
     esac
   done
+  printf '%s' "$value"
 }
 
 # Machines that go away keep nothing: what is written must lie in a bucket, or under MOUNT.
@@ -132,10 +133,17 @@ check_mesh() { # DEVICES HOSTS WHERE
   local mesh taken
   mesh=$(flag --mesh)
   [[ -n $mesh ]] || return 0 # bound by gin, or missing, which colm says
-  [[ $mesh =~ ^[0-9]+,[0-9]+,[0-9]+$ ]] || fail "--mesh $mesh: three whole numbers, data,fsdp,tensor, as in 1,$1,1"
+  [[ $mesh =~ ^[1-9][0-9]*,[1-9][0-9]*,[1-9][0-9]*$ ]] || fail "--mesh $mesh: three whole numbers, data,fsdp,tensor, as in 1,$1,1"
   taken=$((${mesh//,/*}))
   ((taken == $1 || ($2 == 1 && taken < $1))) ||
     fail "--mesh $mesh: takes $taken devices, and $3 has $1; write --mesh DATA,FSDP,TENSOR whose product is $1"
+}
+
+# The same for a slice of Cloud TPU, ACCELERATOR: v4-N and v5p-N count cores, two a device; of the others N is the devices.
+check_slice() {
+  local devices=${ACCELERATOR##*-} one_host=8
+  case $ACCELERATOR in v4-* | v5p-*) devices=$((devices / 2)) one_host=4 ;; esac
+  check_mesh "$devices" "$(((devices + one_host - 1) / one_host))" "ACCELERATOR=$ACCELERATOR"
 }
 
 # Where MOUNT is set, the bucket is mounted there.

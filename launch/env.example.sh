@@ -16,7 +16,7 @@ BUCKET=             # with MOUNT: its bare name, without gs://; with hierarchica
 ACCELERATOR=v5litepod-16              # v5litepod-N, v5p-N, v6e-N
 RUNTIME=v2-alpha-tpuv5-lite           # v5p: v2-alpha-tpuv5; v6e: v2-alpha-tpuv6e
 SPOT=true                             # cheaper, and may be taken away at any time: training goes on by itself
-PACKAGE=dist/colm_jax-0.1.0-py3-none-any.whl  # a wheel (pip wheel --no-deps -w dist .) or what pip takes, as in colm-jax[tpu]
+PACKAGE=dist/colm_jax-0.1.0-py3-none-any.whl  # a wheel (pip wheel --no-deps -w dist .) or what pip takes, as in colm-jax[tpu,gcs]
 POLL=60                               # seconds between two looks at the job
 CREATE_FLAGS=()                       # more flags of `queued-resources create`, as in (--network=mine --internal-ips)
 SSH_FLAGS=()                          # more flags of `tpu-vm ssh` and `scp`, as in (--internal-ip)

@@ -119,6 +119,7 @@ case ${WORDS[0]} in
     read_environment PROJECT ZONE NAME CLUSTER IMAGE ACCELERATOR RESTARTS
     check_command
     check_out
+    check_slice
     run xpk workload create "--cluster=$CLUSTER" "--workload=$NAME" "--project=$PROJECT" "--zone=$ZONE" \
       "--tpu-type=$ACCELERATOR" --num-slices=1 "--docker-image=$IMAGE" "--max-restarts=$RESTARTS" \
       "--command=$(quoted "${AFTER[@]}" --distributed auto)"

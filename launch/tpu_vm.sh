@@ -96,14 +96,6 @@ on_workers() { # WORKER COMMAND: a line for the worker's shell
   run "${vm[@]}" ssh "$NAME" "${where[@]}" "--worker=$1" ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"} "--command=$2"
 }
 
-# Of the slice: v5litepod-N and v6e-N count chips, v5p-N and older ones cores, two a chip. Up to 8 may be one host's.
-check_slice() {
-  local chips=${ACCELERATOR##*-} hosts=1
-  case $ACCELERATOR in v[234]-* | v5p-*) chips=$((chips / 2)) ;; esac
-  if ((chips > 8)); then hosts=2; fi
-  check_mesh "$chips" "$hosts" "ACCELERATOR=$ACCELERATOR"
-}
-
 worker_script() { quoted bash colm-launch/on_worker.sh "$@"; }
 
 check_package() {

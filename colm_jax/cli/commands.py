@@ -140,7 +140,7 @@ def sweep(flags: Flags) -> dict[str, Any] | None:
     files, bindings = flags.gin
     parse(files, bindings)
     settings, out = make(Sweep, parallel=flags.parallel), Path(flags.out)
-    trials = make_trials(settings, [Path(file).parent for file in files])
+    trials = make_trials(settings, [path_of(file).parent for file in files])
     if flags.trial is not None:
         trials = [trial for trial in trials if trial.name == flags.trial]
         if not trials:
@@ -358,6 +358,7 @@ def export(flags: Flags) -> None:
         if flags.format == "colm":
             for name in files_below(team):
                 if name not in (MANIFEST, STARTED):
+                    make_directory((beside / name).parent)
                     copy_file(team / name, beside / name)
         else:
             # Float32, whatever the base is stored in: the gate becomes a row of the head, and would be rounded.

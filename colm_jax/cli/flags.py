@@ -7,7 +7,7 @@ import jax
 
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh
-from colm_jax.storage import make_directory, path_of
+from colm_jax.storage import check_writable, make_directory, path_of
 
 Flags = argparse.Namespace
 
@@ -37,4 +37,5 @@ def check_new_file(path: str) -> Path:
     if target.is_dir():
         raise UserError(f"--out {path}: is a directory; name a file")
     make_directory(target.parent)
+    check_writable(target)
     return target

@@ -23,7 +23,7 @@ from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
 from colm_jax.models.lora import Lora
 from colm_jax.pipeline.config import RunConfig
-from colm_jax.storage import absolute, path_of
+from colm_jax.storage import absolute, in_bucket, path_of
 from colm_jax.sweep.config import Sweep
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
@@ -141,7 +141,8 @@ def _read(text: str, place, folder: Path | None, into: Bindings, within: tuple[P
         for statement in parser:
             where = place(statement.location.line_num)
             if isinstance(statement, config_parser.IncludeStatement):
-                near = [(folder or Path()) / statement.filename, Path(statement.filename)]
+                near = [(folder or Path()) / statement.filename, path_of(statement.filename)]
+                near = near[1:] if in_bucket(statement.filename) else near
                 found = next((path for path in near if path.is_file()), None)
                 if found is None:
                     raise UserError(

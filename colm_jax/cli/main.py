@@ -72,7 +72,7 @@ def _check_paths(flags: argparse.Namespace) -> None:
     """
     for name, value in vars(flags).items():
         for text in value if isinstance(value, list) else [value]:
-            if not isinstance(text, str) or not (scheme := re.match(r"(\w+)://", text)):
+            if not isinstance(text, str) or name == "stop" or not (scheme := re.match(r"(gs|s3|az|hdfs)://", text)):
                 continue
             if scheme[1] != "gs":
                 raise UserError(f"--{name} {text}: is no path; of addresses only gs://BUCKET/NAME is read and written")

@@ -4,7 +4,6 @@ Each reading error names file and line. Texts longer than the context are cut, a
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from colm_jax.errors import UserError
 from colm_jax.storage import path_of, size_of
 
 DOCUMENT_BORDER = "<|endoftext|>"
-_BUFFER = 1 << 20  # bytes
 _REPORTED = 1 << 16  # bytes of a file between two reports of progress
 
 # What is known of a text without reading it: its tokens, how many of them count in the loss, where in the data file it
@@ -102,7 +100,7 @@ class Examples:
 def _lines(path: Path, progress: Progress) -> Iterator[str]:
     """The lines of a UTF-8 file, one at a time, each with its end as "\\n"."""
     try:
-        with io.BufferedReader(path.open("rb"), _BUFFER) as file:  # without it, lines from a bucket come slowly
+        with path.open("rb") as file:
             size, done, reported = size_of(path), 0, 0
             for number, line in enumerate(file, start=1):
                 done += len(line)

@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from colm_jax.data.records import INDEX, Example, Examples, Progress, encode_text, place, stream_records
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
-from colm_jax.storage import in_bucket, local_copy, make_directory, read_json, replacing, save_array, write_json
+from colm_jax.storage import in_bucket, local_copies, make_directory, read_json, replacing, save_array, write_json
 
 TEXTS, INDEX_FILE, SUMMARY = "texts.arrayrecord", "index.npy", "summary.json"
 _OPTIONS = "group_size:1,zstd:1"  # each text by itself: they are read in any order
@@ -34,7 +34,7 @@ class StoredTexts(Sequence[Example]):
 
     def __init__(self, path: Path):
         """Opens the file."""
-        self._records = grain.sources.ArrayRecordDataSource(str(local_copy(path)))
+        self._records = grain.sources.ArrayRecordDataSource(str(path))
 
     def __len__(self) -> int:
         """How many."""
@@ -139,9 +139,10 @@ def open_tokens(directory: Path) -> Examples:
     Raises:
       UserError: files are missing or do not belong together.
     """
+    here = local_copies(directory, [INDEX_FILE, TEXTS])
     try:
-        index = np.load(local_copy(directory / INDEX_FILE), mmap_mode="r")
-        texts = StoredTexts(directory / TEXTS)
+        index = np.load(here / INDEX_FILE, mmap_mode="r")
+        texts = StoredTexts(here / TEXTS)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{directory}: the tokenised texts cannot be read; delete it: {error}") from None
     if index.dtype != INDEX or len(index) != len(texts):

@@ -23,8 +23,9 @@ def read_records(path: str | Path) -> Records:
     """
     if Path(path).suffix != ".json":
         return read_jsonl(path)
+    file = path_of(path)
     try:
-        content = json.loads(path_of(path).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or 'no such object'}") from None
     except ValueError as error:  # not JSON, or not UTF-8

@@ -143,7 +143,7 @@ def on_first(work: Callable[[], T]) -> T:
     """What `work` returns in the first process, which alone does it: something that JSON holds. All wait for it.
 
     Raises:
-      UserError: in every process, where `work` raised it.
+      UserError, MachineError: in every process, where `work` raised it.
       RuntimeError: in the others, where it raised anything else.
     """
     if jax.process_count() == 1:
@@ -155,6 +155,8 @@ def on_first(work: Callable[[], T]) -> T:
             outcome["result"] = work()
         except UserError as error:
             outcome["refused"] = str(error)
+        except MachineError as error:
+            outcome["hindered"] = str(error)
         except Exception as error:
             failure, outcome["failed"] = error, f"{type(error).__name__}: {error}"
     barrier()
@@ -164,6 +166,8 @@ def on_first(work: Callable[[], T]) -> T:
     outcome = json.loads(text.tobytes())
     if "refused" in outcome:
         raise UserError(outcome["refused"])
+    if "hindered" in outcome:
+        raise MachineError(outcome["hindered"])
     if "failed" in outcome:
         raise failure or RuntimeError(f"the first process failed: {outcome['failed']}")
     return outcome["result"]

@@ -26,8 +26,9 @@ def load_report(path: str | Path) -> Report:
     Raises:
       UserError: another version's file, or one that holds something else.
     """
+    file = path_of(path)
     try:
-        found = json.loads(path_of(path).read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
         schema = found.pop("schema", None)
         if schema == SCHEMA:
             return _read(Report, found)

@@ -18,7 +18,7 @@ from colm_jax.data.records import Examples
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import batch_sharding_of, replicate
 from colm_jax.scoring.scorer import Progress, batches, check_count, check_digest, write_shards
-from colm_jax.storage import local_copy, read_json, replacing, write_json
+from colm_jax.storage import local_copies, read_json, replacing, write_json
 
 
 @jax.jit(static_argnames=("graph", "spread"))
@@ -72,11 +72,12 @@ def open_hidden(directory: Path, examples: Examples) -> tuple[Float[np.ndarray, 
       UserError: a shard was made from other token ids or loss masks than these, or shards are missing.
     """
     shards, count = [], 0
-    for path in sorted(directory.glob("shard-?????.npy")):
+    here = local_copies(directory, ["shard-?????.npy", "shard-?????.json"])
+    for path in sorted(here.glob("shard-?????.npy")):
         facts = read_json(_facts(path)) if _facts(path).exists() else {}
         numbers = range(count, count + facts.get("texts", 0))
-        check_digest(path, examples, numbers, facts.get("digest"))
-        shards.append(np.load(local_copy(path), mmap_mode="r"))
+        check_digest(directory / path.name, examples, numbers, facts.get("digest"))
+        shards.append(np.load(path, mmap_mode="r"))
         count = numbers.stop
     check_count(directory, examples, count)
     return tuple(shards)

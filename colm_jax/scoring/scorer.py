@@ -19,7 +19,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import barrier, batch_sharding_of, heed_stop, on_first, replicate, to_host
 from colm_jax.scoring.head import head_argmax, head_scores
-from colm_jax.storage import local_copy, make_directory, replacing
+from colm_jax.storage import entries, local_copies, make_directory, replacing
 
 SHARD_TEXTS = 128  # in a shard: what a kill can cost
 _BATCH = 8  # texts that pass together, at least
@@ -93,7 +93,12 @@ def write_shards(
     make_directory(directory)
     count = len(examples.items)
     paths = [directory / f"shard-{i:05d}{suffix}" for i in range(-(-count // SHARD_TEXTS))]
-    missing = on_first(lambda: [not path.exists() for path in paths])  # by one look, so that all agree
+
+    def absent() -> list[bool]:
+        there = set(entries(directory))
+        return [path not in there for path in paths]
+
+    missing = on_first(absent)  # by one look, so that all agree
     for number, path in enumerate(paths):
         shard = range(number * SHARD_TEXTS, min((number + 1) * SHARD_TEXTS, count))
         if missing[number]:
@@ -194,10 +199,11 @@ def load_scores(directory: Path, examples: Examples) -> Scores:
     """
     log_probs: list[np.ndarray] = []
     argmaxes: list[np.ndarray] = []
-    for path in sorted(directory.glob("shard-?????.npz")):
-        with np.load(local_copy(path)) as shard:
+    here = local_copies(directory, ["shard-?????.npz"])
+    for path in sorted(here.glob("shard-?????.npz")):
+        with np.load(path) as shard:
             numbers = range(len(log_probs), len(log_probs) + len(shard["lengths"]))
-            check_digest(path, examples, numbers, str(shard["digest"]) if "digest" in shard else None)
+            check_digest(directory / path.name, examples, numbers, str(shard["digest"]) if "digest" in shard else None)
             borders = np.cumsum(shard["lengths"])[:-1]
             log_probs += np.split(shard["log_prob"], borders)
             argmaxes += np.split(shard["is_argmax"], borders)

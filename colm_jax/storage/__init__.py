@@ -3,6 +3,7 @@
 from colm_jax.storage.files import (
     GrowingFile,
     absolute,
+    check_writable,
     checksums,
     copy_file,
     entries,
@@ -31,6 +32,7 @@ from colm_jax.storage.files import (
 __all__ = [
     "GrowingFile",
     "absolute",
+    "check_writable",
     "checksums",
     "copy_file",
     "entries",

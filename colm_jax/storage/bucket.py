@@ -4,9 +4,13 @@ An object appears when its upload is whole, or not at all, and takes the place o
 finds is never half-written. Directories are no things of their own: one is there as long as an object lies below it.
 """
 
+import errno
+import fnmatch
+import io
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +19,7 @@ from typing import Any, cast
 from colm_jax.errors import MachineError, UserError
 
 SCHEME = "gs://"
+_AHEAD = 8 << 20  # bytes of a request, of an object that is read in order
 _SHA256 = "colm-sha256"  # metadata of what this package writes, so that nothing has to be read again to be compared
 
 
@@ -30,19 +35,90 @@ class Facts:
 
 
 def open_address(address: str) -> Path:
-    """The path of a gs:// address, its bucket asked whether it may be read. Paths of etils stand in for pathlib's.
+    """The path of a gs:// address, its bucket asked whether it may be read.
 
     Raises:
       UserError: gcsfs is not installed, or the bucket is not there or not open to this account.
-      MachineError: Cloud Storage cannot be reached.
+      MachineError: Cloud Storage cannot be reached, or does not know the account.
     """
     bucket, _, name = address.removeprefix(SCHEME).partition("/")
     if not bucket or any(part in ("", ".", "..") for part in name.rstrip("/").split("/") if name):
         raise UserError(f"{address}: no address in a bucket; write gs://BUCKET/NAME")
+    if found := re.search(r"[#*?\[\]%\\\x00-\x1f]", name):
+        raise UserError(
+            f"{address}: {found[0]!r} in a name is a pattern, or part of an address, to Google's tools and others; rename it"
+        )
     _check(bucket)
+    return cast(Path, _path_class()(f"{SCHEME}{bucket}/{name}".rstrip("/")))
+
+
+@cache
+def _path_class() -> type:
+    """Paths of etils that ask by the functions below: a refusal is one line, no letter in a name a pattern."""
     from etils import epath
 
-    return cast(Path, epath.Path(f"{SCHEME}{bucket}/{name}".rstrip("/")))
+    class BucketPath(epath.gpath.PosixGPath):
+        """What the package asks of a path, of an object or of what lies below a prefix."""
+
+        def exists(self) -> bool:
+            return self.is_file() or self.is_dir()
+
+        def is_file(self) -> bool:
+            try:
+                return bool(facts(cast(Path, self)))
+            except FileNotFoundError:
+                return False
+
+        def is_dir(self) -> bool:
+            return has_below(cast(Path, self))
+
+        def iterdir(self):
+            return iter([self / name for name in names_in(cast(Path, self))])
+
+        def glob(self, pattern):
+            return (self / name for name in names_in(cast(Path, self)) if fnmatch.fnmatchcase(name, pattern))
+
+        def open(self, mode="r", *, encoding=None, errors=None, **_):
+            if mode not in ("r", "rb"):
+                raise ValueError(f"{self}: opened as {mode!r}; objects are written whole")
+            raw = io.BufferedReader(_Reader(cast(Path, self)), _AHEAD)
+            return raw if mode == "rb" else io.TextIOWrapper(raw, encoding or "utf-8", errors)
+
+        def read_bytes(self) -> bytes:
+            return read(cast(Path, self), 0, None)
+
+        def read_text(self, encoding=None) -> str:
+            return self.read_bytes().decode(encoding or "utf-8")
+
+        def unlink(self, missing_ok=False) -> None:
+            try:
+                with _answered(str(self)):
+                    _objects().rm_file(str(self))
+            except FileNotFoundError:
+                if not missing_ok:
+                    raise
+
+        def mkdir(self, mode=None, parents=False, exist_ok=False) -> None:
+            """There are no directories to be made."""
+
+    return BucketPath
+
+
+class _Reader(io.RawIOBase):
+    """An object's bytes in order, a request for each `readinto`."""
+
+    def __init__(self, path: Path):
+        self._path, self._size, self._place = path, facts(path).size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        wanted = min(len(buffer), self._size - self._place)
+        found = read(self._path, self._place, self._place + wanted) if wanted else b""
+        buffer[: len(found)] = found
+        self._place += len(found)
+        return len(found)
 
 
 @cache
@@ -76,7 +152,11 @@ def _objects() -> Any:
 
 @contextmanager
 def _answered(address: str) -> Iterator[None]:
-    """Makes one line of what Cloud Storage, or the way to it, refuses. That there is no such object stays as it is."""
+    """Makes one line of what Cloud Storage, or the way to it, refuses. That there is no such object stays as it is.
+
+    Only what this account may not do is the user's error. Who does not know the account may be a machine that has just
+    started, and a job that ends so is started again.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -85,15 +165,19 @@ def _answered(address: str) -> Iterator[None]:
         from google.auth.exceptions import GoogleAuthError
 
         said = " ".join(str(error).split()) or type(error).__name__
-        code = getattr(error, "code", None)
-        if isinstance(error, GoogleAuthError) or code in (401, "401"):
-            raise UserError(
-                f"{address}: Google Cloud does not know who asks ({said}); gcloud auth application-default login"
-            ) from error
-        if code in (403, "403") or said.startswith("Forbidden"):
+        code = str(getattr(error, "code", ""))
+        if code == "403" or said.startswith("Forbidden"):
             raise UserError(
                 f"{address}: not allowed ({said}); this account needs the roles Storage Object User and Storage Legacy "
                 "Bucket Reader there"
+            ) from error
+        if code == "401" or isinstance(error, GoogleAuthError):
+            raise MachineError(
+                f"{address}: Google Cloud does not know who asks ({said}); gcloud auth application-default login"
+            ) from error
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise MachineError(
+                f"{address}: no room for a copy; name a folder on a larger disk by COLM_CACHE"
             ) from error
         raise MachineError(f"{address}: Cloud Storage did not do it: {said}; the same command goes on") from error
 
@@ -118,6 +202,27 @@ def facts_below(directory: Path) -> dict[str, Facts]:
     return {name.removeprefix(prefix): _facts(found[name]) for name in names}
 
 
+def names_in(directory: Path) -> list[str]:
+    """What lies right in a directory, in order."""
+    prefix = str(directory).removeprefix(SCHEME) + "/"
+    try:
+        with _answered(str(directory)):
+            found = _objects().ls(str(directory), detail=False)
+    except FileNotFoundError:
+        return []
+    names = {name.removeprefix(prefix).rstrip("/") for name in found if name.startswith(prefix)}
+    return sorted(names - {""})
+
+
+def has_below(directory: Path) -> bool:
+    """Whether anything lies below a directory."""
+    bucket, _, name = str(directory).removeprefix(SCHEME).partition("/")
+    with _answered(str(directory)):
+        prefix = f"{name}/" if name else ""
+        found = _objects().call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1, json_out=True)
+    return bool(found.get("items"))
+
+
 def _facts(info: dict[str, Any]) -> Facts:
     if info["type"] != "file":
         raise FileNotFoundError(f"{SCHEME}{info['name']}: is no object")
@@ -126,8 +231,8 @@ def _facts(info: dict[str, Any]) -> Facts:
     return Facts(info["size"], str(info["generation"]), info["mtime"].timestamp(), sha256, checksum)
 
 
-def read(path: Path, start: int, stop: int) -> bytes:
-    """Bytes start..stop of an object, fewer where it ends before."""
+def read(path: Path, start: int, stop: int | None) -> bytes:
+    """Bytes start..stop of an object (None: to its end), fewer where it ends before."""
     with _answered(str(path)):
         return _objects().cat_file(str(path), start=start, end=stop)
 
@@ -152,5 +257,6 @@ def copy(source: Path, target: Path) -> None:
 
 def remove_below(directory: Path) -> None:
     """Removes every object below a directory."""
-    with _answered(str(directory)):
-        _objects().rm(str(directory), recursive=True)
+    for name in facts_below(directory):
+        with _answered(f"{directory}/{name}"), suppress(FileNotFoundError):
+            _objects().rm_file(f"{directory}/{name}")

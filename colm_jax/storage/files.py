@@ -4,6 +4,7 @@ A path is on disk or, as gs://BUCKET/NAME, in a bucket of Cloud Storage. What on
 maps, ArrayRecord, tokenizers) goes through a copy in a folder of this machine: COLM_CACHE, or ~/.cache/colm_jax.
 """
 
+import fcntl
 import fnmatch
 import hashlib
 import json
@@ -14,7 +15,8 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from colm_jax.errors import MachineError, UserError
 from colm_jax.storage import bucket
 
 _PART = "part-"  # begins the names of folders whose content is on its way
+_AT_ONCE = 8  # objects that are copied side by side
 _KEEP_EVERY = 30  # seconds: how much of a file that grows is lost, at most, where a machine is taken away
 
 
@@ -113,7 +116,7 @@ def sha256_of(path: Path) -> str:
 def entries(directory: Path) -> list[Path]:
     """What is in a directory, in order; nothing where there is none."""
     if in_bucket(directory):
-        return [directory / name for name in sorted({name.split("/")[0] for name in bucket.facts_below(directory)})]
+        return list(directory.iterdir())
     return sorted(directory.iterdir()) if directory.exists() else []
 
 
@@ -169,23 +172,21 @@ def _copies(directory: Path, found: dict[str, bucket.Facts]) -> Path:
         for parts in ([str(directory), *found], [facts.generation for facts in found.values()])
     )
     folder = _cache() / address / content
-    if folder.is_dir():
-        return folder
-    needed, free = sum(facts.size for facts in found.values()), shutil.disk_usage(_cache()).free
-    if needed > free:
-        raise MachineError(
-            f"{directory}: a copy takes {needed / 2**30:.1f} GiB, and {_cache()} has {free / 2**30:.1f} left; name a "
-            "folder on a larger disk by COLM_CACHE"
-        )
-    with _part() as part:
-        for name in found:
-            bucket.download(directory / name, part / name)
-        folder.parent.mkdir(exist_ok=True)
-        with suppress(OSError):  # another process was faster
+    with (_cache() / f"{address}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes of a host one copies, and all use it
+        if folder.is_dir():
+            return folder
+        needed, free = sum(facts.size for facts in found.values()), shutil.disk_usage(_cache()).free
+        if needed > free:
+            raise MachineError(
+                f"{directory}: a copy takes {needed / 2**30:.1f} GiB, and {_cache()} has {free / 2**30:.1f} left; name "
+                "a folder on a larger disk by COLM_CACHE"
+            )
+        with _part() as part, ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda name: bucket.download(directory / name, part / name), found))
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.parent.mkdir()
             part.rename(folder)
-    for earlier in folder.parent.iterdir():
-        if earlier != folder:
-            shutil.rmtree(earlier, ignore_errors=True)
     return folder
 
 
@@ -226,6 +227,14 @@ def _is_alive(number: int) -> bool:
 
 
 # Writing.
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError where nothing may be written to a bucket; better now than when the work is done."""
+    if in_bucket(path):
+        probe = path.with_name(path.name + ".tmp")
+        write_text(probe, "")
+        probe.unlink()
 
 
 @contextmanager
@@ -304,11 +313,22 @@ def working_directory(directory: Path) -> Iterator[Path]:
         yield directory
 
 
-def publish(folder: Path, directory: Path, last: str | None = None) -> None:
-    """Puts what a working directory holds into the directory that it stands for; the file `last` after all others."""
+def publish(folder: Path, directory: Path, last: str | None = None, sent: dict[str, float] | None = None) -> None:
+    """Puts what a working directory holds into the directory that it stands for.
+
+    Args:
+      folder: the working directory.
+      directory: what it stands for; where that is on disk, it is the same.
+      last: a file that goes after all others.
+      sent: when each file was written that went before; kept up to date, and not sent again.
+    """
+    sent = {} if sent is None else sent
     if in_bucket(directory):
         for name in sorted(files_below(folder), key=lambda name: (name == last, name)):
-            copy_file(folder / name, directory / name)
+            written = modified(folder / name)
+            if sent.get(name) != written:
+                copy_file(folder / name, directory / name)
+                sent[name] = written
 
 
 @contextmanager
@@ -350,6 +370,7 @@ class GrowingFile:
             write_text(local, begin)
         self._file = local.open("a", encoding="utf-8")
         self._changed = begin is not None
+        self.keep()
 
     def write(self, text: str) -> None:
         """Adds text."""

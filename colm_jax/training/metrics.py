@@ -27,7 +27,8 @@ class Log:
         self._logs, self._open = directory / "logs", ExitStack()
         # TensorBoard and the profiler write to disk only: what is in a bucket follows with each checkpoint.
         self.folder = self._open.enter_context(working_directory(self._logs))
-        self._open.callback(publish, self.folder, self._logs)
+        self._sent: dict[str, float] = {}
+        self._open.callback(publish, self.folder, self._logs, sent=self._sent)
         self.is_writer = jax.process_index() == 0
         if self.is_writer:
             self._exact = GrowingFile(directory / "metrics.jsonl", first_lines(directory / "metrics.jsonl", done))
@@ -46,7 +47,7 @@ class Log:
             self._exact.keep()
             self._speed.keep()
             self._board.flush()
-            publish(self.folder, self._logs)
+            publish(self.folder, self._logs, sent=self._sent)
 
     def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """A step's line in each file; in metrics.jsonl a killed process leaves only whole lines that count."""

@@ -142,7 +142,7 @@ def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, prof
     make_directory(directory)
     with (
         ocp.training.Checkpointer(
-            absolute(directory / "checkpoints"),
+            str(absolute(directory / "checkpoints")),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(2),
         ) as checkpointer,

@@ -110,5 +110,8 @@ def test_skypilot_s_task_runs_the_command_on_the_bucket(desk):
     desk.says("refusals", "gcsfuse")
     done = subprocess.run(["bash", "-c", task["run"]], cwd=LAUNCH.parent, env=environment, timeout=60)
     assert done.returncode != 0 and desk.calls[-1][0] == "gcsfuse"  # nothing is computed that would be lost
-    subprocess.run(["bash", "-c", task["run"]], cwd=LAUNCH.parent, env=environment | {"MOUNT": ""}, check=True)
+    without = environment | {"MOUNT": ""}
+    done = subprocess.run(["bash", "-c", task["run"]], cwd=LAUNCH.parent, env=without, capture_output=True, text=True)
+    assert done.returncode == 2 and "BUCKET=b without MOUNT" in done.stderr
+    subprocess.run(["bash", "-c", task["run"]], cwd=LAUNCH.parent, env=without | {"BUCKET": ""}, check=True)
     assert [call[0] for call in desk.calls[-2:]] == ["gcsfuse", "colm"]  # without MOUNT nothing is mounted

@@ -81,6 +81,8 @@ def test_without_a_mount_the_bucket_is_no_directory(desk):
         ("v5litepod-16", "2,16,1", 16),
         ("v6e-8", "1,16,1", 8),
         ("v5p-16", "1,16,1", 8),  # cores
+        ("v5p-16", "1,4,1", 8),  # of two hosts
+        ("v3-8", "1,16,1", 8),
         ("v5litepod-16", "16", None),
     ],
 )
@@ -93,7 +95,7 @@ def test_a_mesh_that_is_not_the_slice_s_is_refused_before_it_costs(desk, acceler
         assert f"--mesh {mesh}: " in done.stderr and said in done.stderr
 
 
-@pytest.mark.parametrize("accelerator, mesh", [("v6e-8", "1,4,1"), ("v5p-16", "1,4,2"), ("v5litepod-8", "1,8,1")])
+@pytest.mark.parametrize("accelerator, mesh", [("v6e-8", "1,4,1"), ("v5p-8", "1,2,1"), ("v3-8", "1,8,1")])
 def test_one_host_may_use_a_part_of_its_chips(desk, accelerator, mesh):
     desk.values["ACCELERATOR"] = accelerator
     done = desk("tpu_vm.sh", "train", "--dry_run", "--", "colm", "train", f"--mesh={mesh}")
@@ -273,7 +275,7 @@ def test_a_refused_request_is_not_repeated_when_called_again(desk):
 def test_results_must_lie_in_a_bucket_or_under_the_mount(desk, script, command):
     for mount in (desk.values["MOUNT"], ""):
         desk.values["MOUNT"] = mount
-        for out in (["--out", "RUN"], ["--out=/tmp/RUN"], ["--out", "gs://bucket"]):
+        for out in (["--out", "RUN"], ["--out", "gs://b/A", "--out=/tmp/RUN"], ["--out", "gs://bucket"]):
             done = desk(script, command, "--", "colm", "train", *out)
             assert (done.returncode, desk.calls) == (2, [])
             assert "must be gs://BUCKET/NAME" in done.stderr

@@ -8,6 +8,7 @@ import time
 import urllib.request
 
 import pytest
+from etils import epath
 
 from colm_jax.storage import path_of
 
@@ -48,4 +49,9 @@ def emulator(tmp_path_factory):
 @pytest.fixture
 def bucket(emulator, request):
     """A directory of the bucket that no other test writes to."""
-    return path_of(f"gs://bucket/{request.node.name.translate(str.maketrans('[]', '--'))}")
+    return path_of(f"gs://bucket/{request.node.name.translate(str.maketrans('[]', '()'))} é")
+
+
+def by_others(path, content):
+    """An object as another program writes it: without this package's note of its hash."""
+    epath.Path(str(path)).write_bytes(content)

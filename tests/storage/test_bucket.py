@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,13 @@ from safetensors.numpy import load
 from colm_jax import CoLM
 from colm_jax.cli.main import main
 from colm_jax.errors import UserError
-from colm_jax.storage import files_below, read_lines
+from colm_jax.generation import Settings
+from colm_jax.pipeline.files import write_answers
+from colm_jax.pipeline.stage import Stage
+from colm_jax.storage import files_below, read_lines, write_text
 from tests.jobs import end, until
 from tests.pipeline.test_run import write_lines
+from tests.storage.conftest import by_others
 from tests.tiny import write_team
 
 # Of where a run lies, and of the hashes by which its models are known: the bucket's own.
@@ -25,7 +30,7 @@ _OF_ITS_TIME = {"checkpoints", "logs"}
 def put(source, target):
     """A file or directory in the bucket, as another program uploads it."""
     for name in files_below(source) if source.is_dir() else [""]:
-        (target / name).write_bytes((source / name).read_bytes())
+        by_others(target / name, (source / name).read_bytes())
     return str(target)
 
 
@@ -95,8 +100,8 @@ def test_a_run_in_a_bucket_leaves_what_it_leaves_on_disk(tmp_path, bucket, input
 
 
 def test_settings_may_lie_in_the_bucket(bucket, capsys):
-    (bucket / "team.gin").write_text("Run.base = 'B'\nRun.experts = ('E',)\nRun.data = 'F'\n")
-    (bucket / "run.gin").write_text("include 'team.gin'\nTraining.epochs = 3\n")
+    by_others(bucket / "team.gin", b"Run.base = 'B'\nRun.experts = ('E',)\nRun.data = 'F'\n")
+    by_others(bucket / "run.gin", b"include 'team.gin'\nTraining.epochs = 3\n")
     assert main(["config", "--gin_file", str(bucket / "run.gin")]) == 0
     printed = capsys.readouterr().out
     assert f"{bucket}/run.gin:2" in printed and f"{bucket}/team.gin:1" in printed
@@ -119,6 +124,8 @@ def test_two_processes_share_a_bucket_and_go_on_where_they_were_killed(tmp_path,
     codes, outputs = end(jobs(command, there, 2))
     assert codes == [0, 0], outputs
     assert "scores/base: nothing to do" in outputs[0]
+    done = [line["step"] for line in read_lines(there / "train/logs/speed.jsonl")]  # of both starts
+    assert done.count(1) == 1 and max(done) == 40
     assert main(["train", *flags(inputs, tmp_path), *TRAINING, "--out", str(disk), "--mesh", "1,4,2"]) == 0
     # Devices of two processes sum gradients in another order.
     assert_same(disk, there, rounded={"metrics.jsonl", "model.safetensors", "gate.safetensors"})
@@ -127,24 +134,37 @@ def test_two_processes_share_a_bucket_and_go_on_where_they_were_killed(tmp_path,
     assert (there / "scores/base/shard-00001.npz").exists()  # so both have written some
 
 
-def test_answers_go_on_from_the_bucket(tmp_path, bucket, tiny_model, jobs):
-    put(tiny_model("base"), bucket / "base")
-    put(tiny_model("expert", seed=1), bucket / "expert")
-    team = put(write_team(tmp_path / "team", tmp_path / "base", bucket / "expert"), bucket / "team")
-    prompts = put(
-        Path(write_lines(tmp_path / "prompts.jsonl", [{"prompt": "abcdefgh"}] * 60)), bucket / "prompts.jsonl"
-    )
-    generate = ["generate", "--base", team, "--prompts", prompts, "--max_new_tokens", "40", "--batch_size", "2"]
-    out, part = bucket / "answers.jsonl", bucket / "answers.jsonl.part"
-    (process,) = jobs(generate, out, 1)
-    until(lambda: part.exists(), [process])
-    process.terminate()
-    codes, outputs = end([process])
-    assert codes == [128 + signal.SIGTERM], outputs
-    assert not out.exists()
-    codes, outputs = end(jobs(generate, out, 1))
-    assert codes == [0], outputs
-    assert len(read_lines(out)) == 60 and not part.exists()
+def test_answers_go_on_from_the_bucket(tmp_path, bucket, tiny_model, monkeypatch):
+    team = CoLM.from_pretrained(write_team(tmp_path / "team", tiny_model("base"), tiny_model("expert", seed=1)))
+    prompts, out = [{"prompt": "abcdefgh"[i:]} for i in range(6)], bucket / "answers.jsonl"
+    asked, real = [], team.answers
+
+    def answers(chosen, *rest, **settings):
+        asked.append(len(chosen))
+        for answer in real(chosen, *rest, **settings):
+            yield answer
+            if len(asked) == 1:  # the first time, behind the first answer
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(team, "answers", answers)
+    write = partial(write_answers, out, team, prompts, list("abcdef"), Settings(0.5, batch_size=2), "defer", "key")
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert not out.exists() and len((bucket / "answers.jsonl.part").read_text().splitlines()) == 2
+    assert [line["id"] for line in write()] == list("abcdef")
+    assert asked == [6, 5]
+    assert read_lines(out)[0]["tokens"] == team.generate(prompts[:1])[0].tokens
+    assert files_below(bucket) == ["answers.jsonl"]
+
+
+def test_a_run_that_others_have_copied_into_the_bucket_stands(tmp_path, bucket):
+    """Their program leaves no hash of ours."""
+    disk, there = Stage("s", tmp_path / "s"), Stage("s", bucket / "s")
+    assert disk.run({"data": "1"}, {}, lambda directory: write_text(directory / "a.txt", "a"))
+    put(disk.directory, there.directory)
+    assert not there.run({"data": "1"}, {}, lambda _: pytest.fail("it is done"))
+    by_others(there.directory / "a.txt", b"b")
+    assert there.run({"data": "1"}, {}, lambda directory: write_text(directory / "a.txt", "a"))
 
 
 def test_weights_are_read_by_ranges_and_what_is_wrong_is_named_by_its_address(tmp_path, bucket, tiny_model):
@@ -153,13 +173,13 @@ def test_weights_are_read_by_ranges_and_what_is_wrong_is_named_by_its_address(tm
     before = set(os.listdir(os.environ["COLM_CACHE"]))
     team, same = (CoLM.from_pretrained(base=place, experts=[]) for place in (bucket / "model", model))
     assert team.generate(["abc"], strategy="base") == same.generate(["abc"], strategy="base")
-    (copied,) = set(os.listdir(os.environ["COLM_CACHE"])) - before
+    (copied,) = {name for name in set(os.listdir(os.environ["COLM_CACHE"])) - before if not name.endswith(".lock")}
     (folder,) = (Path(os.environ["COLM_CACHE"]) / copied).iterdir()
     assert files_below(folder) == ["config.json", "tokenizer.json", "tokenizer_config.json"]
     whole = (model / "model.safetensors").read_bytes()
     assert load(whole)
     for content in (b"", whole[:5], whole[:8], whole[:200], whole[:-1], b"\xff" * 50):
-        (bucket / "model/model.safetensors").write_bytes(content)
+        by_others(bucket / "model/model.safetensors", content)
         with pytest.raises(UserError, match=r"gs://bucket/.*/model.safetensors: not a readable safetensors file"):
             CoLM.from_pretrained(base=bucket / "model", experts=[])
     (bucket / "model/model.safetensors").unlink()

@@ -1,5 +1,6 @@
 """The same operations on disk and in a bucket."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -10,8 +11,10 @@ import pytest
 from colm_jax.errors import MachineError, UserError
 from colm_jax.storage import (
     GrowingFile,
+    check_writable,
     checksums,
     copy_file,
+    entries,
     files,
     files_below,
     in_bucket,
@@ -19,6 +22,7 @@ from colm_jax.storage import (
     local_copy,
     path_of,
     publish,
+    read_json,
     read_lines,
     read_range,
     remove_tree,
@@ -31,6 +35,7 @@ from colm_jax.storage import (
     write_json,
     write_text,
 )
+from tests.storage.conftest import by_others
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -83,8 +88,8 @@ def test_large_files_go_in_parts(bucket, tmp_path):
 
 def test_files_of_others_are_compared_by_what_the_bucket_knows_of_them(bucket, monkeypatch):
     write_text(bucket / "ours", "text")
-    (bucket / "theirs").write_text("text")  # without this package's note
-    (bucket / "other").write_text("texts")
+    by_others(bucket / "theirs", b"text")  # without this package's note
+    by_others(bucket / "other", b"texts")
     digest = hashlib.sha256(b"text").hexdigest()
     found = checksums(bucket, ["ours", "theirs", "other"])
     assert found["ours"] == digest and found["theirs"] not in (digest, found["other"])
@@ -180,6 +185,8 @@ def test_a_directory_is_filled_on_disk_and_its_last_file_comes_last(place, monke
         ("gs://", "no address in a bucket"),
         ("gs://bucket//a", "no address in a bucket"),
         ("gs://bucket/../a", "no address in a bucket"),
+        ("gs://bucket/run[1]", "rename it"),
+        ("gs://bucket/a?b", "rename it"),
         ("gs://none/a", "gs://none: there is no such bucket"),
     ],
 )
@@ -210,7 +217,7 @@ def http_error(code, message):
 @pytest.mark.parametrize(
     "error, kind, said",
     [
-        (lambda: http_error(401, "Anonymous caller"), UserError, "gcloud auth application-default login"),
+        (lambda: http_error(401, "Anonymous caller"), MachineError, "gcloud auth application-default login"),
         (lambda: OSError("Forbidden: b/x\nno storage.objects.list"), UserError, "Storage Object User"),
         (lambda: http_error(503, "Backend Error"), MachineError, "Backend Error, 503; the same command goes on"),
         (lambda: ConnectionError("unreachable"), MachineError, "unreachable"),
@@ -223,6 +230,49 @@ def test_what_cloud_storage_refuses_is_one_line(bucket, monkeypatch, error, kind
         write_text(bucket / "a", "text")
     with pytest.raises(kind, match=said):
         path_of("gs://another-bucket/a")
+    for read in (
+        lambda path: path.exists(),
+        lambda path: path.is_dir(),
+        lambda path: path.read_text(),
+        lambda path: path.open("rb"),
+        lambda path: path.unlink(missing_ok=True),
+        lambda path: list(path.glob("*")),
+        lambda path: list(path.iterdir()),
+        read_json,
+        local_copy,
+        remove_tree,
+        check_writable,
+    ):
+        with pytest.raises(kind, match=said):
+            read(bucket / "a")
+
+
+def test_a_path_in_a_bucket_answers_as_one_on_disk_does(place):
+    write_text(place / "a.txt", "one\r\ntwo\n")
+    assert (place / "a.txt").exists() and (place / "a.txt").is_file() and not (place / "a.txt").is_dir()
+    assert place.is_dir() and not place.is_file()
+    for none in ("a", "a.tx", "b.txt"):
+        assert not (place / none).exists() and not (place / none).is_dir() and not (place / none).is_file()
+    copy_file(place / "a.txt", place / "b.json")
+    assert sorted(path.name for path in place.glob("*.txt")) == ["a.txt"]
+    assert [path.name for path in entries(place)] == ["a.txt", "b.json"]
+    assert entries(place / "none") == []
+    with (place / "a.txt").open("rb") as file:
+        assert list(file) == [b"one\r\n", b"two\n"]
+    (place / "b.json").unlink()
+    (place / "b.json").unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError):
+        (place / "b.json").unlink()
+    with pytest.raises(UserError, match="file is missing"):
+        read_json(place / "none.json")
+
+
+def test_no_room_is_said_as_such(bucket, monkeypatch):
+    write_text(bucket / "a", "text")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(files.bucket, "_objects", lambda: Refusing(full))
+    with pytest.raises(MachineError, match="no room for a copy; name a folder on a larger disk by COLM_CACHE"):
+        local_copy(bucket / "a")
 
 
 def test_without_gcsfs_the_remedy_is_said(monkeypatch):
