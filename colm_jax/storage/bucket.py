@@ -45,9 +45,7 @@ def open_address(address: str) -> Path:
     if not bucket or any(part in ("", ".", "..") for part in name.rstrip("/").split("/") if name):
         raise UserError(f"{address}: no address in a bucket; write gs://BUCKET/NAME")
     if found := re.search(r"[#*?\[\]%\\\x00-\x1f]", name):
-        raise UserError(
-            f"{address}: {found[0]!r} in a name is a pattern, or part of an address, to Google's tools and others; rename it"
-        )
+        raise UserError(f"{address}: {found[0]!r} means something else to programs that read addresses; rename it")
     _check(bucket)
     return cast(Path, _path_class()(f"{SCHEME}{bucket}/{name}".rstrip("/")))
 
