@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from etils.epath.gpath import PosixGPath
+
 from colm_jax.errors import MachineError, UserError
 
 SCHEME = "gs://"
@@ -47,71 +49,76 @@ def open_address(address: str) -> Path:
     if found := re.search(r"[#*?\[\]%\\\x00-\x1f]", name):
         raise UserError(f"{address}: {found[0]!r} means something else to programs that read addresses; rename it")
     _check(bucket)
-    return cast(Path, _path_class()(f"{SCHEME}{bucket}/{name}".rstrip("/")))
+    return cast(Path, BucketPath(f"{SCHEME}{bucket}/{name}".rstrip("/")))
 
 
-@cache
-def _path_class() -> type:
-    """Paths of etils that ask by the functions below: a refusal is one line, no letter in a name a pattern."""
-    from etils import epath
+class BucketPath(PosixGPath):
+    """A path of etils that asks by the functions below: a refusal is one line, and no letter in a name is a pattern."""
 
-    class BucketPath(epath.gpath.PosixGPath):
-        """What the package asks of a path, of an object or of what lies below a prefix."""
+    def exists(self) -> bool:
+        """Whether an object is there, or anything below it."""
+        return self.is_file() or self.is_dir()
 
-        def exists(self) -> bool:
-            return self.is_file() or self.is_dir()
+    def is_file(self) -> bool:
+        """Whether an object is there."""
+        try:
+            return bool(facts(cast(Path, self)))
+        except FileNotFoundError:
+            return False
 
-        def is_file(self) -> bool:
-            try:
-                return bool(facts(cast(Path, self)))
-            except FileNotFoundError:
-                return False
+    def is_dir(self) -> bool:
+        """Whether anything lies below it."""
+        return has_below(cast(Path, self))
 
-        def is_dir(self) -> bool:
-            return has_below(cast(Path, self))
+    def iterdir(self):
+        """What lies right in it, in order."""
+        return iter([self / name for name in names_in(cast(Path, self))])
 
-        def iterdir(self):
-            return iter([self / name for name in names_in(cast(Path, self))])
+    def glob(self, pattern):
+        """What lies right in it and is named so, in order."""
+        return (self / name for name in names_in(cast(Path, self)) if fnmatch.fnmatchcase(name, pattern))
 
-        def glob(self, pattern):
-            return (self / name for name in names_in(cast(Path, self)) if fnmatch.fnmatchcase(name, pattern))
+    def open(self, mode="r", *, encoding=None, errors=None, **_):
+        """Opens the object for reading, as text or as bytes."""
+        if mode not in ("r", "rb"):
+            raise ValueError(f"{self}: opened as {mode!r}; objects are written whole")
+        raw = io.BufferedReader(_Reader(cast(Path, self)), _AHEAD)
+        return raw if mode == "rb" else io.TextIOWrapper(raw, encoding or "utf-8", errors)
 
-        def open(self, mode="r", *, encoding=None, errors=None, **_):
-            if mode not in ("r", "rb"):
-                raise ValueError(f"{self}: opened as {mode!r}; objects are written whole")
-            raw = io.BufferedReader(_Reader(cast(Path, self)), _AHEAD)
-            return raw if mode == "rb" else io.TextIOWrapper(raw, encoding or "utf-8", errors)
+    def read_bytes(self) -> bytes:
+        """All of the object."""
+        return read(cast(Path, self), 0, None)
 
-        def read_bytes(self) -> bytes:
-            return read(cast(Path, self), 0, None)
+    def read_text(self, encoding=None) -> str:
+        """All of the object, decoded."""
+        return self.read_bytes().decode(encoding or "utf-8")
 
-        def read_text(self, encoding=None) -> str:
-            return self.read_bytes().decode(encoding or "utf-8")
+    def unlink(self, missing_ok=False) -> None:
+        """Removes the object."""
+        try:
+            with _answered(str(self)):
+                _objects().rm_file(str(self))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
 
-        def unlink(self, missing_ok=False) -> None:
-            try:
-                with _answered(str(self)):
-                    _objects().rm_file(str(self))
-            except FileNotFoundError:
-                if not missing_ok:
-                    raise
-
-        def mkdir(self, mode=None, parents=False, exist_ok=False) -> None:
-            """There are no directories to be made."""
-
-    return BucketPath
+    def mkdir(self, mode=None, parents=False, exist_ok=False) -> None:
+        """There are no directories to be made."""
 
 
 class _Reader(io.RawIOBase):
     """An object's bytes in order, a request for each `readinto`."""
 
     def __init__(self, path: Path):
+        """Asks how long the object is."""
         self._path, self._size, self._place = path, facts(path).size, 0
 
     def readable(self) -> bool:
+        """It is."""
         return True
 
     def readinto(self, buffer) -> int:
+        """The next bytes, as many as there is room for."""
         wanted = min(len(buffer), self._size - self._place)
         found = read(self._path, self._place, self._place + wanted) if wanted else b""
         buffer[: len(found)] = found

@@ -38,9 +38,11 @@ def path_of(path: str | Path) -> Path:
       UserError: an address of another kind, or a bucket that cannot be used.
       MachineError: Cloud Storage cannot be reached.
     """
+    if isinstance(path, bucket.BucketPath):
+        return path
     text = str(path)
     if in_bucket(text):
-        return bucket.open_address(text) if isinstance(path, str) else path
+        return bucket.open_address(text)
     if "://" in text:
         raise UserError(f"{text}: is no path; of addresses only gs://BUCKET/NAME is read and written")
     return Path(path)

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import pickle
 import subprocess
 
 import numpy as np
@@ -265,6 +266,7 @@ def test_a_path_in_a_bucket_answers_as_one_on_disk_does(place):
         (place / "b.json").unlink()
     with pytest.raises(UserError, match="file is missing"):
         read_json(place / "none.json")
+    assert pickle.loads(pickle.dumps(place / "a.txt")).read_text() == (place / "a.txt").read_text()
 
 
 def test_no_room_is_said_as_such(bucket, monkeypatch):
