@@ -5,12 +5,11 @@ the files written. It holds no times, so that a run that was stopped and went on
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +22,7 @@ from colm_jax.storage import (
     entries,
     files_below,
     in_bucket,
+    locked,
     make_directory,
     read_json,
     remove_tree,
@@ -176,24 +176,10 @@ def run_in_store(stage: Stage, store: Path, inputs: Mapping[str, str], settings:
     request = _request(stage.name, inputs, settings)
     key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
     stored = Stage(stage.name, store / stage.name / key)
-    with _locked(stored.directory.with_suffix(".lock")) if is_first() else nullcontext():
+    with locked(stored.directory.with_suffix(".lock"), "--store") if is_first() else nullcontext():
         worked = stored.run(inputs, settings, work)
     on_first(lambda: _link(stage.directory, stored.directory))
     return worked
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Alone with what the file stands for; whoever comes later waits. The lock ends with the process that holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(
-                f"{path}: the file system has no locks ({error.strerror}); use another for --store"
-            ) from None
-        yield
 
 
 def _link(link: Path, target: Path) -> None:

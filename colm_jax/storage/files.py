@@ -174,8 +174,7 @@ def _copies(directory: Path, found: dict[str, bucket.Facts]) -> Path:
         for parts in ([str(directory), *found], [facts.generation for facts in found.values()])
     )
     folder = _cache() / address / content
-    with (_cache() / f"{address}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes of a host one copies, and all use it
+    with locked(_cache() / f"{address}.lock", "COLM_CACHE"):  # of several processes of a host one copies for all
         if folder.is_dir():
             return folder
         needed, free = sum(facts.size for facts in found.values()), shutil.disk_usage(_cache()).free
@@ -198,6 +197,24 @@ def _cache() -> Path:
     folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colm_jax"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def locked(path: Path, where: str) -> Iterator[None]:
+    """Alone with what a file on disk stands for; whoever comes later waits. The lock ends with the process that holds it.
+
+    Raises:
+      UserError: a file system without locks; `where` is the setting that names another.
+    """
+    make_directory(path.parent)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(
+                f"{path}: the file system has no locks ({error.strerror}); use another for {where}"
+            ) from None
+        yield
 
 
 @contextmanager
