@@ -201,7 +201,7 @@ def _cache() -> Path:
 
 @contextmanager
 def locked(path: Path, where: str) -> Iterator[None]:
-    """Alone with what a file on disk stands for; whoever comes later waits. The lock ends with the process that holds it.
+    """Alone with what a file on disk stands for; whoever comes later waits. The lock ends with the process that has it.
 
     Raises:
       UserError: a file system without locks; `where` is the setting that names another.
