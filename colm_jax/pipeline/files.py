@@ -33,7 +33,7 @@ def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any
 
 
 def write_generations(path: Path, prompts: Sequence[Any], answers: Sequence[Generation], names: Sequence[Any]) -> None:
-    """Writes generation lines, beside the file and then renamed."""
+    """Writes a file of generation lines."""
     make_directory(path.parent)
     lines = (generation_line(*each) for each in zip(prompts, answers, names, strict=True))
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
