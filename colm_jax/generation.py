@@ -13,6 +13,7 @@ from colm_jax.decoding.sampling import Sampling
 from colm_jax.decoding.schedule import check_schedule, check_threshold
 from colm_jax.decoding.strategies import Strategy
 from colm_jax.errors import UserError
+from colm_jax.text.generated import GeneratedText
 
 Prompt = str | dict[str, Any]
 
@@ -57,6 +58,7 @@ class Settings:
     seed: int = 0
     samples: int = 1
     stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
     schedule: str | Sequence[str] = "constant"
     warmup: int | Sequence[int] = 0
     rate: float = 0.5
@@ -72,13 +74,26 @@ class Settings:
                 raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
         if not 0 <= self.rate <= 1:
             raise UserError(f"rate must be a number from 0 to 1, got {self.rate!r}")
-        if "" in self.stops:
-            raise UserError("stop strings must not be empty")
+        for stop in self.stops:
+            if not isinstance(stop, str) or not stop:
+                raise UserError(f"stop must be a string that is not empty, or several, got {stop!r}")
+        for token in self.stop_ids:
+            if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+                raise UserError(f"stop_token_ids must be whole numbers of at least 0, got {token!r}")
 
     @property
     def stops(self) -> list[str]:
         """The strings that end a text."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids of tokens that end a text."""
+        return list(self.stop_token_ids or [])
+
+    def text(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> GeneratedText:
+        """The text of an answer to a prompt, as yet empty."""
+        return GeneratedText(tokenizer.token_bytes, prompt, self.stops, self.stop_ids)
 
     def options(self, strategy: Strategy) -> Options:
         """What all requests share."""
@@ -107,6 +122,9 @@ class Settings:
         Raises:
           UserError: a setting out of range, or a prompt that leaves no room in the context.
         """
+        for token in self.stop_ids:
+            if token >= tokenizer.size:
+                raise UserError(f"stop_token_ids: {token} is no token; the vocabulary ends at {tokenizer.size - 1}")
         count, found = len(prompts), []
         columns = [_each(self, name, count) for name in ("threshold", "max_new_tokens", "schedule", "warmup")]
         for prompt, key, where, threshold, new, schedule, warmup in zip(prompts, keys, places, *columns):
@@ -131,48 +149,19 @@ def _each(settings: Settings, name: str, count: int) -> list[Any]:
     return list(value)
 
 
-class Writer:
-    """Turns what was written behind a prompt into text, up to a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]):
-        self._tokenizer, self._stops = tokenizer, list(stops)
-
-    def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        """What the tokens add to the prompt (a tokenizer may trim the first space of a text read alone)."""
-        before, after = self._tokenizer.decode(list(prompt)), self._tokenizer.decode([*prompt, *tokens])
-        return after[len(before) :] if after.startswith(before) else self._tokenizer.decode(list(tokens))
-
-    def kept(self, prompt: Sequence[int], tokens: Sequence[int]) -> int | None:
-        """How many tokens stay because a stop string is complete; None while none is."""
-        if not self._in(self.text(prompt, tokens)):
-            return None
-        return next(n for n in range(len(tokens) + 1) if self._in(self.text(prompt, tokens[:n])))
-
-    def _in(self, text: str) -> bool:
-        return any(stop in text for stop in self._stops)
-
-    def cut(self, text: str) -> str:
-        """The text in front of the first stop string."""
-        return text[: min((text.find(stop) for stop in self._stops if stop in text), default=len(text))]
-
-    def settled(self, text: str) -> str:
-        """The part of an unfinished text that no stop string and no further token can change any more."""
-        text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # half of a character: the rest is to come
-        longest = (n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
-        return text[: len(text) - max(longest, default=0)]
-
-    def generation(self, request: Request, answer: Answer, has_gate: bool) -> Generation:
-        """A finished answer, as the caller gets it."""
-        assert answer.finish_reason is not None
-        text = self.text(request.prompt, answer.tokens)
-        return Generation(
-            prompt_ids=list(request.prompt),
-            text=self.cut(text) if answer.finish_reason == "stop" else text,
-            tokens=answer.tokens,
-            sources=answer.sources,
-            p_defer=answer.p_defer if has_gate else None,
-            threshold=answer.threshold,
-            finish_reason=answer.finish_reason,
-            expert_calls=answer.expert_calls,
-            sample=request.sample,
-        )
+def generation(request: Request, answer: Answer, text: GeneratedText, has_gate: bool) -> Generation:
+    """A finished answer, as the caller gets it; `text` has read its tokens or reads them now."""
+    assert answer.finish_reason is not None
+    text.extend(answer.tokens)
+    text.finish()
+    return Generation(
+        prompt_ids=list(request.prompt),
+        text=text.text,
+        tokens=answer.tokens,
+        sources=answer.sources,
+        p_defer=answer.p_defer if has_gate else None,
+        threshold=answer.threshold,
+        finish_reason=answer.finish_reason,
+        expert_calls=answer.expert_calls,
+        sample=request.sample,
+    )

@@ -17,15 +17,16 @@ from colm_jax.checkpoints.team import EXPERT_DTYPES, Base, load_base, load_exper
 from colm_jax.data.records import Example, Examples, encode_examples
 from colm_jax.data.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary, vocabulary_digest
 from colm_jax.decoding.correction import Correction
-from colm_jax.decoding.engine import Answer, Engine, Request
+from colm_jax.decoding.engine import Answer, Engine
 from colm_jax.decoding.parking import Parking
 from colm_jax.decoding.strategies import Strategy, find_strategy
 from colm_jax.errors import UserError
-from colm_jax.generation import Generation, Prompt, Settings, Token, Writer
+from colm_jax.generation import Generation, Prompt, Settings, Token, generation
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh
 from colm_jax.scoring import score_examples
 from colm_jax.scoring.scorer import texts_at_once
+from colm_jax.text.generated import GeneratedText, cut
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class CoLM:
         top_k: int = 0,
         seed: int = 0,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: Sequence[int] | None = None,
         schedule: str | Sequence[str] = "constant",
         warmup: int | Sequence[int] = 0,
         rate: float = 0.5,
@@ -161,7 +163,8 @@ class CoLM:
           top_p: sample from the smallest set with this probability.
           top_k: sample from so many tokens; 0: all.
           seed: with temperature and for "random".
-          stop: strings that end the text; they are not part of it.
+          stop: strings that end the text, special tokens' spellings (as in "<|im_end|>") included; not part of it.
+          stop_token_ids: ids of tokens that end the text, beside the base's end-of-text ids; not part of it.
           schedule: "constant", or "linear", "cosine", "exponential": the threshold falls from 1 over `warmup` tokens;
             one or one per prompt.
           warmup: length of the schedule, in tokens; one number or one per prompt.
@@ -185,8 +188,8 @@ class CoLM:
         """
         settings = Settings(
             threshold=self.threshold(threshold), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-            top_k=top_k, min_p=min_p, seed=seed, samples=samples, stop=stop, schedule=schedule, warmup=warmup,
-            rate=rate, batch_size=batch_size, correction=correction, parking=parking,
+            top_k=top_k, min_p=min_p, seed=seed, samples=samples, stop=stop, stop_token_ids=stop_token_ids,
+            schedule=schedule, warmup=warmup, rate=rate, batch_size=batch_size, correction=correction, parking=parking,
         )  # fmt: skip
         found: dict[tuple[int, int], Generation] = {}
         for number, answer in self.answers(prompts, settings, strategy, log_probs, places):
@@ -221,14 +224,22 @@ class CoLM:
         places = [f"prompt {i + 1}" for i in range(len(prompts))] if places is None else places
         keys = range(len(prompts)) if keys is None else keys
         requests = settings.requests(prompts, keys, places, self.tokenizer, self.context, self.allowed)
-        writer = Writer(self.tokenizer, settings.stops)
+        texts: dict[int, GeneratedText] = {}  # of the answers under way
+
+        def text_of(number: int) -> GeneratedText:
+            if number not in texts:
+                texts[number] = settings.text(self.tokenizer, requests[number].prompt)
+            return texts[number]
 
         def rule(number: int, tokens: list[int]) -> int | None:
-            return writer.kept(requests[number].prompt, tokens)
+            return text_of(number).kept(tokens)
 
         def finished() -> Iterator[tuple[int, Generation]]:
-            for number, answer in self.engine.run(requests, settings.options(chosen), rule if settings.stops else None):
-                yield number // settings.samples, writer.generation(requests[number], answer, chosen.needs_gate)
+            stops = settings.stops or settings.stop_ids
+            for number, answer in self.engine.run(requests, settings.options(chosen), rule if stops else None):
+                text = text_of(number)
+                del texts[number]
+                yield number // settings.samples, generation(requests[number], answer, text, chosen.needs_gate)
 
         return self._with_log_probs(finished()) if log_probs else finished()
 
@@ -242,7 +253,7 @@ class CoLM:
           threshold: as in `generate`.
           strategy: as in `generate`.
           settings: further arguments of `generate`: max_new_tokens, temperature, top_p, top_k, min_p, seed, stop,
-            schedule, warmup, rate, correction.
+            stop_token_ids, schedule, warmup, rate, correction.
 
         Raises:
           UserError: as `generate`.
@@ -251,28 +262,25 @@ class CoLM:
         (request, *more) = held.requests([prompt], [0], ["prompt"], self.tokenizer, self.context, self.allowed)
         if more:
             raise UserError("stream writes one answer; samples must be 1")
-        writer = Writer(self.tokenizer, held.stops)
-        rule = (lambda _, tokens: writer.kept(request.prompt, tokens)) if held.stops else None
-        return self._stream(request, writer, self.engine.stream(request, held.options(chosen), rule), chosen.needs_gate)
+        text = held.text(self.tokenizer, request.prompt)
+        growing = self.engine.stream(request, held.options(chosen), lambda _, tokens: text.kept(tokens))
+        return self._stream(text, growing, chosen.needs_gate)
 
-    def _stream(self, request: Request, writer: Writer, growing: Iterator[Answer], has_gate: bool) -> Iterator[Token]:
-        shown, given = "", 0
+    def _stream(self, text: GeneratedText, growing: Iterator[Answer], has_gate: bool) -> Iterator[Token]:
+        given = 0
         for answer in growing:
-            ended = answer.finish_reason is not None
-            while given < len(answer.tokens):
-                text = writer.text(request.prompt, answer.tokens[: given + 1])
-                if answer.finish_reason == "stop":
-                    text = writer.cut(text)
-                if not ended and writer.settled(text) != text:
-                    break
+            text.extend(answer.tokens)
+            if answer.finish_reason is not None:
+                text.finish()
+            for i in range(given, text.settled()):
                 yield Token(
-                    token=answer.tokens[given],
-                    source=answer.sources[given],
-                    p_defer=answer.p_defer[given] if has_gate else None,
-                    threshold=answer.threshold[given],
-                    text=text[len(shown) :],
+                    token=answer.tokens[i],
+                    source=answer.sources[i],
+                    p_defer=answer.p_defer[i] if has_gate else None,
+                    threshold=answer.threshold[i],
+                    text=text.pieces[i],
                 )
-                shown, given = text, given + 1
+            given = text.settled()
 
     def _strategy(self, name: str) -> Strategy:
         """The strategy, if this team can follow it."""
@@ -336,13 +344,9 @@ class CoLM:
             )
         return ScoredTexts(scored, examples.cut)
 
-    def pieces(self, generation: Generation) -> list[str]:
-        """The text that each written token added; joined, they are `text` (but for what a stop string cut off)."""
-        ids, texts = list(generation.prompt_ids), []
-        before = self.tokenizer.decode(ids)
-        for token in generation.tokens:
-            ids.append(token)
-            after = self.tokenizer.decode(ids)
-            texts.append(after[len(before) :] if after.startswith(before) else self.tokenizer.decode([token]))
-            before = after
-        return texts
+    def pieces(self, answer: Generation) -> list[str]:
+        """The text that each written token added; joined, they are the answer's text."""
+        text = GeneratedText(self.tokenizer.token_bytes, answer.prompt_ids)
+        text.extend(answer.tokens)
+        text.finish()
+        return cut(text.pieces, len(answer.text))  # a stop string ended it there

@@ -10,16 +10,16 @@ from colm_jax.checkpoints.team import load_base, make_gate, save_reference
 from colm_jax.cli.main import main
 from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
-from colm_jax.generation import Settings, Writer
+from colm_jax.generation import Settings
 from colm_jax.pipeline.files import write_answers
+from tests.text.vocabularies import save
+from tests.tiny import write_model
 
 PROMPTS = ["abc", "hello there", "x", "quite another text", "zzz"]
 
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory, mesh):
-    from tests.tiny import write_model
-
     out = tmp_path_factory.mktemp("pair")
     plain = load_base(write_model(out / "base", seed=3), "float32", mesh)
     gate = make_gate(0.4 * np.random.default_rng(1).normal(size=(32, 1)).astype(np.float32))
@@ -104,7 +104,11 @@ def test_log_probabilities_are_those_of_scoring(team):
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"min_p": 1.5}, "min_p"),
         ({"samples": 0}, "samples"),
-        ({"stop": [""]}, "stop strings"),
+        ({"stop": [""]}, "stop must be a string"),
+        ({"stop": [3]}, "stop must be a string"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": ["2"]}, "stop_token_ids"),
+        ({"stop_token_ids": [4096]}, "4096 is no token"),
         ({"threshold": 2.0}, "threshold"),
     ],
 )
@@ -113,11 +117,39 @@ def test_what_cannot_be_meant_is_refused(team, changes, message):
         team.generate(PROMPTS, **{"threshold": 0.5, **changes})
 
 
-def test_a_text_that_may_still_become_a_stop_string_is_held_back(team):
-    writer = Writer(team.tokenizer, ["the end", "enough"])
-    assert writer.settled("this is th") == "this is "
-    assert writer.settled("an e") == "an "
-    assert writer.settled("half\N{REPLACEMENT CHARACTER}") == "half"
+# Text: models that write any byte, whatever character it is part of.
+
+
+@pytest.fixture(scope="module", params=["bytes", "llama", "byte-level"])
+def writer(request, tmp_path_factory):
+    directory = write_model(tmp_path_factory.mktemp("writer") / request.param, seed=5, vocab_size=328)
+    save(request.param, directory)
+    return CoLM.from_pretrained(directory, [])
+
+
+@pytest.mark.parametrize(
+    "stop", [None, ["\N{REPLACEMENT CHARACTER}"], ["<|turn|>", "a", "é"]], ids=["", "broken", "turn"]
+)
+def test_stream_equals_generate_and_pieces_are_the_text(writer, stop):
+    settings = {"strategy": "base", "max_new_tokens": 48, "temperature": 3.0, "stop": stop}
+    for seed in range(3):
+        (whole,) = writer.generate(["né 中"], seed=seed, **settings)
+        parts = list(writer.stream("né 中", seed=seed, **settings))
+        assert [part.token for part in parts] == whole.tokens
+        assert "".join(part.text for part in parts) == whole.text
+        assert [part.text for part in parts] == writer.pieces(whole)
+        assert not any(text in whole.text for text in stop or [])
+
+
+@pytest.mark.parametrize("writer", ["bytes"], indirect=True)
+def test_stop_tokens_end_the_text(writer):
+    (whole,) = writer.generate(["a"], strategy="base", max_new_tokens=40, temperature=3.0)
+    place = next(i for i, token in enumerate(whole.tokens) if i > 3 and token not in whole.tokens[:i])
+    settings = {"strategy": "base", "max_new_tokens": 40, "temperature": 3.0, "stop_token_ids": [whole.tokens[place]]}
+    (stopped,) = writer.generate(["a"], **settings)
+    assert stopped.tokens == whole.tokens[: place + 1] and stopped.finish_reason == "stop"
+    assert whole.text.startswith(stopped.text) and stopped.text == "".join(writer.pieces(stopped))
+    assert "".join(token.text for token in writer.stream("a", **settings)) == stopped.text
 
 
 # Files.
@@ -175,6 +207,7 @@ def test_the_command_takes_every_setting(directories, tmp_path, capsys):
     prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS[:2]))
     command = ["generate", "--base", base, "--expert", expert, "--prompts", str(prompts), "--out", str(out)]
     more = ["--samples", "2", "--min_p", "0.1", "--temperature", "1", "--log_probs", "--max_new_tokens", "6"]
+    more += ["--stop", "zq", "--stop_token_ids", "0", "1"]
     assert main([*command, *more, "--strategy", "lookahead", "--gin.Correction.watch=2", "--threshold", "0.5"]) == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(line["id"], line.get("sample", 0)) for line in lines] == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]

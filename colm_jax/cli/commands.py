@@ -282,10 +282,10 @@ def generate(flags: Flags) -> dict[str, Any]:
         check_threshold(flags.threshold)
     team, dtypes = _team(flags), (flags.dtype, flags.expert_dtype)
     prompts = [record for _, record in records]
-    chosen = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "samples", "stop", "schedule")
+    chosen = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "samples", "stop", "stop_token_ids")
     settings = Settings(
         team.threshold(flags.threshold),
-        **{name: getattr(flags, name) for name in (*chosen, "warmup", "rate", "batch_size")},
+        **{name: getattr(flags, name) for name in (*chosen, "schedule", "warmup", "rate", "batch_size")},
         correction=make(Correction),
     )
     with console.bar("generating", len(prompts) * flags.samples) as bar:

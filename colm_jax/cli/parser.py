@@ -230,7 +230,11 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--min_p", type=float, default=0.0, metavar="P", help=text)
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers to each prompt (default 1)")
     sub.add_argument("--seed", type=int, default=0, metavar="S")
-    sub.add_argument("--stop", action="append", metavar="STR", help="ends the text; repeatable")
+    sub.add_argument(
+        "--stop", action="append", metavar="STR", help="ends the text; repeatable; also <|im_end|> and such"
+    )
+    text = "tokens that end the text, beside the model's own end-of-text ids"
+    sub.add_argument("--stop_token_ids", type=int, nargs="+", action="extend", metavar="ID", help=text)
     sub.add_argument("--schedule", default="constant", metavar="S", help="constant, linear, cosine, exponential")
     sub.add_argument("--warmup", type=int, default=0, metavar="N", help="tokens over which the threshold falls from 1")
     sub.add_argument("--rate", type=float, default=0.5, help="deferral probability of strategy random")

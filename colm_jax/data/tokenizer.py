@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from colm_jax.checkpoints.directory import DEFER_TOKEN, FETCHED
 from colm_jax.errors import UserError
 from colm_jax.storage import local_copies, read_json
+from colm_jax.text.detokenizer import TokenBytes
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,14 @@ class Tokenizer:
         except TemplateError as error:
             raise UserError(f"{where}: the chat template refuses these messages: {error}") from None
 
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """What each token stands for; `GeneratedText` makes text of them."""
+        return TokenBytes(self.backend)
+
     def decode(self, ids: list[int]) -> str:
-        """Text of written tokens, special tokens left out."""
-        return self.backend.decode(ids, skip_special_tokens=True)
+        """Text of a whole prompt, special tokens left out."""
+        return self.backend.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from colm_jax.data.records import encode_prompt
+from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.generation import Generation, Settings
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.stage import plain
@@ -30,6 +32,19 @@ def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any
     if answer.sample:
         line["sample"] = answer.sample
     return line if answer.log_probs is None else line | {"log_probs": answer.log_probs}
+
+
+def prompt_ids(line: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
+    """Ids of the prompt in a generation line, which is text, messages or ids.
+
+    Raises:
+      UserError: it is none of these.
+    """
+    prompt = line["prompt"]
+    key = "prompt" if isinstance(prompt, str) else "messages"
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
+        key = "input_ids"
+    return encode_prompt({key: prompt}, tokenizer, where)
 
 
 def write_generations(path: Path, prompts: Sequence[Any], answers: Sequence[Generation], names: Sequence[Any]) -> None:

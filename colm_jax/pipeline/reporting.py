@@ -13,6 +13,7 @@ from colm_jax.evaluation.tasks import reference_of
 from colm_jax.parallel import is_first
 from colm_jax.pipeline import console
 from colm_jax.pipeline.answering import GRADES
+from colm_jax.pipeline.files import prompt_ids
 from colm_jax.pipeline.stage import Stage
 from colm_jax.pipeline.study import Study, read_study, write_study
 from colm_jax.report.contents import Answer, Curve, Piece, Report, Section, Table, View
@@ -36,13 +37,9 @@ _POINTS = 200  # of a training curve, at most: more steps are averaged
 
 def read_generations(path: Path, team: CoLM) -> list[Generation]:
     """Generation lines with the ids of their prompts."""
-    from colm_jax.data.records import encode_prompt
-
     answers = []
     for number, record in enumerate(read_lines(path), start=1):
-        prompt = record["prompt"]
-        key = "prompt" if isinstance(prompt, str) else "messages" if isinstance(prompt[0], dict) else "input_ids"
-        ids = encode_prompt({key: prompt}, team.tokenizer, f"{path}:{number}")
+        ids = prompt_ids(record, team.tokenizer, f"{path}:{number}")
         fields = ("text", "tokens", "sources", "p_defer", "threshold", "finish_reason", "expert_calls")
         answers.append(Generation(ids, *(record[name] for name in fields)))
     return answers

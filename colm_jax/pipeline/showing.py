@@ -1,6 +1,5 @@
 """`colm show`: a run's report, or a file of generation lines, in the terminal. Loads no model."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,13 @@ from colm_jax.checkpoints.directory import resolve
 from colm_jax.data.records import read_jsonl
 from colm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from colm_jax.errors import UserError
+from colm_jax.pipeline.files import prompt_ids
 from colm_jax.pipeline.reporting import REPORT
 from colm_jax.report.contents import Answer, Piece, Report, Table
 from colm_jax.report.store import load_report
 from colm_jax.report.terminal import show_answer, show_results, show_sections, show_tokens
 from colm_jax.storage import absolute, in_bucket
+from colm_jax.text.generated import GeneratedText, cut
 
 
 def show_path(path: Path, base: str | None, number: int | None, changed: bool, most: int, console: Console) -> None:
@@ -130,14 +131,13 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> An
     threshold = (line.get("threshold") or [None])[-1]
     if tokenizer is None:
         return Answer(prompt, (Piece(line["text"], 0, None),) if line["text"] else (), None, None, threshold)
-    return Answer(prompt, tuple(map(Piece, _pieces(tokenizer, tokens), sources, rates)), None, None, threshold)
-
-
-def _pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds."""
-    texts, before = [], ""
-    for i in range(len(tokens)):
-        after = tokenizer.decode(list(tokens[: i + 1]))
-        texts.append(after[len(before) :] if after.startswith(before) else tokenizer.decode([tokens[i]]))
-        before = after
-    return texts
+    text = GeneratedText(tokenizer.token_bytes, prompt_ids(line, tokenizer, where))
+    text.extend(tokens)
+    text.finish()
+    pieces = cut(text.pieces, len(line["text"]))
+    if "".join(pieces) != line["text"]:
+        raise UserError(
+            f"{where}: the tokenizer of {tokenizer.directory} makes another text of these tokens; name the model that "
+            "wrote the file (--base)"
+        )
+    return Answer(prompt, tuple(map(Piece, pieces, sources, rates)), None, None, threshold)

@@ -18,6 +18,7 @@ from colm_jax.report.contents import View
 from colm_jax.scoring.candidates import Candidates, find_candidates
 from colm_jax.storage import read_json, read_lines, write_json, write_text
 from colm_jax.team import CoLM, Generation
+from colm_jax.text.generated import GeneratedText
 
 CANDIDATES, AGREEMENT = "candidates.jsonl", "agreement.json"
 END = "⟨end⟩"  # shown for the end-of-text token, which has no text
@@ -121,7 +122,9 @@ def _text_behind(tokenizer: Tokenizer, known: dict[tuple[int, int], str], before
         if token in tokenizer.eos_ids:
             text = END
         else:
-            first, both = tokenizer.decode([before]), tokenizer.decode([before, token])
-            text = both[len(first) :] if both.startswith(first) else tokenizer.decode([token])
+            added = GeneratedText(tokenizer.token_bytes, [before])
+            added.extend([token])
+            added.finish()
+            text = added.text
         known[before, token] = text
     return known[before, token]

@@ -1,0 +1,47 @@
+"""`colm show` of a file of generation lines."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from colm_jax.data.tokenizer import load_tokenizer
+from colm_jax.errors import UserError
+from colm_jax.pipeline.showing import show_path
+from tests.text.vocabularies import save
+
+
+def shown(path, base, number=None):
+    console = Console(record=True, width=100)
+    show_path(path, str(base), number, False, 0, console)
+    return console.export_text()
+
+
+@pytest.fixture
+def answer_file(tmp_path):
+    """A file of one answer by a tokenizer that drops the first space of a text, and the tokenizer's directory."""
+    directory = save("llama", tmp_path / "model")
+    (directory / "config.json").write_text("{}")
+    tokenizer = load_tokenizer(directory)
+    tokens = [*tokenizer.encode(" the"), *(4 + byte for byte in "😀".encode()), *tokenizer.encode("b stop")]
+
+    def write(text):
+        line = {"id": "0", "prompt": "a", "text": text, "tokens": tokens, "sources": [0] * len(tokens), "p_defer": None}
+        path = tmp_path / "answers.jsonl"
+        path.write_text(json.dumps(line) + "\n")
+        return path
+
+    return write, directory
+
+
+def test_the_shown_pieces_are_the_lines_text(answer_file):
+    write, directory = answer_file
+    text = shown(write(" the😀b "), directory)  # what a stop string cut off is not shown
+    assert "the😀b" in text and "stop" not in text
+    assert shown(write(" the😀b "), directory, number=1).count("😀") == 2  # in the answer, and at one of its tokens
+
+
+def test_another_models_tokenizer_is_refused(answer_file):
+    write, directory = answer_file
+    with pytest.raises(UserError, match=r"answers.jsonl:1: the tokenizer of .*--base"):
+        shown(write("the😀b "), directory)

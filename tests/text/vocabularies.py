@@ -1,0 +1,93 @@
+"""Small tokenizers of the kinds that models have."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL = ("<unk>", "<s>", "</s>", "<|turn|>")
+WORDS = ("the", "▁the", "▁", "▁a", "a", "b", "c", "n", "▁b", "é", "中", ".")  # of the SentencePiece kinds
+
+
+def byte_level() -> Tokenizer:
+    """Byte-level BPE with merges that cross the borders of characters."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    sample = ["the end, the bend: naïve café 中文中文 👩‍🚀👩‍🚀", "e\u0301e\u0301 the cat 中文 😀😀😀"] * 3
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(sample, trainer)
+    return tokenizer
+
+
+def plain_bytes() -> Tokenizer:
+    """A token for each byte."""
+    words = (*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+def sentencepiece(strips: bool) -> Tokenizer:
+    """Byte fallback; Llama 2's decoder drops the first space of a text, Gemma's does not."""
+    words = (*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS)
+    vocabulary = [(word, -float(len(WORDS) - i) if word in WORDS else -100.0) for i, word in enumerate(words)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, 0, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    parts: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*parts, *([decoders.Strip(" ", 1, 0)] if strips else [])])
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+def characters() -> Tokenizer:
+    """One token a character."""
+    words = (*SPECIAL, *"abcdehnt .中é😀👩🚀\u200d\u0301")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([*SPECIAL])
+    tokenizer.add_tokens([AddedToken("the end", normalized=False)])  # not special: part of the text
+    return tokenizer
+
+
+def wordpiece() -> Tokenizer:
+    """Tokens that continue a word begin with ##; the decoder sets the spaces."""
+    words = (*SPECIAL, "the", "cat", "##s", "##ing", "sing", ".", "中")
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+KINDS = {
+    "byte-level": byte_level,
+    "bytes": plain_bytes,
+    "llama": lambda: sentencepiece(strips=True),
+    "gemma": lambda: sentencepiece(strips=False),
+    "characters": characters,
+    "wordpiece": wordpiece,
+}
+
+
+def backend(kind: str, **settings: Any) -> PreTrainedTokenizerFast:
+    """The tokenizer as transformers holds it."""
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=KINDS[kind](), **(names | settings))
+
+
+def save(kind: str, directory: Path) -> Path:
+    """Writes tokenizer.json and tokenizer_config.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    KINDS[kind]().save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": "<unk>"}))
+    return directory
