@@ -13,9 +13,17 @@ import numpy as np
 
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import DTYPES
-from colm_jax.checkpoints.team import EXPERT_DTYPES, Base, load_base, load_expert, pinned
+from colm_jax.checkpoints.team import (
+    EXPERT_DTYPES,
+    Base,
+    load_base,
+    load_expert,
+    load_tokenizers,
+    pinned,
+    read_facts,
+)
 from colm_jax.data.records import Example, Examples, encode_examples
-from colm_jax.data.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary, vocabulary_digest
+from colm_jax.data.tokenizer import Tokenizer, shared_vocabulary, vocabulary_digest
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.engine import Answer, Engine
 from colm_jax.decoding.parking import Parking
@@ -58,17 +66,18 @@ class CoLM:
         """Joins loaded models; `tokenizers` are the experts', for the shared vocabulary.
 
         Raises:
-          UserError: tokenizers that disagree.
+          UserError: tokenizers that disagree, or share no end of text.
         """
-        self.base, self.gate, self.experts, self.tokenizer = base.decoder, base.gate, list(experts), base.tokenizer
+        self.base, self.gate, self.experts = base.decoder, base.gate, list(experts)
         self.mesh, self.facts = mesh, base.facts
         self.directories: list[Path] = []  # where base and experts were loaded from
         decoders = [self.base, *self.experts]
         self.context = min(decoder.config.context for decoder in decoders)
         heads = [decoder.config.vocab_size for decoder in decoders]
         self.allowed = shared_vocabulary([base.tokenizer, *tokenizers], heads)
-        self.vocabulary_digest = vocabulary_digest(base.tokenizer, self.allowed)
-        eos_ids = tuple(token for token in base.tokenizer.eos_ids if token < len(self.allowed))
+        self.tokenizer = base.tokenizer.within(self.allowed)
+        self.vocabulary_digest = vocabulary_digest(self.tokenizer, self.allowed)
+        eos_ids = self.tokenizer.eos_ids
         self.engine = Engine(self.base, self.gate, self.experts, self.allowed, eos_ids, self.context)
 
     @classmethod
@@ -103,22 +112,24 @@ class CoLM:
             raise UserError(f"expert_dtype must be one of {', '.join(EXPERT_DTYPES)}, got {expert_dtype!r}")
         mesh = make_mesh() if mesh is None else mesh
         expert_mesh = mesh if expert_mesh is None else expert_mesh
-        loaded = load_base(base, dtype, mesh, stacked=False, progress=partial(progress, str(base)))
-        given = experts
+        facts, given = read_facts(resolve(base, weights=False)), experts
         if given is None:
-            given = [pinned(expert) for expert in loaded.facts.get("experts", [])]
-            expert_dtype = expert_dtype or loaded.facts.get("expert_dtype")
-        directories = [resolve(expert) for expert in given]
-        tokenizers = [load_tokenizer(directory) for directory in directories]
+            given = [pinned(expert) for expert in facts.get("experts", [])]
+            expert_dtype = expert_dtype or facts.get("expert_dtype")
+        models = [base, *given]
+        # Tokenizers first: weights take much longer to fetch and to read.
+        (tokenizer, *tokenizers), allowed = load_tokenizers([resolve(model, weights=False) for model in models])
+        trained = facts.get("shared_vocabulary", {}).get("sha256")
+        if experts is None and trained not in (None, vocabulary_digest(tokenizer, allowed)):
+            raise UserError(f"{base}: was trained over another shared vocabulary; a tokenizer has changed since")
+        directories = [resolve(model) for model in models]
+        loaded = load_base(directories[0], dtype, mesh, stacked=False, progress=partial(progress, str(base)))
         decoders = [
             load_expert(directory, tokenizer, dtype, expert_dtype, expert_mesh, partial(progress, str(expert)))
-            for expert, directory, tokenizer in zip(given, directories, tokenizers)
+            for expert, directory, tokenizer in zip(given, directories[1:], tokenizers)
         ]
         team = cls(loaded, decoders, tokenizers, mesh)
-        team.directories = [resolve(base), *directories]
-        trained = loaded.facts.get("shared_vocabulary", {}).get("sha256")
-        if experts is None and trained not in (None, team.vocabulary_digest):
-            raise UserError(f"{base}: was trained over another shared vocabulary; a tokenizer has changed since")
+        team.directories = directories
         return team
 
     @property
@@ -153,7 +164,7 @@ class CoLM:
         """Writes answers to prompts; what one gets does not depend on the others.
 
         Args:
-          prompts: strings, or records with "prompt", "messages" or "input_ids".
+          prompts: strings, or records with "prompt", "messages" (and "tools") or "input_ids".
           threshold: η from 0 to 1, one or one per prompt; an expert writes where p_defer > η. None: the calibrated
             one, or 0.5.
           strategy: "defer", "compose", "backtrack", "lookahead", "base", "expert", "random", "confidence",

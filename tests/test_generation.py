@@ -1,6 +1,7 @@
 """Generation as callers see it: streams, samples, stop strings, log-probabilities, and files that go on."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ import pytest
 from colm_jax import CoLM
 from colm_jax.checkpoints.team import load_base, make_gate, save_reference
 from colm_jax.cli.main import main
+from colm_jax.data.records import encode_prompt
+from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
-from colm_jax.generation import Settings
-from colm_jax.pipeline.files import write_answers
+from colm_jax.generation import Generation, Settings
+from colm_jax.pipeline.files import write_answers, write_generations
+from colm_jax.pipeline.reporting import read_generations
 from tests.text.vocabularies import save
-from tests.tiny import write_model
+from tests.tiny import CHAT_TEMPLATE, write_model, write_tokenizer
 
 PROMPTS = ["abc", "hello there", "x", "quite another text", "zzz"]
 
@@ -191,6 +195,35 @@ def test_a_stopped_run_goes_on_where_it_was(team, tmp_path, monkeypatch):
     assert stopped.read_bytes() == whole.read_bytes()
     assert [(line["id"], line.get("sample", 0)) for line in lines] == [(name, j) for name in "abcde" for j in (0, 1)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped.jsonl", "whole.jsonl"]
+
+
+def test_prompts_of_a_text_file_are_answered_and_shown(directories, tmp_path, capsys):
+    base, expert = map(str, directories)
+    prompts, out = tmp_path / "p.txt", tmp_path / "out.jsonl"
+    prompts.write_text("once upon<|endoftext|>\na time\n", encoding="utf-8")
+    command = ["generate", "--base", base, "--expert", expert, "--prompts", str(prompts), "--out", str(out)]
+    assert main([*command, "--max_new_tokens", "3"]) == 0
+    assert [json.loads(line)["prompt"] for line in out.read_text().splitlines()] == ["once upon", "a time"]
+    capsys.readouterr()
+    assert main(["show", str(out), "--base", base]) == 0
+    assert "once upon" in capsys.readouterr().out
+
+
+def test_generation_lines_hold_what_their_prompts_are_made_of(team, tmp_path):
+    """So that the models read the same prompt again for the report."""
+    template = "{% for t in tools or [] %}{{ t['name'] }}{% endfor %}" + CHAT_TEMPLATE
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path / "chat", chat_template=template))
+    calls = {"role": "assistant", "tool_calls": [{"name": "f"}]}
+    messages = [{"role": "user", "content": "a"}, calls, {"role": "tool", "content": "b"}]
+    template = template.replace("m['content']", "(m['content'] or m['tool_calls'][0]['name'])")
+    tokenizer.backend.chat_template = template
+    records = [{"messages": messages, "tools": [{"name": "q"}]}, {"messages": messages[:1]}, {"text": "ab"}]
+    ids = [encode_prompt(record, tokenizer, "here") for record in records]
+    answers = [Generation(prompt, "x", [4], [0], None, [0.5], "length", 0) for prompt in ids]
+    write_generations(tmp_path / "a.jsonl", records, answers, list("abc"))
+    read = read_generations(tmp_path / "a.jsonl", SimpleNamespace(tokenizer=tokenizer))
+    assert [answer.prompt_ids for answer in read] == ids
+    assert main(["show", str(tmp_path / "a.jsonl"), "--base", str(tmp_path / "chat")]) == 0
 
 
 def test_other_settings_start_anew(team, tmp_path):

@@ -84,6 +84,39 @@ def test_pairing_is_described(unequal, tiny_model):
     assert "id 3 is ' '" in found["why_not"]
 
 
+@pytest.fixture
+def endless(tiny_model):
+    """A base that ends texts with a token that the expert lacks; neither has weights."""
+    base, expert = tiny_model("base", words=(*WORDS, "<stop>"), vocab_size=33), tiny_model("expert", vocab_size=33)
+    edit_json(base / "tokenizer_config.json", eos_token="<stop>")
+    edit_json(base / "config.json", eos_token_id=32)
+    for directory in (base, expert):
+        (directory / "model.safetensors").unlink()
+    return base, expert
+
+
+def test_team_that_can_never_end_is_refused_before_weights_are_read(endless):
+    said = "no text could end: the end of text, id 32 is '<stop>' in .*base and no token in .*expert"
+    with pytest.raises(UserError, match=said):
+        CoLM.from_pretrained(endless[0], [endless[1]])
+    found = describe_pair([str(directory) for directory in endless])
+    assert not found["can_pair"]
+    assert "no text could end" in found["why_not"]
+
+
+def test_text_ends_with_any_end_that_is_shared(endless, tmp_path, tiny_model):
+    base, expert = endless
+    edit_json(base / "config.json", eos_token_id=[32, 2])
+    with pytest.raises(UserError, match="weights file is missing"):  # the tokenizers pair
+        CoLM.from_pretrained(base, [expert])
+    tiny_model("expert", vocab_size=33)
+    shutil.copy(expert / "model.safetensors", base)
+    team = CoLM.from_pretrained(base, [expert])
+    assert team.tokenizer.eos_ids == (2,)
+    (scored,) = team.score([{"prompt": "a", "completion": "b"}])
+    assert scored.tokens.tolist() == [1, 4, 5, 2]
+
+
 # Types.
 
 

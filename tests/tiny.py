@@ -65,18 +65,27 @@ def run(decoder: Decoder, tokens: np.ndarray) -> tuple[jax.Array, jax.Array]:
 
 
 def write_tokenizer(
-    directory: Path, words: Sequence[str] = WORDS, chat_template: str | None = None, bos: bool = True
+    directory: Path,
+    words: Sequence[str] = WORDS,
+    chat_template: str | list[dict[str, str]] | None = None,
+    bos: bool = True,
+    eos: bool = False,
+    begin: str = "<s>",
 ) -> Path:
-    """A tokenizer of one word per character; `words` begin with SPECIAL, the last may be <|defer|>."""
+    """A tokenizer of one word per character; `words` begin with SPECIAL, the last may be <|defer|>.
+
+    It puts BOS before a text, EOS after it, where `bos` and `eos` say so; `begin` is its BOS.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     backend = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens([word for word in words if word.startswith("<")])
-    if bos:
-        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    single = " ".join([*[begin] * bos, "$A", *["</s>"] * eos])
+    ids = [(word, words.index(word)) for word in {begin, "</s>"} & {*words}]
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
     backend.save(str(directory / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": begin}
     settings |= {"eos_token": "</s>"} if "</s>" in words else {}
     settings |= {"chat_template": chat_template} if chat_template else {}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -51,11 +51,12 @@ class Point:
 
 
 def prompt_of(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The prompt of a data line that has one: its prompt, or its messages up to the assistant's last."""
+    """The prompt of a data line that has one: its prompt, or its messages (and tools) up to the assistant's last."""
     if "prompt" in record:
         return {"prompt": record["prompt"]}
-    if record.get("messages") and record["messages"][-1].get("role") == "assistant":
-        return {"messages": record["messages"][:-1]}
+    *messages, last = record.get("messages") or [{}]
+    if messages and last.get("role") == "assistant":
+        return {"messages": messages, "tools": record.get("tools")}
     return None
 
 

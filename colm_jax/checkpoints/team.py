@@ -5,6 +5,7 @@ the deferral token <|defer|>, last in the tokenizer; P(defer) is the sigmoid of 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from safetensors.numpy import load_file
 
 from colm_jax.checkpoints.directory import DEFER_TOKEN, resolve
 from colm_jax.checkpoints.families import to_huggingface
-from colm_jax.checkpoints.huggingface import DTYPES, Progress, load_model, save_tensors, to_tensors
-from colm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from colm_jax.checkpoints.huggingface import DTYPES, Progress, load_model, read_config, save_tensors, to_tensors
+from colm_jax.data.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
@@ -69,6 +70,33 @@ def make_gate(kernel: np.ndarray | jax.Array) -> Gate:
     return gate
 
 
+def read_facts(directory: Path) -> dict[str, Any]:
+    """What colm.json says of a team; empty for a directory without one, which is a plain model.
+
+    Raises:
+      UserError: a file of another format.
+    """
+    path = directory / TEAM_FILE
+    if not path.exists():
+        return {}
+    facts = read_json(path)
+    if facts.get("format") != FORMAT:
+        raise UserError(f"{path}: format {facts.get('format')!r}; this version reads {FORMAT}")
+    return facts
+
+
+def load_tokenizers(directories: Sequence[Path]) -> tuple[list[Tokenizer], np.ndarray]:
+    """The tokenizers of a team's models, base first, and the vocabulary that they share, [V] bool. Reads no weights.
+
+    Raises:
+      UserError: tokenizers that disagree, or that share no end of text (see `shared_vocabulary`).
+    """
+    tokenizers = [load_tokenizer(directory) for directory in directories]
+    heads = [read_config(d).vocab_size - t.has_defer_token for d, t in zip(directories, tokenizers)]
+    allowed = shared_vocabulary(tokenizers, heads)
+    return [tokenizers[0].within(allowed), *tokenizers[1:]], allowed
+
+
 def load_base(
     model: str | Path,
     dtype: str,
@@ -82,21 +110,18 @@ def load_base(
       UserError: as `load_model`, a gate that does not fit the base, or a chat template other than the one in training.
     """
     directory = resolve(model)
-    tokenizer = load_tokenizer(directory)
-    size = tokenizer.size if tokenizer.has_defer_token else None
-    decoder, deferral = load_model(directory, dtype, mesh, size, stacked=stacked, progress=progress)
-    if deferral is not None:
-        return Base(decoder, make_gate(deferral.gate[:, None]), tokenizer, directory, {}, deferral.embedding)
-    if not (directory / TEAM_FILE).exists():
-        return Base(decoder, None, tokenizer, directory, {}, None)
-    facts = read_json(directory / TEAM_FILE)
-    if facts.get("format") != FORMAT:
-        raise UserError(f"{directory / TEAM_FILE}: format {facts.get('format')!r}; this version reads {FORMAT}")
+    tokenizer, facts = load_tokenizer(directory), read_facts(directory)
     if facts.get("chat_template", tokenizer.template_digest) != tokenizer.template_digest:
         raise UserError(
             f"{directory}: its chat template (sha256 {tokenizer.template_digest}) is not the one the team was trained "
             f"with ({facts['chat_template']}, in {TEAM_FILE}); put the trained one back"
         )
+    size = tokenizer.size if tokenizer.has_defer_token else None
+    decoder, deferral = load_model(directory, dtype, mesh, size, stacked=stacked, progress=progress)
+    if deferral is not None:
+        return Base(decoder, make_gate(deferral.gate[:, None]), tokenizer, directory, {}, deferral.embedding)
+    if not facts:
+        return Base(decoder, None, tokenizer, directory, facts, None)
     path = directory / GATE_FILE
     if not path.exists():
         raise UserError(f"{path}: file is missing, and {TEAM_FILE} says this is a team")

@@ -13,12 +13,11 @@ from colm_jax.calibration.threshold import Calibration
 from colm_jax.calibration.threshold import calibrate as calibrate_team
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import match_tensors, read_config
-from colm_jax.checkpoints.team import TEAM_FILE, load_base, load_expert, save_reference
+from colm_jax.checkpoints.team import TEAM_FILE, load_base, load_expert, load_tokenizers, save_reference
 from colm_jax.cli.flags import Flags, check_new_file, mesh_of, mesh_sizes
 from colm_jax.cli.gin_edge import make, operative, parse
 from colm_jax.data.convert import convert as convert_records
 from colm_jax.data.records import encode_examples, read_jsonl, stream_records
-from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.schedule import check_threshold
@@ -212,10 +211,10 @@ def refresh(flags: Flags) -> None:
 def score(flags: Flags) -> dict[str, Any]:
     """Scores of one model."""
     directory, data, mesh = resolve(flags.model), path_of(flags.data), mesh_of(flags)
-    tokenizer, config = load_tokenizer(directory), read_config(directory)
+    config = read_config(directory)
+    (tokenizer,), allowed = load_tokenizers([directory])
     match_tensors(directory)
     next(stream_records(data))
-    allowed = shared_vocabulary([tokenizer], [config.vocab_size - tokenizer.has_defer_token])
 
     def work(target: Path) -> None:
         tokens = target / "tokens"

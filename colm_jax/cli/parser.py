@@ -211,7 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     team(sub, expert_required=False)
     sub.add_argument(
-        "--prompts", required=True, metavar="FILE", help='JSONL: {"prompt"}, {"messages"} or {"input_ids"}'
+        "--prompts", required=True, metavar="FILE", help='JSONL: {"prompt"}, {"messages"} or {"input_ids"}; or .txt'
     )
     sub.add_argument("--out", required=True, metavar="FILE")
     sub.add_argument("--threshold", type=float, help="an expert writes where p_defer exceeds it (default: calibrated)")

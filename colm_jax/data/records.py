@@ -5,6 +5,7 @@ Each reading error names file and line. Texts longer than the context are cut, a
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +15,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from colm_jax.data.chat import check_unicode, encode_conversation, encode_conversation_prompt
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
 from colm_jax.storage import path_of, size_of
 
 DOCUMENT_BORDER = "<|endoftext|>"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half of a pair
+_PROMPT_KEYS = ("prompt", "text", "messages", "input_ids")  # of a record; the first that it has is its prompt
 _REPORTED = 1 << 16  # bytes of a file between two reports of progress
 
 # What is known of a text without reading it: its tokens, how many of them count in the loss, where in the data file it
@@ -132,6 +136,34 @@ def place(path: str | Path, number: int) -> str:
     return f"{path}:{'document ' if Path(path).suffix == '.txt' else ''}{number}"
 
 
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text, all of which can be written again as JSON and as UTF-8.
+
+    Raises:
+      UserError: naming the place: not JSON (NaN and Infinity are not), a number or a nesting that Python cannot read,
+        or a string with half of a surrogate pair, as a text has that was cut by UTF-16 units.
+    """
+
+    def constant(name: str) -> None:
+        raise UserError(f"{where}: not valid JSON: {name} is no JSON number")
+
+    try:
+        value = json.loads(text, parse_constant=constant)
+        if _SURROGATE.search(text):
+            for key, item in value.items() if isinstance(value, dict) else [("the text", value)]:
+                check_unicode(json.dumps([key, item], ensure_ascii=False), f"{where}: {key!r}")
+    except json.JSONDecodeError as error:
+        line = "" if error.lineno == 1 else f"line {error.lineno}, "
+        raise UserError(f"{where}: not valid JSON: {error.msg} ({line}column {error.colno})") from None
+    except RecursionError:
+        raise UserError(f"{where}: not valid JSON: nested too deeply to be read") from None
+    except UserError:
+        raise
+    except ValueError:
+        raise UserError(f"{where}: not valid JSON: a whole number has too many digits to be read") from None
+    return value
+
+
 def stream_records(
     path: str | Path, progress: Progress = lambda done, total: None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -152,10 +184,7 @@ def stream_records(
         for number, line in enumerate(_lines(path, progress), start=1):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})") from None
+            record = parse_json(line, f"{path}:{number}")
             if not isinstance(record, dict):
                 raise UserError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
             found = True
@@ -170,14 +199,18 @@ def read_jsonl(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def encode_example(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> tuple[list[int], list[bool]]:
-    """Ids and loss mask of one record: text, prompt + completion, messages, or input_ids + labels."""
+    """Ids and loss mask of one record: text, prompt + completion, messages (and tools), or input_ids + labels.
+
+    A text has the tokenizer's own special tokens, no more; prompt + completion one EOS at the end; in messages the chat
+    template writes all of them; input_ids are taken as they are.
+    """
     if "text" in record:
         ids = tokenizer.encode(_string(record, "text", where))
         targets = [True] * len(ids)
     elif "prompt" in record or "completion" in record:
         ids, targets = tokenizer.encode_pair(_string(record, "prompt", where), _string(record, "completion", where))
     elif "messages" in record:
-        ids, targets = tokenizer.encode_chat(check_messages(record["messages"], where), where)
+        ids, targets = encode_conversation(record, tokenizer, where)
     elif "input_ids" in record:
         ids = check_ids(record["input_ids"], tokenizer.size, where)
         labels = record.get("labels", ids)
@@ -195,22 +228,37 @@ def encode_example(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> 
     return ids, [False, *targets[1:]]
 
 
-def encode_prompt(prompt: str | dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
-    """Ids of a prompt: a string, or a record with 'prompt', 'messages' or 'input_ids'.
+def prompt_key(record: dict[str, Any], where: str) -> str:
+    """The key under which a record has its prompt.
 
     Raises:
-      UserError: none of these, or no token in it.
+      UserError: it has none.
     """
-    if isinstance(prompt, str):
-        prompt = {"prompt": prompt}
-    if "prompt" in prompt or "text" in prompt:
-        ids = tokenizer.encode(_string(prompt, "prompt" if "prompt" in prompt else "text", where))
-    elif "messages" in prompt:
-        ids = tokenizer.encode_chat_prompt(check_messages(prompt["messages"], where), where)
-    elif "input_ids" in prompt:
-        ids = check_ids(prompt["input_ids"], tokenizer.size, where)
+    for key in _PROMPT_KEYS:
+        if key in record:
+            return key
+    raise UserError(f"{where}: a prompt needs 'prompt', 'text', 'messages' or 'input_ids'")
+
+
+def encode_prompt(prompt: str | dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
+    """Ids of a prompt: a string, or a record with 'prompt', 'text', 'messages' (and 'tools') or 'input_ids'.
+
+    The tokenizer's own special tokens come before a text, none after it.
+
+    Raises:
+      UserError: none of these, no token in it, or a text that spells out its own end.
+    """
+    record = {"prompt": prompt} if isinstance(prompt, str) else prompt
+    key = prompt_key(record, where)
+    if key == "messages":
+        ids = encode_conversation_prompt(record, tokenizer, where)
+    elif key == "input_ids":
+        ids = check_ids(record[key], tokenizer.size, where)
     else:
-        raise UserError(f"{where}: a prompt needs 'prompt', 'messages' or 'input_ids'")
+        ids = tokenizer.encode_prompt(_string(record, key, where))
+        # Where a tokenizer has no BOS of its own, EOS begins a text as well.
+        if ids and ids[-1] in tokenizer.eos_ids and tokenizer.backend.bos_token_id not in (None, ids[-1]):
+            raise UserError(f"{where}: the prompt ends with {tokenizer.words[ids[-1]]!r}, the end of text; remove it")
     if not ids:
         raise UserError(f"{where}: the prompt has no token")
     return ids
@@ -277,17 +325,8 @@ def _string(record: dict[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str):
         raise UserError(f"{where}: {key!r} must be a string, got {value!r:.60}")
+    check_unicode(value, f"{where}: {key!r}")
     return value
-
-
-def check_messages(messages: Any, where: str) -> list[dict[str, str]]:
-    """The messages, if they are a list of {"role", "content"} strings."""
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: 'messages' must be a list of messages, got {messages!r:.60}")
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise UserError(f"{where}: a message needs 'role' and 'content' strings, got {message!r:.60}")
-    return messages
 
 
 def check_ids(ids: Any, words: int, where: str) -> list[int]:

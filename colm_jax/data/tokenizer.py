@@ -1,9 +1,9 @@
-"""Tokenizers: loading one, its end-of-text ids and chat template, and the vocabulary that several share."""
+"""Tokenizers: loading one, its special tokens and end-of-text ids, and the vocabulary that several share."""
 
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,18 @@ class Tokenizer:
             raise UserError(f"{self.directory}: the tokenizer names no end-of-text token (eos_token)")
         return self.eos_ids[0]
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """A hash of words, chat template and special ids: what scores of one tokenizer are bound to."""
-        facts = [self.words, self.eos_ids, self.backend.chat_template, self.encode("a b")]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        """A hash of all that decides how texts become tokens: what scores of one tokenizer are bound to.
+
+        It covers merges, normaliser, pre-tokenizer, post-processor, added tokens and chat template too.
+        """
+        pipeline = json.loads(self.backend.backend_tokenizer.to_str())
+        for state in ("padding", "truncation"):  # of the last call, not of the tokenizer
+            pipeline.pop(state, None)
+        facts = [pipeline, self.backend.split_special_tokens, self.backend.special_tokens_map]
+        facts += [self.backend.chat_template, self.eos_ids]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def template_digest(self) -> str | None:
@@ -51,59 +58,52 @@ class Tokenizer:
         template = self.backend.chat_template
         return None if not template else hashlib.sha256(json.dumps(template).encode()).hexdigest()
 
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer itself puts before and after a text, as BOS and EOS."""
+        probe = next((text for text in ("a", *self.words) if self.encode_plain(text)), "")
+        read = self.backend(probe, add_special_tokens=True, return_special_tokens_mask=True)
+        ids, own = read["input_ids"], read["special_tokens_mask"]
+        if 0 not in own:
+            return ids, []
+        return ids[: own.index(0)], ids[len(own) - own[::-1].index(0) :]
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text without the tokenizer's own special tokens; those that the text spells out are read as such."""
+        return self.backend(text, add_special_tokens=False)["input_ids"]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that goes on: the tokenizer's own special tokens before it (BOS), none after it.
+
+        A text that begins with BOS itself gets no second one.
+        """
+        return _joined(self._around[0], self.encode_plain(text))
+
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, with the tokenizer's own special tokens (BOS)."""
-        return self.backend(text, add_special_tokens=True)["input_ids"]
+        """Ids of a whole text with the tokenizer's own special tokens, each once where the text spells it out too."""
+        return _joined(self.encode_prompt(text), self._around[1])
 
     def encode_pair(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
         """Ids of prompt + completion + EOS, read as one text, and which of them belong to the completion.
 
-        A token that spans the border belongs to the completion.
+        A token that spans the border belongs to the completion. EOS is the only token after the completion, whatever
+        the tokenizer itself appends to texts. A completion that spells out its end gets none; white space after it
+        does not count.
         """
-        read = self.backend(prompt + completion, add_special_tokens=True, return_offsets_mapping=True)
-        offsets = read["offset_mapping"]
-        targets = [end > len(prompt) and end > start for start, end in offsets]
-        return [*read["input_ids"], self.eos_id], [*targets, True]
+        text = prompt + completion
+        read = self.backend(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = _joined(self._around[0], read["input_ids"]), read["offset_mapping"]
+        before = len(ids) - len(offsets)
+        targets = [False] * before + [end > len(prompt) and end > start for start, end in offsets]
+        ends = [i for i in range(1, len(ids)) if targets[i] and ids[i] in self.eos_ids]  # a first token ends nothing
+        if ends and not text[offsets[ends[-1] - before][1] :].strip():
+            rest = len(ids) - ends[-1] - 1
+            return ids, targets[: len(ids) - rest] + [False] * rest
+        return [*ids, self.eos_id], [*targets, True]
 
-    def encode_chat(self, messages: list[dict[str, str]], where: str) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation by the chat template, and which of them an assistant wrote.
-
-        Spans come from rendering each prefix of the conversation, not from searching strings.
-
-        Raises:
-          UserError: there is no template, or it renders a prefix differently from the whole.
-        """
-        ids: list[int] = []
-        targets: list[bool] = []
-        for i, message in enumerate(messages):
-            whole = self._render(messages[: i + 1], False, where)
-            if whole[: len(ids)] != ids:
-                raise UserError(f"{where}: the chat template changes earlier messages when one follows; cannot mask")
-            own = len(whole)
-            if message["role"] == "assistant":
-                opening = self._render(messages[:i], True, where) if i else ids
-                if whole[: len(opening)] != opening:
-                    raise UserError(f"{where}: the chat template's generation prompt is no prefix of the answer")
-                own = len(opening)
-            targets += [False] * (own - len(ids)) + [True] * (len(whole) - own)
-            ids = whole
-        return ids, targets
-
-    def encode_chat_prompt(self, messages: list[dict[str, str]], where: str) -> list[int]:
-        """Ids of a conversation up to where the assistant begins to write."""
-        return self._render(messages, True, where)
-
-    def _render(self, messages: list[dict[str, str]], opening: bool, where: str) -> list[int]:
-        if not self.backend.chat_template:
-            raise UserError(f"{where}: 'messages' need a chat template; {self.directory} has none (use 'prompt')")
-        from jinja2 import TemplateError
-
-        try:
-            return self.backend.apply_chat_template(
-                messages, add_generation_prompt=opening, tokenize=True, return_dict=False
-            )
-        except TemplateError as error:
-            raise UserError(f"{where}: the chat template refuses these messages: {error}") from None
+    def within(self, allowed: np.ndarray) -> "Tokenizer":
+        """This tokenizer as a team uses it: of its end-of-text ids only those in the shared vocabulary, [V] bool."""
+        return replace(self, eos_ids=tuple(i for i in self.eos_ids if 0 <= i < len(allowed) and allowed[i]))
 
     @cached_property
     def token_bytes(self) -> TokenBytes:
@@ -113,6 +113,12 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of a whole prompt, special tokens left out."""
         return self.backend.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _joined(first: list[int], second: list[int]) -> list[int]:
+    """One list after the other; ids that the first ends with and the second begins with stand once."""
+    longest = range(min(len(first), len(second)), 0, -1)
+    return [*first, *second[next((n for n in longest if first[-n:] == second[:n]), 0) :]]
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -136,6 +142,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{directory}: the tokenizer cannot be read: {reason}") from error
+    if not backend.is_fast:
+        raise UserError(f"{directory}: {type(backend).__name__} cannot be used; a tokenizer.json is needed")
     vocabulary = backend.get_vocab()
     if not vocabulary:
         raise UserError(f"{directory}: the tokenizer has no words")
@@ -177,7 +185,8 @@ def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarr
       [V] bool, V the fewest head rows.
 
     Raises:
-      UserError: two tokenizers give an id to different words of their trained vocabulary, or the base's end of text.
+      UserError: two tokenizers give an id to different tokens of their trained vocabulary, or none of the base's
+        end-of-text tokens is shared.
     """
     base = tokenizers[0]
     allowed = np.zeros(min(heads), bool)
@@ -188,12 +197,36 @@ def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarr
             if not ours or not theirs or ours == theirs:
                 continue
             allowed[index] = False
-            if index not in base.added & other.added or index in base.eos_ids[:1]:
+            if index not in base.added & other.added:
                 raise UserError(
                     f"tokenizers disagree: id {index} is {ours!r} in {base.directory} and {theirs!r} in "
                     f"{other.directory}; base and expert must share one vocabulary"
                 )
+    if base.eos_ids and not base.within(allowed).eos_ids:
+        raise UserError(_no_shared_end(tokenizers, heads))
     return allowed
+
+
+def _no_shared_end(tokenizers: list[Tokenizer], heads: list[int]) -> str:
+    """Why none of the base's end-of-text tokens may be written, shown by the first of them."""
+    base, end = tokenizers[0], tokenizers[0].eos_ids[0]
+
+    def known(tokenizer: Tokenizer, rows: int) -> str:
+        word = tokenizer.words[end] if 0 <= end < tokenizer.size else ""
+        if word and end >= rows:
+            return f"{word!r} but beyond the {rows} rows of the LM head"
+        return repr(word) if word else "no token"
+
+    ours = known(base, heads[0])
+    facts = [f"{ours} in {base.directory}"]
+    for other, rows in zip(tokenizers[1:], heads[1:]):
+        if (theirs := known(other, rows)) != ours:
+            facts.append(f"{theirs} in {other.directory}")
+            break
+    return (
+        f"no text could end: the end of text, id {end} is {' and '.join(facts)}; pair models that share it, or add an "
+        f"end-of-text id that all of them know to eos_token_id in {base.directory / 'generation_config.json'}"
+    )
 
 
 def vocabulary_digest(base: Tokenizer, allowed: np.ndarray) -> str:

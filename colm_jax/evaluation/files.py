@@ -1,11 +1,10 @@
 """`colm evaluate`: a file of predictions graded against a file of references, and against other predictions."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from colm_jax.data.records import read_jsonl
+from colm_jax.data.records import parse_json, read_jsonl
 from colm_jax.errors import UserError
 from colm_jax.evaluation.bioasq import text_of_submission
 from colm_jax.evaluation.compare import paired_bootstrap
@@ -25,11 +24,11 @@ def read_records(path: str | Path) -> Records:
         return read_jsonl(path)
     file = path_of(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or 'no such object'}") from None
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path}: not valid JSON: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from None
     if isinstance(content, dict) and isinstance(content.get("questions"), list):
         content = content["questions"]
     elif isinstance(content, dict):

@@ -15,6 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from scipy.special import log_softmax, logsumexp
 
+from colm_jax.data.chat import Conversation
 from colm_jax.decoding.strategies import find_strategy
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh
@@ -130,11 +131,9 @@ class ColmLM(TemplateLM):
         return self.eot_token_id if first is None else first
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused: Any) -> list[int]:
-        """Ids of a text; BOS is added unless it stands there already, as chat templates write it."""
-        backend = self.team.tokenizer.backend
-        if add_special_tokens is None:
-            add_special_tokens = backend.bos_token is None or not string.startswith(backend.bos_token)
-        return backend(string, add_special_tokens=add_special_tokens)["input_ids"]
+        """Ids of a text that goes on; BOS is added unless it stands there already, as chat templates write it."""
+        tokenizer = self.team.tokenizer
+        return tokenizer.encode_plain(string) if add_special_tokens is False else tokenizer.encode_prompt(string)
 
     @property
     def tokenizer_name(self) -> str:
@@ -147,11 +146,10 @@ class ColmLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as one text."""
-        backend = self.team.tokenizer.backend
-        if not backend.chat_template:
-            raise UserError(f"--apply_chat_template: {self.team.tokenizer.directory} has no chat template")
-        return backend.apply_chat_template(
-            chat_history,
+        tokenizer = self.team.tokenizer
+        if not tokenizer.backend.chat_template:
+            raise UserError(f"--apply_chat_template: {tokenizer.directory} has no chat template")
+        return Conversation.of({"messages": chat_history}, tokenizer, "--apply_chat_template").apply(
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,

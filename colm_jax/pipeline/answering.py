@@ -38,8 +38,8 @@ def _answerer(run: "Run", strategy: str) -> tuple[CoLM, str]:
 
 def _prompts(run: "Run", split: str) -> list[dict[str, Any]]:
     """The split's prompts; of texts without one, their first tokens."""
+    examples = run.examples(split)  # first: it refuses records of no known form
     prompts = [prompt_of(record) for _, record in run.records[split]]
-    examples = run.examples(split)
     return [
         {"input_ids": example.ids[: max(1, min(run.config.prompt_tokens, len(example.ids) // 2))].tolist()}
         if prompt is None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from colm_jax.data.records import encode_prompt
+from colm_jax.data.records import encode_prompt, prompt_key
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.generation import Generation, Settings
 from colm_jax.parallel import is_first, on_first
@@ -16,11 +16,11 @@ from colm_jax.team import CoLM
 
 
 def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any]:
-    """A generation line (the contract's), with "sample" and "log_probs" where there are any."""
-    shown = prompt.get("prompt", prompt.get("messages", prompt.get("input_ids")))
+    """A generation line (the contract's), with "tools", "sample" and "log_probs" where there are any."""
+    key = prompt_key(prompt, str(name))
     line = {
         "id": name,
-        "prompt": shown,
+        "prompt": prompt[key],
         "text": answer.text,
         "tokens": answer.tokens,
         "sources": answer.sources,
@@ -29,13 +29,15 @@ def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any
         "finish_reason": answer.finish_reason,
         "expert_calls": answer.expert_calls,
     }
+    if key == "messages" and prompt.get("tools"):
+        line["tools"] = prompt["tools"]
     if answer.sample:
         line["sample"] = answer.sample
     return line if answer.log_probs is None else line | {"log_probs": answer.log_probs}
 
 
 def prompt_ids(line: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
-    """Ids of the prompt in a generation line, which is text, messages or ids.
+    """Ids of the prompt in a generation line, which is text, messages (with the line's tools) or ids.
 
     Raises:
       UserError: it is none of these.
@@ -44,7 +46,7 @@ def prompt_ids(line: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[i
     key = "prompt" if isinstance(prompt, str) else "messages"
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
         key = "input_ids"
-    return encode_prompt({key: prompt}, tokenizer, where)
+    return encode_prompt({key: prompt, "tools": line.get("tools")}, tokenizer, where)
 
 
 def write_generations(path: Path, prompts: Sequence[Any], answers: Sequence[Generation], names: Sequence[Any]) -> None:

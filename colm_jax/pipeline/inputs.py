@@ -7,9 +7,8 @@ import numpy as np
 
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import match_tensors, read_config
-from colm_jax.checkpoints.team import Base, load_base, load_expert
+from colm_jax.checkpoints.team import Base, load_base, load_expert, load_tokenizers
 from colm_jax.data.records import Examples, encode_examples, read_jsonl, stream_records
-from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh, on_first, reshaped, to_host
 from colm_jax.pipeline import console
@@ -37,11 +36,7 @@ class Inputs:
         directories = [self.base_directory, *self.expert_directories]
         for directory in directories:
             match_tensors(directory)
-        self.tokenizer = load_tokenizer(self.base_directory)
-        self.expert_tokenizers = [load_tokenizer(directory) for directory in self.expert_directories]
-        tokenizers = [self.tokenizer, *self.expert_tokenizers]
-        heads = [read_config(d).vocab_size - t.has_defer_token for d, t in zip(directories, tokenizers)]
-        self.allowed = shared_vocabulary(tokenizers, heads)
+        (self.tokenizer, *self.expert_tokenizers), self.allowed = load_tokenizers(directories)
         files = {"data": config.data, "dev": config.dev, "test": config.test}
         self.files = {split: path_of(file) for split, file in files.items() if file is not None}
         next(stream_records(config.data))

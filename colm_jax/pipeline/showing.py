@@ -1,5 +1,6 @@
 """`colm show`: a run's report, or a file of generation lines, in the terminal. Loads no model."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,11 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> An
         )
     prompt = line["prompt"]
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        prompt = "\n".join(map(_message, prompt))
     elif isinstance(prompt, list):
         prompt = tokenizer.decode(prompt) if tokenizer else f"({len(prompt)} tokens)"
+    elif not isinstance(prompt, str):
+        raise UserError(f"{where}: 'prompt' must be a string, messages or ids, got {prompt!r:.60}")
     threshold = (line.get("threshold") or [None])[-1]
     if tokenizer is None:
         return Answer(prompt, (Piece(line["text"], 0, None),) if line["text"] else (), None, None, threshold)
@@ -141,3 +144,9 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> An
             "wrote the file (--base)"
         )
     return Answer(prompt, tuple(map(Piece, pieces, sources, rates)), None, None, threshold)
+
+
+def _message(message: dict[str, Any]) -> str:
+    """A message of a prompt in a line or more: its content or, where it has none, its tool calls."""
+    said = message.get("content", message.get("tool_calls"))
+    return f"{message.get('role')}: {said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)}"

@@ -68,6 +68,33 @@ def test_what_is_missing_is_named(form, record, rows, message):
         convert([("file:1", record)], form, rows)
 
 
+@pytest.mark.parametrize(
+    ("form", "name", "content", "said"),
+    [
+        (
+            "gsm8k",
+            "x.jsonl",
+            '{"question": "q", "answer": "\\udc00 #### 1"}',
+            "x.jsonl:1: 'answer' holds '\\udc00', half",
+        ),
+        ("pubmedqa", "x.json", '{"7": {"QUESTION": "\\ud83d"}}', "x.json: '7' holds '\\ud83d', half"),
+        ("bioasq", "x.json", '{"questions":\n [NaN]}', "x.json: not valid JSON: NaN is no JSON number"),
+        (
+            "bioasq",
+            "x.json",
+            '{"questions":\n [1}',
+            "x.json: not valid JSON: Expecting ',' delimiter (line 2, column 4)",
+        ),
+    ],
+)
+def test_official_files_are_read_as_strictly_as_data_files(form, name, content, said, tmp_path, capsys):
+    (tmp_path / name).write_text(content)
+    files = ["--data", str(tmp_path / name), "--out", str(tmp_path / "out.jsonl")]
+    assert main(["convert", "--format", form, *files]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_the_command_knows_every_format(capsys):
     with pytest.raises(SystemExit):
         main(["convert", "--format", "none", "--data", "x", "--out", "y"])

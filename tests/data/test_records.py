@@ -237,3 +237,67 @@ def test_special_words_in_a_text_do_not_shift_the_border(tokenizer):
     ids, targets = encode_example({"prompt": "a</s>b", "completion": "c"}, tokenizer, "here")
     assert ids == [BOS, *ids_of("a"), SPECIAL.index("</s>"), *ids_of("bc"), EOS]
     assert targets == [False] * 4 + [True, True]
+
+
+def test_prompt_ends_where_its_text_does(tmp_path):
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, eos=True))
+    assert encode_prompt("ab", tokenizer, "here") == [BOS, *ids_of("ab")]
+    assert counted({"text": "ab"}, tokenizer) == ([BOS, *ids_of("ab"), EOS], "ab!")
+    assert counted({"prompt": "a", "completion": "b"}, tokenizer) == ([BOS, *ids_of("ab"), EOS], "b!")
+
+
+def test_prompt_that_spells_out_its_end_is_refused_but_where_that_begins_texts(tokenizer, tmp_path):
+    with pytest.raises(UserError, match=r"^p.txt:document 2: the prompt ends with '</s>', the end of text; remove it"):
+        encode_prompt({"text": "ab</s>"}, tokenizer, "p.txt:document 2")
+    assert encode_prompt({"prompt": "a</s>b"}, tokenizer, "here") == [BOS, *ids_of("a"), EOS, *ids_of("b")]
+    assert encode_prompt({"input_ids": [4, EOS]}, tokenizer, "here") == [4, EOS]
+    both = load_tokenizer(write_tokenizer(tmp_path / "both", bos=False, begin="</s>"))
+    assert encode_prompt("</s>", both, "here") == [EOS]
+    assert encode_prompt("ab</s>", both, "here") == [*ids_of("ab"), EOS]
+
+
+HALF = "half of a surrogate pair"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": "a\\ud83d"}', rf"'text' holds '\\ud83d', {HALF}"),
+        ('{"text": "a", "id": "\\uDE00"}', rf"'id' holds '\\ude00', {HALF}"),
+        ('{"text": "a", "x": [{"y": "\\udfff b"}]}', rf"'x' holds '\\udfff', {HALF}"),
+        ('{"text": "a", "\\ud800": 1}', rf"'\\ud800' holds '\\ud800', {HALF}"),
+        ('{"text": "a", "x": NaN}', "not valid JSON: NaN is no JSON number"),
+        ('{"text": "a", "x": [-Infinity]}', "not valid JSON: -Infinity is no JSON number"),
+        ('{"text": "a", "x": ' + "1" * 5000 + "}", "not valid JSON: a whole number has too many digits"),
+        ('{"text": "a", "x": ' + "[" * 100000 + "]" * 100000 + "}", "not valid JSON: nested too deeply"),
+    ],
+)
+def test_what_could_not_be_written_again_is_refused_where_it_is_read(line, said, tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text(f'{{"text": "a"}}\n{line}\n')
+    with pytest.raises(UserError, match=rf"^{file}:2: {said}") as caught:
+        read_jsonl(file)
+    assert str(caught.value).isprintable()
+
+
+def test_whole_pairs_and_escaped_backslashes_are_read(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"text": "\\ud83d\\ude00 \\\\ud83d"}\n')
+    assert read_jsonl(file)[0][1] == {"text": "\N{GRINNING FACE} \\ud83d"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": "a\ud83d"},
+        {"prompt": "a", "completion": "\ud83db"},
+        {"messages": [{"role": "user", "content": "a\udc00"}, {"role": "assistant", "content": "b"}]},
+    ],
+)
+def test_half_a_surrogate_pair_from_python_is_refused(record, tokenizer):
+    with pytest.raises(UserError, match=rf"^here: .* holds '\\ud.*', {HALF}"):
+        encode_example(record, tokenizer, "here")
+    if "completion" not in record:
+        prompt = {"messages": record["messages"][:1]} if "messages" in record else record["text"]
+        with pytest.raises(UserError, match=rf"^here: .* holds '\\ud.*', {HALF}"):
+            encode_prompt(prompt, tokenizer, "here")

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.errors import UserError
@@ -135,3 +137,148 @@ def test_disagreement_names_the_id_both_words_and_both_models(make):
     swapped[10], swapped[11] = swapped[11], swapped[10]
     with pytest.raises(UserError, match=r"id 10 is 'g' in .*base and 'h' in .*expert"):
         shared_vocabulary([make("base"), make("expert", swapped)], [32, 32])
+
+
+# Special tokens.
+
+
+def texts_of(tokenizer, ids):
+    return [tokenizer.words[token] for token in ids]
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("eos", [True, False])
+def test_one_bos_and_one_eos_whatever_tokenizer_and_text_write(make, bos, eos):
+    tokenizer = make("t", bos=bos, eos=eos)
+    own, end = ["<s>"] * bos, ["</s>"] * eos
+    for text, read in (("ab", ["a", "b"]), ("<s>ab", ["<s>", "a", "b"]), ("ab</s>", ["a", "b", "</s>"])):
+        before = [] if text.startswith("<s>") else own
+        after = [] if text.endswith("</s>") else end
+        assert texts_of(tokenizer, tokenizer.encode(text)) == [*before, *read, *after]
+        assert texts_of(tokenizer, tokenizer.encode_prompt(text)) == [*before, *read]
+        assert texts_of(tokenizer, tokenizer.encode_plain(text)) == read
+    for prompt, completion in (("a", "b"), ("<s>a", "b"), ("a", "b</s>"), ("<s>a", "b</s>")):
+        ids, targets = tokenizer.encode_pair(prompt, completion)
+        begun = ["<s>"] if bos or prompt != "a" else []
+        assert texts_of(tokenizer, ids) == [*begun, "a", "b", "</s>"]
+        assert targets == [False] * len(begun) + [False, True, True]
+
+
+def test_white_space_after_a_spelled_out_end_does_not_count(make):
+    ids, targets = make("t").encode_pair("a", "b</s> ")
+    assert [WORDS[token] for token in ids] == ["<s>", "a", "b", "</s>", " "]
+    assert targets == [False, False, True, True, False]
+    ids, targets = make("u").encode_pair("a", "b</s>c")  # this one goes on
+    assert [WORDS[token] for token in ids] == ["<s>", "a", "b", "</s>", "c", "</s>"]
+    assert targets == [False, False, True, True, True, True]
+
+
+def test_another_end_of_text_ends_a_completion_too(tmp_path):
+    write_tokenizer(tmp_path, [*WORDS, "<|im_end|>"])
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [32]}))
+    tokenizer = load_tokenizer(tmp_path)
+    ids, targets = tokenizer.encode_pair("a", "b<|im_end|>")
+    assert texts_of(tokenizer, ids) == ["<s>", "a", "b", "<|im_end|>"]
+    assert targets == [False, False, True, True]
+    ids, targets = tokenizer.encode_pair("a<|im_end|>", "")  # that one is the prompt's
+    assert texts_of(tokenizer, ids) == ["<s>", "a", "<|im_end|>", "</s>"]
+    assert targets == [False, False, False, True]
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_token_that_both_begins_and_ends_texts(make, adds):
+    tokenizer = make("t", bos=adds, eos=adds, begin="</s>")
+    own = ["</s>"] * adds
+    assert texts_of(tokenizer, tokenizer.encode("a")) == [*own, "a", *own]
+    assert texts_of(tokenizer, tokenizer.encode_prompt("a")) == [*own, "a"]
+    assert texts_of(tokenizer, tokenizer.encode_prompt("</s>")) == ["</s>"]
+    for completion in ("", "</s>"):
+        ids, targets = tokenizer.encode_pair("", completion)
+        assert texts_of(tokenizer, ids) == ["</s>"] * max(1 + adds, 1 + bool(completion))
+        assert targets[-1]
+
+
+def test_special_tokens_of_another_post_processor(tmp_path):
+    write_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    value = json.loads(file.read_text())
+    value["post_processor"] = {"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 1]}
+    value["post_processor"] |= {"trim_offsets": True, "add_prefix_space": False}
+    file.write_text(json.dumps(value))
+    tokenizer = load_tokenizer(tmp_path)
+    assert texts_of(tokenizer, tokenizer.encode("a")) == ["<s>", "a", "</s>"]
+    assert texts_of(tokenizer, tokenizer.encode_prompt("a")) == ["<s>", "a"]
+    assert tokenizer.encode_pair("a", "b") == ([1, 4, 5, 2], [False, False, True, True])
+
+
+def test_padding_with_eos_changes_nothing(tmp_path):
+    write_tokenizer(tmp_path)
+    before = load_tokenizer(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", pad_token="</s>", padding_side="left")
+    after = load_tokenizer(tmp_path)
+    assert before.encode_pair("a</s>", "b") == after.encode_pair("a</s>", "b")
+    assert (before.encode("a"), before.eos_ids) == (after.encode("a"), after.eos_ids)
+
+
+# The digest.
+
+
+def test_digest_follows_what_the_tokenizer_does_and_not_how_it_was_called(tmp_path):
+    write_tokenizer(tmp_path)
+    tokenizer, file = load_tokenizer(tmp_path), tmp_path / "tokenizer.json"
+    digest, value = tokenizer.digest, json.loads(file.read_text())
+    other = load_tokenizer(tmp_path)
+    other.backend.backend_tokenizer.enable_padding(length=8)
+    other.backend.backend_tokenizer.enable_truncation(2)
+    assert other.digest == digest
+    digests = {digest}
+    for changes in (
+        {"normalizer": {"type": "Lowercase"}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": ".."}, "behavior": "Isolated", "invert": False}},
+        {"post_processor": None},
+    ):
+        file.write_text(json.dumps({**value, **changes}))
+        digests.add(load_tokenizer(tmp_path).digest)
+    assert len(digests) == 4
+
+
+def test_digest_follows_the_merges(tmp_path):
+    def digest(merges):
+        backend = Backend(models.BPE({"a": 0, "b": 1, "ab": 2, "ba": 3}, merges))
+        backend.save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+        return load_tokenizer(tmp_path).digest
+
+    one, two = [("a", "b"), ("b", "a")], [("b", "a"), ("a", "b")]
+    assert len({digest(one), digest(two), digest([]), digest(one)}) == 3
+
+
+# The shared end of text.
+
+
+def test_a_second_end_of_text_that_is_shared_ends_texts(tmp_path):
+    write_tokenizer(tmp_path, [*WORDS, "<stop>"])
+    edit_json(tmp_path / "tokenizer_config.json", eos_token="<stop>")
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [32, -1, 999, 2]}))
+    base, expert = load_tokenizer(tmp_path), load_tokenizer(write_tokenizer(tmp_path / "expert"))
+    allowed = shared_vocabulary([base, expert], [33, 32])
+    within = base.within(allowed)
+    assert (base.eos_id, within.eos_ids) == (32, (2,))
+    assert within.encode_pair("a", "b")[0] == [1, 4, 5, 2]
+
+
+@pytest.mark.parametrize(
+    ("expert", "heads", "said"),
+    [
+        (WORDS, (33, 33), r"id 32 is '<stop>' in .*base and no token in .*expert; pair .*generation_config.json"),
+        ((*WORDS, "<pad>"), (33, 33), r"id 32 is '<stop>' in .*base and '<pad>' in .*expert;"),
+        ((*WORDS, "<stop>"), (33, 32), r"and '<stop>' but beyond the 32 rows of the LM head in .*expert;"),
+        (None, (32,), r"id 32 is '<stop>' but beyond the 32 rows of the LM head in .*base;"),
+    ],
+)
+def test_team_that_can_never_end_is_refused(make, tmp_path, expert, heads, said):
+    make("base", (*WORDS, "<stop>"))
+    edit_json(tmp_path / "base/tokenizer_config.json", eos_token="<stop>")
+    team = [load_tokenizer(tmp_path / "base"), *([] if expert is None else [make("expert", expert)])]
+    with pytest.raises(UserError, match=f"^no text could end: the end of text, .*{said}"):
+        shared_vocabulary(team, list(heads))

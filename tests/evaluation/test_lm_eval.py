@@ -12,10 +12,11 @@ import pytest
 
 from colm_jax import CoLM
 from colm_jax.cli.main import main
+from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.errors import UserError
 from colm_jax.evaluation.files import evaluate_files
 from colm_jax.objectives import marginal_nll
-from tests.tiny import SPECIAL, write_model, write_team
+from tests.tiny import SPECIAL, write_model, write_team, write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's and its dependencies' own
 
@@ -89,6 +90,17 @@ def test_what_the_team_writes_is_greedy_and_nothing_else_is(team, strategy):
     other = [*answer.tokens[:-1], 5 if answer.tokens[-1] != 5 else 6]
     found = model._loglikelihood_tokens([(None, answer.prompt_ids, tokens) for tokens in (answer.tokens, other)])
     assert [greedy for _, greedy in found] == [True, False]
+
+
+def test_contexts_have_one_bos_and_no_end(team, tmp_path, monkeypatch):
+    monkeypatch.setattr(team, "tokenizer", load_tokenizer(write_tokenizer(tmp_path, eos=True)))
+    model = ColmLM(team=team)
+    assert model.tok_encode("ab") == model.tok_encode("<s>ab") == model.tok_encode("ab", add_special_tokens=True)
+    assert model.tok_encode("ab") == [1, 4, 5]
+    assert model.tok_encode("ab", add_special_tokens=False) == [4, 5]
+    monkeypatch.setattr(team.tokenizer.backend, "chat_template", "{{ 1 + 'a' }}")
+    with pytest.raises(UserError, match="refuses these messages: TypeError"):
+        model.apply_chat_template([{"role": "user", "content": "a"}])
 
 
 def test_a_long_text_is_read_in_windows(team):
