@@ -17,7 +17,7 @@ from colm_jax.generation import Generation, Settings
 from colm_jax.pipeline.files import write_answers, write_generations
 from colm_jax.pipeline.reporting import read_generations
 from tests.text.vocabularies import save
-from tests.tiny import CHAT_TEMPLATE, write_model, write_tokenizer
+from tests.tiny import CHAT_TEMPLATE, WORDS, write_model, write_tokenizer
 
 PROMPTS = ["abc", "hello there", "x", "quite another text", "zzz"]
 
@@ -212,14 +212,13 @@ def test_prompts_of_a_text_file_are_answered_and_shown(directories, tmp_path, ca
 def test_generation_lines_hold_what_their_prompts_are_made_of(team, tmp_path):
     """So that the models read the same prompt again for the report."""
     template = "{% for t in tools or [] %}{{ t['name'] }}{% endfor %}" + CHAT_TEMPLATE
+    template = template.replace("m['content']", "(m['content'] or m['tool_calls'][0]['name'])")
     tokenizer = load_tokenizer(write_tokenizer(tmp_path / "chat", chat_template=template))
     calls = {"role": "assistant", "tool_calls": [{"name": "f"}]}
     messages = [{"role": "user", "content": "a"}, calls, {"role": "tool", "content": "b"}]
-    template = template.replace("m['content']", "(m['content'] or m['tool_calls'][0]['name'])")
-    tokenizer.backend.chat_template = template
     records = [{"messages": messages, "tools": [{"name": "q"}]}, {"messages": messages[:1]}, {"text": "ab"}]
     ids = [encode_prompt(record, tokenizer, "here") for record in records]
-    answers = [Generation(prompt, "x", [4], [0], None, [0.5], "length", 0) for prompt in ids]
+    answers = [Generation(prompt, "x", [WORDS.index("x")], [0], None, [0.5], "length", 0) for prompt in ids]
     write_generations(tmp_path / "a.jsonl", records, answers, list("abc"))
     read = read_generations(tmp_path / "a.jsonl", SimpleNamespace(tokenizer=tokenizer))
     assert [answer.prompt_ids for answer in read] == ids
