@@ -16,6 +16,7 @@ from colm_jax.errors import UserError
 from colm_jax.storage import in_bucket, path_of, read_json, read_range, size_of
 
 DEFER_TOKEN = "<|defer|>"  # of the original Co-LLM's format
+_SINGLE, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 _IGNORED = ["consolidated*", "*/*"]  # the same weights once more, for other programs
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; the library refuses longer ones
 FETCHED = ["*.json", "*.model", "*.jinja"]  # all but weights
@@ -56,28 +57,77 @@ def revision(directory: Path) -> str | None:
     return directory.name if directory.parent.name == "snapshots" else None
 
 
+def token_ids(config: dict[str, Any], name: str, path: str | Path, vocab_size: int | None = None) -> tuple[int, ...]:
+    """Token ids that a config.json or generation_config.json names: one, several, or none.
+
+    Args:
+      config: the file's content.
+      name: of the field: null or a missing field is no id.
+      path: of the file, for errors.
+      vocab_size: ids lie below it; not given, the file's own where it has one.
+
+    Raises:
+      UserError: a value that is no token id, such as a string, a negative number or one beyond the vocabulary.
+    """
+    value = config.get(name)
+    if value is None:
+        return ()
+    size = config.get("vocab_size") if vocab_size is None else vocab_size
+    for token in value if isinstance(value, list) else [value]:
+        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+            raise UserError(f"{path}: field {name!r} holds {token!r:.80}, which is no token id (0, 1, 2, ...)")
+        if isinstance(size, int) and token >= size:
+            raise UserError(f"{path}: field {name!r} holds {token}, and the model has only {size} tokens (from 0)")
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def weight_map(directory: Path) -> dict[str, str] | None:
+    """Which file holds which tensor, by the checkpoint's index; None: it has no index.
+
+    Raises:
+      UserError: an index that cannot be read, or that names a file elsewhere.
+    """
+    index = directory / _INDEX
+    if not index.exists():
+        return None
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{index}: no 'weight_map' of tensor names to file names in it")
+    for name in names.values():
+        if Path(name).name != name:
+            raise UserError(f"{index}: {name!r} is no file name beside the index")
+    return names
+
+
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, by its index where it has one; all exist."""
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-            raise UserError(f"{index}: no 'weight_map' of tensor names to file names in it")
-        for name in names.values():
-            if Path(name).name != name:
-                raise UserError(f"{index}: {name!r} is no file name beside the index")
-        files = [directory / name for name in sorted(set(names.values()))]
-    else:
-        files = [directory / "model.safetensors"]
-        if not files[0].exists() and any(directory.glob("pytorch_model*")):
-            raise UserError(
-                f"{directory}: has pickled weights (*.bin) only, which could run code; convert them to safetensors "
-                "(or name a revision that has them: owner/name@REVISION)"
-            )
-    for file in files:
-        if not file.exists():
-            raise UserError(f"{file}: weights file is missing")
-    return files
+    """The safetensors files of a checkpoint, by its index where it has one; all exist.
+
+    Other programs' copies of the weights (pytorch_model*.bin, consolidated*) are not read, as in transformers.
+
+    Raises:
+      UserError: a file is missing, two sets of weights, or an adapter.
+    """
+    adapter, single, listed = directory / _ADAPTER, directory / _SINGLE, weight_map(directory)
+    if adapter.exists():
+        raise UserError(
+            f"{adapter}: adapters (PEFT, LoRA) are not applied; merge it into its base (merge_and_unload) and save "
+            "the merged model without this file"
+        )
+    names = sorted({_SINGLE} if listed is None else set(listed.values()))
+    if listed is not None and _SINGLE not in names and single.exists():
+        raise UserError(
+            f"{directory}: two sets of weights: {_INDEX} lists {', '.join(names[:2])}{', ...' * (len(names) > 2)}, and "
+            f"{_SINGLE} lies beside it; remove the index and its files, or {_SINGLE} (which transformers reads)"
+        )
+    if listed is None and not single.exists() and any(directory.glob("pytorch_model*")):
+        raise UserError(
+            f"{directory}: has pickled weights (*.bin) only, which could run code; convert them to safetensors "
+            "(or name a revision that has them: owner/name@REVISION)"
+        )
+    for name in names:
+        if not (directory / name).exists():
+            raise UserError(f"{directory / name}: weights file is missing")
+    return [directory / name for name in names]
 
 
 @contextmanager

@@ -19,9 +19,9 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from colm_jax.checkpoints.directory import DEFER_TOKEN
+from colm_jax.checkpoints.directory import DEFER_TOKEN, weight_map
 from colm_jax.checkpoints.families import FAMILIES, Stored, from_huggingface
-from colm_jax.checkpoints.reader import TensorOnDisk, read_array, tensors_on_disk
+from colm_jax.checkpoints.reader import TensorOnDisk, read_array, same_values, tensors_on_disk
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
@@ -34,6 +34,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 # Buffers that old checkpoints carry and that hold no weights.
 _NO_WEIGHTS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
+_HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
 _READERS = 4  # threads
 
 Progress = Callable[[int, int], None]  # bytes done, of how many
@@ -91,21 +92,25 @@ def parts_of(config: ModelConfig, stacked: bool = True) -> dict[str, Part]:
 
 
 def match_tensors(directory: Path) -> list[tuple[TensorOnDisk, Part]]:
-    """Every tensor of a checkpoint with what it is here, in the order on disk. Reads headers only.
+    """Every tensor of a checkpoint with what it is here, in the order on disk.
+
+    Reads headers only, but of a tied model whose file repeats the table as `lm_head.weight` both tensors.
 
     Raises:
-      UserError: naming the unknown, duplicate or missing tensor, or the wrong shape.
+      UserError: naming the unknown, duplicate or missing tensor, the wrong shape, an index that does not fit the files,
+        or a tied model with a head of its own.
     """
     config = read_config(directory)
     wanted, found = parts_of(config), dict[str, TensorOnDisk]()
-    for tensor in tensors_on_disk(directory):
+    on_disk = [tensor for tensor in tensors_on_disk(directory) if not _NO_WEIGHTS.fullmatch(tensor.name)]
+    _check_index(directory, on_disk)
+    for tensor in on_disk:
         name = tensor.name
-        if _NO_WEIGHTS.fullmatch(name):
-            continue
         if name in found:
             raise UserError(f"{tensor.file}: tensor {name!r} stands in {found[name].file.name} too")
-        if name == "lm_head.weight" and config.tied:
-            continue  # tied checkpoints may repeat the table
+        if name == _HEAD and config.tied:
+            found[name] = tensor
+            continue
         if name not in wanted:
             raise UserError(f"{tensor.file}: unknown tensor {name!r}; config.json describes no such weight")
         expected = wanted[name].stored.shape(wanted[name].shape)
@@ -115,7 +120,30 @@ def match_tensors(directory: Path) -> list[tuple[TensorOnDisk, Part]]:
     missing = [name for name in wanted if name not in found]
     if missing:
         raise UserError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are)")
+    if config.tied and _HEAD in found:
+        _check_tied_head(found[_HEAD], found[_TABLE])
     return sorted(((found[name], part) for name, part in wanted.items()), key=lambda m: (m[0].file, m[0].offset))
+
+
+def _check_tied_head(head: TensorOnDisk, table: TensorOnDisk) -> None:
+    """Checks that the head which a tied model stores is its table once more: programs differ in which they use."""
+    if not same_values(head, table):
+        raise UserError(
+            f"{head.file}: config.json ties the head to the embedding (tie_word_embeddings is true or left out), and "
+            f"{head.name!r} {list(head.shape)} is not {table.name!r} {list(table.shape)}; set tie_word_embeddings to "
+            "false to use it, or remove it"
+        )
+
+
+def _check_index(directory: Path, on_disk: list[TensorOnDisk]) -> None:
+    """Checks that each file of an index holds the tensors that the index says it holds."""
+    held = {(tensor.file.name, tensor.name) for tensor in on_disk}
+    for name, file in (weight_map(directory) or {}).items():
+        if (file, name) not in held and not _NO_WEIGHTS.fullmatch(name):
+            raise UserError(
+                f"{directory / file}: holds no tensor {name!r}, and the index of the weights says so; the file or the "
+                "index is of another checkpoint"
+            )
 
 
 def load_model(

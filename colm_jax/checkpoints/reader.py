@@ -70,6 +70,23 @@ def tensors_on_disk(directory: Path) -> list[TensorOnDisk]:
     return found
 
 
+def same_values(first: TensorOnDisk, second: TensorOnDisk) -> bool:
+    """Whether two tensors hold the same values, whatever their types; read a block of rows at a time."""
+    if first.shape != second.shape:
+        return False
+    for start, stop in _blocks(first, 0, first.shape[0]):
+        if not np.array_equal(first.rows(start, stop).astype(np.float64), second.rows(start, stop).astype(np.float64)):
+            return False
+    return True
+
+
+def _blocks(tensor: TensorOnDisk, first: int, last: int) -> list[tuple[int, int]]:
+    """Rows first..last in pieces of about BLOCK bytes."""
+    block = BLOCK_IN_BUCKET if in_bucket(tensor.file) else BLOCK
+    step = max(1, block // max(1, tensor.bytes // max(1, tensor.shape[0])))
+    return [(start, min(start + step, last)) for start in range(first, last, step)]
+
+
 def read_array(
     tensor: TensorOnDisk,
     stored: Stored,
@@ -111,10 +128,7 @@ def read_array(
                 part = block[low - start : high - start]
                 shard[low - rows.start : high - rows.start] = part if columns is None else part[:, columns]
 
-    block = BLOCK_IN_BUCKET if in_bucket(tensor.file) else BLOCK
-    step = max(1, block // max(1, tensor.bytes // max(1, tensor.shape[0])))
-    borders = [(start, min(start + step, last)) for start in range(first, last, step)]
-    list(pool.map(lambda border: fill(*border), borders))
+    list(pool.map(lambda rows: fill(*rows), _blocks(tensor, first, last)))
     parts = [jax.device_put(shards[ranges], device) for device, ranges in places.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 

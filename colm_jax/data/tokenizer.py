@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from colm_jax.checkpoints.directory import DEFER_TOKEN, FETCHED
+from colm_jax.checkpoints.directory import DEFER_TOKEN, FETCHED, token_ids
 from colm_jax.errors import UserError
 from colm_jax.storage import local_copies, read_json
 from colm_jax.text.detokenizer import TokenBytes
@@ -164,10 +164,12 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 def _eos_ids(directory: Path, backend: Any) -> tuple[int, ...]:
     """The tokenizer's EOS first, then what config.json and generation_config.json add."""
     found = [] if backend.eos_token_id is None else [backend.eos_token_id]
+    size = None  # of the vocabulary, which config.json says for both
     for name in ("config.json", "generation_config.json"):
         if (directory / name).exists():
-            ids = read_json(directory / name).get("eos_token_id")
-            found += [] if ids is None else [ids] if isinstance(ids, int) else ids
+            config = read_json(directory / name)
+            size = config.get("vocab_size", size)
+            found += token_ids(config, "eos_token_id", directory / name, size)
     return tuple(dict.fromkeys(found))
 
 

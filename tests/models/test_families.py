@@ -113,7 +113,10 @@ CHANGES = {
         ("gemma3", full_rope(factor=5.0), ""),
     ],
     "rms_eps": [("llama", {"rms_norm_eps": 0.02}, "")],
-    "tied": [("llama", {"tie_word_embeddings": True}, ""), ("qwen3", {"tie_word_embeddings": False}, "lm_head")],
+    "tied": [
+        ("llama", {"tie_word_embeddings": True}, "ties the head"),
+        ("qwen3", {"tie_word_embeddings": False}, "lm_head"),
+    ],
     "activation": [
         ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ("gemma2", {"hidden_activation": "silu"}, "hidden_activation='silu'"),
@@ -124,15 +127,15 @@ CHANGES = {
     ],
     "out_bias": [("qwen3", {"attention_bias": False}, "unknown tensor .*bias")],
     "ff_bias": [("llama", {"mlp_bias": False}, "unknown tensor .*mlp")],
-    "qk_norm": [("qwen3", {"model_type": "qwen2"}, "unknown field 'attention_bias'")],
-    "post_norm": [("gemma2", {"model_type": "llama"}, "unknown field")],
-    "zero_centred_norm": [("gemma2", {"model_type": "llama"}, "unknown field")],
-    "scaled_embedding": [("gemma2", {"model_type": "llama"}, "unknown field")],
+    "qk_norm": [("qwen3", {"model_type": "qwen2"}, "unknown tensor .*norm")],
+    "post_norm": [("gemma2", {"model_type": "llama", "sliding_window": None}, "unknown tensor .*norm")],
+    "zero_centred_norm": [("gemma2", {"model_type": "llama", "sliding_window": None}, "unknown tensor .*norm")],
+    "scaled_embedding": [("gemma2", {"model_type": "llama", "sliding_window": None}, "unknown tensor .*norm")],
     "attention_scalar": [("gemma2", {"query_pre_attn_scalar": 8}, ""), ("gemma3", {"query_pre_attn_scalar": 8}, "")],
     "attention_softcap": [
         ("gemma2", {"attn_logit_softcapping": 4.0}, ""),
         ("gemma2", {"attn_logit_softcapping": None}, ""),
-        ("gemma3", {"attn_logit_softcapping": 4.0}, ""),
+        ("gemma3", {"attn_logit_softcapping": 4.0}, "attn_logit_softcapping=4.0"),
     ],
     "logit_softcap": [
         ("gemma2", {"final_logit_softcapping": 4.0}, ""),
@@ -327,16 +330,6 @@ def test_published_configs_are_read(name):
 
 REFUSED = {
     "multimodal": ({"model_type": "gemma3"}, "only its text models"),
-    "windows nobody knows where": (
-        {
-            "model_type": "qwen2",
-            "pretraining_tp": None,
-            "rope_theta": 1e6,
-            "use_sliding_window": True,
-            "sliding_window": 9,
-        },
-        "says where",
-    ),
     "rope scaling as a word": ({"rope_scaling": "linear"}, "'rope_scaling' has a wrong type"),
     "remote code": ({"auto_map": {"AutoModel": "x.y"}}, "its own code, which is never run"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantised already"),
@@ -358,8 +351,47 @@ def test_refused_configs_say_why(case):
     assert reason in str(caught.value)
 
 
-def test_a_mistral_file_without_a_window_means_the_familys():
-    fields = {**_COMMON, **PUBLISHED["Mistral-7B-v0.1"][0]}
-    del fields["sliding_window"]
-    assert from_huggingface(fields, "config.json").windows == (4096,) * 32
-    assert from_huggingface({**fields, "sliding_window": None}, "config.json").windows is None
+# What a file that leaves a field out means: (published file, field left out, path in ModelConfig, value).
+LEFT_OUT = [
+    ("Mistral-7B-v0.1", "sliding_window", "windows", (4096,) * 32),
+    ("Mistral-7B-v0.1", "num_key_value_heads", "kv_heads", 8),
+    ("Mixtral-8x7B", "rope_theta", "rope.theta", 1e6),
+    ("Mixtral-8x7B", "sliding_window", "windows", None),
+    ("llemma_7b", "rope_theta", "rope.theta", 1e4),
+    ("llemma_7b", "num_key_value_heads", "kv_heads", 32),
+    ("Qwen3-8B", "head_dim", "head_dim", 128),
+    ("gemma-2-2b", "attn_logit_softcapping", "attention_softcap", 50.0),
+    ("gemma-2-2b", "final_logit_softcapping", "logit_softcap", 30.0),
+    ("gemma-2-2b", "head_dim", "head_dim", 256),
+    ("gemma-3-1b", "rope_theta", "rope.theta", 1e6),
+    ("gemma-3-1b", "rope_local_base_freq", "window_rope.theta", 1e4),
+    ("gemma-3-1b", "sliding_window", "windows", (((4096,) * 5 + (None,)) * 5)[:26]),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "path", "expected"), LEFT_OUT)
+def test_a_field_left_out_has_the_references_default(name, field, path, expected):
+    fields = {key: value for key, value in {**_COMMON, **PUBLISHED[name][0]}.items() if key != field}
+    found = from_huggingface(fields, "config.json")
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "path"),
+    [
+        ("Mistral-7B-v0.1", "sliding_window", "windows"),
+        ("gemma-2-2b", "attn_logit_softcapping", "attention_softcap"),
+        ("gemma-2-2b", "final_logit_softcapping", "logit_softcap"),
+    ],
+)
+def test_null_is_not_left_out(name, field, path):
+    fields = {**_COMMON, **PUBLISHED[name][0], field: None}
+    assert getattr(from_huggingface(fields, "config.json"), path) is None
+
+
+def test_windows_of_qwen_without_layers_named_are_where_the_reference_has_them():
+    fields = {**_COMMON, **PUBLISHED["Qwen2.5-7B"][0], "use_sliding_window": True, "sliding_window": 9}
+    del fields["max_window_layers"]
+    assert from_huggingface(fields, "config.json").windows == (None,) * 28 + (9,) * 4

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from colm_jax.checkpoints.families.family import Family, Fields, Stored
+from colm_jax.checkpoints.families.family import Family, Stored
+from colm_jax.checkpoints.families.fields import Fields
 from colm_jax.checkpoints.families.gemma import GEMMA2, GEMMA3
 from colm_jax.checkpoints.families.llama import LLAMA
 from colm_jax.checkpoints.families.mistral import MISTRAL, MIXTRAL

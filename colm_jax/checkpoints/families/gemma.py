@@ -7,20 +7,19 @@ from typing import Any
 from colm_jax.checkpoints.families.family import (
     TABLE,
     Family,
-    Fields,
-    Json,
     Stored,
     layer_types,
     one_window,
     read_sizes,
     read_windows,
-    write_both_ropes,
-    write_rope,
     write_sizes,
 )
+from colm_jax.checkpoints.families.fields import Fields, Json
+from colm_jax.checkpoints.families.rope import read_rope, read_ropes_by_layer, write_both_ropes, write_rope
 from colm_jax.models.config import ModelConfig
 
 _GELU = "gelu_pytorch_tanh"
+_GEMMA3_PATTERN = 6  # every sixth layer is without a window, where a file does not say
 
 
 def _read_common(fields: Fields, pattern: int) -> dict[str, Any]:
@@ -28,8 +27,8 @@ def _read_common(fields: Fields, pattern: int) -> dict[str, Any]:
         fields.only(key, _GELU, None)
     fields.only("sliding_window_size", fields.config.get("sliding_window"), None)  # Gemma 2 9B and 27B name it twice
     fields.only("use_bidirectional_attention", False, None)
-    sizes = read_sizes(fields, tied=True)
-    bias = fields.get("attention_bias", bool, False)
+    sizes = read_sizes(fields)
+    bias = fields.optional("attention_bias", bool)
     if pattern < 1:
         raise fields.error(f"'sliding_window_pattern' must be at least 1, got {pattern}")
     windowed = [(i + 1) % pattern != 0 for i in range(sizes["depth"])]
@@ -41,10 +40,10 @@ def _read_common(fields: Fields, pattern: int) -> dict[str, Any]:
         "post_norm": True,
         "zero_centred_norm": True,
         "scaled_embedding": True,
-        "attention_scalar": fields.number("query_pre_attn_scalar"),
-        "attention_softcap": fields.number("attn_logit_softcapping", None),
-        "logit_softcap": fields.number("final_logit_softcapping", None),
-        "windows": read_windows(fields, sizes["depth"], fields.get("sliding_window", int, None), windowed),
+        "attention_scalar": fields.get("query_pre_attn_scalar", float),
+        "attention_softcap": fields.optional("attn_logit_softcapping", float, None),
+        "logit_softcap": fields.optional("final_logit_softcapping", float, None),
+        "windows": read_windows(fields, sizes["depth"], fields.optional("sliding_window", int, None), windowed),
     }
 
 
@@ -64,18 +63,17 @@ def _write_common(config: ModelConfig) -> Json:
 
 
 def _read_gemma3(fields: Fields) -> ModelConfig:
-    pattern = fields.get("sliding_window_pattern", int, fields.get("_sliding_window_pattern", int, 6))
-    found = fields.get("rope_parameters", dict, None)
-    if found is not None and set(found) <= {"full_attention", "sliding_attention"}:
-        rope, local = (
-            fields.rope_of(found.get(kind) or {}, fields.number(old, None))
-            for kind, old in (("full_attention", "rope_theta"), ("sliding_attention", "rope_local_base_freq"))
+    fields.only("attn_logit_softcapping", None)  # transformers' attention has none in this family
+    pattern, written = (fields.given(key, int) for key in ("sliding_window_pattern", "_sliding_window_pattern"))
+    pattern = _GEMMA3_PATTERN if pattern is None else pattern
+    if written not in (None, pattern) and fields.given("layer_types", list) is None:
+        raise fields.error(
+            f"'_sliding_window_pattern' is {written}, which transformers writes and never reads; name it "
+            "'sliding_window_pattern'"
         )
-        fields.get("rope_scaling", dict, None)
-    else:
-        rope, local = fields.rope(), fields.rope_of({}, fields.number("rope_local_base_freq"))
+    rope, window_rope = read_ropes_by_layer(fields)
     common = _read_common(fields, pattern)
-    return ModelConfig(family="gemma3_text", **common, rope=rope, window_rope=local, qk_norm=True)
+    return ModelConfig(family="gemma3_text", **common, rope=rope, window_rope=window_rope, qk_norm=True)
 
 
 def _write_gemma3(config: ModelConfig) -> Json:
@@ -94,7 +92,7 @@ _TABLE = {
 GEMMA2 = Family(
     "gemma2",
     "Gemma2ForCausalLM",
-    lambda fields: ModelConfig(family="gemma2", **_read_common(fields, pattern=2), rope=fields.rope()),
+    lambda fields: ModelConfig(family="gemma2", **_read_common(fields, pattern=2), rope=read_rope(fields)),
     lambda config: {**_write_common(config), **write_both_ropes(config.rope)},
     _TABLE,
 )

@@ -1,20 +1,22 @@
 """Llama 1 to 3, CodeLlama, and what shares their files: Meditron, Llemma, Vicuna, TinyLlama, ..."""
 
-from colm_jax.checkpoints.families.family import TABLE, Family, Fields, Json, read_sizes, write_both_ropes, write_sizes
+from colm_jax.checkpoints.families.family import TABLE, Family, read_sizes, read_uniform_windows, write_sizes
+from colm_jax.checkpoints.families.fields import Fields, Json
+from colm_jax.checkpoints.families.rope import read_rope, write_both_ropes
 from colm_jax.models.config import ModelConfig
 
 
 def _read(fields: Fields) -> ModelConfig:
     fields.only("hidden_act", "silu")
-    fields.only("rope_interleaved", False)
-    bias = fields.get("attention_bias", bool, False)
+    sizes, bias = read_sizes(fields), fields.optional("attention_bias", bool)
     return ModelConfig(
         family="llama",
-        **read_sizes(fields, tied=False),
-        rope=fields.rope(default_theta=10000.0),  # Llama 2's files leave it out
+        **sizes,
+        rope=read_rope(fields),
+        windows=read_uniform_windows(fields, sizes["depth"], None),
         qkv_bias=bias,
         out_bias=bias,
-        ff_bias=fields.get("mlp_bias", bool, False),
+        ff_bias=fields.optional("mlp_bias", bool),
     )
 
 

@@ -5,24 +5,21 @@ from typing import Any
 from colm_jax.checkpoints.families.family import (
     TABLE,
     Family,
-    Fields,
-    Json,
     Stored,
     one_window,
     read_sizes,
-    write_both_ropes,
+    read_uniform_windows,
     write_sizes,
 )
+from colm_jax.checkpoints.families.fields import Fields, Json
+from colm_jax.checkpoints.families.rope import read_rope, write_both_ropes
 from colm_jax.models.config import Mixture, ModelConfig
 
 
-def _read_common(fields: Fields, window_left_out: int | None) -> dict[str, Any]:
-    """`window_left_out` is what a file without the field means; null is no window in both."""
+def _read_common(fields: Fields) -> dict[str, Any]:
     fields.only("hidden_act", "silu")
-    sizes, window = read_sizes(fields, tied=False), fields.get("sliding_window", int, None)
-    if fields.absent("sliding_window"):
-        window = window_left_out
-    return {**sizes, "rope": fields.rope(), "windows": None if window is None else (window,) * sizes["depth"]}
+    sizes, window = read_sizes(fields), fields.optional("sliding_window", int, None)
+    return {**sizes, "rope": read_rope(fields), "windows": read_uniform_windows(fields, sizes["depth"], window)}
 
 
 def _write_common(config: ModelConfig) -> Json:
@@ -36,7 +33,7 @@ def _write_common(config: ModelConfig) -> Json:
 
 def _read_mixtral(fields: Fields) -> ModelConfig:
     mixture = Mixture(fields.get("num_local_experts", int), fields.get("num_experts_per_tok", int))
-    return ModelConfig(family="mixtral", **_read_common(fields, None), mixture=mixture)
+    return ModelConfig(family="mixtral", **_read_common(fields), mixture=mixture)
 
 
 def _write_mixtral(config: ModelConfig) -> Json:
@@ -52,7 +49,7 @@ _MIXTURE = "model.layers.{}.block_sparse_moe."
 MISTRAL = Family(
     "mistral",
     "MistralForCausalLM",
-    lambda fields: ModelConfig(family="mistral", **_read_common(fields, 4096)),
+    lambda fields: ModelConfig(family="mistral", **_read_common(fields)),
     _write_common,
     TABLE,
 )

@@ -5,31 +5,27 @@ from typing import Any
 from colm_jax.checkpoints.families.family import (
     TABLE,
     Family,
-    Fields,
-    Json,
     layer_types,
     one_window,
     read_sizes,
     read_windows,
-    write_both_ropes,
     write_sizes,
 )
+from colm_jax.checkpoints.families.fields import Fields, Json
+from colm_jax.checkpoints.families.rope import read_rope, write_both_ropes
 from colm_jax.models.config import ModelConfig
 
 
 def _read_common(fields: Fields) -> dict[str, Any]:
     fields.only("hidden_act", "silu")
-    fields.only("use_mrope", False)
-    sizes = read_sizes(fields, tied=False)
-    window = fields.get("sliding_window", int, None)  # files name one that is not in use
-    first = fields.get("max_window_layers", int, sizes["depth"])
-    used = fields.get("use_sliding_window", bool, False)
-    if used and fields.absent("max_window_layers") and fields.absent("layer_types"):
-        raise fields.error("'use_sliding_window' is true, and neither 'max_window_layers' nor 'layer_types' says where")
-    windows = read_windows(fields, sizes["depth"], window, [used and i >= first for i in range(sizes["depth"])])
-    if windows is not None and not used:
+    sizes = read_sizes(fields)
+    used, window = fields.optional("use_sliding_window", bool), fields.optional("sliding_window", int, None)
+    first = fields.optional("max_window_layers", int)
+    by_depth = [used and window is not None and i >= first for i in range(sizes["depth"])]
+    windows = read_windows(fields, sizes["depth"], window, by_depth)
+    if windows is not None and not used:  # files name a window that is not in use
         raise fields.error("'layer_types' has windowed layers, and 'use_sliding_window' is false")
-    return {**sizes, "rope": fields.rope(), "windows": windows}
+    return {**sizes, "rope": read_rope(fields), "windows": windows}
 
 
 def _write_common(config: ModelConfig) -> Json:
@@ -44,7 +40,7 @@ def _write_common(config: ModelConfig) -> Json:
 
 
 def _read_qwen3(fields: Fields) -> ModelConfig:
-    bias = fields.get("attention_bias", bool, False)
+    bias = fields.optional("attention_bias", bool)
     return ModelConfig(family="qwen3", **_read_common(fields), qkv_bias=bias, out_bias=bias, qk_norm=True)
 
 
