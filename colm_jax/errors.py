@@ -1,5 +1,19 @@
 """What the command line prints as one line: the user's error (exit 2), the machine's (1), being asked to stop (143)."""
 
+import errno
+import re
+
+_FULL = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not grow so large there (ulimit -f, or the file system's limit)",
+}
+_FULL_SAID = {  # as libraries say it whose errors have no errno: safetensors, TensorStore, ArrayRecord, NumPy
+    errno.ENOSPC: r"no space left on device|\bENOSPC\b|\bos error 28\b|^\d+ requested and \d+ written$",
+    errno.EDQUOT: r"disk quota exceeded|\bEDQUOT\b|\bos error 122\b",
+    errno.EFBIG: r"file too large|\bEFBIG\b|\bos error 27\b",
+}
+
 
 class UserError(ValueError):
     """Wrong input. The message names the file, line or key, the value received, and the remedy."""
@@ -22,3 +36,10 @@ class Preempted(Exception):
     def __init__(self, step: int):
         super().__init__(f"stopped by SIGTERM behind step {step}, which is saved; the same command goes on from here")
         self.step = step
+
+
+def no_room(error: BaseException) -> str | None:
+    """What an error of any library says of a full disk, a quota or a limit on file sizes; None if it is another."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return _FULL.get(error.errno)
+    return next((_FULL[n] for n, said in _FULL_SAID.items() if re.search(said, str(error), re.IGNORECASE)), None)

@@ -14,7 +14,7 @@ from colm_jax.calibration.threshold import calibrate as calibrate_team
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import match_tensors, read_config
 from colm_jax.checkpoints.team import TEAM_FILE, load_base, load_expert, load_tokenizers, save_reference
-from colm_jax.cli.flags import Flags, check_new_file, mesh_of, mesh_sizes
+from colm_jax.cli.flags import Flags, mesh_of, mesh_sizes
 from colm_jax.cli.gin_edge import make, operative, parse
 from colm_jax.data.convert import convert as convert_records
 from colm_jax.data.records import encode_examples, read_jsonl, stream_records
@@ -32,7 +32,7 @@ from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.run import Run
-from colm_jax.pipeline.stage import MANIFEST, STARTED, Stage, hash_model
+from colm_jax.pipeline.stage import BOOKS, Stage, hash_model
 from colm_jax.scoring import score_to_directory
 from colm_jax.storage import (
     absolute,
@@ -180,7 +180,7 @@ _model_digest, _file_digest = cache(hash_model), cache(sha256_of)  # trials read
 
 def convert(flags: Flags) -> dict[str, Any]:
     """Data lines of a data set's official file."""
-    out = check_new_file(flags.out)
+    out = path_of(flags.out)
     lines = convert_records(read_records(flags.data), flags.format, flags.rows)
     write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return {"lines": len(lines), "written": str(out)}
@@ -262,7 +262,7 @@ def _team(flags: Flags) -> CoLM:
 
 def calibrate(flags: Flags) -> dict[str, Any]:
     """A threshold for a team."""
-    out, records = check_new_file(flags.out), read_jsonl(flags.data)
+    out, records = path_of(flags.out), read_jsonl(flags.data)
     if flags.task is not None:
         find_task(flags.task)
     team = _team(flags)
@@ -276,7 +276,7 @@ def calibrate(flags: Flags) -> dict[str, Any]:
 
 def generate(flags: Flags) -> dict[str, Any]:
     """Answers to a file of prompts."""
-    out, records = check_new_file(flags.out), read_jsonl(flags.prompts)
+    out, records = path_of(flags.out), read_jsonl(flags.prompts)
     if flags.threshold is not None:
         check_threshold(flags.threshold)
     team, dtypes = _team(flags), (flags.dtype, flags.expert_dtype)
@@ -310,7 +310,7 @@ def generate(flags: Flags) -> dict[str, Any]:
 
 def evaluate(flags: Flags) -> dict[str, Any]:
     """Grades of generated answers."""
-    out = check_new_file(flags.out)
+    out = path_of(flags.out)
     result = evaluate_files(flags.task, flags.predictions, flags.references, flags.against)
     write_json(out, result)
     return {key: value for key, value in result.items() if key != "by_answer"}
@@ -337,7 +337,7 @@ def lm_eval(flags: Flags) -> None:
 
 def judge(flags: Flags) -> dict[str, Any]:
     """Files for and from the judges of open-ended answers."""
-    out = check_new_file(flags.out)
+    out = path_of(flags.out)
     if flags.step == "prompts":
         lines = next_prompts(flags.judge, flags.questions, flags.predictions)
         write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -356,7 +356,7 @@ def export(flags: Flags) -> None:
     with replacing_directory(out, last=TEAM_FILE if flags.format == "colm" else "config.json") as beside:
         if flags.format == "colm":
             for name in files_below(team):
-                if name not in (MANIFEST, STARTED):
+                if name not in BOOKS:
                     make_directory((beside / name).parent)
                     copy_file(team / name, beside / name)
         else:

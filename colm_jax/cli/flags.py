@@ -1,13 +1,11 @@
 """What several commands make of the same flags."""
 
 import argparse
-from pathlib import Path
 
 import jax
 
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh
-from colm_jax.storage import check_writable, make_directory, path_of
 
 Flags = argparse.Namespace
 
@@ -29,13 +27,3 @@ def mesh_sizes(flags: Flags, name: str = "mesh") -> tuple[int, int, int] | None:
 def mesh_of(flags: Flags) -> jax.sharding.Mesh:
     """The devices that --mesh asks for."""
     return make_mesh(*(mesh_sizes(flags) or (1, 1, 1)))
-
-
-def check_new_file(path: str) -> Path:
-    """The path of an output file, its folder made."""
-    target = path_of(path)
-    if target.is_dir():
-        raise UserError(f"--out {path}: is a directory; name a file")
-    make_directory(target.parent)
-    check_writable(target)
-    return target

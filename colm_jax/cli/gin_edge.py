@@ -1,8 +1,9 @@
 """gin at the edge: files and flags of bindings become settings objects; nothing else in the package knows gin.
 
 gin's own parser reads the files. Every binding is held against the settings classes as it is read (its name, its type,
-given once a file), so that what is wrong is named by file and line before anything starts. A later file wins over an
-earlier one, a file over those it includes, --gin.NAME=VALUE over files, and a flag over all.
+given once a file), so that what is wrong is named by file and line before anything starts. As in gin, an included file
+is read where its include stands, and of several bindings of a setting the last one read wins; so a later file wins over
+an earlier one, --gin.NAME=VALUE over files, and a flag over all.
 """
 
 import collections.abc
@@ -23,7 +24,7 @@ from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
 from colm_jax.models.lora import Lora
 from colm_jax.pipeline.config import RunConfig
-from colm_jax.storage import absolute, in_bucket, path_of
+from colm_jax.storage import absolute, check_regular, in_bucket, path_of, read_text
 from colm_jax.sweep.config import Sweep
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
@@ -105,6 +106,7 @@ def parse(files: list[str], bindings: list[str]) -> None:
     read = Bindings()
     for file in files:
         path = path_of(file)
+        check_regular(path)
         if not path.is_file():
             raise UserError(f"--gin_file {file}: no such file")
         _read_file(path, read, ())
@@ -118,8 +120,7 @@ def parse(files: list[str], bindings: list[str]) -> None:
 def _read_file(path: Path, into: Bindings, within: tuple[Path, ...]) -> None:
     if absolute(path) in within:
         raise UserError(f"{path}: includes itself")
-    text = path.read_text(encoding="utf-8")
-    _read(text, lambda line: f"{path}:{line}", path.parent, into, (*within, absolute(path)))
+    _read(read_text(path), lambda line: f"{path}:{line}", path.parent, into, (*within, absolute(path)))
 
 
 class _Delegate(config_parser.ParserDelegate):

@@ -10,38 +10,38 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
+from colm_jax.cli import faults
 from colm_jax.cli.parser import make_parser
-from colm_jax.errors import MachineError, Preempted, Stopped, UserError
+from colm_jax.errors import Stopped, UserError
 
 _MACHINES = ("inspect", "plan", "bench")  # commands of cli.machines; the others are cli.commands'
-_SMALLER = (
-    "Make it smaller: --dtype bfloat16, --batch_size or --gin.Training.batch_size, --trainable lora or gate, "
-    "--gin.Training.remat=\"'full'\", or more devices by --mesh."
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the process's exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _main(list(sys.argv[1:] if arguments is None else arguments))
-    except UserError as error:
-        print(f"colm: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (Preempted, Stopped) as stopped:
-        print(f"colm: {stopped}", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except MachineError as error:
-        print(f"colm: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        return _main(given)
+    except (Exception, Stopped, KeyboardInterrupt) as error:
+        if _drops_output() and isinstance(error, BrokenPipeError):
+            return 0
+        found = faults.answer(error, given)
+        if found is None or os.environ.get("COLM_TRACEBACK"):
             raise
-        said = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
-        print(f"colm: no memory left: {said} {_SMALLER}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("colm: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        status, line = found
+        print(f"colm: {line}", file=sys.stderr)
+        return status
+
+
+def _drops_output() -> bool:
+    """Whether standard output cannot be written: its reader has seen enough (colm show RUN | head), or its disk is
+    full. What is left goes nowhere then; Python would complain of it at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def _main(arguments: list[str]) -> int:
     flags.passed_on, flags.gin = passed_on, (files, bindings)
     import jax
 
-    from colm_jax.cli import commands, gin_edge, machines
+    from colm_jax.cli import commands, gin_edge, machines, out
     from colm_jax.parallel import is_first, join, witnessed
     from colm_jax.pipeline import console
 
@@ -110,6 +110,7 @@ def _main(arguments: list[str]) -> int:
     if checks_only:
         commands.check(flags)
         return 0
+    out.check_flags(flags)
     work = getattr(machines if flags.command in _MACHINES else commands, flags.command)
     several = getattr(flags, "distributed", None) is not None
     if several:
@@ -117,13 +118,15 @@ def _main(arguments: list[str]) -> int:
     speaks = not several or is_first()  # asked only then: it starts the devices, and some commands need none
     console.errors.quiet = not speaks
     together = several and jax.process_count() > 1
-    with witnessed() if several else nullcontext(), nullcontext() if together else _heeding_sigterm():
+    with (
+        witnessed() if several else nullcontext(),
+        nullcontext() if together else _heeding_sigterm(),
+        out.claimed(flags),
+    ):
         result = work(flags)
     if result is not None and speaks:
-        try:
-            print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)
-        except BrokenPipeError:  # whoever reads has seen enough (colm inspect MODEL | head)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    sys.stdout.flush()
     return 1 if result is not None and result.get("failed") else 0
 
 

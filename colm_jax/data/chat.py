@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
+from colm_jax.storage import check_unicode
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template that marks what the assistant writes
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # names that transformers knows for it
@@ -46,14 +47,6 @@ def encode_conversation_prompt(record: dict[str, Any], tokenizer: Tokenizer, whe
     text = conversation.render(opening=True)
     conversation.check_read(text, opening=True)
     return tokenizer.encode_plain(text)
-
-
-def check_unicode(text: str, what: str) -> None:
-    """Raises UserError for half of a surrogate pair, which no encoding can write."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{what} holds {text[error.start]!r}, half of a surrogate pair; mend or remove it") from None
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ Each reading error names file and line. Texts longer than the context are cut, a
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from colm_jax.data.chat import check_unicode, encode_conversation, encode_conversation_prompt
+from colm_jax.data.chat import encode_conversation, encode_conversation_prompt
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
-from colm_jax.storage import path_of, size_of
+from colm_jax.storage import check_unicode, parse_json, path_of, size_of, without_mark
 
 DOCUMENT_BORDER = "<|endoftext|>"
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half of a pair
 _PROMPT_KEYS = ("prompt", "text", "messages", "input_ids")  # of a record; the first that it has is its prompt
 _REPORTED = 1 << 16  # bytes of a file between two reports of progress
 
@@ -108,13 +105,14 @@ def _lines(path: Path, progress: Progress) -> Iterator[str]:
             size, done, reported = size_of(path), 0, 0
             for number, line in enumerate(file, start=1):
                 done += len(line)
+                line = without_mark(line, path) if number == 1 else line
                 if done - reported >= _REPORTED or done == size:
                     progress(done, size)
                     reported = done
                 try:
                     yield line.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
                 except UnicodeDecodeError as error:
-                    raise UserError(f"{path}: not UTF-8 text: line {number}: {error}") from None
+                    raise UserError(f"{path}: not UTF-8 text: line {number}: {error}; save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or 'no such object'}") from None
 
@@ -134,34 +132,6 @@ def _documents(path: Path, progress: Progress) -> Iterator[str]:
 def place(path: str | Path, number: int) -> str:
     """How errors name a record: by file and line, or by file and document."""
     return f"{path}:{'document ' if Path(path).suffix == '.txt' else ''}{number}"
-
-
-def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text, all of which can be written again as JSON and as UTF-8.
-
-    Raises:
-      UserError: naming the place: not JSON (NaN and Infinity are not), a number or a nesting that Python cannot read,
-        or a string with half of a surrogate pair, as a text has that was cut by UTF-16 units.
-    """
-
-    def constant(name: str) -> None:
-        raise UserError(f"{where}: not valid JSON: {name} is no JSON number")
-
-    try:
-        value = json.loads(text, parse_constant=constant)
-        if _SURROGATE.search(text):
-            for key, item in value.items() if isinstance(value, dict) else [("the text", value)]:
-                check_unicode(json.dumps([key, item], ensure_ascii=False), f"{where}: {key!r}")
-    except json.JSONDecodeError as error:
-        line = "" if error.lineno == 1 else f"line {error.lineno}, "
-        raise UserError(f"{where}: not valid JSON: {error.msg} ({line}column {error.colno})") from None
-    except RecursionError:
-        raise UserError(f"{where}: not valid JSON: nested too deeply to be read") from None
-    except UserError:
-        raise
-    except ValueError:
-        raise UserError(f"{where}: not valid JSON: a whole number has too many digits to be read") from None
-    return value
 
 
 def stream_records(
@@ -184,7 +154,7 @@ def stream_records(
         for number, line in enumerate(_lines(path, progress), start=1):
             if not line.strip():
                 continue
-            record = parse_json(line, f"{path}:{number}")
+            record = parse_json(line, f"{path}:{number}", strict=True)
             if not isinstance(record, dict):
                 raise UserError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
             found = True

@@ -4,12 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from colm_jax.data.records import parse_json, read_jsonl
+from colm_jax.data.records import read_jsonl
 from colm_jax.errors import UserError
 from colm_jax.evaluation.bioasq import text_of_submission
 from colm_jax.evaluation.compare import paired_bootstrap
 from colm_jax.evaluation.tasks import TaskScore, find_task, score_answers
-from colm_jax.storage import path_of
+from colm_jax.storage import parse_json, path_of, read_text
 
 Records = list[tuple[str, dict[str, Any]]]  # each with its place
 
@@ -22,13 +22,7 @@ def read_records(path: str | Path) -> Records:
     """
     if Path(path).suffix != ".json":
         return read_jsonl(path)
-    file = path_of(path)
-    try:
-        content = parse_json(file.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or 'no such object'}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error}") from None
+    content = parse_json(read_text(path_of(path)), path, strict=True)
     if isinstance(content, dict) and isinstance(content.get("questions"), list):
         content = content["questions"]
     elif isinstance(content, dict):

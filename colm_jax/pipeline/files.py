@@ -80,8 +80,20 @@ class GenerationFile:
         whole = self._part.read_bytes().decode("utf-8", "replace") if self._part.exists() else ""
         if whole.startswith(self._head):
             for line in whole[len(self._head) :].split("\n")[:-1]:  # what follows the last end of line was cut off
-                number, sample, text = line.split(" ", 2)
-                self._lines[int(number), int(sample)] = text
+                if (found := self._kept(line)) is None:
+                    break  # damaged, or another version's: from here on all is answered again
+                self._lines[found[:2]] = found[2]
+
+    def _kept(self, line: str) -> tuple[int, int, str] | None:
+        """A line of FILE.part: prompt, sample and generation line; None where it is something else."""
+        number, _, rest = line.partition(" ")
+        sample, _, text = rest.partition(" ")
+        try:
+            place, content = (int(number), int(sample)), json.loads(text)
+        except ValueError:
+            return None
+        inside = 0 <= place[0] < len(self._prompts) and 0 <= place[1] < self._samples
+        return (*place, text) if inside and isinstance(content, dict) else None
 
     @property
     def done(self) -> int:

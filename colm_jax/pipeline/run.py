@@ -35,7 +35,7 @@ from colm_jax.storage import (
     absolute,
     entries,
     in_bucket,
-    local_copy,
+    load_array,
     path_of,
     read_json,
     save_array,
@@ -183,7 +183,7 @@ class Run(Inputs):
             hidden=open_hidden(hidden.directory, self.training_examples),
             base_log_prob=base,
             expert_log_probs=np.stack(experts, -1) if experts else None,
-            labels=np.load(local_copy(self.stage("labels").directory / "labels.npy"))[counted],
+            labels=load_array(self.stage("labels").directory / "labels.npy")[counted],
         )
 
     def gate(self, labels: Stage | None, hidden: Stage | None) -> Stage:
@@ -212,7 +212,7 @@ class Run(Inputs):
         frozen = hidden if settings.trainable == "gate" else None
 
         def work(directory: Path) -> None:
-            kernel = np.load(local_copy(gate.directory / "kernel.npy"))
+            kernel = load_array(gate.directory / "kernel.npy")
             decoder, trained = self.base.decoder, make_gate(kernel)
             if frozen is not None:
                 positions = self._positions(frozen)

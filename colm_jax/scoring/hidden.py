@@ -6,7 +6,7 @@ bucket every host copies them to its own disk, since a fit reads them many times
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -18,7 +18,7 @@ from colm_jax.data.records import Examples
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import batch_sharding_of, replicate
 from colm_jax.scoring.scorer import Progress, batches, check_count, check_digest, write_shards
-from colm_jax.storage import local_copies, read_json, replacing, write_json
+from colm_jax.storage import damaged_is_one_line, local_copies, read_json, replacing, write_json
 
 
 @jax.jit(static_argnames=("graph", "spread"))
@@ -46,21 +46,23 @@ def hidden_to_directory(
 
     def write(path: Path | None, numbers: Sequence[int]) -> None:
         shape = int(examples.index["targets"][np.asarray(numbers)].sum()), decoder.config.width
-        with nullcontext() if path is None else replacing(path) as file:
-            shard = None if file is None else np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
-            filled = 0
+        with ExitStack() as opened:
+            shard = None
+            if path is not None:
+                # Written in order, not through a map: there a disk that fills up ends the process (SIGBUS).
+                shard = opened.enter_context(opened.enter_context(replacing(path)).open("wb"))
+                kind = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(shard, kind)
             for rows, batch in batches(examples, numbers, spread):
                 hidden = _hidden_batch(graph, state, batch.tokens, spread)
                 for row in range(len(rows)):
                     # All processes wait for it, the one that writes too: else those ahead fill the devices' queues.
                     counted = np.asarray(_text(hidden, row, spread))[batch.mask[row]]
                     if shard is not None:
-                        shard[filled : filled + len(counted)] = counted
-                    filled += len(counted)
+                        shard.write(counted.tobytes())
                 progress(rows[-1] + 1)
-            if path is not None and shard is not None:
+            if path is not None:
                 write_json(_facts(path), {"texts": len(numbers), "digest": examples.digest(numbers)})
-                shard.flush()
 
     write_shards(examples, directory, ".npy", write, progress)
 
@@ -77,7 +79,8 @@ def open_hidden(directory: Path, examples: Examples) -> tuple[Float[np.ndarray, 
         facts = read_json(_facts(path)) if _facts(path).exists() else {}
         numbers = range(count, count + facts.get("texts", 0))
         check_digest(directory / path.name, examples, numbers, facts.get("digest"))
-        shards.append(np.load(path, mmap_mode="r"))
+        with damaged_is_one_line(directory / path.name):
+            shards.append(np.load(path, mmap_mode="r"))
         count = numbers.stop
     check_count(directory, examples, count)
     return tuple(shards)

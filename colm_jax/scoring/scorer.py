@@ -19,7 +19,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import barrier, batch_sharding_of, heed_stop, on_first, replicate, to_host
 from colm_jax.scoring.head import head_argmax, head_scores
-from colm_jax.storage import entries, local_copies, make_directory, replacing
+from colm_jax.storage import damaged_is_one_line, entries, local_copies, make_directory, replacing
 
 SHARD_TEXTS = 128  # in a shard: what a kill can cost
 _BATCH = 8  # texts that pass together, at least
@@ -195,13 +195,13 @@ def load_scores(directory: Path, examples: Examples) -> Scores:
     """Reads what `score_to_directory` wrote for these examples.
 
     Raises:
-      UserError: a shard was made from other token ids or loss masks than these, or shards are missing.
+      UserError: a shard is damaged or was made from other token ids or loss masks than these, or shards are missing.
     """
     log_probs: list[np.ndarray] = []
     argmaxes: list[np.ndarray] = []
     here = local_copies(directory, ["shard-?????.npz"])
     for path in sorted(here.glob("shard-?????.npz")):
-        with np.load(path) as shard:
+        with damaged_is_one_line(directory / path.name), np.load(path) as shard:
             numbers = range(len(log_probs), len(log_probs) + len(shard["lengths"]))
             check_digest(directory / path.name, examples, numbers, str(shard["digest"]) if "digest" in shard else None)
             borders = np.cumsum(shard["lengths"])[:-1]

@@ -4,7 +4,6 @@ A path is on disk or, as gs://BUCKET/NAME, in a bucket of Cloud Storage. What on
 maps, ArrayRecord, tokenizers) goes through a copy in a folder of this machine: COLM_CACHE, or ~/.cache/colm_jax.
 """
 
-import fcntl
 import fnmatch
 import hashlib
 import json
@@ -14,19 +13,23 @@ import shutil
 import socket
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from colm_jax.errors import MachineError, UserError
+from colm_jax.errors import MachineError, UserError, no_room
 from colm_jax.storage import bucket
+from colm_jax.storage.locks import locked
 
 _PART = "part-"  # begins the names of folders whose content is on its way
+_CACHED = "name a folder on a larger disk by COLM_CACHE"
 _AT_ONCE = 8  # objects that are copied side by side
 _KEEP_EVERY = 30  # seconds: how much of a file that grows is lost, at most, where a machine is taken away
 
@@ -35,12 +38,18 @@ def path_of(path: str | Path) -> Path:
     """A path on disk, or in a bucket.
 
     Raises:
-      UserError: an address of another kind, or a bucket that cannot be used.
+      UserError: no name, or one that no file can have; an address of another kind; a bucket that cannot be used.
       MachineError: Cloud Storage cannot be reached.
     """
     if isinstance(path, bucket.BucketPath):
         return path
     text = str(path)
+    try:
+        named = text.encode("utf-8")
+    except UnicodeEncodeError:
+        named = b""
+    if not named or b"\0" in named:
+        raise UserError(f"{text!r}: is no path; write the name of a file or directory, in UTF-8")
     if in_bucket(text):
         return bucket.open_address(text)
     if "://" in text:
@@ -61,31 +70,38 @@ def absolute(path: Path) -> Path:
 # Reading.
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an error that names the file and the place."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: file is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line."""
-    with path.open(encoding="utf-8") as file:  # str.splitlines would also split at U+2028, which JSON may hold
-        return [json.loads(line) for line in file]
-
-
 def read_range(path: Path, start: int, stop: int) -> bytes:
     """Bytes start..stop of a file, fewer where it ends before. Threads may ask at once."""
     if in_bucket(path):
         return bucket.read(path, start, stop)
     with path.open("rb") as opened:
         return os.pread(opened.fileno(), stop - start, start)
+
+
+def load_array(path: Path) -> np.ndarray:
+    """The array of a .npy file.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    with damaged_is_one_line(path):
+        return np.load(local_copy(path))
+
+
+@contextmanager
+def damaged_is_one_line(path: Path) -> Iterator[None]:
+    """Makes one line of what NumPy says of an array file of this program that is not whole.
+
+    Raises:
+      UserError: naming the file.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, UserError):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: damaged ({said}); delete it and give the same command again") from None
 
 
 def size_of(path: Path) -> int:
@@ -174,7 +190,9 @@ def _copies(directory: Path, found: dict[str, bucket.Facts]) -> Path:
         for parts in ([str(directory), *found], [facts.generation for facts in found.values()])
     )
     folder = _cache() / address / content
-    with locked(_cache() / f"{address}.lock", "COLM_CACHE"):  # of several processes of a host one copies for all
+    with locked(
+        _cache() / f"{address}.lock", f"COLM_CACHE {_cache()}", wait=True
+    ):  # of several processes of a host one copies for all
         if folder.is_dir():
             return folder
         needed, free = sum(facts.size for facts in found.values()), shutil.disk_usage(_cache()).free
@@ -197,24 +215,6 @@ def _cache() -> Path:
     folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colm_jax"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextmanager
-def locked(path: Path, where: str) -> Iterator[None]:
-    """Alone with what a file on disk stands for; whoever comes later waits. The lock ends with the process that has it.
-
-    Raises:
-      UserError: a file system without locks; `where` is the setting that names another.
-    """
-    make_directory(path.parent)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(
-                f"{path}: the file system has no locks ({error.strerror}); use another for {where}"
-            ) from None
-        yield
 
 
 @contextmanager
@@ -261,18 +261,36 @@ def replacing(path: Path) -> Iterator[Path]:
     """A file on disk to be written, which takes the place of `path` when the block ends; where it raises, nothing is
     changed."""
     if in_bucket(path):
-        with _part() as part:
+        with _part() as part, _saying_where(part, _CACHED):
             beside = part / path.name
             yield beside
             bucket.upload(beside, path, sha256_of(beside))
         return
     beside = path.with_name(path.name + ".tmp")
+    with _saying_where(path):
+        try:
+            yield beside
+            beside.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink()
+            raise
+
+
+@contextmanager
+def _saying_where(path: Path, remedy: str = "free space") -> Iterator[None]:
+    """Makes one line of a full disk, whatever library has found it full.
+
+    Raises:
+      MachineError: naming the file or folder that was being written.
+    """
     try:
-        yield beside
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    beside.replace(path)
+        yield
+    except Exception as error:  # libraries raise their own
+        said = no_room(error)
+        if said is None or isinstance(error, MachineError):
+            raise
+        raise MachineError(f"{path}: {said}; {remedy} and give the same command again") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -325,11 +343,12 @@ def remove_tree(directory: Path) -> None:
 def working_directory(directory: Path) -> Iterator[Path]:
     """A directory on disk for programs that write nowhere else: itself, made, or an empty one (see `publish`)."""
     if in_bucket(directory):
-        with _part() as part:
+        with _part() as part, _saying_where(part, _CACHED):
             yield part
     else:
-        make_directory(directory)
-        yield directory
+        with _saying_where(directory):
+            make_directory(directory)
+            yield directory
 
 
 def publish(folder: Path, directory: Path, last: str | None = None, sent: dict[str, float] | None = None) -> None:
@@ -363,10 +382,11 @@ def replacing_directory(directory: Path, last: str) -> Iterator[Path]:
         return
     beside = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)  # of one that was killed
-    make_directory(beside)
-    yield beside
-    shutil.rmtree(directory, ignore_errors=True)
-    beside.replace(directory)
+    with _saying_where(directory):
+        make_directory(beside)
+        yield beside
+        shutil.rmtree(directory, ignore_errors=True)
+        beside.replace(directory)
 
 
 class GrowingFile:
@@ -379,36 +399,38 @@ class GrowingFile:
     def __init__(self, path: Path, begin: str | None = None):
         """Opens the file, with `begin` in the place of what it holds; None leaves that as it is."""
         self._path, self._kept = path, time.monotonic()
-        self._open = ExitStack()
-        local = path
+        self._open, self._local, self._remedy = ExitStack(), path, "free space"
         if in_bucket(path):
-            local = self._open.enter_context(_part()) / path.name
+            self._local, self._remedy = self._open.enter_context(_part()) / path.name, _CACHED
             if begin is None:
                 begin = path.read_text(encoding="utf-8") if path.exists() else ""
-        if begin is not None:
-            write_text(local, begin)
-        self._file = local.open("a", encoding="utf-8")
+        with _saying_where(self._local, self._remedy):
+            if begin is not None:
+                write_text(self._local, begin)
+            self._file = self._local.open("a", encoding="utf-8")
         self._changed = begin is not None
         self.keep()
 
     def write(self, text: str) -> None:
         """Adds text."""
-        self._file.write(text)
-        self._file.flush()
+        with _saying_where(self._local, self._remedy):
+            self._file.write(text)
+            self._file.flush()
         self._changed = True
         if time.monotonic() - self._kept > _KEEP_EVERY:
             self.keep()
 
     def keep(self) -> None:
         """Makes what is written last."""
-        local = Path(self._file.name)
-        self._file.close()
-        if in_bucket(self._path) and self._changed:
-            copy_file(local, self._path)
-        self._file, self._kept, self._changed = local.open("a", encoding="utf-8"), time.monotonic(), False
+        with _saying_where(self._local, self._remedy):
+            self._file.close()
+            if in_bucket(self._path) and self._changed:
+                copy_file(self._local, self._path)
+            self._file = self._local.open("a", encoding="utf-8")
+        self._kept, self._changed = time.monotonic(), False
 
     def close(self) -> None:
         """Keeps all, and closes the file."""
-        self.keep()
-        self._file.close()
-        self._open.close()
+        with self._open:
+            self.keep()
+            self._file.close()

@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colm_jax.storage import read_json, write_json
+from colm_jax.errors import UserError
+from colm_jax.storage import locked, read_json, write_json
 from colm_jax.sweep.config import Sweep
 from colm_jax.sweep.trials import Trial
 
 RESULT, LOG, STORE = "trial.json", "log.txt", "stages"
+_LOCK = ".trial.lock"  # in its directory: of the sweep, or the job of a cluster, that runs the trial
 _REFUSED = 2  # exit status of a run that found its input wrong
 _SPARE = 0.8  # of the free memory, what trials may take together
 _POLL = 0.1  # seconds
@@ -88,12 +91,14 @@ class _Worker:
     state: State
     process: subprocess.Popen
     begun: float
+    held: ExitStack  # the trial's lock
 
 
 def run_trials(states: Sequence[State], sweep: Sweep, told: Callable[[], None]) -> None:
     """Runs what is not done; `told` is called when something changed, and a few times a second.
 
-    A trial that ends with another status than 0 is tried again, unless it refused its input. When this process is
+    A trial that ends with another status than 0 is tried again, unless it refused its input; one that another process
+    runs has failed here, and nothing of it is touched. When this process is
     interrupted, running trials are asked to stop (training saves its step) and waited for.
     """
     waiting = []
@@ -109,7 +114,7 @@ def run_trials(states: Sequence[State], sweep: Sweep, told: Callable[[], None]) 
     try:
         while waiting or running:
             while waiting and len(running) < _places(sweep, peaks, memory):
-                running.append(_start(waiting.pop(0)))
+                running += _start(waiting.pop(0))
             told()
             for worker in list(running):
                 pid, status, usage = os.wait4(worker.process.pid, os.WNOHANG)
@@ -118,7 +123,9 @@ def run_trials(states: Sequence[State], sweep: Sweep, told: Callable[[], None]) 
                 running.remove(worker)
                 code = worker.process.returncode = os.waitstatus_to_exitcode(status)
                 peak = usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-                if _finish(worker, code, peak, sweep.retries):
+                with worker.held:
+                    again = _finish(worker, code, peak, sweep.retries)
+                if again:
                     waiting.append(worker.state)
                 elif worker.state.state == "done":
                     peaks.append(peak)
@@ -127,19 +134,26 @@ def run_trials(states: Sequence[State], sweep: Sweep, told: Callable[[], None]) 
         for worker in running:
             worker.process.terminate()
         for worker in running:
-            worker.process.wait()
+            with worker.held:
+                worker.process.wait()
             worker.state.state = "waiting"
         told()
 
 
-def _start(state: State) -> _Worker:
-    state.directory.mkdir(parents=True, exist_ok=True)
-    (state.directory / RESULT).unlink(missing_ok=True)
-    state.state, state.attempts = "running", state.attempts + 1
-    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
-    with (state.directory / LOG).open("wb") as log:
-        process = subprocess.Popen(state.command, stdout=log, stderr=log, env=environment)
-    return _Worker(state, process, time.monotonic())
+def _start(state: State) -> list[_Worker]:
+    """Starts a trial; none where another process runs it."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(state.directory / _LOCK, str(state.directory)))
+        except UserError as error:
+            state.state, state.error = "failed", str(error)
+            return []
+        (state.directory / RESULT).unlink(missing_ok=True)
+        state.state, state.attempts = "running", state.attempts + 1
+        environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
+        with (state.directory / LOG).open("wb") as log:
+            process = subprocess.Popen(state.command, stdout=log, stderr=log, env=environment)
+        return [_Worker(state, process, time.monotonic(), held.pop_all())]
 
 
 def _finish(worker: _Worker, code: int, peak: float, retries: int) -> bool:

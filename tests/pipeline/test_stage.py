@@ -5,12 +5,12 @@ import json
 import pytest
 
 from colm_jax.errors import UserError
-from colm_jax.pipeline.stage import Stage
+from colm_jax.pipeline.stage import STAGE_LOCK, Stage
 
 
 def work(log):
     def do(directory):
-        log.append(sorted(path.name for path in directory.iterdir()))
+        log.append(sorted({path.name for path in directory.iterdir()} - {STAGE_LOCK}))
         (directory / "a.txt").write_text("a")
 
     return do

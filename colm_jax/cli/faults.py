@@ -1,0 +1,75 @@
+"""How a command ends that could not do its work: the exit status, and the one line that says why.
+
+What is not listed here is a fault of this program, and ends with Python's traceback. COLM_TRACEBACK=1 shows the
+traceback of all others too.
+"""
+
+import errno
+import os
+import signal
+from collections.abc import Sequence
+
+from colm_jax.errors import MachineError, Preempted, Stopped, UserError, no_room
+
+_SMALLER = (
+    "Make it smaller: --dtype bfloat16, --batch_size or --gin.Training.batch_size, --trainable lora or gate, "
+    "--gin.Training.remat=\"'full'\", or more devices by --mesh."
+)
+# What the user can mend where the path is one that was given; of all others the machine is in trouble.
+_GIVEN = {
+    getattr(errno, name)
+    for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY ELOOP ENAMETOOLONG EACCES EPERM EROFS EINVAL".split()
+}
+_AGAIN = "the same command goes on from here"
+
+
+def answer(error: BaseException, arguments: Sequence[str]) -> tuple[int, str] | None:
+    """Exit status and line; None for an error that is none of the user's or the machine's.
+
+    Args:
+      error: what ended the command.
+      arguments: the command's, by which a path is known that the user gave.
+    """
+    if isinstance(error, UserError):
+        return 2, _one_line(error)
+    if isinstance(error, Preempted | Stopped):
+        return 128 + signal.SIGTERM, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"stopped; {_AGAIN}"
+    if isinstance(error, MachineError):
+        return 1, _one_line(error)
+    if (full := no_room(error)) is not None:
+        where = error.filename if isinstance(error, OSError) and error.filename else _one_line(error)[:200]
+        return 1, f"{full} ({where}); free space and give the same command again"
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        said = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
+        return 1, f"no memory left: {said} {_SMALLER}"
+    if isinstance(error, MemoryError):
+        return 1, f"no memory left on this machine: {_one_line(error)}".rstrip(": ")
+    if isinstance(error, OSError):
+        return _of_the_system(error, arguments)
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _of_the_system(error: OSError, arguments: Sequence[str]) -> tuple[int, str]:
+    """Of an error of the operating system, or of a library that calls its own one."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    said = error.strerror or _one_line(error) or type(error).__name__
+    line = f"{' to '.join(names)}: {said}" if names else said
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return 1, f"{line}; allow more (ulimit -n)"
+    if error.errno in _GIVEN and any(_is_given(name, arguments) for name in names):
+        return 2, line
+    return 1, f"{line}; {_AGAIN}"
+
+
+def _is_given(name: str, arguments: Sequence[str]) -> bool:
+    """Whether a path is one of the arguments, or lies below one."""
+    path = os.path.abspath(name)
+    words = [word.strip("'\"") for argument in arguments for word in (argument, argument.partition("=")[2])]
+    roots = [os.path.abspath(word) for word in words if word and not word.startswith("-")]
+    return any(path == root or path.startswith(root.rstrip("/") + "/") for root in roots)

@@ -1,0 +1,153 @@
+"""Text files: UTF-8 with or without a byte order mark, JSON, JSON lines. Errors name the file and, if any, the line."""
+
+import codecs
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from colm_jax.errors import UserError
+from colm_jax.storage import bucket
+
+_OTHERS = {  # byte order marks, the longer ones first
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half of a pair
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def kind_of(mode: int) -> str:
+    """What a file's mode says it is; empty of a regular file."""
+    return _KINDS.get(stat.S_IFMT(mode), "")
+
+
+def check_regular(path: Path) -> None:
+    """Raises UserError where something else than a file stands: a pipe, say, which can be read only once.
+
+    A file that is missing, and one in a bucket, are left to whoever reads it.
+    """
+    if str(path).startswith(bucket.SCHEME):
+        return
+    try:
+        kind = kind_of(os.stat(path).st_mode)
+    except OSError:
+        return
+    if kind:
+        raise UserError(f"{path}: is {kind}, not a file")
+
+
+def without_mark(start: bytes, path: str | Path) -> bytes:
+    """The first bytes of a text without UTF-8's byte order mark.
+
+    Raises:
+      UserError: they are another encoding's.
+    """
+    other = next((name for mark, name in _OTHERS.items() if start.startswith(mark)), "")
+    if other or b"\0" in start[:2]:
+        raise UserError(f"{path}: is {other or 'UTF-16 or binary'}, not UTF-8 text; save it as UTF-8")
+    return start.removeprefix(codecs.BOM_UTF8)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, its line ends as "\\n".
+
+    Raises:
+      UserError: it cannot be read, or is not UTF-8.
+    """
+    check_regular(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: file is missing") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    data = without_mark(data, path)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_unicode(text: str, what: str) -> None:
+    """Raises UserError for half of a surrogate pair, which no encoding can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} holds {text[error.start]!r}, half of a surrogate pair; mend or remove it") from None
+
+
+def parse_json(text: str, where: str | Path, strict: bool = False) -> Any:
+    """The value of a JSON text.
+
+    Args:
+      text: one value.
+      where: names the place in errors.
+      strict: refuse what cannot be written again as JSON and as UTF-8: NaN, Infinity, and a string with half of a
+        surrogate pair, as a text has that was cut by UTF-16 units.
+
+    Raises:
+      UserError: not JSON, or a number or a nesting that Python cannot read.
+    """
+
+    def constant(name: str) -> float:
+        if strict:
+            raise UserError(f"{where}: not valid JSON: {name} is no JSON number")
+        return float(name)
+
+    try:
+        value = json.loads(text, parse_constant=constant)
+        if strict and _SURROGATE.search(text):
+            for key, item in value.items() if isinstance(value, dict) else [("the text", value)]:
+                check_unicode(json.dumps([key, item], ensure_ascii=False), f"{where}: {key!r}")
+    except json.JSONDecodeError as error:
+        line = "" if error.lineno == 1 else f"line {error.lineno}, "
+        raise UserError(f"{where}: not valid JSON: {error.msg} ({line}column {error.colno})") from None
+    except RecursionError:
+        raise UserError(f"{where}: not valid JSON: nested too deeply to be read") from None
+    except UserError:
+        raise
+    except ValueError:
+        raise UserError(f"{where}: not valid JSON: a whole number has too many digits to be read") from None
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      UserError: it cannot be read, or holds something else.
+    """
+    value = parse_json(read_text(path), path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file with one a line.
+
+    Raises:
+      UserError: it cannot be read, or a line holds something else.
+    """
+    lines = read_text(path).split("\n")  # str.splitlines would also split at U+2028, which JSON may hold
+    return [_object(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line]
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    value = parse_json(line, where)
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return value
