@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.calibration.threshold import calibrate as calibrate_team
@@ -320,7 +319,7 @@ def show(flags: Flags) -> None:
     """A run's results and answers, printed."""
     from colm_jax.pipeline.showing import show_path
 
-    output = Console(width=flags.width)
+    output = console.Output(width=flags.width)
     show_path(path_of(flags.path), flags.base, flags.answer, flags.changed, flags.answers, output)
 
 

@@ -119,8 +119,24 @@ def parse(files: list[str], bindings: list[str]) -> None:
 
 def _read_file(path: Path, into: Bindings, within: tuple[Path, ...]) -> None:
     if absolute(path) in within:
-        raise UserError(f"{path}: includes itself")
+        raise _NotThere(f"{path} includes itself")
     _read(read_text(path), lambda line: f"{path}:{line}", path.parent, into, (*within, absolute(path)))
+
+
+class _NotThere(Exception):
+    """An include that cannot be followed."""
+
+
+def _included(name: str, folder: Path | None) -> Path:
+    """The file that an include names: beside the file that it stands in or, as in gin, in the working directory."""
+    near = [path_of(name)] if in_bucket(name) else [(folder or Path()) / name, path_of(name)]
+    found = next((path for path in near if path.is_file()), None)
+    if found is None:
+        there = next((path for path in near if path.exists()), None)
+        if there is not None:
+            raise _NotThere("is a directory, not a file" if there.is_dir() else "is not a regular file")
+        raise _NotThere(f"no such file, here or in {near[0].parent}")
+    return found
 
 
 class _Delegate(config_parser.ParserDelegate):
@@ -142,14 +158,10 @@ def _read(text: str, place, folder: Path | None, into: Bindings, within: tuple[P
         for statement in parser:
             where = place(statement.location.line_num)
             if isinstance(statement, config_parser.IncludeStatement):
-                near = [(folder or Path()) / statement.filename, path_of(statement.filename)]
-                near = near[1:] if in_bucket(statement.filename) else near
-                found = next((path for path in near if path.is_file()), None)
-                if found is None:
-                    raise UserError(
-                        f"{where}: include {statement.filename!r}: no such file, here or in {near[0].parent}"
-                    )
-                _read_file(found, into, within)
+                try:
+                    _read_file(_included(statement.filename, folder), into, within)
+                except _NotThere as error:
+                    raise UserError(f"{where}: include {statement.filename!r}: {error}") from None
             elif isinstance(statement, config_parser.BindingStatement):
                 key = _key(statement, where)
                 if key in seen:

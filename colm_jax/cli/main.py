@@ -4,11 +4,12 @@ import argparse
 import json
 import os
 import re
+import select
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 from colm_jax.cli import faults
 from colm_jax.cli.parser import make_parser
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _main(given)
     except (Exception, Stopped, KeyboardInterrupt) as error:
-        if _drops_output() and isinstance(error, BrokenPipeError):
+        if isinstance(error, OSError) and _drops_output():
             return 0
         found = faults.answer(error, given)
         if found is None or os.environ.get("COLM_TRACEBACK"):
@@ -34,14 +35,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _drops_output() -> bool:
-    """Whether standard output cannot be written: its reader has seen enough (colm show RUN | head), or its disk is
-    full. What is left goes nowhere then; Python would complain of it at the end."""
+    """Sends nowhere what standard output could not take, of which Python would complain at the end. Whether its reader
+    has ended, as in `colm show RUN | head`, and so has seen enough."""
+    look = select.poll()
     try:
+        look.register(sys.stdout.fileno(), select.POLLOUT)
+        ended = any(found & select.POLLERR for _, found in look.poll(0))
+    except (OSError, ValueError):  # it is no file, or closed
+        return False
+    with suppress(OSError):
         sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        if not ended:
+            return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ended
 
 
 @contextmanager

@@ -14,8 +14,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+
+class Output(Console):
+    """Standard output. Rich would end the program where the reader ends; here the command line answers that."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises the error that is being handled."""
+        raise
+
+
 errors = Console(stderr=True)
-output = Console()
+output = Output()
 
 
 class Bar:

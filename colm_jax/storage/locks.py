@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from colm_jax.errors import UserError
+from colm_jax.errors import UserError, no_room
 from colm_jax.storage import bucket
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system that cannot lock
+_TRIES = 100  # to make a directory that others remove meanwhile
 _LONGEST = 200  # characters of a command that are shown
 
 
@@ -61,33 +62,36 @@ def locked(path: Path, subject: str, wait: bool = False) -> Iterator[bool]:
 
 def _lock(path: Path, subject: str, wait: bool, made: list[Path]) -> tuple[int, bool]:
     """The lock file's descriptor, and whether it is locked. `made` gets the directories made, the deepest first."""
+    tries = 0
     while True:
         made[:] = [folder for folder in path.parents if folder in made or not folder.exists()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and not path.parent.exists():
+        except FileNotFoundError:
+            tries += 1
+            if tries < _TRIES:
                 continue  # whoever made the directory has just removed it
+            raise UserError(f"{subject}: {path.parent} cannot be made") from None
+        except OSError as error:
+            if no_room(error):
+                raise
             raise UserError(f"{subject}: cannot be written: {error.filename}: {error.strerror}") from None
         try:
             fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if _stands(number, path):
-                return number, True
-            os.close(number)  # its holder has removed the file; the lock is another file's now
-        except BlockingIOError:
-            os.close(number)
-            raise UserError(
-                f"{subject}: in use by {_holder(path)}; wait until it has ended, or name another place"
-            ) from None
-        except OSError as error:
-            if error.errno in _NO_LOCKS and not wait:
+        except BaseException as error:  # asked to stop while it waits, too
+            if isinstance(error, OSError) and error.errno in _NO_LOCKS and not wait:
                 return number, False
             os.close(number)
-            raise UserError(f"{subject}: its file system has no locks ({error.strerror}); use another") from None
-        except BaseException:  # asked to stop while it waits
-            os.close(number)
+            if isinstance(error, BlockingIOError):
+                found = f"in use by {_holder(path)}; wait until it has ended, or name another place"
+                raise UserError(f"{subject}: {found}") from None
+            if isinstance(error, OSError):
+                raise UserError(f"{subject}: its file system has no locks ({error.strerror}); use another") from None
             raise
+        if _stands(number, path):
+            return number, True
+        os.close(number)  # its holder has removed the file meanwhile; the lock is another file's now
 
 
 def _stands(number: int, path: Path) -> bool:

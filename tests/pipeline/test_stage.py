@@ -1,11 +1,15 @@
 """What is stale is decided by content."""
 
 import json
+import resource
+import threading
 
+import numpy as np
 import pytest
 
-from colm_jax.errors import UserError
-from colm_jax.pipeline.stage import STAGE_LOCK, Stage
+from colm_jax.errors import MachineError, UserError
+from colm_jax.pipeline.stage import STAGE_LOCK, Stage, run_in_store
+from colm_jax.storage import save_array, write_text
 
 
 def work(log):
@@ -112,3 +116,85 @@ def test_a_directory_of_the_users_is_never_emptied(tmp_path):
     with pytest.raises(UserError, match="name a new directory"):
         Stage("s", tmp_path).run({}, {}, work([]))
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_a_stage_at_which_another_run_works_is_refused_and_stays_the_others(tmp_path):
+    stage = Stage("s", tmp_path / "s")
+
+    def meanwhile(directory):
+        (directory / "a.txt").write_text("mine")
+        for inputs in ({"data": "1"}, {"data": "2"}):
+            with pytest.raises(UserError, match=r"/s: in use by process \d+ on .*; wait until it has ended"):
+                stage.run(inputs, {}, lambda _: pytest.fail("the other is at it"))
+        (directory / "b.txt").write_text("mine too")
+
+    assert stage.run({"data": "1"}, {}, meanwhile)
+    assert sorted(path.name for path in stage.directory.iterdir()) == ["a.txt", "b.txt", "manifest.json"]
+    assert sorted(stage.manifest["files"]) == ["a.txt", "b.txt"]
+    assert not stage.run({"data": "1"}, {}, work([]))
+
+
+def test_runs_that_share_a_stage_wait_for_each_other(tmp_path):
+    begun, log = threading.Event(), []
+
+    def slow(directory):
+        begun.set()
+        other.join(0.2)
+        work(log)(directory)
+
+    def second():
+        begun.wait()
+        log.append(run_in_store(Stage("s", tmp_path / "two/s"), tmp_path / "store", {}, {}, work(log)))
+
+    other = threading.Thread(target=second)
+    other.start()
+    assert run_in_store(Stage("s", tmp_path / "one/s"), tmp_path / "store", {}, {}, slow)
+    other.join()
+    assert log == [["started.json"], False]  # the second has found it done
+    assert (tmp_path / "two/s/a.txt").read_text() == "a"
+    assert [path.name for path in (tmp_path / "store/s").iterdir()] == [(tmp_path / "one/s").resolve().name]
+
+
+@pytest.mark.parametrize("content", ["", '{"schema": 1, "sta', "[]", None])
+def test_damaged_books_are_one_line_and_nothing_is_removed(tmp_path, content):
+    stage = Stage("s", tmp_path / "s")
+    stage.run({"data": "1"}, {}, work([]))
+    for name in ("manifest.json", "started.json"):
+        book = stage.directory / name
+        book.unlink(missing_ok=True)
+        book.mkdir() if content is None else book.write_text(content)
+        with pytest.raises(UserError, match=rf"{name}: .*; delete .*/s, or name another directory"):
+            stage.run({"data": "2"}, {}, work([]))
+        assert (stage.directory / "a.txt").exists()
+        book.rmdir() if content is None else book.unlink()
+
+
+def test_a_manifest_of_another_schema_is_done_again_and_one_of_another_program_is_left_alone(tmp_path):
+    stage = Stage("s", tmp_path / "s")
+    stage.run({"data": "1"}, {}, work([]))
+    for changes in ({"schema": 0}, {"files": None}, {"files": {"a.txt": 3}}):
+        (stage.directory / "manifest.json").write_text(json.dumps(stage.manifest | changes))
+        assert stage.run({"data": "1"}, {}, work([]))
+    (stage.directory / "manifest.json").write_text('{"name": "an app", "icons": []}')
+    with pytest.raises(UserError, match="files that are not this program's"):
+        stage.run({"data": "1"}, {}, work([]))
+    assert (stage.directory / "a.txt").exists()
+
+
+@pytest.mark.parametrize("write", [write_text, lambda path, text: save_array(path, np.zeros(len(text)))])
+def test_a_full_disk_is_one_line_and_the_stage_goes_on_where_it_was(tmp_path, write):
+    stage, log = Stage("s", tmp_path / "s"), []
+
+    def fills(directory):
+        (directory / "half").write_text("h")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+        try:
+            write(directory / "rest", "r" * 5000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with pytest.raises(MachineError, match=r"s/rest: .*; free space and give the same command again"):
+        stage.run({}, {}, fills)
+    assert stage.run({}, {}, work(log))
+    assert log == [["half", "started.json"]]

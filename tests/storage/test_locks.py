@@ -1,0 +1,108 @@
+"""One process works where two must not; whoever comes later is told who it is, or waits."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from colm_jax.errors import UserError
+from colm_jax.storage import locked, locks
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from colm_jax.storage import locked
+with locked(Path(sys.argv[1]), "it"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_holder_is_told_who_has_the_lock_and_may_have_it_after_a_kill(tmp_path):
+    path = tmp_path / "run/.lock"
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        said = rf"RUN: in use by process {other.pid} on .* since 2.*run/\.lock\)"
+        with pytest.raises(UserError, match=said), locked(path, "RUN"):
+            pass
+        assert path.exists()
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.communicate()
+    with locked(path, "RUN") as held:
+        assert held
+
+
+def test_a_lock_leaves_nothing_behind_and_keeps_what_was_there(tmp_path):
+    with locked(tmp_path / "a/b/.lock", "a"):
+        assert (tmp_path / "a/b").is_dir()
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "empty").mkdir()
+    for folder, made in (("empty", []), ("full/deep", ["result"])):
+        with pytest.raises(KeyError), locked(tmp_path / folder / ".lock", "it"):
+            for name in made:
+                (tmp_path / folder / name).touch()
+            raise KeyError
+        assert [path.name for path in (tmp_path / folder).iterdir()] == made
+
+
+def test_a_process_refuses_itself_too_and_a_lock_that_is_released_can_be_taken_again(tmp_path):
+    with locked(tmp_path / "lock", "RUN"):
+        said = f"RUN: in use by process {os.getpid()} "
+        with pytest.raises(UserError, match=said), locked(tmp_path / "lock", "RUN"):
+            pass
+    with locked(tmp_path / "lock", "RUN"):
+        pass
+
+
+def test_those_who_wait_work_one_after_another(tmp_path):
+    inside, most = [], []
+
+    def work(number):
+        for _ in range(20):
+            with locked(tmp_path / "s/lock", "s", wait=True):
+                inside.append(number)
+                most.append(len(inside))
+                inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 80
+
+
+def test_a_file_system_without_locks_is_used_all_the_same_unless_runs_share_it(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    with locked(tmp_path / "lock", "RUN") as held:
+        assert not held
+    with pytest.raises(UserError, match="STORE: its file system has no locks"), locked(tmp_path / "l", "STORE", True):
+        pass
+
+
+def test_where_no_file_can_be_made_the_place_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"RUN: cannot be written: .*file"), locked(tmp_path / "file/run/lock", "RUN"):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_ends_the_search_for_it():
+    with pytest.raises(UserError, match="RUN: /proc/run cannot be made"), locked(Path("/proc/run/lock"), "RUN"):
+        pass
+
+
+def test_a_lock_whose_holder_is_not_known_is_a_lock(tmp_path):
+    with locked(tmp_path / "lock", "RUN"):
+        (tmp_path / "lock").write_text("{")
+        with pytest.raises(UserError, match="in use by another process;"), locked(tmp_path / "lock", "RUN"):
+            pass
