@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from colm_jax.checkpoints.directory import resolve
@@ -337,19 +336,18 @@ class CoLM:
 
     def score_examples(self, examples: Examples) -> ScoredTexts:
         """`score` of texts that are already tokenised."""
-        models = [score_examples(self.base, examples, self.allowed, keep_hidden=self.gate is not None)]
+        models = [score_examples(self.base, examples, self.allowed, self.gate)]
         models += [score_examples(expert, examples, self.allowed) for expert in self.experts]
-        scored = []
+        gate_logits, scored = models[0].gate_logits, []
         for i, example in enumerate(examples.items):
             log_probs = np.stack([scores.log_prob[i] for scores in models], -1)
-            hidden = models[0].hidden
             scored.append(
                 Scored(
                     tokens=example.ids,
                     mask=example.targets[1:],
                     base_log_prob=log_probs[:, 0],
                     expert_log_probs=log_probs[:, 1:],
-                    gate_logits=np.asarray(self.gate(jnp.asarray(hidden[i]))) if self.gate and hidden else None,
+                    gate_logits=None if gate_logits is None else gate_logits[i],
                     is_argmax=np.stack([scores.is_argmax[i] for scores in models], -1),
                 )
             )

@@ -83,9 +83,7 @@ class Answers:
         eos = self._team.tokenizer.eos_id  # whichever ended it: only what stands before is read
         texts = [[*self._answers[i].prompt_ids, *self._answers[i].tokens, eos] for i in ended]
         items = tuple(Example(np.array(ids, np.int32), np.ones(len(ids), bool)) for ids in texts)
-        for first in range(0, len(items), self._batch_size):  # whose hidden states are held together
-            part = items[first : first + self._batch_size]
-            hidden = score_examples(self._team.base, Examples(part, 0), self._team.allowed, keep_hidden=True).hidden
-            assert hidden is not None  # asked for
-            rates = p_defer(self._team.gate(jnp.asarray(np.stack([states[-1] for states in hidden]))))
-            self._ends |= {i: float(rate) for i, rate in zip(ended[first:], np.asarray(rates))}
+        scores = score_examples(self._team.base, Examples(items, 0), self._team.allowed, self._team.gate)
+        assert scores.gate_logits is not None  # there is a gate
+        rates = p_defer(jnp.asarray(np.stack([logits[-1] for logits in scores.gate_logits])))
+        self._ends |= {i: float(rate) for i, rate in zip(ended, np.asarray(rates))}

@@ -22,23 +22,30 @@ def roc(p_defer: Float[np.ndarray, "N"], differs: Bool[np.ndarray, "N"]) -> dict
     found: dict[str, Any] = {"positives": positives, "negatives": negatives, "area": None, "youden": None, "points": []}
     if not positives or not negatives:
         return found
-    values, inverse = np.unique(p_defer.astype(np.float64), return_inverse=True)
-    hits = np.bincount(inverse, differs, len(values))[::-1]
-    misses = np.bincount(inverse, ~differs, len(values))[::-1]
-    tpr = np.concatenate([[0.0], np.cumsum(hits) / positives])
-    fpr = np.concatenate([[0.0], np.cumsum(misses) / negatives])
-    # Point i calls the i highest values: η lies half-way to the next one, so that rounding cannot move it across.
-    below = np.concatenate([values[::-1], [0.0]])
-    above = np.concatenate([[1.0], values[::-1]])
-    eta = (below + above) / 2
-    eta[-1] = 0.0
+    # Point i calls the i highest values; counts are by sorting each kind, which takes little more memory than p_defer.
+    values = np.unique(p_defer)[::-1]
+    tpr, fpr = (_shares_from(np.sort(p_defer[kind]), values) for kind in (differs, ~differs))
     best = int(np.argmax(tpr - fpr))
-    kept = np.unique(np.linspace(0, len(eta) - 1, _POINTS).round().astype(int))
+    kept = np.unique(np.linspace(0, len(values), _POINTS).round().astype(int))
+
+    def threshold(i: int) -> float:
+        """η of point i: half-way between the last value called and the next one, so that rounding cannot cross it."""
+        if i == len(values):
+            return 0.0
+        return float((np.float64(values[i]) + (np.float64(values[i - 1]) if i else 1.0)) / 2)
+
     return found | {
         "area": float(np.trapezoid(tpr, fpr)),
-        "youden": {"threshold": float(eta[best]), "tpr": float(tpr[best]), "fpr": float(fpr[best])},
-        "points": [[float(fpr[i]), float(tpr[i]), float(eta[i])] for i in kept],
+        "youden": {"threshold": threshold(best), "tpr": float(tpr[best]), "fpr": float(fpr[best])},
+        "points": [[float(fpr[i]), float(tpr[i]), threshold(int(i))] for i in kept],
     }
+
+
+def _shares_from(ordered: Float[np.ndarray, "n"], values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N1"]:
+    """The share of `ordered` (rising) at or above each of the values (falling), 0 in front: N + 1 shares, rising."""
+    shares = np.zeros(len(values) + 1)
+    shares[1:] = (len(ordered) - np.searchsorted(ordered, values)) / len(ordered)
+    return shares
 
 
 def reliability(p_defer: Float[np.ndarray, "N"], pays: Bool[np.ndarray, "N"]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -16,7 +17,8 @@ from colm_jax.calibration.figures import area, reliability, roc
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import find_task, score_answers
-from colm_jax.evaluation.text import counted
+from colm_jax.evaluation.text import gate_logits_of
+from colm_jax.models.gate import p_defer
 from colm_jax.scoring import greedy_choices
 from colm_jax.team import CoLM, Generation, Scored
 
@@ -68,26 +70,32 @@ def _prompts(records: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, An
     return [prompt for prompt in prompts if prompt is not None]
 
 
-def _chosen_expert(values: np.ndarray, logits: Float[np.ndarray, "N M"]) -> np.ndarray:
-    """Of [N, M] values, each position's most probable expert's, [N]."""
-    return np.take_along_axis(values, logits.argmax(axis=1)[:, None], axis=1)[:, 0]
+def _chosen_expert(values: np.ndarray, scored: Scored) -> np.ndarray:
+    """Of a text's values [T, M], those of each position's most probable expert, [T]."""
+    assert scored.gate_logits is not None  # the team has a gate
+    return np.take_along_axis(values, scored.gate_logits.argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
-def _positions_of_texts(
-    team: CoLM, examples: Examples, scored: Sequence[Scored]
-) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
-    """p_defer at each position of the dev texts that counts, and whether base and expert would write other tokens."""
-    choices = [greedy_choices(model, examples, team.allowed) for model in (team.base, *team.experts)]
-    tops = np.concatenate([np.stack(models, -1)[s.mask] for *models, s in zip(*choices, scored)])
-    _, logits, rates = counted(scored)
-    assert rates is not None  # the team has a gate
-    return rates, _chosen_expert(tops[:, 1:], logits) != tops[:, 0]
+def _right(scored: Sequence[Scored]) -> tuple[Bool[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
+    """Whether the base, and the most probable expert, would write the text's own token, where it counts."""
+    base = [s.is_argmax[s.mask, 0] for s in scored]
+    return np.concatenate(base), np.concatenate([_chosen_expert(s.is_argmax[:, 1:], s)[s.mask] for s in scored])
+
+
+def _differs_on_texts(team: CoLM, examples: Examples, scored: Sequence[Scored]) -> Bool[np.ndarray, "N"]:
+    """Whether base and expert would write other tokens, at each position of the dev texts that counts."""
+    base, *experts = (greedy_choices(model, examples, team.allowed) for model in (team.base, *team.experts))
+    return np.concatenate(
+        [(_chosen_expert(np.stack(own, -1), s) != first)[s.mask] for s, first, *own in zip(scored, base, *experts)]
+    )
 
 
 def _positions_of_generations(
     team: CoLM, written: Sequence[Generation]
 ) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
-    """The same of what the base alone wrote: each token is its own choice, so the expert's differs or is that token.
+    """Of what the base alone wrote, p_defer at each token, and whether the expert would write another one.
+
+    Each token is the base's own choice, so the expert's is that token or differs.
 
     Raises:
       UserError: the base wrote nothing.
@@ -98,10 +106,8 @@ def _positions_of_generations(
     scored = team.score(
         [{"input_ids": a.prompt_ids + a.tokens, "labels": [-100] * len(a.prompt_ids) + a.tokens} for a in texts]
     )
-    _, logits, _ = counted(scored)
-    right = np.concatenate([s.is_argmax[s.mask] for s in scored])
     rates = np.concatenate([np.asarray(answer.p_defer, np.float32) for answer in texts])
-    return rates, ~_chosen_expert(right[:, 1:], logits)
+    return rates, ~_right(scored)[1]
 
 
 def calibrate(
@@ -139,12 +145,10 @@ def calibrate(
         answers = Answers(team, _prompts(records), settings.max_new_tokens)
     references = [] if task is None else [find_task(task).reference(record, where) for where, record in records]
     scored = team.score_examples(examples)
-    _, logits, on_texts = counted(scored)
-    assert on_texts is not None  # the team has a gate
-    right = np.concatenate([s.is_argmax[s.mask] for s in scored])
-    by_expert = _chosen_expert(right[:, 1:], logits)
+    on_texts = np.asarray(jax.jit(p_defer)(gate_logits_of(scored)))  # jitted: no array an operation
+    by_base, by_expert = _right(scored)
     if settings.source == "texts":
-        rates, differs = _positions_of_texts(team, examples, scored)
+        rates, differs = on_texts, _differs_on_texts(team, examples, scored)
     else:
         assert answers is not None  # made above
         rates, differs = _positions_of_generations(team, answers.at(1.0))  # no p_defer exceeds 1: the base alone
@@ -154,7 +158,7 @@ def calibrate(
     for i, eta in enumerate(grid):
         if task is None:
             deferred = on_texts > eta
-            point = Point(eta, float(deferred.mean()), float(np.where(deferred, by_expert, right[:, 0]).mean()))
+            point = Point(eta, float(deferred.mean()), float(np.where(deferred, by_expert, by_base).mean()))
         else:
             assert answers is not None  # made above
             found = answers.at(eta)
@@ -176,7 +180,7 @@ def calibrate(
         "curve": [asdict(point) for point in curve],
         "area": area([(point.deferral_rate, point.score) for point in curve]),
         "roc": roc(rates, differs),
-        "reliability": reliability(on_texts, by_expert & ~right[:, 0]),
+        "reliability": reliability(on_texts, by_expert & ~by_base),
         "answers_decoded": 0 if answers is None else answers.decoded,
         "answers_reused": 0 if answers is None else answers.reused,
     }

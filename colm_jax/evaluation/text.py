@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from colm_jax.models.gate import p_defer
 from colm_jax.objectives import marginal_nll
@@ -30,8 +31,13 @@ def counted(scored: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     models = np.concatenate([np.column_stack([s.base_log_prob, s.expert_log_probs])[s.mask] for s in scored])
     if scored[0].gate_logits is None:
         return models, np.zeros((len(models), 0), np.float32), None
-    logits = np.concatenate([s.gate_logits[s.mask] for s in scored if s.gate_logits is not None])
+    logits = gate_logits_of(scored)
     return models, logits, np.asarray(p_defer(jnp.asarray(logits)))
+
+
+def gate_logits_of(scored: Sequence[Scored]) -> Float[np.ndarray, "N M"]:
+    """The gate's logits at the positions that count, float32; of a team with a gate."""
+    return np.concatenate([s.gate_logits[s.mask] for s in scored if s.gate_logits is not None])
 
 
 def evaluate_text(scored: Sequence[Scored]) -> TextScores:

@@ -17,12 +17,16 @@ from colm_jax.data.batches import Batch, Rows, collate, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import barrier, batch_sharding_of, heed_stop, on_first, replicate, to_host
+from colm_jax.models.gate import Gate
+from colm_jax.parallel import barrier, batch_sharding_of, heed_stop, on_first, replicate
 from colm_jax.scoring.head import head_argmax, head_scores
 from colm_jax.storage import damaged_is_one_line, entries, local_copies, make_directory, replacing
 
 SHARD_TEXTS = 128  # in a shard: what a kill can cost
 _BATCH = 8  # texts that pass together, at least
+_CPU_POSITIONS = (
+    512  # that pass together on a CPU, at most (but for a single text): activations are in host memory there
+)
 
 Progress = Callable[[int], None]  # told how many examples are done
 
@@ -33,7 +37,7 @@ class Scores:
 
     log_prob: tuple[np.ndarray, ...]  # float32 [n-1], nats
     is_argmax: tuple[np.ndarray, ...]  # bool [n-1]: the model's own greedy choice is the text's token
-    hidden: tuple[np.ndarray, ...] | None = None  # float32 [n-1, D], where they were asked for
+    gate_logits: tuple[np.ndarray, ...] | None = None  # float32 [n-1, M]; None where no gate was given
 
     def aligned(self, rows: Rows, shape: tuple[int, int]) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
         """The scores of a batch's rows, each text's where `collate` put its tokens; zeros elsewhere."""
@@ -49,29 +53,33 @@ class Scores:
 
 
 @jax.jit(static_argnames=("graph", "spread"))
-def score_batch(graph, state, tokens, allowed, spread):
-    """Scores [B, T], "is argmax" [B, T] and final hidden states [B, T, D] of a batch of texts, tokens [B, T+1].
+def score_batch(graph, state, tokens, allowed, spread, gate: Gate | None = None):
+    """Scores [B, T], "is argmax" [B, T] and gate logits [B, T, M] of a batch of texts, tokens [B, T+1].
 
-    `spread` says how the texts lie on the mesh; None: all on one device.
+    The gate is applied here, so that hidden states never leave the device. Without one its logits are None. `spread`
+    is the sharding of the texts on the mesh; None: all on one device.
     """
     decoder = nnx.merge(graph, state)
     hidden, _ = decoder(tokens[:, :-1], spread=spread)
     log_prob, is_argmax = head_scores(decoder, hidden, tokens[:, 1:], allowed)
-    return replicate(log_prob, spread), replicate(is_argmax, spread), hidden
+    gate_logits = None if gate is None else replicate(gate(hidden), spread)
+    return replicate(log_prob, spread), replicate(is_argmax, spread), gate_logits
 
 
-def texts_at_once(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
-    """Texts of a batch: as many for each group of devices (data · fsdp), and at least 8."""
+def texts_at_once(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, wanted: int = _BATCH) -> int:
+    """Texts of a batch: as many for each group of devices (data · fsdp), and at least as many as wanted."""
     groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    return -(-_BATCH // groups) * groups
+    return -(-wanted // groups) * groups
 
 
 def batches(
     examples: Examples, numbers: Sequence[int], spread: jax.sharding.NamedSharding | None
 ) -> Iterator[tuple[Sequence[int], Batch]]:
     """The examples of these numbers, a text a row; all of one shape, so that one compiled program serves."""
-    length = padded_length(examples.lengths)
-    size = _BATCH if spread is None else texts_at_once(spread.mesh)
+    length, size = padded_length(examples.lengths), _BATCH
+    if jax.default_backend() == "cpu":  # a few rows are enough to use a CPU fully
+        size = min(max(1, _CPU_POSITIONS // length), _BATCH)
+    size = size if spread is None else texts_at_once(spread.mesh, size)
     for first in range(0, len(numbers), size):
         heed_stop()
         rows = numbers[first : first + size]
@@ -109,41 +117,41 @@ def write_shards(
 
 
 def _passes(
-    decoder: Decoder, examples: Examples, allowed: np.ndarray | None, numbers: Sequence[int]
+    decoder: Decoder, examples: Examples, allowed: np.ndarray | None, numbers: Sequence[int], gate: Gate | None = None
 ) -> Iterator[tuple[Sequence[int], tuple]]:
-    """The examples' scores, a batch at a time: which examples, and what `score_batch` says of them."""
+    """The examples' scores, a batch at a time: which examples, and the results of `score_batch`."""
     graph, state = nnx.split(decoder)
     spread = batch_sharding_of(decoder)
     for rows, batch in batches(examples, numbers, spread):
-        yield rows, score_batch(graph, state, batch.tokens, allowed, spread)
+        yield rows, score_batch(graph, state, batch.tokens, allowed, spread, gate)
 
 
 def score_examples(
     decoder: Decoder,
     examples: Examples,
     allowed: np.ndarray | None = None,
-    keep_hidden: bool = False,
+    gate: Gate | None = None,
     progress: Progress = lambda done: None,
 ) -> Scores:
-    """Scores in memory.
+    """Scores in memory: a few bytes a position, whatever the width of the model.
 
     Args:
       decoder: the model.
       examples: the texts.
       allowed: the shared vocabulary, [V] bool: probabilities are over it; None: all of the head's rows.
-      keep_hidden: also the final hidden states that predict each token.
+      gate: also its logits at each position, from the decoder's hidden states; None: no gate logits.
       progress: told how many examples are done.
     """
     log_probs: list[np.ndarray] = []
     argmaxes: list[np.ndarray] = []
-    states: list[np.ndarray] = []
-    for rows, (log_prob, is_argmax, hidden) in _passes(decoder, examples, allowed, range(len(examples.items))):
-        _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
-        if keep_hidden:
-            wide = np.asarray(to_host(hidden), np.float32)
-            states += [wide[b, : examples.lengths[row] - 1] for b, row in enumerate(rows)]
+    gate_logits: list[np.ndarray] = []
+    for rows, (log_prob, is_argmax, logits) in _passes(decoder, examples, allowed, range(len(examples.items)), gate):
+        log_probs += _texts(examples, rows, log_prob)
+        argmaxes += _texts(examples, rows, is_argmax)
+        if logits is not None:
+            gate_logits += _texts(examples, rows, logits)
         progress(len(log_probs))
-    return Scores(tuple(log_probs), tuple(argmaxes), tuple(states) if keep_hidden else None)
+    return Scores(tuple(log_probs), tuple(argmaxes), None if gate is None else tuple(gate_logits))
 
 
 @jax.jit(static_argnames=("graph", "spread"))
@@ -160,8 +168,7 @@ def greedy_choices(decoder: Decoder, examples: Examples, allowed: np.ndarray | N
     spread = batch_sharding_of(decoder)
     found: list[np.ndarray] = []
     for rows, batch in batches(examples, range(len(examples.items)), spread):
-        choices = np.asarray(_argmax_batch(graph, state, batch.tokens, allowed, spread))
-        found += [choices[b, : examples.lengths[row] - 1] for b, row in enumerate(rows)]
+        found += _texts(examples, rows, _argmax_batch(graph, state, batch.tokens, allowed, spread))
     return found
 
 
@@ -178,7 +185,8 @@ def score_to_directory(
         log_probs: list[np.ndarray] = []
         argmaxes: list[np.ndarray] = []
         for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, allowed, numbers):
-            _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes)
+            log_probs += _texts(examples, rows, log_prob)
+            argmaxes += _texts(examples, rows, is_argmax)
             progress(rows[-1] + 1)
         lengths = np.array([len(scores) for scores in log_probs], np.int64)
         if path is not None:
@@ -223,9 +231,7 @@ def check_count(directory: Path, examples: Examples, count: int) -> None:
         raise UserError(f"{directory}: its shards hold {count} texts, the data has {len(examples.items)}; delete it")
 
 
-def _append(examples, rows, log_prob, is_argmax, log_probs, argmaxes) -> None:
-    log_prob, is_argmax = np.asarray(log_prob, np.float32), np.asarray(is_argmax)
-    for b, row in enumerate(rows):
-        length = examples.lengths[row] - 1
-        log_probs.append(log_prob[b, :length])
-        argmaxes.append(is_argmax[b, :length])
+def _texts(examples: Examples, rows: Sequence[int], values: jax.Array) -> list[np.ndarray]:
+    """A batch's values [B, T, ...] as one array a text, [n-1, ...]; copies, so that no padding stays in memory."""
+    host = np.asarray(values)
+    return [host[b, : examples.lengths[row] - 1].copy() for b, row in enumerate(rows)]

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import colm_jax.scoring.scorer as scorer
+from colm_jax.checkpoints.team import make_gate
 from colm_jax.data.batches import collate
 from colm_jax.data.records import Example, Examples
 from colm_jax.data.tokenizer import load_tokenizer
@@ -29,14 +30,16 @@ def texts(count: int, seed: int = 0) -> Examples:
 
 def test_scores_equal_a_plain_pass_over_each_text():
     decoder, examples = tiny_decoder(), texts(11)
-    scores = score_examples(decoder, examples, keep_hidden=True)
+    kernel = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
+    scores = score_examples(decoder, examples, gate=make_gate(kernel))
     for i, example in enumerate(examples.items):
         hidden, logits = run(decoder, example.ids[None])
         log_p = np.asarray(jax.nn.log_softmax(logits[0, :-1]))
         target = example.ids[1:]
         np.testing.assert_allclose(scores.log_prob[i], log_p[np.arange(len(target)), target], atol=1e-5)
         np.testing.assert_array_equal(scores.is_argmax[i], log_p.argmax(1) == target)
-        np.testing.assert_allclose(scores.hidden[i], hidden[0, :-1], atol=1e-5)
+        assert scores.gate_logits[i].dtype == np.float32
+        np.testing.assert_allclose(scores.gate_logits[i], np.asarray(hidden[0, :-1]) @ kernel, atol=1e-5)
 
 
 def test_a_restart_keeps_whole_shards(tmp_path, monkeypatch):
@@ -133,7 +136,7 @@ def test_hidden_states_on_disk_are_those_that_predict_what_counts(tmp_path, monk
     shards = open_hidden(tmp_path, examples)
     assert len(shards[0]) == 0
     assert len(shards) == 3
-    states = score_examples(decoder, examples, keep_hidden=True).hidden
+    states = [np.asarray(run(decoder, e.ids[None])[0][0, :-1]) for e in items]
     expected = np.concatenate([rows[e.targets[1:]] for rows, e in zip(states, items)])
     np.testing.assert_allclose(np.concatenate(shards), expected, atol=1e-5)
     before = (tmp_path / "shard-00001.npy").read_bytes()
@@ -162,6 +165,8 @@ def test_scores_lie_where_the_tokens_of_their_text_lie():
 def test_a_mesh_scores_as_one_device_does(tmp_path, sizes):
     mesh, plain, examples = make_mesh(*sizes), tiny_decoder(), texts(20)
     graph, state = nnx.split(tiny_decoder())
-    one, other = score_examples(plain, examples), score_examples(nnx.merge(graph, on_mesh(state, mesh)), examples)
-    for a, b in zip(one.log_prob, other.log_prob, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    gate = make_gate(np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32))
+    models = plain, nnx.merge(graph, on_mesh(state, mesh))
+    one, other = (score_examples(model, examples, gate=gate) for model in models)
+    for a, b in zip((*one.log_prob, *one.gate_logits), (*other.log_prob, *other.gate_logits), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
