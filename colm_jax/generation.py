@@ -1,21 +1,26 @@
 """What a caller asks of generation and what comes back: settings checked, prompts as requests, answers as text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+import numpy as np
+
+from colm_jax.checks import check_number, check_seed, check_whole
 from colm_jax.data.records import check_shared, encode_prompt
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.engine import Answer, Options, Request
 from colm_jax.decoding.parking import Parking
 from colm_jax.decoding.sampling import Sampling
-from colm_jax.decoding.schedule import check_schedule, check_threshold
+from colm_jax.decoding.schedule import SCHEDULES, check_schedule, check_threshold
 from colm_jax.decoding.strategies import Strategy
 from colm_jax.errors import UserError
 from colm_jax.text.generated import GeneratedText
 
 Prompt = str | dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,19 +72,26 @@ class Settings:
     parking: Parking | None = None
 
     def __post_init__(self):
-        """Rejects settings that cannot be meant."""
-        for name in ("batch_size", "samples"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if not 0 <= self.rate <= 1:
-            raise UserError(f"rate must be a number from 0 to 1, got {self.rate!r}")
+        """Validates every setting; NumPy scalars and vectors become Python's numbers and lists."""
+        sampling = Sampling(self.temperature, self.top_p, self.top_k, self.min_p)
+        checked = {
+            **vars(sampling),
+            "threshold": _of_each(check_threshold, self.threshold),
+            "max_new_tokens": _of_each(partial(check_whole, "max_new_tokens", least=1), self.max_new_tokens),
+            "schedule": _of_each(check_schedule, self.schedule),
+            "warmup": _of_each(partial(check_whole, "warmup"), self.warmup),
+            "batch_size": check_whole("batch_size", self.batch_size, 1),
+            "samples": check_whole("samples", self.samples, 1),
+            "rate": check_number("rate", self.rate, 0, 1),
+            "seed": check_seed("seed", self.seed),
+        }
+        if self.stop_token_ids is not None:
+            checked["stop_token_ids"] = [check_whole("stop_token_ids", token) for token in self.stop_token_ids]
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         for stop in self.stops:
             if not isinstance(stop, str) or not stop:
                 raise UserError(f"stop must be a string that is not empty, or several, got {stop!r}")
-        for token in self.stop_ids:
-            if not isinstance(token, int) or isinstance(token, bool) or token < 0:
-                raise UserError(f"stop_token_ids must be whole numbers of at least 0, got {token!r}")
 
     @property
     def stops(self) -> list[str]:
@@ -120,7 +132,8 @@ class Settings:
           allowed: [V] the shared vocabulary.
 
         Raises:
-          UserError: a setting out of range, or a prompt that leaves no room in the context.
+          UserError: a bad prompt, one that leaves no room in the context, or a setting with a value for each of
+            another number of prompts.
         """
         for token in self.stop_ids:
             if token >= tokenizer.size:
@@ -132,21 +145,26 @@ class Settings:
             if len(ids) >= context:
                 raise UserError(f"{where}: {len(ids)} tokens leave no room in the context of {context}; shorten it")
             check_shared(ids, allowed, tokenizer, where)
-            if not isinstance(new, int) or new < 1:
-                raise UserError(f"max_new_tokens must be a whole number of at least 1, got {new!r}")
-            eta, number = check_threshold(threshold), check_schedule(schedule, warmup)
-            found += [Request(ids, eta, new, key, sample, number, warmup) for sample in range(self.samples)]
+            number = SCHEDULES.index(schedule)
+            found += [Request(ids, threshold, new, key, sample, number, warmup) for sample in range(self.samples)]
         return found
+
+
+def _of_each(check: Callable[[Any], T], value: Any) -> T | list[T]:
+    """A setting, checked: one value for all prompts, or a list of one for each."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
+    return [check(item) for item in value] if isinstance(value, list | tuple) else check(value)
 
 
 def _each(settings: Settings, name: str, count: int) -> list[Any]:
     """A setting of each prompt."""
     value = getattr(settings, name)
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    if not isinstance(value, list):
         return [value] * count
     if len(value) != count:
         raise UserError(f"{name}: {len(value)} values for {count} prompts")
-    return list(value)
+    return value
 
 
 def generation(request: Request, answer: Answer, text: GeneratedText, has_gate: bool) -> Generation:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from colm_jax.checkpoints.huggingface import DTYPES
+from colm_jax.checks import INT32, SEEDS, check_number, check_whole
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig, Rope
 
@@ -81,9 +82,10 @@ class DecodeBench:
         for model in ("base", "expert"):
             width, heads = f"{model}_width", f"{model}_heads"
             _check_heads(width, getattr(self, width), heads, getattr(self, heads))
-        numbers = isinstance(self.rates, Sequence) and all(isinstance(rate, int | float) for rate in self.rates)
-        if not (numbers and self.rates and all(0 < rate <= 1 for rate in self.rates)):
-            raise UserError(f"bench: rates must be numbers above 0 and at most 1, got {self.rates!r}")
+        if not isinstance(self.rates, Sequence) or not self.rates:
+            raise UserError(f"bench: rates must be a list of numbers, got {self.rates!r}")
+        for rate in self.rates:
+            check_number("bench: each of rates", rate, above=0, most=1)
         if len(set(self.rates)) < len(self.rates):
             raise UserError(f"bench: rates must differ from each other, got {self.rates!r}")
 
@@ -111,8 +113,7 @@ def _check(settings: Any, least: dict[str, int]) -> None:
         value, bound = getattr(settings, field.name), least.get(field.name, 1)
         if field.name in ("dtype", "rates"):
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-            raise UserError(f"bench: {field.name} must be a whole number of at least {bound}, got {value!r}")
+        check_whole(f"bench: {field.name}", value, bound, SEEDS - 2 if field.name == "seed" else INT32)
     if settings.dtype not in (None, *DTYPES):
         raise UserError(f"bench: dtype must be one of {', '.join(DTYPES)}, got {settings.dtype!r}")
 

@@ -38,6 +38,7 @@ from colm_jax.decoding.sampling import Sampling
 from colm_jax.decoding.strategies import STRATEGIES
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
+from colm_jax.seeds import random_key
 
 MODELS = ("base", "expert")
 _TORCH = "PyTorch's loop"
@@ -128,8 +129,8 @@ def bench_decode(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple
     """
     dtype, batches = settings.weights, (1, settings.batch_size)
     foreign = live_bytes()
-    base = Decoder(settings.base, nnx.Rngs(settings.seed), DTYPES[dtype])
-    expert = Decoder(settings.expert, nnx.Rngs(settings.seed + 1), DTYPES[dtype])
+    base = Decoder(settings.base, nnx.Rngs(random_key(settings.seed)), DTYPES[dtype])
+    expert = Decoder(settings.expert, nnx.Rngs(random_key(settings.seed + 1)), DTYPES[dtype])
     gate = Gate(settings.base_width, 1)
     parameters = {name: _leaves(decoder, "size") for name, decoder in (("base", base), ("expert", expert))}
     weights = {name: _leaves(decoder, "nbytes") for name, decoder in (("base", base), ("expert", expert))}

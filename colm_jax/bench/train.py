@@ -29,6 +29,7 @@ from colm_jax.models.gate import Gate
 from colm_jax.parallel import batch_sharding, make_mesh
 from colm_jax.plan.plan import matrix_flops
 from colm_jax.scoring import Scores, hidden_to_directory, open_hidden, score_examples
+from colm_jax.seeds import random_key
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import train_gate
 from colm_jax.training.positions import Positions
@@ -74,7 +75,7 @@ def bench_train(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[l
       RuntimeError: PyTorch's first steps have other losses, so that times would compare different work.
     """
     model, dtype = settings.model, settings.activations
-    decoder, gate = Decoder(model, nnx.Rngs(settings.seed), DTYPES[dtype]), Gate(model.width, 1)
+    decoder, gate = Decoder(model, nnx.Rngs(random_key(settings.seed)), DTYPES[dtype]), Gate(model.width, 1)
     rng = np.random.default_rng(settings.seed)
     steps, peaks = _compiled(decoder, gate, settings, rng, tell)
     flops = 3 * _forward_flops(decoder, gate, steps.batch)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 
 from colm_jax.calibration.answers import Answers
 from colm_jax.calibration.figures import area, reliability, roc
+from colm_jax.checks import check_number, check_whole
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import find_task, score_answers
@@ -34,13 +35,15 @@ class Calibration:
     max_new_tokens: int = 96  # of dev answers, where a task is given or generations are the source
 
     def __post_init__(self):
-        """Rejects settings that cannot be meant."""
-        if not self.rates or not all(0 < rate < 1 for rate in self.rates):
-            raise UserError(f"calibration: rates must lie between 0 and 1, got {self.rates}")
+        """Validates the settings."""
+        if not self.rates:
+            raise UserError("calibration: rates must not be empty")
+        rates = tuple(check_number("calibration: each of rates", rate, above=0, below=1) for rate in self.rates)
+        object.__setattr__(self, "rates", rates)
         if self.source not in SOURCES:
             raise UserError(f"calibration: source must be one of {', '.join(SOURCES)}, got {self.source!r}")
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise UserError(f"calibration: max_new_tokens must be at least 1, got {self.max_new_tokens!r}")
+        new = check_whole("calibration: max_new_tokens", self.max_new_tokens, 1)
+        object.__setattr__(self, "max_new_tokens", new)
 
 
 @dataclass(frozen=True)

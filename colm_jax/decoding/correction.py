@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from colm_jax.checks import INT32, check_number, check_whole
 from colm_jax.decoding.strategies import Step
-from colm_jax.errors import UserError
 from colm_jax.models.gate import log_writers
 
 
@@ -30,15 +30,15 @@ class Correction:
     sure: float = 0.5  # the expert's top probability below which backtrack passes its token over, lookahead looks
 
     def __post_init__(self):
-        """Rejects settings that cannot be meant."""
-        if self.candidates < 2 or self.watch < 1:
-            raise UserError(
-                f"Correction: candidates {self.candidates} must be at least 2, watch {self.watch} at least 1"
-            )
-        if not self.bound <= 0:
-            raise UserError(f"Correction.bound {self.bound!r}: a log-probability is at most 0")
-        if not 0 <= self.sure <= 1:
-            raise UserError(f"Correction.sure {self.sure!r}: a probability, from 0 to 1")
+        """Validates the settings."""
+        checked = {
+            "candidates": check_whole("Correction.candidates", self.candidates, 2, INT32),
+            "watch": check_whole("Correction.watch", self.watch, 1, INT32),
+            "bound": check_number("Correction.bound", self.bound, most=0),
+            "sure": check_number("Correction.sure", self.sure, 0, 1),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 @jax.tree_util.register_dataclass

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from colm_jax.checks import INT32
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.loop import run_turns
 from colm_jax.decoding.parking import Parking
@@ -35,6 +36,7 @@ from colm_jax.decoding.strategies import Strategy
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.parallel import batch_sharding_of, heed_stop, to_host
+from colm_jax.seeds import random_key
 
 TURNS = 16  # of one scan, and steps of the base in it: how often the host looks
 AT_ONCE = 512  # tokens that a model reads in one pass between two scans, of several texts
@@ -188,7 +190,7 @@ class _Running:
             graphs, kinds = Graphs(graphs.base, (), graphs.gate), kinds[:1]
         self._models, self._graphs = models, graphs
         self._size = _SMALLEST
-        self._root = jax.random.key(options.seed)
+        self._root = random_key(options.seed)
         self.state = empty_state(self._loop, kinds, models.allowed.shape[0], batch, self._size)
         self.host: dict[str, Any] = {}  # what of the state the host looks at, as of the last scan
         self.numbers: dict[int, int] = {}  # slot -> request
@@ -227,7 +229,7 @@ class _Running:
             limits=jnp.int32(self._engine._limit(request)),
             thresholds=jnp.float32(request.threshold),
             schedules=jnp.int32(request.schedule),
-            warmups=jnp.int32(request.warmup),
+            warmups=jnp.int32(min(request.warmup, INT32)),  # no context is so long
             rates=jnp.float32(self._options.rate),
             keys=key,
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from colm_jax.errors import UserError
+from colm_jax.checks import INT32, check_whole
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Parking:
     steps: int
 
     def __post_init__(self):
-        """Rejects numbers that cannot be meant."""
-        if self.texts < 1 or self.steps < 0:
-            raise UserError(f"parking: at least 1 text and 0 steps, got {self.texts} and {self.steps}")
+        """Validates the numbers."""
+        object.__setattr__(self, "texts", check_whole("Parking.texts", self.texts, 1, INT32))
+        object.__setattr__(self, "steps", check_whole("Parking.steps", self.steps, 0, INT32))
 
     def over(self, waiting: Bool[Array, "B"], waited: Int[Array, "B"]) -> Bool[Array, ""]:
         """Whether those that wait have waited enough.

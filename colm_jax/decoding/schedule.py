@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from colm_jax.checks import check_number
 from colm_jax.errors import UserError
 
 SCHEDULES = ("constant", "linear", "cosine", "exponential")
@@ -37,19 +38,15 @@ def check_threshold(threshold: float) -> float:
     Raises:
       UserError: no number from 0 to 1.
     """
-    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
-        raise UserError(f"threshold must be a number from 0 to 1, got {threshold!r}")
-    return float(threshold)
+    return check_number("threshold", threshold, 0, 1)
 
 
-def check_schedule(schedule: str, warmup: int) -> int:
-    """The schedule's place in SCHEDULES.
+def check_schedule(schedule: str) -> str:
+    """The schedule, if it is one.
 
     Raises:
-      UserError: no such schedule, or a length below 0.
+      UserError: no such schedule.
     """
     if schedule not in SCHEDULES:
         raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
-    if not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 0:
-        raise UserError(f"warmup must be a whole number of at least 0, got {warmup!r}")
-    return SCHEDULES.index(schedule)
+    return schedule

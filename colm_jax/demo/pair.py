@@ -29,6 +29,7 @@ from colm_jax.models.config import ModelConfig, Rope
 from colm_jax.models.decoder import Decoder
 from colm_jax.objectives import sft_loss
 from colm_jax.scoring import head_scores
+from colm_jax.seeds import random_key
 from colm_jax.training.config import Training
 
 # How a team is trained on the pair: the trainer's settings that `colm demo` uses.
@@ -153,7 +154,7 @@ def pretrain(
 
     `steps` is a multiple of 10; `report` is told steps done and the loss, every 10 steps.
     """
-    graph, state = nnx.split(Decoder(config, nnx.Rngs(seed)))
+    graph, state = nnx.split(Decoder(config, nnx.Rngs(random_key(seed))))
     embedding: Any = state["embedding"]
     state["embedding"] = embedding.replace(_EMBEDDING_SCALE * embedding[...])
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps, rate / 50)

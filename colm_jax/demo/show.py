@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from colm_jax.calibration.threshold import Calibration
+from colm_jax.checks import check_seed
 from colm_jax.data.records import read_jsonl
 from colm_jax.demo.pair import TRAINING, make_pair
 from colm_jax.evaluation.cost import BYTES
@@ -46,6 +47,7 @@ CURVE = (0.05, 0.1, 0.13, 0.2, 0.4)  # deferral rates whose thresholds the pictu
 
 def run_demo(out: Path, seed: int) -> dict[str, Any]:
     """Runs the demo into `out` and prints its table, pictures' places and a few answers. Returns the table."""
+    seed = check_seed("seed", seed)
     pair = Stage("pair", out / "pair")
 
     def make(directory: Path) -> None:

@@ -15,7 +15,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from scipy.special import log_softmax, logsumexp
 
+from colm_jax.checks import check_seed, check_whole
 from colm_jax.data.chat import Conversation
+from colm_jax.decoding.schedule import check_threshold
 from colm_jax.decoding.strategies import find_strategy
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh
@@ -24,7 +26,7 @@ from colm_jax.team import CoLM, Scored
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _DEFAULT_DEVICE = "cuda:0"  # what the harness passes where --device is not given
-_AT_ONCE = 32  # texts that are scored together: the base's hidden states of so many are held
+_AT_ONCE = 32  # texts that are scored together
 Pair = tuple[Any, list[int], list[int]]  # of texts (or None), context ids, continuation ids
 
 
@@ -87,6 +89,9 @@ class ColmLM(TemplateLM):
             raise UserError("--model_args: colm_jax needs base=MODEL")
         if batch_size != "auto" and not str(batch_size).isdigit():
             raise UserError(f"--batch_size {batch_size}: a whole number, or auto")
+        rows = check_whole("batch_size", 8 if batch_size == "auto" else int(batch_size), 1)
+        seed, max_gen_toks = check_seed("seed", seed), check_whole("max_gen_toks", max_gen_toks, 1)
+        threshold = None if threshold is None else check_threshold(threshold)
         experts = [name for name in (expert, expert2) if name is not None]
         if team is None and base is not None:
             with console.bar("loading", bytes_=True) as bar:
@@ -104,9 +109,8 @@ class ColmLM(TemplateLM):
         self.strategy = strategy or ("base" if team.gate is None else "defer")
         find_strategy(self.strategy, len(team.experts), team.gate is not None)
         calibrated = 0.5 if team.calibrated_threshold is None else team.calibrated_threshold
-        self.threshold = calibrated if threshold is None else float(threshold)
-        self.max_gen_toks, self.seed = int(max_gen_toks), int(seed)
-        self.batch_size = 8 if batch_size == "auto" else int(batch_size)
+        self.threshold = calibrated if threshold is None else threshold
+        self.max_gen_toks, self.seed, self.batch_size = max_gen_toks, seed, rows
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness notes beside the results."""

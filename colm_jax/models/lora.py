@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import qwix
 from flax import nnx
 
+from colm_jax.checks import check_number, check_whole
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Block, Decoder
+from colm_jax.seeds import random_key
 
 _SUFFIXES = ("_lora_a", "_lora_b")
 
@@ -28,11 +30,9 @@ class Lora:
     modules: str = r"attention/(query|key|value|out)|feed_forward/(gate|up|down)"  # regular expression of paths
 
     def __post_init__(self):
-        """Rejects values that have no meaning."""
-        if self.rank < 1:
-            raise UserError(f"Lora.rank must be a whole number of at least 1, got {self.rank!r}")
-        if not self.alpha > 0:
-            raise UserError(f"Lora.alpha must be positive, got {self.alpha!r}")
+        """Validates the settings."""
+        object.__setattr__(self, "rank", check_whole("Lora.rank", self.rank, 1))
+        object.__setattr__(self, "alpha", check_number("Lora.alpha", self.alpha, above=0))
         try:
             re.compile(self.modules)
         except re.error as error:
@@ -51,7 +51,7 @@ def add_lora(decoder: Decoder, settings: Lora, seed: int) -> Decoder:
     provider = qwix.LoraProvider(module_path=settings.modules, rank=settings.rank, alpha=settings.alpha)
     x = jnp.zeros((1, 1, config.width), decoder.dtype)
     angles = jnp.zeros((1, 1, config.head_dim // 2), jnp.float32)
-    block = qwix.apply_lora_to_model(one, provider, x, angles, rngs=nnx.Rngs(seed))
+    block = qwix.apply_lora_to_model(one, provider, x, angles, rngs=nnx.Rngs(random_key(seed)))
     graph, lora, _ = nnx.split(block, nnx.LoRAParam, ...)
     if not nnx.to_flat_state(lora):
         raise UserError(f"Lora.modules matches no linear map of the model: {settings.modules!r}")
@@ -66,7 +66,7 @@ def add_lora(decoder: Decoder, settings: Lora, seed: int) -> Decoder:
         if matrix == "b":
             return nnx.LoRAParam(jnp.zeros(shape), axes=("layers", "rank", *axes[-others:]))
         bound = (3.0 * settings.rank / math.prod(variable.shape)) ** 0.5
-        key = jax.random.fold_in(jax.random.key(seed), number)
+        key = jax.random.fold_in(random_key(seed), number)
         value = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
         return nnx.LoRAParam(value, axes=(*axes[: 1 + others], "rank"))
 

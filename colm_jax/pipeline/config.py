@@ -1,10 +1,12 @@
 """What a run is: its models, its data, and the settings of every stage."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.checkpoints.team import EXPERT_DTYPES
+from colm_jax.checks import check_number, check_whole
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.strategies import STRATEGIES, find_strategy
 from colm_jax.errors import UserError
@@ -48,7 +50,13 @@ class RunConfig:
     correction: Correction = field(default_factory=Correction)  # of strategies "backtrack" and "lookahead"
 
     def __post_init__(self):
-        """Rejects what could only fail later."""
+        """Validates the settings."""
+        least = {"length": 2, "max_new_tokens": 1, "prompt_tokens": 1, "batch_size": 1, "report_answers": 1}
+        checked: dict[str, Any] = {name: check_whole(name, getattr(self, name), low) for name, low in least.items()}
+        if self.random_rate is not None:
+            checked["random_rate"] = check_number("random_rate", self.random_rate, 0, 1)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         if self.dtype not in DTYPES:
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.expert_dtype is not None and self.expert_dtype not in EXPERT_DTYPES:
@@ -62,12 +70,8 @@ class RunConfig:
         steps = self.profile_steps
         if steps is not None and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
             raise UserError(f"profile_steps must be the first and the last step, as in (10, 12), got {steps!r}")
-        if self.report_answers < 1:
-            raise UserError(f"report_answers must be at least 1, got {self.report_answers!r}")
         if not self.experts and self.training.objective != "sft":
             raise UserError("experts: a run needs at least one --expert; only --objective sft trains a model alone")
-        if self.random_rate is not None and not 0 <= self.random_rate <= 1:
-            raise UserError(f"random_rate must be from 0 to 1, got {self.random_rate}")
         self._check_strategies()
         if self.training.trainable != "gate":  # which is fitted to all texts at once
             self.training.check_split(self.mesh[0] * self.mesh[1])

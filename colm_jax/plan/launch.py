@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from colm_jax.checkpoints.huggingface import DTYPES
+from colm_jax.checks import check_number
 from colm_jax.decoding.engine import AT_ONCE
-from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.plan.chips import CHIPS, Chip
 from colm_jax.plan.plan import Cost, Plan
@@ -42,13 +42,11 @@ class Rates:
     price_per_chip_hour: float | None = None
 
     def __post_init__(self):
-        """Rejects numbers that cannot be meant."""
-        if not 0 < self.efficiency <= 1:
-            raise UserError(f"--efficiency {self.efficiency}: above 0, at most 1")
+        """Validates the numbers."""
+        check_number("efficiency", self.efficiency, above=0, most=1)
         for name in ("disk_bandwidth", "input_rate", "price_per_chip_hour"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"--{name} {value}: above 0")
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from colm_jax.checks import check_number, check_whole
 from colm_jax.data.records import encode_text, place, stream_records
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
@@ -23,14 +24,11 @@ class Workload:
     tokenising: float | None = None  # seconds that it took to count the texts, on the machine that planned
 
     def __post_init__(self):
-        """Rejects numbers that cannot be meant."""
+        """Validates the numbers."""
         for name in ("texts", "tokens", "prompt_tokens", "new_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: at least 1")
-        if self.prompts < 0:
-            raise UserError(f"--prompts {self.prompts}: at least 0")
-        if not 0 <= self.deferral_rate <= 1:
-            raise UserError(f"--deferral_rate {self.deferral_rate}: from 0 to 1")
+            check_whole(name, getattr(self, name), 1)
+        check_whole("prompts", self.prompts)
+        check_number("deferral_rate", self.deferral_rate, 0, 1)
 
 
 def count_texts(

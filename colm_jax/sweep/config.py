@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from colm_jax.checks import check_number, check_seed, check_whole
 from colm_jax.errors import UserError
 
 RANDOM = ("uniform", "log_uniform", "integer", "choice")
@@ -34,7 +35,15 @@ class Sweep:
     retries: int = 1  # of a trial that crashed; one that refused its input is not tried again
 
     def __post_init__(self):
-        """Rejects what could only fail later."""
+        """Validates the settings."""
+        checked: dict[str, Any] = {"seed": check_seed("Sweep.seed", self.seed)}
+        checked |= {name: check_whole(f"Sweep.{name}", getattr(self, name)) for name in ("samples", "retries")}
+        if self.parallel is not None:
+            checked["parallel"] = check_whole("Sweep.parallel", self.parallel, 1)
+        if self.memory_gib is not None:
+            checked["memory_gib"] = check_number("Sweep.memory_gib", self.memory_gib, above=0)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         if not self.grid and not self.points and not self.random:
             raise UserError("Sweep: nothing is swept; bind Sweep.grid, Sweep.points or Sweep.random")
         for name, values in self.grid.items():
@@ -52,12 +61,6 @@ class Sweep:
         for name in self.repeats:
             if name not in axes:
                 raise UserError(f"Sweep.repeats: {name} is not swept; there are {', '.join(axes)}")
-        if self.parallel is not None and self.parallel < 1:
-            raise UserError(f"Sweep.parallel must be at least 1, got {self.parallel}")
-        if self.retries < 0:
-            raise UserError(f"Sweep.retries must be at least 0, got {self.retries}")
-        if self.memory_gib is not None and not self.memory_gib > 0:
-            raise UserError(f"Sweep.memory_gib must be above 0, got {self.memory_gib}")
 
 
 def _check_random(name: str, drawn: tuple[Any, ...]) -> None:

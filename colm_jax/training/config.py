@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from colm_jax.checks import INT32, check_number, check_seed, check_whole
 from colm_jax.errors import UserError
+from colm_jax.labels import METHODS
 from colm_jax.models.decoder import REMAT
 from colm_jax.models.lora import Lora
 
@@ -36,26 +38,33 @@ class Training:
     lora: Lora = field(default_factory=Lora)  # of trainable `lora`, which wants a higher learning rate, about 2e-4
 
     def __post_init__(self):
-        """Rejects settings that cannot be meant."""
+        """Validates the settings."""
         for name, allowed in (
             ("objective", OBJECTIVES),
             ("trainable", TRAINABLE),
             ("schedule", SCHEDULES),
             ("remat", tuple(REMAT)),
+            ("label_method", METHODS),
         ):
             if getattr(self, name) not in allowed:
                 raise UserError(f"training: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        checked: dict[str, float | int] = {"seed": check_seed("training: seed", self.seed)}
         for name in ("batch_size", "accumulate", "epochs", "checkpoint_every"):
+            checked[name] = check_whole(f"training: {name}", getattr(self, name), 1, INT32)
+        for name, bounds in {
+            "learning_rate": {"least": 0},
+            "gate_learning_rate": {"least": 0},
+            "warmup_fraction": {"least": 0, "below": 1},
+            "weight_decay": {"least": 0},
+            "clip_norm": {"above": 0},
+            "positive_weight": {"above": 0},
+        }.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"training: {name} must be a whole number of at least 1, got {value!r}")
+            if value is not None or name not in ("gate_learning_rate", "clip_norm"):
+                checked[name] = check_number(f"training: {name}", value, **bounds)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         self.check_split(1)
-        for name in ("learning_rate", "gate_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value >= 0):
-                raise UserError(f"training: {name} must be a number of at least 0, got {value!r}")
-        if not 0 <= self.warmup_fraction < 1:
-            raise UserError(f"training: warmup_fraction must be from 0 up to 1, got {self.warmup_fraction}")
         if self.objective == "sft" and self.trainable == "gate":
             raise UserError("training: objective 'sft' does not train a gate; use --trainable all")
 

@@ -18,7 +18,9 @@ import optax
 from jaxtyping import Array, Float
 from scipy.optimize import OptimizeResult, minimize
 
+from colm_jax.checks import INT32, check_number, check_seed, check_whole
 from colm_jax.errors import UserError
+from colm_jax.labels import METHODS
 from colm_jax.models.gate import log_writers
 from colm_jax.objectives import marginal_nll, responsibilities, weighted_bce
 from colm_jax.training.positions import Positions, Rows
@@ -44,11 +46,20 @@ class GateInit:
     seed: int = 0  # order of the reference solver's pass
 
     def __post_init__(self):
-        """Rejects settings that cannot be meant."""
+        """Validates the settings."""
         if self.solver not in (None, *SOLVERS):
             raise UserError(f"gate initialisation: solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
-        if not self.positive_weight > 0:
-            raise UserError(f"gate initialisation: positive_weight must be above 0, got {self.positive_weight}")
+        if self.label_method not in METHODS:
+            allowed = ", ".join(METHODS)
+            raise UserError(f"gate initialisation: label_method must be one of {allowed}, got {self.label_method!r}")
+        checked = {
+            "positive_weight": check_number("gate initialisation: positive_weight", self.positive_weight, above=0),
+            "ridge": check_number("gate initialisation: ridge", self.ridge, least=0),
+            "max_steps": check_whole("gate initialisation: max_steps", self.max_steps, 1, INT32),
+            "seed": check_seed("gate initialisation: seed", self.seed),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def test_evaluate(tmp_path, capsys):
         (["--strategy", "guess"], "strategy must be one of defer"),
         (["--strategy", "defer"], "needs a gate and this base has none"),
         (["--strategy", "proxy"], "needs 2 expert(s), this team has 1"),
-        (["--strategy", "base", "--temperature", "-1"], "temperature must be at least 0"),
+        (["--strategy", "base", "--temperature", "-1"], "temperature must be a number of at least 0"),
         (["--strategy", "base", "--top_p", "0"], "top_p must be above 0"),
         (["--strategy", "base", "--max_new_tokens", "0"], "max_new_tokens must be a whole number"),
         (["--strategy", "base", "--schedule", "steps"], "schedule must be one of"),

@@ -191,10 +191,16 @@ def test_defaults_are_those_that_the_help_names(capsys):
         (["--launch"], "needs --data FILE, or --texts N"),
         (["--launch", "--texts", "5", "--data", "x"], "but not both"),
         (["--launch", "--data", "x", "--tokens", "5"], "--tokens: goes with --texts"),
-        (["--launch", "--texts", "0"], "--texts 0: at least 1"),
-        (["--launch", "--texts", "5", "--deferral_rate", "2"], "--deferral_rate 2.0: from 0 to 1"),
-        (["--launch", "--texts", "5", "--efficiency", "0"], "--efficiency 0.0: above 0"),
-        (["--launch", "--texts", "5", "--price_per_chip_hour", "-1"], "--price_per_chip_hour -1.0: above 0"),
+        (["--launch", "--texts", "0"], "texts must be a whole number of at least 1, got 0"),
+        (["--launch", "--texts", "5", "--deferral_rate", "2"], "deferral_rate must be a number from 0 to 1, got 2.0"),
+        (
+            ["--launch", "--texts", "5", "--efficiency", "0"],
+            "efficiency must be a number above 0 and at most 1, got 0.0",
+        ),
+        (
+            ["--launch", "--texts", "5", "--price_per_chip_hour", "-1"],
+            "price_per_chip_hour must be a number above 0, got -1.0",
+        ),
         (["--launch", "--data", "missing.jsonl"], "missing.jsonl: cannot be read"),
     ],
 )

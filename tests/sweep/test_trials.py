@@ -73,7 +73,7 @@ def test_long_and_strange_values_make_short_names_that_differ():
         ({"random": {RATE: ("uniform", 1)}, "samples": 2}, "needs its lowest and its highest"),
         ({"random": {RATE: ("choice",)}, "samples": 2}, "choice needs values"),
         ({"random": {RATE: ("uniform", 0, 1)}}, "Sweep.samples 0: at least 1"),
-        ({"grid": {RATE: (1.0,)}, "parallel": 0}, "parallel must be at least 1"),
+        ({"grid": {RATE: (1.0,)}, "parallel": 0}, "parallel must be a whole number of at least 1"),
         ({"grid": {RATE: (1.0,)}, "memory_gib": 0.0}, "memory_gib must be above 0"),
     ],
 )
