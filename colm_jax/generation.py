@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from colm_jax.checks import check_number, check_seed, check_whole
-from colm_jax.data.records import check_shared, encode_prompt
+from colm_jax.data.records import encode_fitting_prompt
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.engine import Answer, Options, Request
@@ -103,6 +103,12 @@ class Settings:
         """The ids of tokens that end a text."""
         return list(self.stop_token_ids or [])
 
+    def check_stop_ids(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError for a stop token that the vocabulary does not hold."""
+        for token in self.stop_ids:
+            if token >= tokenizer.size:
+                raise UserError(f"stop_token_ids: {token} is no token; the vocabulary ends at {tokenizer.size - 1}")
+
     def text(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> GeneratedText:
         """The text of an answer to a prompt, as yet empty."""
         return GeneratedText(tokenizer.token_bytes, prompt, self.stops, self.stop_ids)
@@ -135,16 +141,11 @@ class Settings:
           UserError: a bad prompt, one that leaves no room in the context, or a setting with a value for each of
             another number of prompts.
         """
-        for token in self.stop_ids:
-            if token >= tokenizer.size:
-                raise UserError(f"stop_token_ids: {token} is no token; the vocabulary ends at {tokenizer.size - 1}")
+        self.check_stop_ids(tokenizer)
         count, found = len(prompts), []
         columns = [_each(self, name, count) for name in ("threshold", "max_new_tokens", "schedule", "warmup")]
         for prompt, key, where, threshold, new, schedule, warmup in zip(prompts, keys, places, *columns):
-            ids = encode_prompt(prompt, tokenizer, where)
-            if len(ids) >= context:
-                raise UserError(f"{where}: {len(ids)} tokens leave no room in the context of {context}; shorten it")
-            check_shared(ids, allowed, tokenizer, where)
+            ids = encode_fitting_prompt(prompt, tokenizer, context, allowed, where)
             number = SCHEDULES.index(schedule)
             found += [Request(ids, threshold, new, key, sample, number, warmup) for sample in range(self.samples)]
         return found

@@ -12,15 +12,8 @@ import numpy as np
 
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import DTYPES
-from colm_jax.checkpoints.team import (
-    EXPERT_DTYPES,
-    Base,
-    load_base,
-    load_expert,
-    load_tokenizers,
-    pinned,
-    read_facts,
-)
+from colm_jax.checkpoints.outline import outline_team
+from colm_jax.checkpoints.team import EXPERT_DTYPES, Base, load_base, load_expert
 from colm_jax.data.records import Example, Examples, encode_examples
 from colm_jax.data.tokenizer import Tokenizer, shared_vocabulary, vocabulary_digest
 from colm_jax.decoding.correction import Correction
@@ -111,21 +104,15 @@ class CoLM:
             raise UserError(f"expert_dtype must be one of {', '.join(EXPERT_DTYPES)}, got {expert_dtype!r}")
         mesh = make_mesh() if mesh is None else mesh
         expert_mesh = mesh if expert_mesh is None else expert_mesh
-        facts, given = read_facts(resolve(base, weights=False)), experts
-        if given is None:
-            given = [pinned(expert) for expert in facts.get("experts", [])]
-            expert_dtype = expert_dtype or facts.get("expert_dtype")
-        models = [base, *given]
-        # Tokenizers first: weights take much longer to fetch and to read.
-        (tokenizer, *tokenizers), allowed = load_tokenizers([resolve(model, weights=False) for model in models])
-        trained = facts.get("shared_vocabulary", {}).get("sha256")
-        if experts is None and trained not in (None, vocabulary_digest(tokenizer, allowed)):
-            raise UserError(f"{base}: was trained over another shared vocabulary; a tokenizer has changed since")
-        directories = [resolve(model) for model in models]
+        outline = outline_team(base, experts)  # first: weights take much longer to fetch and to read
+        if experts is None:
+            expert_dtype = expert_dtype or outline.facts.get("expert_dtype")
+        directories = [resolve(model) for model in outline.models]
         loaded = load_base(directories[0], dtype, mesh, stacked=False, progress=partial(progress, str(base)))
+        tokenizers = outline.expert_tokenizers
         decoders = [
             load_expert(directory, tokenizer, dtype, expert_dtype, expert_mesh, partial(progress, str(expert)))
-            for expert, directory, tokenizer in zip(given, directories[1:], tokenizers)
+            for expert, directory, tokenizer in zip(outline.models[1:], directories[1:], tokenizers)
         ]
         team = cls(loaded, decoders, tokenizers, mesh)
         team.directories = directories
@@ -294,11 +281,7 @@ class CoLM:
 
     def _strategy(self, name: str) -> Strategy:
         """The strategy, if this team can follow it."""
-        chosen = find_strategy(name, len(self.experts), self.gate is not None)
-        if chosen.needs_gate and self.gate is not None and self.gate.kernel.shape[1] != len(self.experts):
-            trained = self.gate.kernel.shape[1]
-            raise UserError(f"the gate was trained for {trained} expert(s), {len(self.experts)} given")
-        return chosen
+        return find_strategy(name, len(self.experts), None if self.gate is None else self.gate.kernel.shape[1])
 
     def threshold(self, given: float | Sequence[float] | None) -> float | Sequence[float]:
         """η, or the calibrated one where none is given."""

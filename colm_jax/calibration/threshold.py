@@ -24,6 +24,7 @@ from colm_jax.scoring import greedy_choices
 from colm_jax.team import CoLM, Generation, Scored
 
 SOURCES = ("texts", "generations")
+Records = Sequence[tuple[str, dict[str, Any]]]  # a data file's lines, each with its place
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,28 @@ def prompt_of(record: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _prompts(records: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+def decoded_prompts(records: Records, task: str | None, settings: Calibration) -> list[dict[str, Any]]:
+    """The prompts that calibration decodes: each line's, for a task or with generations as the source, else none.
+
+    Raises:
+      UserError: a line without a prompt, where prompts are decoded.
+    """
+    if task is None and settings.source != "generations":
+        return []
     prompts = [prompt_of(record) for _, record in records]
     missing = [where for (where, _), prompt in zip(records, prompts) if prompt is None]
     if missing:
         raise UserError(f"{missing[0]}: a task, and generations as source, need lines with a prompt and its answer")
     return [prompt for prompt in prompts if prompt is not None]
+
+
+def references_of(records: Records, task: str | None) -> list[Any]:
+    """What a task grades each line's answer by; none without a task.
+
+    Raises:
+      UserError: a line without a reference.
+    """
+    return [] if task is None else [find_task(task).reference(record, where) for where, record in records]
 
 
 def _chosen_expert(values: np.ndarray, scored: Scored) -> np.ndarray:
@@ -115,7 +132,7 @@ def _positions_of_generations(
 
 def calibrate(
     team: CoLM,
-    records: Sequence[tuple[str, dict[str, Any]]],
+    records: Records,
     examples: Examples,
     task: str | None,
     settings: Calibration,
@@ -143,10 +160,8 @@ def calibrate(
     """
     if team.gate is None:
         raise UserError("calibration needs a base with a gate; train one first (colm train)")
-    answers = None
-    if task is not None or settings.source == "generations":
-        answers = Answers(team, _prompts(records), settings.max_new_tokens)
-    references = [] if task is None else [find_task(task).reference(record, where) for where, record in records]
+    prompts, references = decoded_prompts(records, task, settings), references_of(records, task)
+    answers = Answers(team, prompts, settings.max_new_tokens) if prompts else None
     scored = team.score_examples(examples)
     on_texts = np.asarray(jax.jit(p_defer)(gate_logits_of(scored)))  # jitted: no array an operation
     by_base, by_expert = _right(scored)

@@ -110,18 +110,44 @@ def load_base(
       UserError: as `load_model`, a gate that does not fit the base, or a chat template other than the one in training.
     """
     directory = resolve(model)
-    tokenizer, facts = load_tokenizer(directory), read_facts(directory)
+    tokenizer = load_tokenizer(directory)
+    size = tokenizer.size if tokenizer.has_defer_token else None
+    stored = read_gate(directory, tokenizer, read_config(directory).width)
+    decoder, deferral = load_model(directory, dtype, mesh, size, stacked=stacked, progress=progress)
+    if deferral is not None:
+        return Base(decoder, make_gate(deferral.gate[:, None]), tokenizer, directory, {}, deferral.embedding)
+    gate = None if stored.kernel is None else make_gate(stored.kernel)
+    return Base(decoder, gate, tokenizer, directory, stored.facts, stored.defer_embedding)
+
+
+@dataclass(frozen=True)
+class StoredGate:
+    """What a team directory holds beside the base; nothing, where it is a plain model or in the original's format."""
+
+    facts: dict[str, Any]  # colm.json, or empty
+    kernel: np.ndarray | None  # [D, M] float32; None: no gate
+    defer_embedding: np.ndarray | None  # [D]
+
+
+def read_gate(directory: Path, tokenizer: Tokenizer, width: int) -> StoredGate:
+    """Reads colm.json and the gate's file; none of the base's weights.
+
+    Args:
+      directory: of the base.
+      tokenizer: the base's.
+      width: of the base.
+
+    Raises:
+      UserError: a gate that does not fit the base, or a chat template other than the one in training.
+    """
+    facts = {} if tokenizer.has_defer_token else read_facts(directory)
+    if not facts:
+        return StoredGate({}, None, None)
     if facts.get("chat_template", tokenizer.template_digest) != tokenizer.template_digest:
         raise UserError(
             f"{directory}: its chat template (sha256 {tokenizer.template_digest}) is not the one the team was trained "
             f"with ({facts['chat_template']}, in {TEAM_FILE}); put the trained one back"
         )
-    size = tokenizer.size if tokenizer.has_defer_token else None
-    decoder, deferral = load_model(directory, dtype, mesh, size, stacked=stacked, progress=progress)
-    if deferral is not None:
-        return Base(decoder, make_gate(deferral.gate[:, None]), tokenizer, directory, {}, deferral.embedding)
-    if not facts:
-        return Base(decoder, None, tokenizer, directory, facts, None)
     path = directory / GATE_FILE
     if not path.exists():
         raise UserError(f"{path}: file is missing, and {TEAM_FILE} says this is a team")
@@ -130,11 +156,11 @@ def load_base(
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file (truncated or damaged?): {error}") from None
     kernel = tensors.get("gate.weight")
-    if kernel is None or kernel.ndim != 2 or kernel.shape[1] != decoder.config.width:
+    if kernel is None or kernel.ndim != 2 or kernel.shape[1] != width:
         found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        raise UserError(f"{path}: needs 'gate.weight' of shape [experts, {decoder.config.width}], holds {found}")
-    gate = make_gate(kernel.T) if len(kernel) else None  # a model that was trained alone has no one to call
-    return Base(decoder, gate, tokenizer, directory, facts, tensors.get("defer_embedding"))
+        raise UserError(f"{path}: needs 'gate.weight' of shape [experts, {width}], holds {found}")
+    # A model that was trained alone has no expert to call.
+    return StoredGate(facts, kernel.T if len(kernel) else None, tensors.get("defer_embedding"))
 
 
 def load_expert(

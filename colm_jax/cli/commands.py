@@ -2,28 +2,29 @@
 
 import json
 import shlex
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from colm_jax.calibration.threshold import Calibration
+from colm_jax.calibration.threshold import Calibration, decoded_prompts, references_of
 from colm_jax.calibration.threshold import calibrate as calibrate_team
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import match_tensors, read_config
+from colm_jax.checkpoints.outline import outline_team
 from colm_jax.checkpoints.team import TEAM_FILE, load_base, load_expert, load_tokenizers, save_reference
 from colm_jax.cli.flags import Flags, mesh_of, mesh_sizes
 from colm_jax.cli.gin_edge import make, operative, parse
 from colm_jax.data.convert import convert as convert_records
-from colm_jax.data.records import encode_examples, read_jsonl, stream_records
+from colm_jax.data.records import read_jsonl, stream_records
 from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
 from colm_jax.decoding.correction import Correction
-from colm_jax.decoding.schedule import check_threshold
+from colm_jax.decoding.strategies import find_strategy, known_strategy
 from colm_jax.errors import UserError
 from colm_jax.evaluation.files import evaluate_files, read_records
 from colm_jax.evaluation.judges import judged_file, next_prompts
-from colm_jax.evaluation.tasks import find_task
 from colm_jax.generation import Settings
 from colm_jax.models.lora import Lora
 from colm_jax.parallel import is_first, on_first, reshaped
@@ -261,13 +262,17 @@ def _team(flags: Flags) -> CoLM:
 
 def calibrate(flags: Flags) -> dict[str, Any]:
     """A threshold for a team."""
-    out, records = path_of(flags.out), read_jsonl(flags.data)
-    if flags.task is not None:
-        find_task(flags.task)
+    out, records, settings = path_of(flags.out), read_jsonl(flags.data), make(Calibration)
+    references_of(records, flags.task)
+    prompts = decoded_prompts(records, flags.task, settings)
+    outline = outline_team(flags.base, flags.expert)
+    find_strategy("defer", outline.experts, outline.gate_experts)
+    examples = outline.encode_examples(records, flags.data)
+    if prompts:
+        outline.encode_prompts(prompts, [where for where, _ in records])
     team = _team(flags)
-    examples = encode_examples(records, team.tokenizer, team.context, flags.data, team.allowed)
     with console.bar("calibrating") as bar:
-        result = calibrate_team(team, records, examples, flags.task, make(Calibration), bar.to)
+        result = calibrate_team(team, records, examples, flags.task, settings, bar.to)
     if is_first():
         write_json(out, result)
     return {key: result[key] for key in ("threshold", "metric", "score", "deferral_rate")}
@@ -275,17 +280,22 @@ def calibrate(flags: Flags) -> dict[str, Any]:
 
 def generate(flags: Flags) -> dict[str, Any]:
     """Answers to a file of prompts."""
-    out, records = path_of(flags.out), read_jsonl(flags.prompts)
-    if flags.threshold is not None:
-        check_threshold(flags.threshold)
-    team, dtypes = _team(flags), (flags.dtype, flags.expert_dtype)
-    prompts = [record for _, record in records]
+    known_strategy(flags.strategy)
     chosen = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "samples", "stop", "stop_token_ids")
     settings = Settings(
-        team.threshold(flags.threshold),
+        0.5 if flags.threshold is None else flags.threshold,
         **{name: getattr(flags, name) for name in (*chosen, "schedule", "warmup", "rate", "batch_size")},
         correction=make(Correction),
     )
+    out, records = path_of(flags.out), read_jsonl(flags.prompts)
+    prompts, places = [record for _, record in records], [where for where, _ in records]
+    outline = outline_team(flags.base, flags.expert)
+    find_strategy(flags.strategy, outline.experts, outline.gate_experts)
+    settings.check_stop_ids(outline.tokenizer)
+    if flags.threshold is None:
+        settings = replace(settings, threshold=outline.threshold)
+    prompt_ids = outline.encode_prompts(prompts, places)
+    team, dtypes = _team(flags), (flags.dtype, flags.expert_dtype)
     with console.bar("generating", len(prompts) * flags.samples) as bar:
         lines = write_answers(
             out,
@@ -296,7 +306,8 @@ def generate(flags: Flags) -> dict[str, Any]:
             flags.strategy,
             key=" ".join([*on_first(lambda: [*map(hash_model, team.directories)]), *map(str, dtypes)]),
             log_probs=flags.log_probs,
-            places=[where for where, _ in records],
+            places=places,
+            prompt_ids=prompt_ids,
             progress=bar.to,
         )
     return {

@@ -234,6 +234,22 @@ def encode_prompt(prompt: str | dict[str, Any], tokenizer: Tokenizer, where: str
     return ids
 
 
+def encode_fitting_prompt(
+    prompt: str | dict[str, Any], tokenizer: Tokenizer, context: int, allowed: np.ndarray | None, where: str
+) -> list[int]:
+    """`encode_prompt`, of a prompt that a team can answer.
+
+    Raises:
+      UserError: as `encode_prompt`, a prompt that leaves no room in the context, or a token outside the shared
+        vocabulary.
+    """
+    ids = encode_prompt(prompt, tokenizer, where)
+    if len(ids) >= context:
+        raise UserError(f"{where}: {len(ids)} tokens leave no room in the context of {context}; shorten it")
+    check_shared(ids, allowed, tokenizer, where)
+    return ids
+
+
 def encode_text(record: dict[str, Any], tokenizer: Tokenizer, where: str, allowed: np.ndarray | None = None) -> Example:
     """One record as an example, not cut.
 

@@ -141,22 +141,38 @@ STRATEGIES = {
 }
 
 
-def find_strategy(name: str, experts: int, has_gate: bool) -> Strategy:
-    """The named strategy, if this team can follow it.
+def known_strategy(name: str) -> Strategy:
+    """The named strategy.
 
     Raises:
-      UserError: no such strategy, too few or too many experts, or no gate where one is needed.
+      UserError: no such strategy.
     """
-    if name not in STRATEGIES:
+    if not isinstance(name, str) or name not in STRATEGIES:
         raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}")
-    strategy = STRATEGIES[name]
+    return STRATEGIES[name]
+
+
+def find_strategy(name: str, experts: int, gate_experts: int | None) -> Strategy:
+    """The named strategy, if this team can follow it.
+
+    Args:
+      name: of the strategy.
+      experts: how many the team has.
+      gate_experts: for how many its gate was trained; None without a gate.
+
+    Raises:
+      UserError: no such strategy, too few or too many experts, or no gate for them where one is needed.
+    """
+    strategy = known_strategy(name)
     fewest, most = strategy.experts
     if experts < fewest or (most is not None and experts > most):
         wanted = f"{fewest}" if fewest == most else f"at least {fewest}"
         raise UserError(f"strategy {name!r} needs {wanted} expert(s), this team has {experts}")
-    if strategy.needs_gate and not has_gate:
+    if strategy.needs_gate and gate_experts is None:
         raise UserError(
             f"strategy {name!r} needs a gate and this base has none; train one (colm train), or use "
             "--strategy base, expert, random or confidence"
         )
+    if strategy.needs_gate and gate_experts != experts:
+        raise UserError(f"the gate was trained for {gate_experts} expert(s), {experts} given")
     return strategy

@@ -148,7 +148,7 @@ def _study(directory: Path, colm: Run, answers: Path) -> None:
     found = read_generations(answers / "co-llm.jsonl", colm.team)[:SHOWN]
     with console.bar("asking again") as bar:
         ids = [str(i) for i in range(len(found))]
-        write_study(colm.team, found, ids, colm.examples("test"), directory, bar.to)
+        write_study(colm.team, found, ids, colm.examples["test"], directory, bar.to)
 
 
 def _thresholds(calibration: dict[str, Any]) -> list[float]:

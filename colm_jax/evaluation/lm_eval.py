@@ -15,6 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from scipy.special import log_softmax, logsumexp
 
+from colm_jax.checkpoints.outline import outline_team
 from colm_jax.checks import check_seed, check_whole
 from colm_jax.data.chat import Conversation
 from colm_jax.decoding.schedule import check_threshold
@@ -94,6 +95,9 @@ class ColmLM(TemplateLM):
         threshold = None if threshold is None else check_threshold(threshold)
         experts = [name for name in (expert, expert2) if name is not None]
         if team is None and base is not None:
+            outline = outline_team(base, experts or None)
+            strategy = strategy or ("base" if outline.gate_experts is None else "defer")
+            find_strategy(strategy, outline.experts, outline.gate_experts)
             with console.bar("loading", bytes_=True) as bar:
                 team = CoLM.from_pretrained(
                     base,
@@ -107,7 +111,7 @@ class ColmLM(TemplateLM):
         self.team = team
         self.name = base or "team"
         self.strategy = strategy or ("base" if team.gate is None else "defer")
-        find_strategy(self.strategy, len(team.experts), team.gate is not None)
+        find_strategy(self.strategy, len(team.experts), None if team.gate is None else team.gate.kernel.shape[1])
         calibrated = 0.5 if team.calibrated_threshold is None else team.calibrated_threshold
         self.threshold = calibrated if threshold is None else threshold
         self.max_gen_toks, self.seed, self.batch_size = max_gen_toks, seed, rows

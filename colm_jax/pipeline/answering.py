@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from colm_jax.calibration.threshold import prompt_of
+from colm_jax.calibration.threshold import references_of
 from colm_jax.checkpoints.team import load_base
-from colm_jax.evaluation.tasks import find_task, score_answers
+from colm_jax.evaluation.tasks import score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.generation import Settings
 from colm_jax.parallel import is_first, on_first
@@ -36,18 +36,6 @@ def _answerer(run: "Run", strategy: str) -> tuple[CoLM, str]:
     return CoLM(run.trained, experts, tokenizers, run.mesh), strategy
 
 
-def _prompts(run: "Run", split: str) -> list[dict[str, Any]]:
-    """The split's prompts; of texts without one, their first tokens."""
-    examples = run.examples(split)  # first: it refuses records of no known form
-    prompts = [prompt_of(record) for _, record in run.records[split]]
-    return [
-        {"input_ids": example.ids[: max(1, min(run.config.prompt_tokens, len(example.ids) // 2))].tolist()}
-        if prompt is None
-        else prompt
-        for prompt, example in zip(prompts, examples.items)
-    ]
-
-
 def generate(run: "Run", team: Stage) -> Stage | None:
     """Answers to the test prompts under every strategy of the configuration, at the threshold where one counts."""
     split = run.test_split
@@ -56,7 +44,7 @@ def generate(run: "Run", team: Stage) -> Stage | None:
     strategies = run.config.answered_by
 
     def work(directory: Path) -> None:
-        prompts = _prompts(run, split)
+        prompts, places = run.prompts, [where for where, _ in run.records[split]]
         names = [str(i) for i in range(len(prompts))]
         rate = run.config.random_rate or 0.0
         for name in strategies:
@@ -71,7 +59,8 @@ def generate(run: "Run", team: Stage) -> Stage | None:
                         batch_size=run.config.batch_size,
                         correction=run.config.correction,
                     )
-                    write_answers(path, answerer, prompts, names, settings, strategy, team.digest, progress=bar.to)
+                    arguments = path, answerer, prompts, names, settings, strategy, team.digest
+                    write_answers(*arguments, places=places, progress=bar.to)
             if name == "defer" and run.config.random_rate is None:
                 lines = read_lines(path)
                 shares = [np.mean(np.array(line["sources"]) > 0) for line in lines if line["sources"]]
@@ -88,11 +77,10 @@ def evaluate(run: "Run", team: Stage, generated: Stage) -> Stage:
     assert split is not None  # there are answers
 
     def work(directory: Path) -> None:
-        scores = evaluate_text(run.team.score_examples(run.examples(split)))
+        scores = evaluate_text(run.team.score_examples(run.examples[split]))
         result: dict[str, Any] = {"split": split, "text": scores.__dict__}
         if run.config.task is not None:
-            reference = find_task(run.config.task).reference
-            references = [reference(record, where) for where, record in run.records[split]]
+            references = references_of(run.records[split], run.config.task)
             result["task"] = {"name": run.config.task}
             grades: dict[str, Sequence[float]] = {}
             for name in run.config.answered_by:

@@ -97,7 +97,7 @@ class RunConfig:
             if name == "proxy" and len(self.experts) != 1:
                 raise UserError("strategies: proxy takes one expert, and the base before its training as third model")
             if name not in ("proxy", UNTRAINED):
-                find_strategy(name, len(self.experts), has_gate=True)
+                find_strategy(name, len(self.experts), gate_experts=len(self.experts))
         if "random" in self.answered_by and self.random_rate is None:
             order = [name for name in self.answered_by if name in ("defer", "random")]
             if order[0] != "defer":

@@ -138,6 +138,7 @@ def write_answers(
     key: str,
     log_probs: bool = False,
     places: Sequence[str] | None = None,
+    prompt_ids: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
     """Answers prompts into a file of generation lines, going on where a stopped run was.
@@ -154,6 +155,7 @@ def write_answers(
       key: hash of the models and of whatever else is not among the arguments and decides the answers.
       log_probs: as in `CoLM.generate`.
       places: name of each prompt in errors.
+      prompt_ids: of each prompt, where they are known already; None: they are tokenised here.
       progress: told how many answers are finished.
 
     Returns:
@@ -166,7 +168,8 @@ def write_answers(
     whole = json.dumps([key, list(prompts), list(names), strategy, log_probs, deciding], sort_keys=True)
     file = GenerationFile(path, prompts, names, settings.samples, hashlib.sha256(whole.encode()).hexdigest())
     numbers = on_first(lambda: file.missing)
-    chosen, where = [prompts[i] for i in numbers], None if places is None else [places[i] for i in numbers]
+    asked = prompts if prompt_ids is None else [{"input_ids": list(ids)} for ids in prompt_ids]
+    chosen, where = [asked[i] for i in numbers], None if places is None else [places[i] for i in numbers]
     answers = team.answers(chosen, settings, strategy, log_probs, where, keys=numbers)
     on_first(file.begin)
     progress(file.done)

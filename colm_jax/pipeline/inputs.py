@@ -1,14 +1,16 @@
 """What a run reads: models, tokenizers and data files, checked at once and loaded when a stage needs them."""
 
 from functools import cached_property
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from colm_jax.checkpoints.directory import resolve
-from colm_jax.checkpoints.huggingface import match_tensors, read_config
-from colm_jax.checkpoints.team import Base, load_base, load_expert, load_tokenizers
-from colm_jax.data.records import Examples, encode_examples, read_jsonl, stream_records
+from colm_jax.calibration.threshold import decoded_prompts, prompt_of, references_of
+from colm_jax.checkpoints.huggingface import match_tensors
+from colm_jax.checkpoints.outline import outline_team
+from colm_jax.checkpoints.team import Base, load_base, load_expert
+from colm_jax.data.records import read_jsonl, stream_records
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh, on_first, reshaped, to_host
 from colm_jax.pipeline import console
@@ -21,26 +23,64 @@ class Inputs:
     """The models and files of a run; each is loaded once."""
 
     def __init__(self, config: RunConfig):
-        """Checks models and files; dev and test files are read.
+        """Validates models and files; dev and test files are read and tokenised, of weights only headers are read.
 
         The training file, which may be larger than memory, is read through by the stage `tokens`.
 
         Raises:
-          UserError: a file or model that cannot be used, tokenizers that disagree.
+          UserError: a file or model that cannot be used, tokenizers that disagree, a line of the dev or test file
+            that cannot be scored, answered or graded.
         """
         self.config = config
         self.mesh = make_mesh(*config.mesh)
         self.expert_mesh = reshaped(self.mesh, config.expert_mesh)
-        self.base_directory = resolve(config.base)
-        self.expert_directories = [resolve(expert) for expert in config.experts]
-        directories = [self.base_directory, *self.expert_directories]
-        for directory in directories:
+        self.outline = outline_team(config.base, config.experts, weights=True)
+        self.base_directory, *self.expert_directories = self.outline.directories
+        for directory in self.outline.directories:
             match_tensors(directory)
-        (self.tokenizer, *self.expert_tokenizers), self.allowed = load_tokenizers(directories)
+        self.tokenizer, self.expert_tokenizers = self.outline.tokenizer, self.outline.expert_tokenizers
+        self.allowed, self.context = self.outline.allowed, self.outline.context
         files = {"data": config.data, "dev": config.dev, "test": config.test}
         self.files = {split: path_of(file) for split, file in files.items() if file is not None}
         next(stream_records(config.data))
         self.records = {split: read_jsonl(file) for split, file in self.files.items() if split != "data"}
+        self.examples = {
+            split: self.outline.encode_examples(records, str(self.files[split]))
+            for split, records in self.records.items()
+        }
+        self._check_dev()
+        self.prompts = self._test_prompts()
+
+    @property
+    def test_split(self) -> str | None:
+        """The split whose prompts are answered; None where there is none."""
+        return next((split for split in ("test", "dev") if split in self.records), None)
+
+    def _check_dev(self) -> None:
+        """Refuses dev lines that calibration could not decode or grade."""
+        if "dev" in self.records and self.config.obeys_threshold:
+            records, task = self.records["dev"], self.config.task
+            prompts = decoded_prompts(records, task, self.config.calibration)
+            if prompts:
+                self.outline.encode_prompts(prompts, [where for where, _ in records])
+            references_of(records, task)
+
+    def _test_prompts(self) -> list[dict[str, Any]]:
+        """The prompts of the split that is answered; of texts without one, their first tokens.
+
+        Raises:
+          UserError: a prompt that leaves no room in the context, or a line without the task's reference.
+        """
+        if self.test_split is None:
+            return []
+        records = self.records[self.test_split]
+        prompts = []
+        for (_, record), example in zip(records, self.examples[self.test_split].items):
+            start = max(1, min(self.config.prompt_tokens, len(example.ids) // 2))
+            prompts.append(prompt_of(record) or {"input_ids": example.ids[:start].tolist()})
+        self.outline.encode_prompts(prompts, [where for where, _ in records])
+        references_of(records, self.config.task)
+        return prompts
 
     @cached_property
     def base(self) -> Base:
@@ -67,28 +107,22 @@ class Inputs:
             arguments = config.dtype, config.expert_dtype, self.expert_mesh, bar.to
             return load_expert(self.expert_directories[m], tokenizer, *arguments, stacked=stacked)
 
-    @cached_property
-    def context(self) -> int:
-        """Tokens that the shortest model can read."""
-        return min(read_config(directory).context for directory in (self.base_directory, *self.expert_directories))
-
     @property
     def length(self) -> int:
         """Where training texts are cut, in tokens."""
         return min(self.config.length, self.context)
 
-    def examples(self, split: str) -> Examples:
-        """The dev or test file, tokenised by the base's tokenizer."""
-        source = str(self.files[split])
-        return encode_examples(self.records[split], self.tokenizer, self.context, source, self.allowed)
+    @cached_property
+    def file_hashes(self) -> dict[str, str]:
+        """The data files, by content; one process reads them for all."""
+        return on_first(lambda: {split: sha256_of(file) for split, file in self.files.items()})
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """What the run reads, by content; one process reads it for all."""
+        """What the run reads, by content: files and models."""
 
         def read() -> dict[str, str]:
-            files = {split: sha256_of(file) for split, file in self.files.items()}
             models = {f"expert-{m + 1}": hash_model(d) for m, d in enumerate(self.expert_directories)}
-            return {**files, "base": hash_model(self.base_directory), **models}
+            return {"base": hash_model(self.base_directory), **models}
 
-        return on_first(read)
+        return {**self.file_hashes, **on_first(read)}

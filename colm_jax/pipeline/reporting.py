@@ -77,7 +77,7 @@ def study_answers(run: "Run", team: Stage, generated: Stage) -> Stage:
 
     def work(directory: Path) -> None:
         answers = read_generations(_answers_file(run, generated), run.team)[:count]
-        examples = run.examples(split)
+        examples = run.examples[split]
         with console.bar("asking again") as bar:
             ids = [str(i) for i in range(len(answers))]
             write_study(run.team, answers, ids, Examples(examples.items[:count], examples.cut), directory, bar.to)

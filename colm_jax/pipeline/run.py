@@ -97,7 +97,7 @@ class Run(Inputs):
                 arguments = self.files["data"], self.tokenizer, self.length, directory, self.allowed, bar.to
                 on_first(lambda: tokenise(*arguments))
 
-        inputs = {"data": self.hashes["data"], "tokenizer": self.tokenizer.digest}
+        inputs = {"data": self.file_hashes["data"], "tokenizer": self.tokenizer.digest}
         inputs |= {"shared_vocabulary": vocabulary_digest(self.tokenizer, self.allowed)}
         stage = self.do("tokens", inputs, {"length": self.length}, work)
         console.note(f"{self.files['data']}: {counts(stage.directory)}")
@@ -298,10 +298,8 @@ class Run(Inputs):
 
         def work(directory: Path) -> None:
             with console.bar("calibrating") as bar:
-                dev = self.examples("dev")
-                result = calibrate(
-                    self.team, self.records["dev"], dev, self.config.task, self.config.calibration, bar.to
-                )
+                dev = self.records["dev"], self.examples["dev"]
+                result = calibrate(self.team, *dev, self.config.task, self.config.calibration, bar.to)
             if is_first():
                 write_json(directory / "calibration.json", result)
 
@@ -330,11 +328,6 @@ class Run(Inputs):
         facts = json.dumps(self._provenance(), sort_keys=True)
         inputs |= {"provenance": hashlib.sha256(facts.encode()).hexdigest()}
         return self.do("team", inputs, {}, work)
-
-    @property
-    def test_split(self) -> str | None:
-        """The split whose prompts are answered; None where there is none."""
-        return next((split for split in ("test", "dev") if split in self.records), None)
 
     def threshold(self) -> float:
         """The calibrated threshold, or 0.5."""

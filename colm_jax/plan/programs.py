@@ -141,7 +141,7 @@ def decoding_program(
     (base_graph, base_state), *others = [nnx.split(model) for model in models]
     gate_graph, gate_state = nnx.split(nnx.eval_shape(lambda: Gate(base.width, len(experts))))
     words, count = min(config.vocab_size for config in (base, *(c for c, _, _ in experts))), len(experts)
-    strategy = find_strategy("defer", count, True)
+    strategy = find_strategy("defer", count, gate_experts=count)
     loop = LoopConfig(strategy, Sampling(), Parking(rows, 1), pass_sizes(strategy, rows), eos_ids=(2,), turns=1)
     kinds = [(model.config, model.embedding.get_value().dtype, None) for model in models]
     state = jax.eval_shape(partial(empty_state, loop, kinds, words, rows, length))

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from colm_jax.errors import UserError
 from colm_jax.storage import GrowingFile, publish, working_directory
@@ -33,6 +32,8 @@ class Log:
         if self.is_writer:
             self._exact = GrowingFile(directory / "metrics.jsonl", first_lines(directory / "metrics.jsonl", done))
             self._speed = GrowingFile(self._logs / "speed.jsonl")
+            from tensorboardX import SummaryWriter  # which imports PyTorch where it is installed: seconds
+
             self._board = SummaryWriter(str(self.folder), purge_step=done + 1, flush_secs=10)
             for file in (self._exact, self._speed, self._board):
                 self._open.callback(file.close)

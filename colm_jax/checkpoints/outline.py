@@ -1,0 +1,88 @@
+"""A team without its weights: what configuration files, tokenizers and the gate's file say of it.
+
+Strategies, prompts and texts are validated against it before the weights are read, which may take minutes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from colm_jax.checkpoints.directory import resolve
+from colm_jax.checkpoints.huggingface import read_config
+from colm_jax.checkpoints.team import load_tokenizers, pinned, read_facts, read_gate
+from colm_jax.data.records import Examples, encode_examples, encode_fitting_prompt
+from colm_jax.data.tokenizer import Tokenizer, vocabulary_digest
+from colm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a team before its weights are read."""
+
+    models: tuple[str | Path, ...]  # base and experts as they were named
+    directories: tuple[Path, ...]  # where they lie
+    tokenizer: Tokenizer  # the base's, with those of its end-of-text ids that are shared
+    expert_tokenizers: tuple[Tokenizer, ...]
+    context: int  # tokens that the shortest model can read
+    allowed: Bool[np.ndarray, "V"]  # the shared vocabulary
+    gate_experts: int | None  # experts that the base's gate was trained for; None without a gate
+    facts: dict[str, Any]  # colm.json, or empty
+
+    @property
+    def experts(self) -> int:
+        """M."""
+        return len(self.expert_tokenizers)
+
+    @property
+    def threshold(self) -> float:
+        """The calibrated threshold, or 0.5."""
+        found = self.facts.get("threshold")
+        return 0.5 if found is None else float(found)
+
+    def encode_prompts(self, prompts: Sequence[str | dict[str, Any]], places: Sequence[str]) -> list[list[int]]:
+        """Ids of prompts. Raises UserError as `encode_fitting_prompt`, naming the prompt's place."""
+        return [
+            encode_fitting_prompt(prompt, self.tokenizer, self.context, self.allowed, where)
+            for prompt, where in zip(prompts, places, strict=True)
+        ]
+
+    def encode_examples(self, records: list[tuple[str, dict[str, Any]]], source: str) -> Examples:
+        """Texts cut at the context. Raises UserError as `data.records.encode_examples`."""
+        return encode_examples(records, self.tokenizer, self.context, source, self.allowed)
+
+
+def outline_team(base: str | Path, experts: Sequence[str | Path] | None = None, weights: bool = False) -> Outline:
+    """Reads what is known of a team without its weights.
+
+    Args:
+      base: as in `CoLM.from_pretrained`.
+      experts: likewise; None: those that the team directory names.
+      weights: whether weights of Hub names are downloaded (and read by nobody yet).
+
+    Raises:
+      UserError: no such model, a configuration or tokenizer that cannot be read, tokenizers that disagree, or a gate
+        that does not fit the base.
+    """
+    directory = resolve(base, weights)
+    named = [pinned(e) for e in read_facts(directory).get("experts", [])] if experts is None else list(experts)
+    directories = (directory, *(resolve(expert, weights) for expert in named))
+    tokenizers, allowed = load_tokenizers(directories)
+    configs = [*map(read_config, directories)]
+    tokenizer, gate = tokenizers[0], read_gate(directory, tokenizers[0], configs[0].width)
+    trained = gate.facts.get("shared_vocabulary", {}).get("sha256")
+    if experts is None and trained not in (None, vocabulary_digest(tokenizer, allowed)):
+        raise UserError(f"{base}: was trained over another shared vocabulary; a tokenizer has changed since")
+    return Outline(
+        models=(base, *named),
+        directories=directories,
+        tokenizer=tokenizer,
+        expert_tokenizers=tuple(tokenizers[1:]),
+        context=min(config.context for config in configs),
+        allowed=allowed,
+        gate_experts=1 if tokenizer.has_defer_token else None if gate.kernel is None else gate.kernel.shape[1],
+        facts=gate.facts,
+    )
