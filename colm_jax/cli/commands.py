@@ -123,6 +123,8 @@ def check(flags: Flags) -> None:
         _config(flags, **{name: getattr(flags, name, None) for name in ("dev", "test", "task")})
     elif "mesh" in flags:
         mesh_sizes(flags)
+    if flags.command == "generate":
+        _generation_settings(flags)
 
 
 def config(flags: Flags) -> None:
@@ -263,8 +265,8 @@ def _team(flags: Flags) -> CoLM:
 def calibrate(flags: Flags) -> dict[str, Any]:
     """A threshold for a team."""
     out, records, settings = path_of(flags.out), read_jsonl(flags.data), make(Calibration)
-    references_of(records, flags.task)
     prompts = decoded_prompts(records, flags.task, settings)
+    references_of(records, flags.task)
     outline = outline_team(flags.base, flags.expert)
     find_strategy("defer", outline.experts, outline.gate_experts)
     examples = outline.encode_examples(records, flags.data)
@@ -278,15 +280,20 @@ def calibrate(flags: Flags) -> dict[str, Any]:
     return {key: result[key] for key in ("threshold", "metric", "score", "deferral_rate")}
 
 
-def generate(flags: Flags) -> dict[str, Any]:
-    """Answers to a file of prompts."""
+def _generation_settings(flags: Flags) -> Settings:
+    """The settings of `generate` by its flags and gin alone: without --threshold, its default is not known yet."""
     known_strategy(flags.strategy)
     chosen = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "samples", "stop", "stop_token_ids")
-    settings = Settings(
+    return Settings(
         0.5 if flags.threshold is None else flags.threshold,
         **{name: getattr(flags, name) for name in (*chosen, "schedule", "warmup", "rate", "batch_size")},
         correction=make(Correction),
     )
+
+
+def generate(flags: Flags) -> dict[str, Any]:
+    """Answers to a file of prompts."""
+    settings = _generation_settings(flags)
     out, records = path_of(flags.out), read_jsonl(flags.prompts)
     prompts, places = [record for _, record in records], [where for where, _ in records]
     outline = outline_team(flags.base, flags.expert)

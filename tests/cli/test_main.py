@@ -17,6 +17,7 @@ from colm_jax.cli import commands
 from colm_jax.cli.main import main
 from colm_jax.objectives import marginal_nll
 from colm_jax.pipeline.config import STAGES
+from tests.tiny import write_team
 
 TEAM = "babyllama-105-colm"
 
@@ -128,6 +129,103 @@ def test_a_bad_data_line_is_named_and_leaves_nothing(pair, tmp_path, capsys, com
     assert not (tmp_path / "out").exists()
 
 
+def without_weights(directory):
+    """Takes a model's weights away: whatever is refused now is refused before they are read."""
+    (Path(directory) / "model.safetensors").unlink()
+    return directory
+
+
+@pytest.fixture
+def gated(tmp_path, pair):
+    """A team directory of the pair; neither model has its weights any more."""
+    team = write_team(tmp_path / "team", Path(pair[0]), Path(pair[1]))
+    without_weights(pair[1])
+    return str(without_weights(team))
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--strategy", "typo"], "strategy must be one of defer"),
+        (["--strategy", "proxy"], "strategy 'proxy' needs 2 expert(s), this team has 1"),
+        (["--strategy", "defer", "--expert", "E", "--expert", "E"], "the gate was trained for 1 expert(s), 2 given"),
+        (["--stop", ""], "stop strings must not be empty"),
+        (["--threshold", "nan"], "threshold must be a number from 0 to 1, got nan"),
+        (["--temperature", "inf"], "temperature must be a number of at least 0, got inf"),
+        (["--top_p", "nan"], "top_p must be a number above 0 and at most 1, got nan"),
+        (["--rate", "nan"], "rate must be a number from 0 to 1, got nan"),
+        (["--seed", str(2**64)], "seed must be a whole number from 0 to 18446744073709551615"),
+        (["--seed", "-1"], "seed must be a whole number from 0"),
+        (["--gin.Correction.bound=1e999"], "Correction.bound must be a number at most 0, got inf"),
+        (["--prompts", "LONG"], "long.jsonl:2: 151 tokens leave no room in the context of 128"),
+        (["--prompts", "CHAT"], "chat.jsonl:1: 'messages' need a chat template"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_generate_refuses_before_it_reads_weights(pair, gated, tmp_path, capsys, options, said):
+    named = {"E": pair[1], "LONG": tmp_path / "long.jsonl", "CHAT": tmp_path / "chat.jsonl"}
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "ab"})
+    write(named["LONG"], {"prompt": "ab"}, {"prompt": "a" * 150})
+    write(named["CHAT"], {"messages": [{"role": "user", "content": "ab"}]})
+    arguments = ["--base", gated, "--prompts", prompts, "--out", tmp_path / "a.jsonl"]
+    assert said in refused(capsys, "generate", *arguments, *(named.get(option, option) for option in options))
+
+
+def test_calibrate_refuses_before_it_reads_weights(pair, gated, tmp_path, capsys):
+    out, text, long = ["--out", tmp_path / "c.json"], {"text": "abc"}, {"prompt": "a" * 150, "completion": "b"}
+    good = write(tmp_path / "good.jsonl", text)
+    bad, long = write(tmp_path / "bad.jsonl", text, {"text": 3}), write(tmp_path / "long.jsonl", long)
+    calibrate = ["calibrate", "--base", gated, *out, "--data"]
+    assert "bad.jsonl:2: 'text' must be a string" in refused(capsys, *calibrate, bad)
+    assert "good.jsonl:1: a task" in refused(capsys, *calibrate, good, "--task", "exact")
+    assert "long.jsonl: no token in it counts" in refused(capsys, *calibrate, long)
+    assert "rates must be a number above 0" in refused(capsys, *calibrate, good, "--gin.Calibration.rates=(0.0,)")
+    without_weights(pair[0])
+    plain = ["calibrate", "--base", pair[0], "--expert", pair[1], "--data", good, *out]
+    assert "needs a gate and this base has none" in refused(capsys, *plain)
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+@pytest.mark.parametrize("split", ["dev", "test"])
+@pytest.mark.parametrize(
+    "line, task, said",
+    [
+        ({"foo": 1}, None, ":2: needs 'text'"),
+        ({"prompt": "a" * 150, "completion": "b"}, None, ":2: 151 tokens leave no room in the context of 128"),
+        ({"text": "abc"}, "exact", ":2: a"),
+    ],
+    ids=["unknown", "long", "ungraded"],
+)
+def test_a_bad_dev_or_test_line_stops_a_run_at_once(pair, tmp_path, capsys, command, split, line, task, said):
+    good = {"prompt": "ab", "completion": "cdef"}
+    data, dev, bad = (tmp_path / f"{name}.jsonl" for name in ("data", "dev", "bad"))
+    write(data, good), write(dev, good), write(bad, good, line)
+    files = {"data": data, "dev": dev} | {split: bad}
+    bound = [f"--gin.Run.{name}={str(file)!r}" for name, file in files.items()]
+    bound += [] if task is None else [f"--gin.Run.task={task!r}"]
+    models = ["--base", pair[0], "--expert", pair[1], "--trainable", "gate"]
+    assert f"{bad}{said}" in refused(capsys, command, *models, *bound, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["generate", "run", "train", "demo"])
+def test_a_seed_beyond_64_bits_is_one_line(pair, tmp_path, capsys, command):
+    data = write(tmp_path / "d.jsonl", {"prompt": "ab", "completion": "cd"})
+    models = ["--base", pair[0], "--expert", pair[1]]
+    arguments = {"generate": [*models[:2], "--strategy", "base", "--prompts", data], "demo": []}
+    given = arguments.get(command, [*models, "--data", data])
+    for seed in (-1, 2**64):
+        said = refused(capsys, command, *given, "--out", tmp_path / "out", "--seed", seed)
+        assert f"seed must be a whole number from 0 to {2**64 - 1}, got {seed}" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_generate_reads_settings(capsys):
+    words = ["check", "generate", "--base", "B", "--prompts", "F", "--out", "A"]
+    assert "strategy must be one of" in refused(capsys, *words, "--strategy", "typo")
+    assert "top_p must be" in refused(capsys, *words, "--top_p", "2")
+
+
 def test_inspect_says_what_will_be_loaded(shared, capsys):
     assert main(["inspect", str(shared / "models" / TEAM), "--mesh", "1,2,2"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -168,7 +266,7 @@ def test_evaluate(tmp_path, capsys):
         (["--strategy", "defer"], "needs a gate and this base has none"),
         (["--strategy", "proxy"], "needs 2 expert(s), this team has 1"),
         (["--strategy", "base", "--temperature", "-1"], "temperature must be a number of at least 0"),
-        (["--strategy", "base", "--top_p", "0"], "top_p must be above 0"),
+        (["--strategy", "base", "--top_p", "0"], "top_p must be a number above 0"),
         (["--strategy", "base", "--max_new_tokens", "0"], "max_new_tokens must be a whole number"),
         (["--strategy", "base", "--schedule", "steps"], "schedule must be one of"),
         (["--strategy", "base", "--expert", "no/such/dir"], "no such directory"),
