@@ -159,7 +159,7 @@ class CoLM:
           temperature: 0 takes the most probable token.
           top_p: sample from the smallest set with this probability.
           top_k: sample from so many tokens; 0: all.
-          seed: with temperature and for "random".
+          seed: with temperature and for "random"; from 0 to 2^64 − 1.
           stop: strings that end the text, special tokens' spellings (as in "<|im_end|>") included; not part of it.
           stop_token_ids: ids of tokens that end the text, beside the base's end-of-text ids; not part of it.
           schedule: "constant", or "linear", "cosine", "exponential": the threshold falls from 1 over `warmup` tokens;

@@ -301,7 +301,8 @@ def generate(flags: Flags) -> dict[str, Any]:
     settings.check_stop_ids(outline.tokenizer)
     if flags.threshold is None:
         settings = replace(settings, threshold=outline.threshold)
-    prompt_ids = outline.encode_prompts(prompts, places)
+    known = outline.tokenizer, outline.context, outline.allowed
+    requests = settings.requests(prompts, range(len(prompts)), places, *known)
     team, dtypes = _team(flags), (flags.dtype, flags.expert_dtype)
     with console.bar("generating", len(prompts) * flags.samples) as bar:
         lines = write_answers(
@@ -314,7 +315,7 @@ def generate(flags: Flags) -> dict[str, Any]:
             key=" ".join([*on_first(lambda: [*map(hash_model, team.directories)]), *map(str, dtypes)]),
             log_probs=flags.log_probs,
             places=places,
-            prompt_ids=prompt_ids,
+            prompt_ids=[request.prompt for request in requests[:: settings.samples]],
             progress=bar.to,
         )
     return {

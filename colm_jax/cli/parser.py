@@ -77,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--objective", choices=("marginal", "em", "sft", "weak"), help="default: marginal")
         sub.add_argument("--trainable", choices=("all", "gate", "lora"), help="what is trained (default: all)")
         expert_scores(sub)
-        sub.add_argument("--seed", type=int, help="order of the training texts (default 0)")
+        sub.add_argument("--seed", type=int, help="order of the training texts, 0 (default) to 2^64 - 1")
 
     sub = command(
         "demo", "Offline demo: trains a small pair, runs the whole pipeline, shows what it gains.", "colm demo"
@@ -229,10 +229,9 @@ def make_parser() -> argparse.ArgumentParser:
     text = "sample from tokens at least so probable as this share of the most probable one's (default 0)"
     sub.add_argument("--min_p", type=float, default=0.0, metavar="P", help=text)
     sub.add_argument("--samples", type=int, default=1, metavar="N", help="answers to each prompt (default 1)")
-    sub.add_argument("--seed", type=int, default=0, metavar="S")
-    sub.add_argument(
-        "--stop", action="append", metavar="STR", help="ends the text; repeatable; also <|im_end|> and such"
-    )
+    sub.add_argument("--seed", type=int, default=0, metavar="S", help="0 (default) to 2^64 - 1")
+    text = "ends the text; repeatable; special tokens such as <|im_end|> too"
+    sub.add_argument("--stop", action="append", metavar="STR", help=text)
     text = "tokens that end the text, beside the model's own end-of-text ids"
     sub.add_argument("--stop_token_ids", type=int, nargs="+", action="extend", metavar="ID", help=text)
     sub.add_argument("--schedule", default="constant", metavar="S", help="constant, linear, cosine, exponential")

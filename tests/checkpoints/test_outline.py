@@ -1,0 +1,52 @@
+"""A team's outline says, without weights, what the loaded team says."""
+
+import numpy as np
+import pytest
+
+from colm_jax import CoLM
+from colm_jax.checkpoints.outline import outline_team
+from colm_jax.checkpoints.team import load_base, save_reference
+from colm_jax.errors import UserError
+from tests.tiny import WORDS, edit_json, write_model, write_team
+
+
+@pytest.fixture
+def models(tmp_path):
+    base = write_model(tmp_path / "base")
+    expert = write_model(tmp_path / "expert", seed=1, words=WORDS[:-1], context=64)
+    return base, expert, write_team(tmp_path / "team", base, expert)
+
+
+@pytest.mark.parametrize("form", ["model", "team", "reference"])
+def test_the_outline_equals_the_loaded_team(models, tmp_path, mesh, form):
+    base, expert, team = models
+    if form == "reference":
+        save_reference(tmp_path / "reference", load_base(team, "float32", mesh), "float32")
+    given = {"model": (base, [expert]), "team": (team, None), "reference": (tmp_path / "reference", [expert])}[form]
+    loaded = CoLM.from_pretrained(*given)
+    for directory in (given[0], expert):
+        (directory / "model.safetensors").unlink()
+    found = outline_team(*given)
+    assert list(found.directories) == loaded.directories
+    assert (found.context, found.experts) == (loaded.context, 1) == (64, 1)
+    np.testing.assert_array_equal(found.allowed, loaded.allowed)
+    assert found.gate_experts == (None if loaded.gate is None else loaded.gate.kernel.shape[1])
+    assert found.threshold == loaded.threshold(None)
+    assert found.encode_prompts(["abc"], ["p"]) == [loaded.tokenizer.encode("abc")]
+
+
+def test_what_does_not_pair_is_refused_without_weights(models, tmp_path):
+    base, expert, team = models
+    other = write_model(tmp_path / "other", words=(*WORDS[:3], *reversed(WORDS[3:])))
+    for directory in (base, expert, team, other):
+        (directory / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="tokenizers disagree: id 3"):
+        outline_team(base, [other])
+    with pytest.raises(UserError, match="p:1: token 1 is 31"):  # which the expert does not know
+        outline_team(base, [expert]).encode_prompts(["?"], ["p:1"])
+    edit_json(team / "colm.json", shared_vocabulary={"sha256": "0"})
+    with pytest.raises(UserError, match="another shared vocabulary"):
+        outline_team(team)
+    (team / "gate.safetensors").unlink()
+    with pytest.raises(UserError, match=r"gate\.safetensors: file is missing"):
+        outline_team(team)
