@@ -4,6 +4,7 @@ A line is {"id", "prompt", "completion"} and what the task's references need. Th
 original Co-LLM's (clinicalml/co-llm, scripts/train/gsm8k/create_train_data.py); the others follow it.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -37,12 +38,19 @@ def _gsm8k(record: Record, where: str) -> Record:
 def _math(record: Record, where: str) -> Record:
     problem, solution = _text(record, "problem", where), _text(record, "solution", where)
     line = {"prompt": f"{_SOLVE}{problem}\n\nAnswer:", "completion": f" {solution}"}
-    return line | {key: record[key] for key in ("answer",) if key in record}
+    answer = record.get("answer")
+    if answer is None:
+        return line
+    if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
+        return line | {"answer": answer}
+    return line | {"answer": _text(record, "answer", where)}
 
 
 def _pubmedqa(record: Record, where: str) -> Record:
     context = "\n".join(_texts(record, "CONTEXTS", where))
     question, decided = _text(record, "QUESTION", where), _text(record, "final_decision", where)
+    if decided.lower() not in ("yes", "no", "maybe"):
+        raise UserError(f"{where}: 'final_decision' must be yes, no or maybe, got {decided!r:.60}")
     prompt = f"{context}\n\nQuestion: {question} Answer yes, no or maybe.\n\nAnswer:"
     return {"prompt": prompt, "completion": f" {decided}", "final_decision": decided}
 
@@ -60,22 +68,34 @@ def _bioasq(record: Record, where: str) -> Record:
     if kind not in _ASKED:
         raise UserError(f"{where}: 'type' must be one of {', '.join(_ASKED)}, got {kind!r}")
     key = "ideal_answer" if kind == "summary" else "exact_answer"
-    answer = record.get(key)
-    if not answer:
-        raise UserError(f"{where}: a question of type {kind} needs {key!r}")
-    snippets = [snippet["text"] for snippet in record.get("snippets", []) if isinstance(snippet, dict)]
-    context = "\n".join(" ".join(snippet.split()) for snippet in snippets)
+    names = _first_names(record.get(key), kind, key, where)
+    context = "\n".join(_snippets(record, where))
     question = f"Question: {_text(record, 'body', where)} {_ASKED[kind]}\n\nAnswer:"
-    line = {"prompt": f"{context}\n\n{question}" if context else question, "completion": f" {_written(answer, kind)}"}
-    return line | {"type": kind, key: answer}
+    line = {"prompt": f"{context}\n\n{question}" if context else question}
+    return line | {"completion": " " + ("\n".join(names) if kind == "list" else names[0]), "type": kind, key: record[key]}
 
 
-def _written(answer: Any, kind: str) -> str:
-    """A right answer as a text: of synonyms the first, of a summary its first wording."""
-    if isinstance(answer, str):
-        return answer.strip()
-    firsts = [item if isinstance(item, str) else item[0] for item in answer]
-    return "\n".join(firsts) if kind == "list" else firsts[0].strip()
+def _snippets(record: Record, where: str) -> list[str]:
+    """The texts of a question's snippets, each on one line; of a question without any, none."""
+    snippets = record.get("snippets")
+    if not isinstance(snippets, list | None):
+        raise UserError(f"{where}: 'snippets' must be a list, got {snippets!r:.60}")
+    for i, snippet in enumerate(snippets or [], start=1):
+        if not isinstance(snippet, dict) or not isinstance(snippet.get("text"), str):
+            raise UserError(f"{where}: snippet {i} needs 'text' as text, got {snippet!r:.60}; leave it out, or add its text")
+    return [" ".join(snippet["text"].split()) for snippet in snippets or []]
+
+
+def _first_names(answer: Any, kind: str, key: str, where: str) -> list[str]:
+    """A right answer's texts: of synonyms the first, of a summary its first wording."""
+    items = answer if isinstance(answer, list) else [answer]
+    firsts = [item[0] if isinstance(item, list) and item else item for item in items]
+    if not firsts or not all(isinstance(name, str) and name.strip() for name in firsts):
+        raise UserError(
+            f"{where}: a question of type {kind} needs {key!r}, a text or a list of texts or of their synonyms, "
+            f"none of them empty, got {answer!r:.60}"
+        )
+    return [name.strip() for name in firsts]
 
 
 FORMATS: dict[str, Callable[[Record, str], Record]] = {
@@ -106,6 +126,6 @@ def convert(records: list[tuple[str, Record]], form: str, rows: str | None = Non
         raise UserError(f"--rows {rows}: none; the file has {len(records)}")
     start = first or 0
     return [
-        {"id": record.get("id", str(start + i)), **FORMATS[form](record, where)}
+        {"id": str(start + i) if record.get("id") is None else record["id"], **FORMATS[form](record, where)}
         for i, (where, record) in enumerate(chosen)
     ]

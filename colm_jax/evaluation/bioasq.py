@@ -66,8 +66,8 @@ def _flat(items: Sequence[Any]) -> list[Any]:
 
 
 def _strings(items: Sequence[Any], where: str) -> list[str]:
-    if not items or not _all_strings(items):
-        raise UserError(f"{where}: answers must be strings, or lists of synonyms, got {items!r:.60}")
+    if not items or not _all_strings(items) or not all(map(_normal, items)):
+        raise UserError(f"{where}: answers must be strings, or lists of synonyms, and not empty, got {items!r:.60}")
     return list(items)
 
 
@@ -88,7 +88,7 @@ def candidates(text: str, commas: bool) -> list[str]:
 def text_of_submission(question: dict[str, Any], where: str) -> str:
     """What a question of a submission (the challenge's format for answers) says, as `candidates` reads it."""
     answer = question.get("exact_answer") or question.get("ideal_answer") or ""
-    items = [answer] if isinstance(answer, str) else answer
+    items = answer if isinstance(answer, list) else [answer]
     names = [item[0] if isinstance(item, list) and item else item for item in items]  # its own first synonym
     if not _all_strings(names):
         raise UserError(f"{where}: an answer must be a string, or a list of them, got {answer!r:.60}")

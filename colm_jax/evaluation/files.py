@@ -1,13 +1,18 @@
-"""`colm evaluate`: a file of predictions graded against a file of references, and against other predictions."""
+"""`colm evaluate`: a file of predictions graded against a file of references, and against other predictions.
 
-from dataclasses import asdict
+A prompt may have several predictions, the samples of `colm generate --samples N`: its grade is their mean.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from colm_jax.data.records import read_jsonl
 from colm_jax.errors import UserError
 from colm_jax.evaluation.bioasq import text_of_submission
-from colm_jax.evaluation.compare import paired_bootstrap
+from colm_jax.evaluation.compare import mean_interval, paired_bootstrap
 from colm_jax.evaluation.tasks import TaskScore, find_task, score_answers
 from colm_jax.storage import parse_json, path_of, read_text
 
@@ -39,15 +44,29 @@ def read_predictions(path: str | Path, task: str) -> Records:
     """Generation lines; of bioasq also a submission in the challenge's own JSON.
 
     Raises:
-      UserError: a line without a text.
+      UserError: a line without a text, or with sources, calls or a sample that are none.
     """
     records = read_records(path)
     if task == "bioasq" and Path(path).suffix == ".json":
         records = [(where, {**record, "text": text_of_submission(record, where)}) for where, record in records]
     for where, record in records:
         if not isinstance(record.get("text"), str):
-            raise UserError(f"{where}: a prediction needs 'text'")
+            raise UserError(f"{where}: a prediction needs 'text' as a string, got {record.get('text')!r:.60}")
+        sources = record.get("sources") or []
+        if not isinstance(sources, list) or not all(_is_count(source) for source in sources):
+            raise UserError(f"{where}: 'sources' must be a list of whole numbers from 0, got {sources!r:.60}")
+        for key in ("sample", "expert_calls"):
+            if not _is_count(value := record.get(key) or 0):
+                raise UserError(f"{where}: {key!r} must be a whole number from 0, got {value!r:.60}")
     return records
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _has_id(record: dict[str, Any]) -> bool:
+    return record.get("id") is not None
 
 
 def _by_id(records: Records) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -66,15 +85,36 @@ def pair(predicted: Records, gold: Records, predictions: str | Path, references:
     Raises:
       UserError: files that do not pair.
     """
-    if all("id" in record for _, record in [*predicted, *gold]):
+    if all(_has_id(record) for _, record in [*predicted, *gold]):
         by_id = _by_id(gold)
         for number, (where, _) in _by_id(predicted).items():
             if number not in by_id:
-                raise UserError(f"{where}: no reference has id {number!r} in {references}")
+                raise UserError(
+                    f"{where}: no reference has id {number!r} in {references}; generate from prompts with its ids, "
+                    "or leave the ids out of one file to pair by order"
+                )
         return [by_id[str(record["id"])] for _, record in predicted]
     if len(predicted) != len(gold):
-        raise UserError(f"{predictions} has {len(predicted)} lines and {references} {len(gold)}; they must pair")
+        raise UserError(
+            f"{predictions} answers {len(predicted)} prompts and {references} has {len(gold)} references; they pair by "
+            "order, since not every line has an id: give each prompt its reference, or both files ids"
+        )
     return gold
+
+
+@dataclass(frozen=True)
+class _Graded:
+    """A file of predictions beside its references."""
+
+    prompts: list[list[int]]  # the lines of each prompt
+    references: Records  # of each prompt
+    score: TaskScore  # of the lines
+    majority: list[float] | None  # of each prompt: the grade of the answer that most samples give; None without samples
+
+    @property
+    def grades(self) -> list[float]:
+        """Of each prompt: the mean over its samples."""
+        return [_mean([self.score.grades[i] for i in lines]) for lines in self.prompts]
 
 
 def evaluate_files(
@@ -84,50 +124,102 @@ def evaluate_files(
 
     Args:
       task: one of TASKS.
-      predictions: what is graded; lines pair by "id" where both files have it, else by order.
+      predictions: what is graded; prompts pair by "id" where both files have it, else by order.
       references: JSONL, or the data set's official .json.
       against: other predictions of the same references, to compare with.
 
     Returns:
       The score with its 95 % interval, counts, the task's own measures, and each answer's grade in "by_answer"; with
-      `against`, how far apart the two are.
+      several samples of a prompt what they come to together in "samples"; with `against`, how far apart the two are.
 
     Raises:
       UserError: a line without its text, files that do not pair.
     """
     found = find_task(task)
-    predicted, gold = read_predictions(predictions, task), read_records(references)
-    paired = pair(predicted, gold, predictions, references)
-    score = _score(task, predicted, paired)
+    gold = read_records(references)
+    graded = _graded(task, predictions, gold, references)
+    score, grades = graded.score, graded.grades
     result: dict[str, Any] = {
         "task": task,
-        "accuracy" if found.right_or_wrong else "mean_grade": score.accuracy,
-        "interval": list(score.interval),
+        "accuracy" if found.right_or_wrong else "mean_grade": _mean(grades),
+        "interval": list(mean_interval(grades)),
         "correct": sum(score.correct),
         "answers": len(score.grades),
-        "references_without_answer": len(gold) - len(paired),
+        "references_without_answer": len(gold) - len(graded.references),
         "deferral_rate": score.deferral_rate,
         "expert_calls": score.expert_calls,
         **score.measures,
     }
+    if len(graded.prompts) < len(score.grades):
+        best = [max(score.grades[i] for i in lines) for lines in graded.prompts]
+        result["samples"] = {"prompts": len(graded.prompts), "each": len(graded.prompts[0]), "best": _mean(best)}
+        if graded.majority is not None:
+            result["samples"]["majority"] = _mean(graded.majority)
     if against is not None:
-        others = read_predictions(against, task)
-        others_paired = pair(others, gold, against, references)
-        by_place = {where: other for (where, _), other in zip(others_paired, others)}
-        if by_place.keys() != {where for where, _ in paired}:
+        other = _graded(task, against, gold, references)
+        by_place = {where: grade for (where, _), grade in zip(other.references, other.grades)}
+        if by_place.keys() != {where for where, _ in graded.references}:
             raise UserError(f"{against}: answers other references than {predictions} does; both must answer the same")
-        other = _score(task, [by_place[where] for where, _ in paired], paired)
-        difference = paired_bootstrap(score.grades, other.grades)
-        result["against"] = {"predictions": str(against), "score": other.accuracy, **asdict(difference)}
+        theirs = [by_place[where] for where, _ in graded.references]
+        difference = paired_bootstrap(grades, theirs)
+        result["against"] = {"predictions": str(against), "score": _mean(theirs), **asdict(difference)}
     result["by_answer"] = list(score.correct) if found.right_or_wrong else list(score.grades)
     return result
 
 
-def _score(task: str, predicted: Records, paired: Records) -> TaskScore:
-    return score_answers(
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _graded(task: str, path: str | Path, gold: Records, references: str | Path) -> _Graded:
+    """The predictions of a file, graded."""
+    predicted = read_predictions(path, task)
+    prompts = _prompts(predicted)
+    paired = pair([predicted[lines[0]] for lines in prompts], gold, path, references)
+    found, of_line = find_task(task), {i: place for place, lines in zip(paired, prompts) for i in lines}
+    right = {where: found.reference(record, where) for where, record in paired}
+    texts = [record["text"] for _, record in predicted]
+    score = score_answers(
         task,
-        [record["text"] for _, record in predicted],
-        [find_task(task).reference(record, where) for where, record in paired],
-        [record.get("sources", []) for _, record in predicted],
-        [record.get("expert_calls", 0) for _, record in predicted],
+        texts,
+        [right[of_line[i][0]] for i in range(len(texts))],
+        [record.get("sources") or [] for _, record in predicted],
+        [record.get("expert_calls") or 0 for _, record in predicted],
     )
+    majority = None
+    if found.answer is not None and len(prompts) < len(texts):
+        answers = [found.answer(text) for text in texts]
+        majority = [_majority([answers[i] for i in lines], [score.grades[i] for i in lines]) for lines in prompts]
+    return _Graded(prompts, paired, score, majority)
+
+
+def _prompts(predicted: Records) -> list[list[int]]:
+    """The lines of each prompt, in the file's order: those of one id or, without ids, those from a sample 0 on.
+
+    Raises:
+      UserError: a sample that stands twice, or prompts with different numbers of samples.
+    """
+    by_id = all(_has_id(record) for _, record in predicted)
+    found: dict[Any, dict[int, int]] = {}  # of each prompt: the line of each sample
+    for i, (where, record) in enumerate(predicted):
+        sample = record.get("sample") or 0
+        key = str(record["id"]) if by_id else len(found) - (sample > 0)
+        lines = found.setdefault(key, {})
+        if sample in lines:
+            named = f"id {key!r}" if by_id else "its prompt"
+            raise UserError(f"{where}: sample {sample} of {named} stands twice, also at {predicted[lines[sample]][0]}")
+        lines[sample] = i
+    prompts = [list(lines.values()) for lines in found.values()]
+    for lines in prompts:
+        if len(lines) != len(prompts[0]):
+            raise UserError(
+                f"{predicted[lines[0]][0]}: its prompt has {len(lines)} sample(s), the first one has {len(prompts[0])}; "
+                "every prompt needs as many"
+            )
+    return prompts
+
+
+def _majority(answers: Sequence[Any], grades: Sequence[float]) -> float:
+    """The grade of the answer that most samples give, the first of several; 0 where none gives one."""
+    counts = Counter(answer for answer in answers if answer is not None)
+    return grades[answers.index(counts.most_common(1)[0][0])] if counts else 0.0

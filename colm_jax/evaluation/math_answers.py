@@ -1,199 +1,346 @@
-"""MATH: the answer in a text's last \\boxed{...}, and whether two answers mean the same.
+r"""MATH: whether two answers mean the same.
 
-Rules in the tradition of the MATH data set's own string comparison (Hendrycks et al. 2021), with numbers compared as
-fractions, lists part by part, and no algebra: 2(x+1) and 2x+2 differ.
+An answer is read into one form, in which answers that mean the same are equal: macros, spaces and units are settled,
+numbers are fractions, lists and sets have no order, points and matrices have one. The rules are in the tradition of the
+MATH data set's own string comparison (Hendrycks et al. 2021). There is no algebra beyond the order of a sum's terms and
+of bracketed factors: 2(x+1) and 2x+2 differ. Length and depth of what is read are bounded, and nothing is evaluated, so
+that an answer like 9^{9^{9^9}} costs nothing.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from fractions import Fraction
 
-_BOXES = re.compile(r"\\(?:boxed|fbox)\s*")
-_SAID = re.compile(r"(?:answer|####)\s*(?:is\b|:)?\s*(.+)", re.IGNORECASE)
-# Words behind a number that belong to it; all other plain words there are units.
-_FUNCTIONS = {"pi", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "mod", "or", "and", "i"}
-_TEXT = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)\s*"
-_UNIT = re.compile(rf"(?<=[^\s{{])\s*{_TEXT}\{{[^{{}}]*\}}(?:\s*\^\s*(?:\{{\d\}}|\d))?\s*$")
-_NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)"
-_REPLACED = (
-    (r"\\[!,;:> ]|~|\\q?quad\b|\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![a-zA-Z])", " "),
-    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-    (r"\\?[$%]|\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])|°", ""),
-    (r"\{,\}", ","),
-    (r"\\(?:cdot|times|ast)(?![a-zA-Z])", "*"),
-    (r"\\leq(?![a-zA-Z])", r"\\le"),
-    (r"\\geq(?![a-zA-Z])", r"\\ge"),
-    (r"\\lbrace(?![a-zA-Z])", r"\\{"),
-    (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-    ("−", "-"),
-    ("π", r"\\pi "),
-    ("∞", r"\\infty "),
-    ("±", r"\\pm "),
-    ("√", r"\\sqrt "),
+from colm_jax.evaluation.said import answer_of, last_boxed
+
+_LONGEST = 1000  # characters of an answer that is read; a longer one equals only itself
+_DEEPEST = 20  # brackets in brackets that are read; what is deeper equals only itself
+_OPENING, _CLOSING = "([{⦃⟦", ")]}⦄⟧"  # the last two stand for \{ \} and for a matrix
+
+_TEXT = r"\\(?:text|textbf|textit|textrm|textsf|mbox|mathrm|mathbf|mathit|operatorname)\s*(?=\{)"
+_SETTLED = tuple(
+    (re.compile(pattern), value)
+    for pattern, value in (
+        (r"\s+", " "),
+        (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3}(?!\d))", ""),  # thousands, in LaTeX
+        (r"\\begin\s*\{([a-zA-Z]*matrix|array)\}(?:\s*\{[clr| ]*\})?", r"⟦\1:"),
+        (r"\\end\s*\{(?:[a-zA-Z]*matrix|array)\}", "⟧"),
+        (r"\\\\(?:\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\])?", "\n"),  # a row of a matrix ends; no other newline is left
+        (r"\\\{|\\lbrace(?![a-zA-Z])", "⦃"),
+        (r"\\\}|\\rbrace(?![a-zA-Z])", "⦄"),
+        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![a-zA-Z])", ""),
+        (r"\\[()\[\]]", ""),  # of \( \) and \[ \]
+        (r"\\[!,;:> ]|~|\\q?quad(?![a-zA-Z])", " "),
+        (_TEXT, r"\\text"),
+        (r"\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}", " and "),
+        (r"(?:\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])|°)(?:\s*(?:\\text\{\s*[CF]\s*\}|[CF]\b))?", ""),
+        (r"\\?[$%]|[€£¥]", ""),
+        (r"\\(?:[dtcs]|nice)frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\(?:cdot|times|ast)(?![a-zA-Z])|[×·⋅∗]", "*"),
+        (r"\\(?:leq|leqslant)(?![a-zA-Z])|≤", r"\\le "),
+        (r"\\(?:geq|geqslant)(?![a-zA-Z])|≥", r"\\ge "),
+        (r"\\(?:lt)(?![a-zA-Z])", "<"),
+        (r"\\(?:gt)(?![a-zA-Z])", ">"),
+        (r"\\neq(?![a-zA-Z])|≠", r"\\ne "),
+        (r"∪", r"\\cup "),
+        (r"∈", r"\\in "),
+        (r"[−–]", "-"),
+        (r"π", r"\\pi "),
+        (r"∞", r"\\infty "),
+        (r"±", r"\\pm "),
+        (r"√\s*(\d*)", lambda root: rf"\sqrt{{{root.group(1)}}}" if root.group(1) else r"\sqrt "),
+        (r"²", "^2"),
+        (r"³", "^3"),
+        (r"\\varnothing(?![a-zA-Z])|∅|⦃\s*⦄", r"\\emptyset "),
+        (r"\*\s*(?=[a-zA-Z\\(])|(?<=[a-zA-Z)}])\s*\*", " "),  # a product that needs no sign
+        (r"([_^])\s*(-?\d+|[a-zA-Z])", r"\1{\2}"),
+    )
 )
-
-
-def _group(text: str, start: int) -> tuple[str, int] | None:
-    """What a macro at `start` takes, and where it ends: a {group}, a command, or one character; None if unclosed."""
-    while start < len(text) and text[start] == " ":
-        start += 1
-    if start == len(text):
-        return None
-    if text[start] == "\\":
-        command = re.compile(r"\\(?:[a-zA-Z]+|.)").match(text, start)
-        return (command.group(), command.end()) if command else None
-    if text[start] != "{":
-        return text[start], start + 1
-    depth, at = 0, start
-    while at < len(text):
-        if text[at] == "\\":
-            at += 2
-            continue
-        depth += (text[at] == "{") - (text[at] == "}")
-        at += 1
-        if depth == 0:
-            return text[start + 1 : at - 1], at
-    return None
-
-
-def last_boxed(text: str) -> str | None:
-    """What the last \\boxed{...} (or \\fbox) that is closed holds; None without one."""
-    for box in reversed(list(_BOXES.finditer(text))):
-        found = _group(text, box.end())
-        if found is not None:
-            return found[0].strip()
-    return None
-
-
-def answer_of(text: str) -> str | None:
-    """The answer of a solution: its last box; without one the rest of the line behind its last "answer is" or ####."""
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
-    said = _SAID.findall(text)
-    return said[-1].strip().removesuffix(".") if said else None
-
-
-def _arguments(text: str) -> str:
-    """Every \\frac and \\sqrt with its arguments in braces, as in \\frac12, \\frac{270}7, \\sqrt3."""
-    parts, at = [], 0
-    for macro in re.finditer(r"\\(frac|sqrt)(?![a-zA-Z])", text):
-        if macro.start() < at:
-            continue  # inside an argument that is already done
-        parts.append(text[at : macro.start()])
-        at, taken = macro.end(), [macro.group()]
-        if macro.group(1) == "sqrt" and (root := re.compile(r"\s*\[[^\]]*\]").match(text, at)):
-            taken.append(root.group().strip())
-            at = root.end()
-        for _ in range(2 if macro.group(1) == "frac" else 1):
-            found = _group(text, at)
-            if found is None:
-                break
-            taken.append("{" + _arguments(found[0]) + "}")
-            at = found[1]
-        parts.append("".join(taken))
-    return "".join(parts) + text[at:]
-
-
-def normal(answer: str) -> str:
-    """An answer in one way of writing: macros, spaces, units, percent, degrees and thousands separators settled."""
-    text = answer.strip().strip("$").strip()
-    for wrapped in (r"\\\((.*)\\\)", r"\\\[(.*)\\\]"):
-        if whole := re.fullmatch(wrapped, text, re.DOTALL):
-            text = whole.group(1).strip()
-    text = text.removesuffix(".").removesuffix(r"\\")
-    for pattern, value in _REPLACED:
-        text = re.sub(pattern, value, text)
-    text = _UNIT.sub("", text.strip())
-    text = re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r" \1 ", text)
-    text = _without_unit(_arguments(text).strip())
-    text = re.sub(r"\s*\b(and|or)\b\s*", ",", text) if re.search(r"\d|\\", text) else text
-    text = re.sub(r"\s+", "", text).replace(",,", ",")
-    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
-    text = re.sub(r"^[a-zA-Z](?:=|\\in(?![a-zA-Z]))", "", text)
-    if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
-        text = text.replace(",", "")
-    text = re.sub(r"^\(([A-Za-z])\)$", r"\1", text)
-    return _fractions(text).removeprefix("+")
-
-
-def _without_unit(text: str) -> str:
-    """A number without the plain words behind it, as in "5 square cm"."""
-    found = re.fullmatch(rf"({_NUMBER}|{_NUMBER}(?:,\d{{3}})+|-?\\frac\{{\d+\}}\{{\d+\}})\s+([a-zA-Z][a-zA-Z ]+)", text)
-    return found.group(1) if found and not _FUNCTIONS & set(found.group(2).lower().split()) else text
-
-
-def _fractions(text: str) -> str:
-    """a/b as \\frac{a}{b}, with the sign before it."""
-    text = re.sub(r"(?<![\w}.)])(-?)(\d+)/(\d+)(?![\w.(])", r"\1\\frac{\2}{\3}", text)
-    if one := re.fullmatch(r"(-?)([^/+\-,=()]+)/(\w+|\\[a-z]+|\\sqrt\{\w+\})", text):
-        text = f"{one.group(1)}\\frac{{{one.group(2)}}}{{{one.group(3)}}}"
-    return re.sub(r"\\frac\{-([^{}+-]*)\}", r"-\\frac{\1}", text)
-
-
-def _number(text: str) -> Fraction | None:
-    """The value of a number: whole, decimal, fraction or mixed."""
-    if re.fullmatch(_NUMBER, text):
-        return Fraction(text)
-    found = re.fullmatch(rf"(-?)(\d*)\\frac\{{({_NUMBER})\}}\{{({_NUMBER})\}}", text)
-    if found is None or Fraction(found.group(4)) == 0:
-        return None
-    value = Fraction(found.group(2) or 0) + Fraction(found.group(3)) / Fraction(found.group(4))
-    return -value if found.group(1) else value
-
-
-def _parts(text: str) -> list[str]:
-    """What stands between the commas outside all brackets; a ± gives two parts."""
-    parts, depth, start = [], 0, 0
-    for at, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth == 0:
-            parts.append(text[start:at])
-            start = at + 1
-    parts.append(text[start:])
-    both = [[part.replace(r"\pm", sign) for sign in "+-"] if part.count(r"\pm") == 1 else [part] for part in parts]
-    return [part for pair in both for part in pair]
-
-
-def _same(first: str, second: str) -> bool:
-    """Whether two normal answers mean the same."""
-    if not first or not second:
-        return False
-    if first == second:
-        return True
-    if re.fullmatch("[a-zA-Z]{2,}", first) and first.lower() == second.lower():
-        return True
-    numbers = _number(first), _number(second)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    sets = [re.fullmatch(r"\\\{(.*)\\\}", text) for text in (first, second)]
-    if all(sets):
-        return _same_set(*(_parts(found.group(1)) for found in sets if found))
-    if first[0] == second[0] and first[-1] == second[-1] and first[0] in "([" and first[-1] in ")]":
-        ours, theirs = _parts(first[1:-1]), _parts(second[1:-1])
-        if len(ours) > 1:  # a point or an interval: order counts
-            return len(ours) == len(theirs) and all(map(same_answer, ours, theirs))
-    ours, theirs = _parts(first), _parts(second)
-    return (len(ours) > 1 or len(theirs) > 1) and _same_set(ours, theirs)
-
-
-def _same_set(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether each part of one means the same as its own part of the other, in any order."""
-    left = list(second)
-    for part in first:
-        found = next((other for other in left if same_answer(part, other)), None)
-        if found is None:
-            return False
-        left.remove(found)
-    return not left
+_DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
+_NUMBER = re.compile(rf"{_DECIMAL}(?:[eE][+-]?\d{{1,3}})?")
+_RATIO = re.compile(
+    rf"(?:(\d+)\s*)?\\frac\{{\s*(-?)\s*({_DECIMAL})\s*\}}\{{\s*(-?)\s*({_DECIMAL})\s*\}}|"
+    rf"(?:(\d+)\s+)?(\d+)\s*/\s*(\d+)"
+)
+_POWER = re.compile(rf"(?:({_DECIMAL})\s*\*\s*)?10\s*\^\{{\s*(-?\d{{1,3}})\s*\}}")
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
+# Words behind a number are its unit, but for those that are part of it.
+_AMOUNT = re.compile(
+    rf"(-?\s*(?:(?:\d+\s*)?\\frac\{{[^{{}}]*\}}\{{[^{{}}]*\}}|(?:\d+\s+)?{_DECIMAL}(?:\s*/\s*\d+)?))"
+    r"(?:\s+([a-zA-Z]{2}[a-zA-Z\s./-]*)|\s*(?:cm|mm|km|ft|kg|mph))(?:\^\{[23]\})?"
+)
+_FUNCTIONS = {"pi", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "mod"}
+_TEXT_UNIT = re.compile(r"(.*[\w}\])])\s*\\text\{[^{}\d]*\}(?:\^\{\d\})?", re.DOTALL)
+_NAME = re.compile(r"((?:[a-zA-Z]|\\[a-z]+)(?:_\{\w\})?(?:\([a-zA-Z]\))?|\([a-zA-Z](?:,\s*[a-zA-Z])+\))\s*(?:=|\\in(?![a-zA-Z]))")
+_RELATION = re.compile(r"=|<|>|\\(?:le|ge|ne)(?![a-zA-Z])")
+_MIRRORED = {">": "<", r"\ge": r"\le"}
 
 
 def same_answer(first: str | None, second: str | None) -> bool:
     """Whether two answers (what boxes hold) mean the same; an empty one means nothing."""
-    return first is not None and second is not None and _same(normal(first), normal(second))
+    if first is None or second is None:
+        return False
+    meaning = meaning_of(first)
+    return meaning is not None and meaning == meaning_of(second)
 
 
 def same_boxed(prediction: str, reference: str) -> bool:
-    """Whether a solution's answer is the reference's: the reference's box or, without one, all of it."""
-    gold = last_boxed(reference)
-    return same_answer(answer_of(prediction), reference if gold is None else gold)
+    """Whether a solution's answer is the reference's."""
+    meaning = said_meaning(prediction)
+    return meaning is not None and meaning == said_meaning(reference)
+
+
+def said_meaning(text: str) -> Hashable | None:
+    """What the answer of a solution means; a text of one line that names none is an answer itself."""
+    answer = answer_of(text)
+    if answer is None and "\n" not in text.strip():
+        answer = text
+    return None if answer is None else meaning_of(answer)
+
+
+def number_of(answer: str) -> Fraction | None:
+    """The value of an answer that is one number, with or without a unit; None of any other."""
+    meaning = meaning_of(answer)
+    return meaning if isinstance(meaning, Fraction) else None
+
+
+def meaning_of(answer: str) -> Hashable | None:
+    """An answer in the form in which answers that mean the same are equal; None of an empty one."""
+    text = answer.strip()
+    if len(text) > _LONGEST:
+        return "".join(text.split())
+    for pattern, value in _SETTLED:
+        text = pattern.sub(value, text)
+    text = _arguments(text.strip(" *")).removesuffix(".").strip("\n ")
+    if re.search(r"\d|\\", text):
+        text = re.sub(r",?\s+(?:and|or)\s+", ",", text)
+    meaning = _read(text, 0, bare=True)
+    return None if meaning == "" else meaning
+
+
+def _group(text: str, start: int) -> tuple[str, int]:
+    """What a macro at `start` takes, and where it ends: a {group}, a command or one character; empty if there is none."""
+    found = re.compile(r" *(\\[a-zA-Z]+|[^{}]|\{)").match(text, start)
+    if found is None:
+        return "", start
+    if found.group(1) != "{":
+        return found.group(1), found.end()
+    depth = 1
+    for brace in re.compile("[{}]").finditer(text, found.end()):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return text[found.end() : brace.start()], brace.end()
+    return "", start
+
+
+def _arguments(text: str) -> str:
+    r"""Every \frac and \sqrt with its arguments in braces, as in \frac12, \frac{270}7, \sqrt3."""
+    parts, at = [], 0
+    for macro in re.finditer(r"\\(frac|sqrt)(?![a-zA-Z])(\s*\[[^\]]*\])?", text):
+        if macro.start() < at:
+            continue  # inside an argument that is already done
+        parts += [text[at : macro.start()], "".join(macro.group().split())]
+        at = macro.end()
+        for _ in range(2 if macro.group(1) == "frac" else 1):
+            argument, at = _group(text, at)
+            parts.append("{" + _arguments(argument) + "}")
+    return "".join(parts) + text[at:]
+
+
+def _split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
+    """What stands between the pattern's places outside all brackets, and what stands at those places."""
+    parts, between, depth, start, last = [], [], 0, 0, 0
+    for found in pattern.finditer(text):
+        for letter in text[last : found.start()]:
+            depth += (letter in _OPENING) - (letter in _CLOSING)
+        last = found.start()
+        if depth == 0:
+            parts.append(text[start : found.start()])
+            between.append(found.group())
+            start = found.end()
+    return [*parts, text[start:]], between
+
+
+def _enclosed(text: str) -> bool:
+    """Whether the first character is a bracket that the last one closes."""
+    depth = 0
+    for at, letter in enumerate(text):
+        depth += (letter in _OPENING) - (letter in _CLOSING)
+        if depth == 0:
+            return at > 0 and at == len(text) - 1
+    return False
+
+
+_COMMA, _UNION, _SIGN = re.compile("[,;]"), re.compile(r"\\cup(?![a-zA-Z])"), re.compile(r"(?<=[^*/ ])\s*[+-]|^\s*[+-]")
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+_SLASH, _ROW, _CELL = re.compile("/"), re.compile("\n"), re.compile("&")
+
+
+def _read(text: str, depth: int, bare: bool = False) -> Hashable:
+    """The meaning of a part of an answer; `bare` where it stands in no brackets, so that commas may part thousands."""
+    text = text.strip()
+    if depth > _DEEPEST:
+        return "".join(text.split())
+    if bare:
+        text = _THOUSANDS.sub(lambda run: run.group().replace(",", "") if not _depth(text, run.start()) else run.group(), text)
+    parts, commas = _split(text, _COMMA)
+    if commas:
+        return _list(parts, depth)
+    if whole := re.fullmatch(r"\\text\{([^{}]*)\}", text):
+        return _read(whole.group(1), depth + 1, bare)
+    text = _without_unit(text)
+    if (value := _number(text)) is not None:
+        return value
+    parts, unions = _split(text, _UNION)
+    if unions:
+        return "union", _unordered(_read(part, depth + 1) for part in parts)
+    if name := _NAME.match(text):
+        if not _RELATION.search(text, name.end()):
+            return _read(text[name.end() :], depth + 1, bare)
+    parts, relations = _split(text, _RELATION)
+    if relations:
+        return _related([_read(part, depth + 1) for part in parts], relations)
+    parts, both = _split(text, _PLUS_MINUS)
+    if len(both) == 1:
+        return _list([sign.join(parts) for sign in "+-"], depth)
+    return _sum(text, depth)
+
+
+def _depth(text: str, end: int) -> int:
+    return sum((letter in _OPENING) - (letter in _CLOSING) for letter in text[:end])
+
+
+def _unordered(meanings) -> tuple[Hashable, ...]:
+    return tuple(sorted(meanings, key=repr))
+
+
+def _list(parts: Sequence[str], depth: int) -> Hashable:
+    """A list or set: its parts in any order. One name before them ("x = 1, x = 2") is left out, several are kept."""
+    parts = [part.strip() for part in parts if part.strip()]
+    names = {name.group(1) for part in parts if (name := _NAME.match(part))}
+    if len(names) > 1:
+        return "named", _unordered(("".join(part.split("=")[0].split()), _read(part, depth + 1)) for part in parts)
+    meanings = [_read(part, depth + 1) for part in parts]
+    flat = [inner for meaning in meanings for inner in (meaning[1] if _is_list(meaning) else (meaning,))]
+    return ("list", _unordered(flat)) if len(flat) != 1 else flat[0]
+
+
+def _is_list(meaning: Hashable) -> bool:
+    return isinstance(meaning, tuple) and meaning[0] == "list"
+
+
+def _related(sides: list[Hashable], relations: Sequence[str]) -> Hashable:
+    """An equation, whose sides have no order, or an inequality, read from the smaller side."""
+    if set(relations) == {"="}:
+        return "=", _unordered(sides)
+    if set(relations) <= set(_MIRRORED):
+        sides, relations = sides[::-1], [_MIRRORED[relation] for relation in relations][::-1]
+    return "related", tuple(sides), tuple(relations)
+
+
+def _sum(text: str, depth: int) -> Hashable:
+    """A sum: its terms, with their signs, in any order."""
+    parts, signs = _split(text, _SIGN)
+    if not signs:
+        return _term(text, depth)
+    terms = [_term(part.strip(), depth + 1) for part in parts]
+    signed = [terms[0], *(_signed(sign.strip(), term) for sign, term in zip(signs, terms[1:]))]
+    signed = signed[1:] if not parts[0].strip() else signed
+    return signed[0] if len(signed) == 1 else ("sum", _unordered(signed))
+
+
+def _signed(sign: str, term: Hashable) -> Hashable:
+    if sign == "+":
+        return term
+    return -term if isinstance(term, Fraction) else ("-", term)
+
+
+def _term(text: str, depth: int) -> Hashable:
+    """A number, a matrix, something in brackets, a fraction, a product of brackets, or anything else as it stands."""
+    text = text.strip()
+    if (value := _number(text)) is not None:
+        return value
+    if _enclosed(text):
+        return _bracketed(text, depth)
+    parts, slashes = _split(text, _SLASH)
+    if len(slashes) == 1:
+        return _fraction(*parts, depth)
+    if (ratio := re.match(r"\\frac\{", text)) is not None:
+        above, at = _group(text, ratio.end() - 1)
+        below, at = _group(text, at)
+        if at == len(text):
+            return _fraction(above, below, depth)
+    factors = _factors(text)
+    if len(factors) > 1:
+        return "product", _unordered(_read(factor, depth + 1) for factor in factors)
+    plain = "".join(re.sub(r"\\text\{([^{}]*)\}", r"\1", text).split(" "))
+    return plain.casefold() if len(plain) > 1 and plain.isalpha() else plain
+
+
+def _fraction(above: str, below: str, depth: int) -> Hashable:
+    top, bottom = _read(above, depth + 1), _read(below, depth + 1)
+    if isinstance(top, tuple) and top[0] == "-":
+        return "-", ("/", top[1], bottom)
+    if isinstance(top, Fraction) and top < 0:
+        return "-", ("/", -top, bottom)
+    return "/", top, bottom
+
+
+def _factors(text: str) -> list[str]:
+    """A product cut before and behind each pair of round brackets, an exponent staying with its bracket."""
+    factors, depth, start = [], 0, 0
+    for at, letter in enumerate(text):
+        if letter == "(" and depth == 0 and text[start:at].strip():
+            factors.append(text[start:at])
+            start = at
+        depth += (letter in _OPENING) - (letter in _CLOSING)
+        if letter == ")" and depth == 0 and not text[at + 1 :].lstrip().startswith(("^", "_")):
+            factors.append(text[start : at + 1])
+            start = at + 1
+    return [factor for factor in (*factors, text[start:]) if factor.strip()]
+
+
+def _bracketed(text: str, depth: int) -> Hashable:
+    """A matrix, a set, a point or an interval; round brackets around one thing mean nothing."""
+    opening, inner, closing = text[0], text[1:-1], text[-1]
+    if opening == "⟦":
+        kind, _, cells = inner.partition(":")
+        kind = "matrix" if kind in ("pmatrix", "bmatrix", "smallmatrix", "array") else kind
+        rows = [tuple(_read(cell, depth + 1) for cell in _split(row, _CELL)[0]) for row in _split(cells, _ROW)[0] if row.strip()]
+        return kind, tuple(rows)
+    parts, commas = _split(inner, _COMMA)
+    if opening == "⦃":
+        return _list(parts, depth + 1)
+    meanings = tuple(_read(part, depth + 1) for part in parts)
+    if len(meanings) == 1 and (opening + closing in ("()", "{}") or _is_matrix(meanings[0])):
+        return meanings[0]
+    return opening + closing, meanings
+
+
+def _is_matrix(meaning: Hashable) -> bool:
+    return isinstance(meaning, tuple) and meaning[0] == "matrix"
+
+
+def _without_unit(text: str) -> str:
+    r"""A part without the unit behind it, as in 5\text{ cm}^2 or "5 square cm"."""
+    while found := _TEXT_UNIT.fullmatch(text):
+        text = found.group(1)
+    found = _AMOUNT.fullmatch(text.strip())
+    return found.group(1) if found and not _FUNCTIONS & set((found.group(2) or "").lower().split()) else text
+
+
+def _number(text: str) -> Fraction | None:
+    r"""The value of a number: whole, decimal, fraction, mixed (1\frac{4}{5}, 1 4/5) or with an exponent."""
+    digits = text.removeprefix("+").removeprefix("-").strip()
+    sign = -1 if text.startswith("-") else 1
+    if _NUMBER.fullmatch(digits):
+        return sign * Fraction(digits)
+    if power := _POWER.fullmatch(digits):
+        return sign * Fraction(power.group(1) or 1) * Fraction(10) ** int(power.group(2))
+    if (ratio := _RATIO.fullmatch(digits)) is None:
+        return None
+    whole, minus, top, other, bottom, whole_, top_, bottom_ = ratio.groups()
+    if Fraction(bottom or bottom_) == 0:
+        return None
+    value = Fraction(whole or whole_ or 0) + Fraction(top or top_) / Fraction(bottom or bottom_)
+    return sign * (-value if bool(minus) != bool(other) else value)

@@ -1,15 +1,17 @@
 """Tasks: how a generated answer is graded against its reference, and what a field reports of many."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from colm_jax.errors import UserError
 from colm_jax.evaluation import bioasq
 from colm_jax.evaluation.choices import choice_measures, decision, same_decision
 from colm_jax.evaluation.compare import mean_interval
-from colm_jax.evaluation.math_answers import same_boxed
-from colm_jax.evaluation.numbers import same_number
+from colm_jax.evaluation.math_answers import said_meaning, same_boxed
+from colm_jax.evaluation.numbers import number_in, same_number
 
 
 @dataclass(frozen=True)
@@ -19,51 +21,86 @@ class Task:
     name: str
     grade: Callable[[str, Any], float]  # of a text and its reference: 1 right, 0 wrong; bioasq: also between
     reference: Callable[[dict[str, Any], str], Any]  # of a data or reference line and its place
+    answer: Callable[[str], Hashable | None] | None  # that a text gives, equal where two mean the same; bioasq has none
     measures: Callable[[Sequence[str], Sequence[Any]], dict[str, Any]] = lambda texts, references: {}
     right_or_wrong: bool = True  # grades are 0 or 1, so that their mean is an accuracy
 
 
-def reference_of(record: dict[str, Any], where: str) -> str:
-    """The right answer of a data line: 'answer', 'completion', or the last message.
+def _written(value: Any, key: str, where: str) -> str:
+    """A right answer as text: a string, or a JSON number in plain digits (1e-05 is 0.00001), or a list of one of these.
 
     Raises:
-      UserError: none of them.
+      UserError: anything else.
     """
-    for key in ("answer", "completion"):
-        if key in record:
-            return str(record[key])
-    if record.get("messages"):
-        return str(record["messages"][-1].get("content", ""))
-    raise UserError(f"{where}: a reference needs 'answer', 'completion' or 'messages'")
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return format(Decimal(repr(value)), "f")
+    raise UserError(f"{where}: {key!r} must be one right answer, as text or a number, got {value!r:.60}")
+
+
+def reference_of(record: dict[str, Any], where: str, keys: Sequence[str] = ("answer", "completion")) -> str:
+    """The right answer of a data line: the first of `keys` that is there and not null, or the last message.
+
+    Raises:
+      UserError: none of them, or one that is no text or number.
+    """
+    for key in keys:
+        if record.get(key) is not None:
+            return _written(record[key], key, where)
+    messages = record.get("messages")
+    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+        return _written(messages[-1].get("content"), "content", where)
+    raise UserError(f"{where}: a reference needs {', '.join(map(repr, keys))} or 'messages', and not null")
+
+
+def _number(record: dict[str, Any], where: str) -> str:
+    """A reference that holds a number."""
+    text = reference_of(record, where)
+    if number_in(text) is None:
+        raise UserError(f"{where}: a reference must hold a number, got {text!r:.60}")
+    return text
 
 
 def _solution(record: dict[str, Any], where: str) -> str:
     """Of MATH: the answer or, in files without one, the solution that has it boxed."""
-    return str(record["solution"]) if "solution" in record and "answer" not in record else reference_of(record, where)
+    text = reference_of(record, where, ("answer", "solution", "completion"))
+    if said_meaning(text) is None:
+        raise UserError(f"{where}: a reference must be an answer, or a solution that has one in a box, got {text!r:.60}")
+    return text
 
 
 def _decision(record: dict[str, Any], where: str) -> str:
     """Of PubMedQA: 'final_decision', or the decision of the right answer."""
-    text = str(record["final_decision"]) if "final_decision" in record else reference_of(record, where)
+    text = reference_of(record, where, ("final_decision", "answer", "completion"))
     found = decision(text)
     if found is None:
         raise UserError(f"{where}: a reference must say yes, no or maybe, got {text!r:.60}")
     return found
 
 
+def _plain(text: str) -> str:
+    """A text but for its white space."""
+    return " ".join(text.split())
+
+
 def _same_text(prediction: str, reference: str) -> bool:
-    return " ".join(prediction.split()) == " ".join(reference.split())
+    return _plain(prediction) == _plain(reference)
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task("exact", _same_text, reference_of),  # equal but for white space
-        Task("number", same_number, reference_of),  # equal last number; of the reference, what follows the last ####
-        Task("gsm8k", same_number, reference_of),
-        Task("math", same_boxed, _solution),
-        Task("pubmedqa", same_decision, _decision, choice_measures),
-        Task("bioasq", bioasq.grade, bioasq.question_of, bioasq.measures, right_or_wrong=False),
+        Task("exact", _same_text, reference_of, _plain),  # equal but for white space
+        Task("number", same_number, _number, number_in),
+        Task("gsm8k", same_number, _number, number_in),
+        Task("math", same_boxed, _solution, said_meaning),
+        Task("pubmedqa", same_decision, _decision, decision, choice_measures),
+        Task("bioasq", bioasq.grade, bioasq.question_of, None, bioasq.measures, right_or_wrong=False),
     )
 }
 
