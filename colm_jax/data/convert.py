@@ -72,7 +72,11 @@ def _bioasq(record: Record, where: str) -> Record:
     context = "\n".join(_snippets(record, where))
     question = f"Question: {_text(record, 'body', where)} {_ASKED[kind]}\n\nAnswer:"
     line = {"prompt": f"{context}\n\n{question}" if context else question}
-    return line | {"completion": " " + ("\n".join(names) if kind == "list" else names[0]), "type": kind, key: record[key]}
+    return line | {
+        "completion": " " + ("\n".join(names) if kind == "list" else names[0]),
+        "type": kind,
+        key: record[key],
+    }
 
 
 def _snippets(record: Record, where: str) -> list[str]:
@@ -82,7 +86,9 @@ def _snippets(record: Record, where: str) -> list[str]:
         raise UserError(f"{where}: 'snippets' must be a list, got {snippets!r:.60}")
     for i, snippet in enumerate(snippets or [], start=1):
         if not isinstance(snippet, dict) or not isinstance(snippet.get("text"), str):
-            raise UserError(f"{where}: snippet {i} needs 'text' as text, got {snippet!r:.60}; leave it out, or add its text")
+            raise UserError(
+                f"{where}: snippet {i} needs 'text' as text, got {snippet!r:.60}; leave it out, or add its text"
+            )
     return [" ".join(snippet["text"].split()) for snippet in snippets or []]
 
 

@@ -4,17 +4,21 @@ import re
 from collections.abc import Sequence
 
 _WORD = re.compile(r"\b(yes|no|maybe)\b", re.IGNORECASE)
-_SAID = re.compile(r"\banswer(?:\s+is\b|\s*:)[\s:*\"'(]*(yes|no|maybe)\b", re.IGNORECASE)
+_SAID = re.compile(
+    r"\banswer\b[*_\"']*(?:\s+(?:to|of|for)\b[^.:\n]{1,80}?)?(?:\s+is\b|\s*:)[\s:*_\"'($\\]*(?:[a-z]+\s*\{)*(yes|no|maybe)\b|"
+    r"\\boxed\s*\{\s*(?:\\[a-z]+\s*\{\s*)?(yes|no|maybe)\b",
+    re.IGNORECASE,
+)
 
 
 def decision(text: str) -> str | None:
     """What a text decides, "yes", "no" or "maybe"; None where it says none of them.
 
-    The last "answer is ..." or "answer: ..." counts; without one the text's first word; else the last of the three
+    The last "answer is ...", "answer: ..." or box counts; without one the text's first word; else the last of the three
     words anywhere, since reasoning comes before its conclusion.
     """
     if said := _SAID.findall(text):
-        return said[-1].lower()
+        return "".join(said[-1]).lower()
     words = _WORD.findall(text)
     first = re.match(r"\W*(yes|no|maybe)\b", text, re.IGNORECASE)
     return first.group(1).lower() if first else words[-1].lower() if words else None

@@ -96,8 +96,8 @@ def pair(predicted: Records, gold: Records, predictions: str | Path, references:
         return [by_id[str(record["id"])] for _, record in predicted]
     if len(predicted) != len(gold):
         raise UserError(
-            f"{predictions} answers {len(predicted)} prompts and {references} has {len(gold)} references; they pair by "
-            "order, since not every line has an id: give each prompt its reference, or both files ids"
+            f"{predictions} answers {len(predicted)} prompts and {references} has {len(gold)} references; without "
+            "an id in every line of both they pair by order, and must be as many"
         )
     return gold
 
@@ -204,17 +204,19 @@ def _prompts(predicted: Records) -> list[list[int]]:
     for i, (where, record) in enumerate(predicted):
         sample = record.get("sample") or 0
         key = str(record["id"]) if by_id else len(found) - (sample > 0)
-        lines = found.setdefault(key, {})
-        if sample in lines:
+        samples = found.setdefault(key, {})
+        if sample in samples:
             named = f"id {key!r}" if by_id else "its prompt"
-            raise UserError(f"{where}: sample {sample} of {named} stands twice, also at {predicted[lines[sample]][0]}")
-        lines[sample] = i
-    prompts = [list(lines.values()) for lines in found.values()]
+            raise UserError(
+                f"{where}: sample {sample} of {named} stands twice, also at {predicted[samples[sample]][0]}"
+            )
+        samples[sample] = i
+    prompts = [list(samples.values()) for samples in found.values()]
     for lines in prompts:
         if len(lines) != len(prompts[0]):
             raise UserError(
-                f"{predicted[lines[0]][0]}: its prompt has {len(lines)} sample(s), the first one has {len(prompts[0])}; "
-                "every prompt needs as many"
+                f"{predicted[lines[0]][0]}: its prompt has {len(lines)} sample(s), the first one "
+                f"{len(prompts[0])}; every prompt needs as many"
             )
     return prompts
 

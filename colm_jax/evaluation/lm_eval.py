@@ -143,6 +143,21 @@ class ColmLM(TemplateLM):
         tokenizer = self.team.tokenizer
         return tokenizer.encode_plain(string) if add_special_tokens is False else tokenizer.encode_prompt(string)
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of a context, and of the continuation as it is read behind it.
+
+        As in the harness, a context's last spaces move to the continuation, and both are read as one text, which is cut
+        where the context's ids end. Where a token spans that place, the harness cuts behind it, so that the
+        continuation loses its beginning, or everything; here such a token belongs to the continuation, as in training.
+        """
+        moved = len(context) - len(context.rstrip())
+        seam = len(context) - moved
+        whole, alone = self.tok_encode(context + continuation), self.tok_encode(context[:seam])
+        cut = next((i for i, (a, b) in enumerate(zip(whole, alone)) if a != b), min(len(whole), len(alone)))
+        if cut == 0:  # nothing to predict the first token from
+            return [self.prefix_token_id], whole[whole[:1] == [self.prefix_token_id] :]
+        return whole[:cut], whole[cut:]
+
     @property
     def tokenizer_name(self) -> str:
         """Names the tokenizer in the harness's caches."""
@@ -190,12 +205,30 @@ class ColmLM(TemplateLM):
                 done += len(numbers)
         return answers
 
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations behind contexts, and whether they are greedy.
+
+        Raises:
+          UserError: a continuation without a token, whose probability would be 1; or one that does not fit.
+        """
+        pairs: list[Pair] = []
+        for i, request in enumerate(requests):
+            context, continuation = self._encode_pair(*request.args)
+            if not continuation:
+                raise UserError(
+                    f"{_name(request)}: request {i + 1}: the continuation {request.args[1]!r:.60} has no token of "
+                    f"its own behind {request.args[0][-20:]!r}; an empty choice cannot be compared with others"
+                )
+            pairs.append((request.args, context, continuation))
+        return self._loglikelihood_tokens(pairs)
+
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts, in windows of the context where they are longer."""
         windows: list[Pair] = []
         owners: list[int] = []
         for i, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
+            ids = ids[ids[:1] == [self.prefix_token_id] :]  # a text that begins with BOS has one already
             # A window's first token is only read: the context holds one token less than it has places.
             for pair in get_rolling_token_windows(ids, self.prefix_token_id, self.team.context - 1, 1):
                 windows.append((None, *make_disjoint_window(pair)))
@@ -214,14 +247,13 @@ class ColmLM(TemplateLM):
         if self.strategy not in ("defer", "base", "expert"):
             raise UserError(f"strategy={self.strategy}: has no likelihood; tasks of choices take defer, base or expert")
         found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-        scored = [i for i, (_, _, continuation) in enumerate(requests) if continuation]
-        for i in scored:
-            length = len(requests[i][1]) + len(requests[i][2])
+        lengths = [len(context) + len(continuation) for _, context, continuation in requests]
+        for i, length in enumerate(lengths):
             if length > self.team.context:
                 raise UserError(f"text {i + 1}: {length} tokens exceed the context of {self.team.context}; shorten it")
         with console.bar("scoring", len(requests)) as bar:
-            done = len(requests) - len(scored)
-            for numbers in _chunks(sorted(scored, key=lambda i: len(requests[i][1]) + len(requests[i][2]))):
+            done = 0
+            for numbers in _chunks(sorted(range(len(requests)), key=lengths.__getitem__)):
                 texts = [(requests[i][1], requests[i][2]) for i in numbers]
                 records = [{"input_ids": c + t, "labels": [-100] * len(c) + t} for c, t in texts]
                 for i, score in zip(numbers, self.team.score(records)):
@@ -269,29 +301,46 @@ def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _generation(given: dict[str, Any], max_gen_toks: int) -> dict[str, Any]:
-    """A task's generation_kwargs as `CoLM.generate` takes them.
+    """A task's generation_kwargs as `CoLM.generate` takes them; null is as if it were not there.
 
     Without do_sample the temperature decides, and is 0 where none is given.
 
     Raises:
-      UserError: a setting that we do not have.
+      UserError: a setting that we do not have, or a value of another kind.
     """
-    left = dict(given)
-    until = left.pop("until", None) or []
-    sample, temperature = left.pop("do_sample", None), left.pop("temperature", None)
-    lengths = [left.pop(name) for name in _LENGTH_NAMES if name in left]
+    left = {name: value for name, value in given.items() if value is not None}
+    until = left.pop("until", [])
+    stops = [until] if isinstance(until, str) else until
+    if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
+        raise UserError(f"generation_kwargs: until must be a string or a list of strings, got {until!r:.60}")
+    lengths = {name: _as(int, name, left.pop(name)) for name in _LENGTH_NAMES if name in left}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"generation_kwargs: {lengths} name different lengths; leave one")
+    sample = left.pop("do_sample", None)
+    temperature = _as(float, "temperature", left.pop("temperature", 1.0 if sample else 0.0))
     settings = {
-        "stop": [until] if isinstance(until, str) else list(until),
-        "max_new_tokens": int(lengths[0]) if lengths else max_gen_toks,
-        "temperature": 0.0
-        if sample is False
-        else float((1.0 if sample else 0.0) if temperature is None else temperature),
-        "top_p": float(left.pop("top_p", 1.0)),
-        "top_k": int(left.pop("top_k", 0)),
+        "stop": [stop for stop in stops if stop],
+        "max_new_tokens": next(iter(lengths.values()), max_gen_toks),
+        "temperature": 0.0 if sample is False else temperature,
+        "top_p": _as(float, "top_p", left.pop("top_p", 1.0)),
+        "top_k": _as(int, "top_k", left.pop("top_k", 0)),
     }
     if left:
         raise UserError(f"generation_kwargs: colm_jax knows no {', '.join(sorted(left))}")
     return settings
+
+
+def _as(kind: type, name: str, value: Any) -> Any:
+    """A value of generation_kwargs as a number; YAML and --gen_kwargs give some as text."""
+    try:
+        number = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or (isinstance(value, float) and number != value):
+        raise UserError(
+            f"generation_kwargs: {name} must be a {'whole ' if kind is int else ''}number, got {value!r:.60}"
+        )
+    return number
 
 
 def run_harness(arguments: Sequence[str]) -> None:

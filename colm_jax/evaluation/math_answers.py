@@ -10,52 +10,13 @@ that an answer like 9^{9^{9^9}} costs nothing.
 import re
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
+from typing import Any, TypeGuard
 
-from colm_jax.evaluation.said import answer_of, last_boxed
+from colm_jax.evaluation.latex import CLOSING, OPENING, argument_at, depth_of, enclosed, settled, split
+from colm_jax.evaluation.said import answer_of
 
 _LONGEST = 1000  # characters of an answer that is read; a longer one equals only itself
 _DEEPEST = 20  # brackets in brackets that are read; what is deeper equals only itself
-_OPENING, _CLOSING = "([{⦃⟦", ")]}⦄⟧"  # the last two stand for \{ \} and for a matrix
-
-_TEXT = r"\\(?:text|textbf|textit|textrm|textsf|mbox|mathrm|mathbf|mathit|operatorname)\s*(?=\{)"
-_SETTLED = tuple(
-    (re.compile(pattern), value)
-    for pattern, value in (
-        (r"\s+", " "),
-        (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3}(?!\d))", ""),  # thousands, in LaTeX
-        (r"\\begin\s*\{([a-zA-Z]*matrix|array)\}(?:\s*\{[clr| ]*\})?", r"⟦\1:"),
-        (r"\\end\s*\{(?:[a-zA-Z]*matrix|array)\}", "⟧"),
-        (r"\\\\(?:\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\])?", "\n"),  # a row of a matrix ends; no other newline is left
-        (r"\\\{|\\lbrace(?![a-zA-Z])", "⦃"),
-        (r"\\\}|\\rbrace(?![a-zA-Z])", "⦄"),
-        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![a-zA-Z])", ""),
-        (r"\\[()\[\]]", ""),  # of \( \) and \[ \]
-        (r"\\[!,;:> ]|~|\\q?quad(?![a-zA-Z])", " "),
-        (_TEXT, r"\\text"),
-        (r"\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}", " and "),
-        (r"(?:\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])|°)(?:\s*(?:\\text\{\s*[CF]\s*\}|[CF]\b))?", ""),
-        (r"\\?[$%]|[€£¥]", ""),
-        (r"\\(?:[dtcs]|nice)frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(?:cdot|times|ast)(?![a-zA-Z])|[×·⋅∗]", "*"),
-        (r"\\(?:leq|leqslant)(?![a-zA-Z])|≤", r"\\le "),
-        (r"\\(?:geq|geqslant)(?![a-zA-Z])|≥", r"\\ge "),
-        (r"\\(?:lt)(?![a-zA-Z])", "<"),
-        (r"\\(?:gt)(?![a-zA-Z])", ">"),
-        (r"\\neq(?![a-zA-Z])|≠", r"\\ne "),
-        (r"∪", r"\\cup "),
-        (r"∈", r"\\in "),
-        (r"[−–]", "-"),
-        (r"π", r"\\pi "),
-        (r"∞", r"\\infty "),
-        (r"±", r"\\pm "),
-        (r"√\s*(\d*)", lambda root: rf"\sqrt{{{root.group(1)}}}" if root.group(1) else r"\sqrt "),
-        (r"²", "^2"),
-        (r"³", "^3"),
-        (r"\\varnothing(?![a-zA-Z])|∅|⦃\s*⦄", r"\\emptyset "),
-        (r"\*\s*(?=[a-zA-Z\\(])|(?<=[a-zA-Z)}])\s*\*", " "),  # a product that needs no sign
-        (r"([_^])\s*(-?\d+|[a-zA-Z])", r"\1{\2}"),
-    )
-)
 _DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _NUMBER = re.compile(rf"{_DECIMAL}(?:[eE][+-]?\d{{1,3}})?")
 _RATIO = re.compile(
@@ -71,8 +32,13 @@ _AMOUNT = re.compile(
 )
 _FUNCTIONS = {"pi", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "mod"}
 _TEXT_UNIT = re.compile(r"(.*[\w}\])])\s*\\text\{[^{}\d]*\}(?:\^\{\d\})?", re.DOTALL)
-_NAME = re.compile(r"((?:[a-zA-Z]|\\[a-z]+)(?:_\{\w\})?(?:\([a-zA-Z]\))?|\([a-zA-Z](?:,\s*[a-zA-Z])+\))\s*(?:=|\\in(?![a-zA-Z]))")
+_NAME = re.compile(
+    r"((?:[a-zA-Z]|\\[a-z]+)(?:_\{\w\})?(?:\([a-zA-Z]\))?|\([a-zA-Z](?:,\s*[a-zA-Z])+\))\s*(?:=|\\in(?![a-zA-Z]))"
+)
 _RELATION = re.compile(r"=|<|>|\\(?:le|ge|ne)(?![a-zA-Z])")
+_COMMA, _UNION, _SIGN = re.compile("[,;]"), re.compile(r"\\cup(?![a-zA-Z])"), re.compile(r"(?<=[^*/ ])\s*[+-]|^\s*[+-]")
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+_SLASH, _ROW, _CELL = re.compile("/"), re.compile("\n"), re.compile("&")
 _MIRRORED = {">": "<", r"\ge": r"\le"}
 
 
@@ -109,71 +75,11 @@ def meaning_of(answer: str) -> Hashable | None:
     text = answer.strip()
     if len(text) > _LONGEST:
         return "".join(text.split())
-    for pattern, value in _SETTLED:
-        text = pattern.sub(value, text)
-    text = _arguments(text.strip(" *")).removesuffix(".").strip("\n ")
+    text = settled(text)
     if re.search(r"\d|\\", text):
         text = re.sub(r",?\s+(?:and|or)\s+", ",", text)
     meaning = _read(text, 0, bare=True)
     return None if meaning == "" else meaning
-
-
-def _group(text: str, start: int) -> tuple[str, int]:
-    """What a macro at `start` takes, and where it ends: a {group}, a command or one character; empty if there is none."""
-    found = re.compile(r" *(\\[a-zA-Z]+|[^{}]|\{)").match(text, start)
-    if found is None:
-        return "", start
-    if found.group(1) != "{":
-        return found.group(1), found.end()
-    depth = 1
-    for brace in re.compile("[{}]").finditer(text, found.end()):
-        depth += 1 if brace.group() == "{" else -1
-        if depth == 0:
-            return text[found.end() : brace.start()], brace.end()
-    return "", start
-
-
-def _arguments(text: str) -> str:
-    r"""Every \frac and \sqrt with its arguments in braces, as in \frac12, \frac{270}7, \sqrt3."""
-    parts, at = [], 0
-    for macro in re.finditer(r"\\(frac|sqrt)(?![a-zA-Z])(\s*\[[^\]]*\])?", text):
-        if macro.start() < at:
-            continue  # inside an argument that is already done
-        parts += [text[at : macro.start()], "".join(macro.group().split())]
-        at = macro.end()
-        for _ in range(2 if macro.group(1) == "frac" else 1):
-            argument, at = _group(text, at)
-            parts.append("{" + _arguments(argument) + "}")
-    return "".join(parts) + text[at:]
-
-
-def _split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
-    """What stands between the pattern's places outside all brackets, and what stands at those places."""
-    parts, between, depth, start, last = [], [], 0, 0, 0
-    for found in pattern.finditer(text):
-        for letter in text[last : found.start()]:
-            depth += (letter in _OPENING) - (letter in _CLOSING)
-        last = found.start()
-        if depth == 0:
-            parts.append(text[start : found.start()])
-            between.append(found.group())
-            start = found.end()
-    return [*parts, text[start:]], between
-
-
-def _enclosed(text: str) -> bool:
-    """Whether the first character is a bracket that the last one closes."""
-    depth = 0
-    for at, letter in enumerate(text):
-        depth += (letter in _OPENING) - (letter in _CLOSING)
-        if depth == 0:
-            return at > 0 and at == len(text) - 1
-    return False
-
-
-_COMMA, _UNION, _SIGN = re.compile("[,;]"), re.compile(r"\\cup(?![a-zA-Z])"), re.compile(r"(?<=[^*/ ])\s*[+-]|^\s*[+-]")
-_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
-_SLASH, _ROW, _CELL = re.compile("/"), re.compile("\n"), re.compile("&")
 
 
 def _read(text: str, depth: int, bare: bool = False) -> Hashable:
@@ -182,8 +88,10 @@ def _read(text: str, depth: int, bare: bool = False) -> Hashable:
     if depth > _DEEPEST:
         return "".join(text.split())
     if bare:
-        text = _THOUSANDS.sub(lambda run: run.group().replace(",", "") if not _depth(text, run.start()) else run.group(), text)
-    parts, commas = _split(text, _COMMA)
+        text = _THOUSANDS.sub(
+            lambda run: run.group().replace(",", "" if depth_of(text[: run.start()]) == 0 else ","), text
+        )
+    parts, commas = split(text, _COMMA)
     if commas:
         return _list(parts, depth)
     if whole := re.fullmatch(r"\\text\{([^{}]*)\}", text):
@@ -191,23 +99,22 @@ def _read(text: str, depth: int, bare: bool = False) -> Hashable:
     text = _without_unit(text)
     if (value := _number(text)) is not None:
         return value
-    parts, unions = _split(text, _UNION)
+    parts, unions = split(text, _UNION)
     if unions:
         return "union", _unordered(_read(part, depth + 1) for part in parts)
-    if name := _NAME.match(text):
-        if not _RELATION.search(text, name.end()):
-            return _read(text[name.end() :], depth + 1, bare)
-    parts, relations = _split(text, _RELATION)
+    if (name := _NAME.match(text)) and not _RELATION.search(text, name.end()):
+        return _read(text[name.end() :], depth + 1, bare)
+    parts, relations = split(text, _RELATION)
     if relations:
         return _related([_read(part, depth + 1) for part in parts], relations)
-    parts, both = _split(text, _PLUS_MINUS)
+    parts, both = split(text, _PLUS_MINUS)
     if len(both) == 1:
         return _list([sign.join(parts) for sign in "+-"], depth)
     return _sum(text, depth)
 
 
-def _depth(text: str, end: int) -> int:
-    return sum((letter in _OPENING) - (letter in _CLOSING) for letter in text[:end])
+def _is(meaning: Hashable, kind: str) -> TypeGuard[tuple[str, Any]]:
+    return isinstance(meaning, tuple) and meaning[0] == kind
 
 
 def _unordered(meanings) -> tuple[Hashable, ...]:
@@ -221,12 +128,8 @@ def _list(parts: Sequence[str], depth: int) -> Hashable:
     if len(names) > 1:
         return "named", _unordered(("".join(part.split("=")[0].split()), _read(part, depth + 1)) for part in parts)
     meanings = [_read(part, depth + 1) for part in parts]
-    flat = [inner for meaning in meanings for inner in (meaning[1] if _is_list(meaning) else (meaning,))]
+    flat = [inner for meaning in meanings for inner in (meaning[1] if _is(meaning, "list") else (meaning,))]
     return ("list", _unordered(flat)) if len(flat) != 1 else flat[0]
-
-
-def _is_list(meaning: Hashable) -> bool:
-    return isinstance(meaning, tuple) and meaning[0] == "list"
 
 
 def _related(sides: list[Hashable], relations: Sequence[str]) -> Hashable:
@@ -240,7 +143,7 @@ def _related(sides: list[Hashable], relations: Sequence[str]) -> Hashable:
 
 def _sum(text: str, depth: int) -> Hashable:
     """A sum: its terms, with their signs, in any order."""
-    parts, signs = _split(text, _SIGN)
+    parts, signs = split(text, _SIGN)
     if not signs:
         return _term(text, depth)
     terms = [_term(part.strip(), depth + 1) for part in parts]
@@ -260,14 +163,14 @@ def _term(text: str, depth: int) -> Hashable:
     text = text.strip()
     if (value := _number(text)) is not None:
         return value
-    if _enclosed(text):
+    if enclosed(text):
         return _bracketed(text, depth)
-    parts, slashes = _split(text, _SLASH)
+    parts, slashes = split(text, _SLASH)
     if len(slashes) == 1:
-        return _fraction(*parts, depth)
-    if (ratio := re.match(r"\\frac\{", text)) is not None:
-        above, at = _group(text, ratio.end() - 1)
-        below, at = _group(text, at)
+        return _fraction(parts[0], parts[1], depth)
+    if text.startswith(r"\frac{"):
+        above, at = argument_at(text, len(r"\frac"))
+        below, at = argument_at(text, at)
         if at == len(text):
             return _fraction(above, below, depth)
     factors = _factors(text)
@@ -279,7 +182,7 @@ def _term(text: str, depth: int) -> Hashable:
 
 def _fraction(above: str, below: str, depth: int) -> Hashable:
     top, bottom = _read(above, depth + 1), _read(below, depth + 1)
-    if isinstance(top, tuple) and top[0] == "-":
+    if _is(top, "-"):
         return "-", ("/", top[1], bottom)
     if isinstance(top, Fraction) and top < 0:
         return "-", ("/", -top, bottom)
@@ -293,7 +196,7 @@ def _factors(text: str) -> list[str]:
         if letter == "(" and depth == 0 and text[start:at].strip():
             factors.append(text[start:at])
             start = at
-        depth += (letter in _OPENING) - (letter in _CLOSING)
+        depth += (letter in OPENING) - (letter in CLOSING)
         if letter == ")" and depth == 0 and not text[at + 1 :].lstrip().startswith(("^", "_")):
             factors.append(text[start : at + 1])
             start = at + 1
@@ -306,19 +209,19 @@ def _bracketed(text: str, depth: int) -> Hashable:
     if opening == "⟦":
         kind, _, cells = inner.partition(":")
         kind = "matrix" if kind in ("pmatrix", "bmatrix", "smallmatrix", "array") else kind
-        rows = [tuple(_read(cell, depth + 1) for cell in _split(row, _CELL)[0]) for row in _split(cells, _ROW)[0] if row.strip()]
+        rows = [
+            tuple(_read(cell, depth + 1) for cell in split(row, _CELL)[0])
+            for row in split(cells, _ROW)[0]
+            if row.strip()
+        ]
         return kind, tuple(rows)
-    parts, commas = _split(inner, _COMMA)
+    parts, _ = split(inner, _COMMA)
     if opening == "⦃":
         return _list(parts, depth + 1)
     meanings = tuple(_read(part, depth + 1) for part in parts)
-    if len(meanings) == 1 and (opening + closing in ("()", "{}") or _is_matrix(meanings[0])):
+    if len(meanings) == 1 and (opening + closing in ("()", "{}") or _is(meanings[0], "matrix")):
         return meanings[0]
     return opening + closing, meanings
-
-
-def _is_matrix(meaning: Hashable) -> bool:
-    return isinstance(meaning, tuple) and meaning[0] == "matrix"
 
 
 def _without_unit(text: str) -> str:

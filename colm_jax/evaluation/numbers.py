@@ -5,6 +5,7 @@ number; else the last number in the text.
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -25,10 +26,8 @@ def last_number(text: str) -> Fraction | None:
 
     A minus sign (also before a currency's) counts unless it stands between two operands, as in 10-3.
     """
-    last = None
-    for last in _NUMBER.finditer(text):
-        pass
-    return None if last is None else _value(text, last)
+    found = deque(_NUMBER.finditer(text), maxlen=1)
+    return _value(text, found[0]) if found else None
 
 
 def _value(text: str, found: re.Match[str]) -> Fraction | None:

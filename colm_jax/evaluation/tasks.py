@@ -70,7 +70,9 @@ def _solution(record: dict[str, Any], where: str) -> str:
     """Of MATH: the answer or, in files without one, the solution that has it boxed."""
     text = reference_of(record, where, ("answer", "solution", "completion"))
     if said_meaning(text) is None:
-        raise UserError(f"{where}: a reference must be an answer, or a solution that has one in a box, got {text!r:.60}")
+        raise UserError(
+            f"{where}: a reference must be an answer, or a solution that has one in a box, got {text!r:.60}"
+        )
     return text
 
 

@@ -79,7 +79,11 @@ def _mixed(gold: str) -> str | None:
 
 def _terms(gold: str) -> str | None:
     """A sum of terms without brackets, its terms in the other order."""
-    if "matrix" in gold or not re.fullmatch(r"-?[\w^\\{} ]+(?:[+-][\w^\\{} ]+)+", gold) or re.search(r"\{[^}]*[+-]", gold):
+    if (
+        "matrix" in gold
+        or not re.fullmatch(r"-?[\w^\\{} ]+(?:[+-][\w^\\{} ]+)+", gold)
+        or re.search(r"\{[^}]*[+-]", gold)
+    ):
         return None
     terms = re.findall(r"[+-]?\s*[^+-]+", gold)
     return "".join(t if t[0] in "+-" else f"+{t}" for t in (t.strip() for t in reversed(terms))).removeprefix("+")
@@ -96,7 +100,9 @@ RIGHT: dict[str, Change] = {
     "`.0` behind a whole number": lambda gold: gold + ".0" if re.fullmatch(r"-?\d+", gold) else None,
     "without spaces": lambda gold: re.sub(r"(?<!\\text\{)\s+(?![a-zA-Z])", "", gold) if " " in gold else None,
     "with more spaces": _changed(r"\s*([+=]|(?<=[a-z)}]),(?!\\)|\\\\|&)\s*", r"  \1  "),
-    r"with `\left`, `\right`": lambda gold: re.sub(r"([(\[])(.*)([)\]])", r"\\left\1\2\\right\3", gold) if re.fullmatch(r"[(\[].*[)\]]", gold) else None,
+    r"with `\left`, `\right`": lambda gold: (
+        re.sub(r"([(\[])(.*)([)\]])", r"\\left\1\2\\right\3", gold) if re.fullmatch(r"[(\[].*[)\]]", gold) else None
+    ),
     r"without `\left`, `\right`": _changed(r"\\(?:left|right)", ""),
     "a list in the other order": _reversed,
     r"a list with `\text{ and }`": _with_and,
@@ -115,12 +121,25 @@ RIGHT: dict[str, Change] = {
     r"`\$` left out": _changed(r"\\\$", ""),
     r"`\%` added": lambda gold: gold + r"\%" if re.fullmatch(r"\d+", gold) else None,
     "thousands: `1,234`": lambda gold: f"{int(gold):,}" if re.fullmatch(r"\d{4,}", gold) else None,
-    r"thousands: `1{,}234`": lambda gold: f"{int(gold):,}".replace(",", "{,}") if re.fullmatch(r"\d{4,}", gold) else None,
-    r"thousands: `1,\!234`": lambda gold: f"{int(gold):,}".replace(",", r",\!") if re.fullmatch(r"\d{4,}", gold) else None,
+    r"thousands: `1{,}234`": lambda gold: (
+        f"{int(gold):,}".replace(",", "{,}") if re.fullmatch(r"\d{4,}", gold) else None
+    ),
+    r"thousands: `1,\!234`": lambda gold: (
+        f"{int(gold):,}".replace(",", r",\!") if re.fullmatch(r"\d{4,}", gold) else None
+    ),
     "`x =` added": lambda gold: "x = " + gold if re.fullmatch(r"-?\d+|-?\\frac\{\d+\}\{\d+\}", gold) else None,
     "`bmatrix`": _changed("pmatrix", "bmatrix"),
     "rows on lines of their own": _changed(r"\s*\\\\\s*", r"\\\\\n"),
-    "Unicode minus, π, √, ∞": lambda gold: new if (new := re.sub(r"\\sqrt\{(\d+)\}", r"√\1", gold.replace("-", "−").replace(r"\pi", "π").replace(r"\infty", "∞"))) != gold else None,
+    "Unicode minus, π, √, ∞": lambda gold: (
+        new
+        if (
+            new := re.sub(
+                r"\\sqrt\{(\d+)\}", r"√\1", gold.replace("-", "−").replace(r"\pi", "π").replace(r"\infty", "∞")
+            )
+        )
+        != gold
+        else None
+    ),
 }
 
 SAID = (
@@ -138,22 +157,59 @@ SAID = (
 )
 
 WRONG: dict[str, Change] = {
-    "another sign": lambda gold: gold[1:] if gold[0] == "-" else "-" + gold if gold != "0" and r"\text" not in gold and gold[0] not in "([\\" and "=" not in gold and "," not in gold and r"\pm" not in gold else None,
-    "the last number one larger": lambda gold: f"{m.group(1)}{int(m.group(2)) + 1}{m.group(3)}" if (m := re.fullmatch(r"(.*?)(\d+)(\D*)", gold, re.DOTALL)) and r"\mbox" not in gold else None,
+    "another sign": lambda gold: (
+        gold[1:]
+        if gold[0] == "-"
+        else "-" + gold
+        if gold != "0"
+        and r"\text" not in gold
+        and gold[0] not in "([\\"
+        and "=" not in gold
+        and "," not in gold
+        and r"\pm" not in gold
+        else None
+    ),
+    "the last number one larger": lambda gold: (
+        f"{m.group(1)}{int(m.group(2)) + 1}{m.group(3)}"
+        if (m := re.fullmatch(r"(.*?)(\d+)(\D*)", gold, re.DOTALL)) and r"\mbox" not in gold
+        else None
+    ),
     "a digit too many": lambda gold: gold + "0" if re.fullmatch(r"-?[1-9]\d*", gold) else None,
-    "a fraction upside down": lambda gold: rf"{m.group(1)}\frac{{{m.group(3)}}}{{{m.group(2)}}}" if (m := _FRACTION.fullmatch(gold)) else None,
+    "a fraction upside down": lambda gold: (
+        rf"{m.group(1)}\frac{{{m.group(3)}}}{{{m.group(2)}}}" if (m := _FRACTION.fullmatch(gold)) else None
+    ),
     r"`\pi` left out": _changed(r"\s*\\pi(?![a-z])", ""),
     r"`\sqrt` left out": _changed(r"\\sqrt\{(\d+)\}", r"\1"),
     "`i` left out": _changed(r"(\d)i$", r"\1"),
     "another base": lambda gold: f"{gold[:-1]}{int(gold[-1]) - 1}" if re.fullmatch(r"\d+_\d", gold) else None,
     "base left out": _changed(r"_\{?\d\}?$", ""),
-    "a point's coordinates in the other order": lambda gold: "(" + ",".join(reversed(gold[1:-1].split(","))) + ")" if re.fullmatch(r"\((?!-\\infty)[^()]*,[^()]*\)", gold) and r"\infty" not in gold and gold != r"(-\sqrt{3}, \sqrt{3})" else None,
+    "a point's coordinates in the other order": lambda gold: (
+        "(" + ",".join(reversed(gold[1:-1].split(","))) + ")"
+        if re.fullmatch(r"\((?!-\\infty)[^()]*,[^()]*\)", gold)
+        and r"\infty" not in gold
+        and gold != r"(-\sqrt{3}, \sqrt{3})"
+        else None
+    ),
     "a point as a list": lambda gold: gold[1:-1] if re.fullmatch(r"\(-?\d+(?:,-?\d+)+\)", gold) else None,
-    "another bracket": lambda gold: gold.replace("(", "[", 1) if re.fullmatch(r"(?:\\left)?\(.*,.*\]", gold) or r"\cup" in gold or r"\infty)" in gold else gold.replace("[", "(", 1) if re.search(r"\[.*\]$", gold) else None,
+    "another bracket": lambda gold: (
+        gold.replace("(", "[", 1)
+        if re.fullmatch(r"(?:\\left)?\(.*,.*\]", gold) or r"\cup" in gold or r"\infty)" in gold
+        else gold.replace("[", "(", 1)
+        if re.search(r"\[.*\]$", gold)
+        else None
+    ),
     "a value of a list missing": lambda gold: ",".join(parts[:-1]) if (parts := _list(gold)) else None,
     "one value of ±": _changed(r"\\pm", "+"),
-    "an exponent one larger": lambda gold: re.sub(r"\^(\d)(?!.*\^\d)", lambda m: f"^{int(m.group(1)) + 1}", gold, count=1) if re.search(r"\^\d", gold) and "mbox" not in gold else None,
-    "matrix rows in the other order": lambda gold: r"\begin{pmatrix}" + r"\\".join(reversed(gold[15:-13].split(r"\\"))) + r"\end{pmatrix}" if gold.startswith(r"\begin{pmatrix}") else None,
+    "an exponent one larger": lambda gold: (
+        re.sub(r"\^(\d)(?!.*\^\d)", lambda m: f"^{int(m.group(1)) + 1}", gold, count=1)
+        if re.search(r"\^\d", gold) and "mbox" not in gold
+        else None
+    ),
+    "matrix rows in the other order": lambda gold: (
+        r"\begin{pmatrix}" + r"\\".join(reversed(gold[15:-13].split(r"\\"))) + r"\end{pmatrix}"
+        if gold.startswith(r"\begin{pmatrix}")
+        else None
+    ),
     "another letter of a choice": lambda gold: r"\text{(A)}" if re.fullmatch(r"\\text\{\([B-E]\)\}", gold) else None,
 }
 
@@ -210,7 +266,9 @@ def math_verify() -> Grader:
     return lambda text, gold: package.verify(package.parse(rf"\boxed{{{gold}}}"), package.parse(text))
 
 
-def measure(pairs: Iterator[tuple[str, list[tuple[str, str]]]], graders: list[Grader], seconds: list[float]) -> dict[str, Row]:
+def measure(
+    pairs: Iterator[tuple[str, list[tuple[str, str]]]], graders: list[Grader], seconds: list[float]
+) -> dict[str, Row]:
     """What the graders say of all pairs; adds the seconds that each takes."""
     rows = {}
     for name, texts in pairs:
@@ -226,7 +284,9 @@ def measure(pairs: Iterator[tuple[str, list[tuple[str, str]]]], graders: list[Gr
 def table(rows: dict[str, Row]) -> list[str]:
     """Lines of Markdown, and their sum."""
     total = Row(*(sum(getattr(row, key) for row in rows.values()) for key in ("pairs", "ours", "theirs")))
-    return [f"| {name} | {row.pairs} | {row.ours} | {row.theirs} |" for name, row in (rows | {"**all**": total}).items()]
+    return [
+        f"| {name} | {row.pairs} | {row.ours} | {row.theirs} |" for name, row in (rows | {"**all**": total}).items()
+    ]
 
 
 def main() -> None:
@@ -235,11 +295,23 @@ def main() -> None:
     seconds = [0.0, 0.0]
     graders = [same_boxed, math_verify()]
     right, wrong = (measure(pairs(answers), graders, seconds) for pairs in (right_pairs, wrong_pairs))
-    found = ["Right answers, accepted:", "", HEAD, *table(right), "", "Wrong answers, accepted:", "", HEAD.replace("written otherwise", "given instead"), *table(wrong)]
+    found = [
+        "Right answers, accepted:",
+        "",
+        HEAD,
+        *table(right),
+        "",
+        "Wrong answers, accepted:",
+        "",
+        HEAD.replace("written otherwise", "given instead"),
+        *table(wrong),
+    ]
     found += ["", f"Time for all of them: {seconds[0]:.1f} s and {seconds[1]:.0f} s, one core."]
     text = DOCS.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
-    DOCS.write_text(before + BEGIN + "\n\n" + "\n".join(found) + "\n\n" + END + rest.partition(END)[2], encoding="utf-8")
+    DOCS.write_text(
+        before + BEGIN + "\n\n" + "\n".join(found) + "\n\n" + END + rest.partition(END)[2], encoding="utf-8"
+    )
     print("\n".join(found))
 
 

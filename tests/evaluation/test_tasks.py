@@ -36,7 +36,7 @@ def test_files_pair_by_id_or_by_order(tmp_path):
     low, high = result["interval"]
     assert 0 < low < 0.5 < high < 1
     write(references, {"answer": "7"})
-    with pytest.raises(UserError, match="2 lines"):
+    with pytest.raises(UserError, match=r"answers 2 prompts and .* has 1 references"):
         evaluate_files("number", predictions, references)
     write(references, {"id": 1, "answer": "7"}, {"id": 1, "answer": "8"})
     with pytest.raises(UserError, match=r"r\.jsonl:2: id '1' stands twice, also at .*r\.jsonl:1"):

@@ -1,0 +1,119 @@
+r"""The LaTeX of an answer in one way of writing, and where its parts begin and end."""
+
+import re
+
+OPENING, CLOSING = "([{⦃⟦", ")]}⦄⟧"
+
+_TEXT = r"\\(?:text|textbf|textit|textrm|textsf|mbox|mathrm|mathbf|mathit|operatorname)\s*(?=\{)"
+_SETTLED = tuple(
+    (re.compile(pattern), value)
+    for pattern, value in (
+        (r"\s+", " "),
+        (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3}(?!\d))", ""),  # thousands, in LaTeX
+        (r"\\begin\s*\{([a-zA-Z]*matrix|array)\}(?:\s*\{[clr| ]*\})?", r"⟦\1:"),
+        (r"\\end\s*\{(?:[a-zA-Z]*matrix|array)\}", "⟧"),
+        (r"\\\\(?:\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\])?", "\n"),  # a row of a matrix ends; no other newline is left
+        (r"\\\{|\\lbrace(?![a-zA-Z])", "⦃"),
+        (r"\\\}|\\rbrace(?![a-zA-Z])", "⦄"),
+        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![a-zA-Z])", ""),
+        (r"\\[()\[\]]", ""),  # of \( \) and \[ \]
+        (r"\\[!,;:> ]|~|\\q?quad(?![a-zA-Z])", " "),
+        (_TEXT, r"\\text"),
+        (r"\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}", " and "),
+        (
+            r"(?:\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])|°)"
+            r"(?:\s*(?:\\text\{\s*[CF]\s*\}|[CF]\b))?",
+            "",
+        ),
+        (r"\\?[$%]|[€£¥]", ""),
+        (r"\\(?:[dtcs]|nice)frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\(?:cdot|times|ast)(?![a-zA-Z])|[×·⋅∗]", "*"),
+        (r"\\(?:leq|leqslant)(?![a-zA-Z])|≤", r"\\le "),
+        (r"\\(?:geq|geqslant)(?![a-zA-Z])|≥", r"\\ge "),
+        (r"\\(?:lt)(?![a-zA-Z])", "<"),
+        (r"\\(?:gt)(?![a-zA-Z])", ">"),
+        (r"\\neq(?![a-zA-Z])|≠", r"\\ne "),
+        (r"∪", r"\\cup "),
+        (r"∈", r"\\in "),
+        (r"[−–]", "-"),
+        (r"π", r"\\pi "),
+        (r"∞", r"\\infty "),
+        (r"±", r"\\pm "),
+        (r"√\s*(\d*)", lambda root: rf"\sqrt{{{root.group(1)}}}" if root.group(1) else r"\sqrt "),
+        (r"²", "^2"),
+        (r"³", "^3"),
+        (r"\\varnothing(?![a-zA-Z])|∅|⦃\s*⦄", r"\\emptyset "),
+        (r"\*\s*(?=[a-zA-Z\\(])|(?<=[a-zA-Z)}])\s*\*", " "),  # a product that needs no sign
+        (r"([_^])\s*(-?\d+|[a-zA-Z])", r"\1{\2}"),
+    )
+)
+
+
+_ARGUMENT, _BRACE = re.compile(r" *(\\[a-zA-Z]+|[^{}]|\{)"), re.compile("[{}]")
+
+
+def settled(text: str) -> str:
+    r"""An answer whose macros, spaces, degrees and currency signs are written one way, without $ and percent signs.
+
+    A matrix is ⟦kind: cells & cells, a newline after each row⟧, and \{ \} are ⦃ ⦄, so that all brackets are one letter.
+    """
+    for pattern, value in _SETTLED:
+        text = pattern.sub(value, text)
+    return _arguments(text.strip(" *")).removesuffix(".").strip("\n ")
+
+
+def argument_at(text: str, start: int) -> tuple[str, int]:
+    """What a macro at `start` takes, and where it ends: a {group}, a command or one character; empty without any."""
+    found = _ARGUMENT.match(text, start)
+    if found is None:
+        return "", start
+    if found.group(1) != "{":
+        return found.group(1), found.end()
+    depth = 1
+    for brace in _BRACE.finditer(text, found.end()):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return text[found.end() : brace.start()], brace.end()
+    return "", start
+
+
+def _arguments(text: str) -> str:
+    r"""Every \frac and \sqrt with its arguments in braces, as in \frac12, \frac{270}7, \sqrt3."""
+    parts, at = [], 0
+    for macro in re.finditer(r"\\(frac|sqrt)(?![a-zA-Z])(\s*\[[^\]]*\])?", text):
+        if macro.start() < at:
+            continue  # inside an argument that is already done
+        parts += [text[at : macro.start()], "".join(macro.group().split())]
+        at = macro.end()
+        for _ in range(2 if macro.group(1) == "frac" else 1):
+            argument, at = argument_at(text, at)
+            parts.append("{" + _arguments(argument) + "}")
+    return "".join(parts) + text[at:]
+
+
+def split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
+    """What stands between the pattern's places outside all brackets, and what stands at those places."""
+    parts, between, depth, start, last = [], [], 0, 0, 0
+    for found in pattern.finditer(text):
+        depth += depth_of(text[last : found.start()])
+        last = found.start()
+        if depth == 0:
+            parts.append(text[start : found.start()])
+            between.append(found.group())
+            start = found.end()
+    return [*parts, text[start:]], between
+
+
+def depth_of(text: str) -> int:
+    """How many more brackets open than close in it."""
+    return sum((letter in OPENING) - (letter in CLOSING) for letter in text)
+
+
+def enclosed(text: str) -> bool:
+    """Whether the first character is a bracket that the last one closes."""
+    depth = 0
+    for at, letter in enumerate(text):
+        depth += (letter in OPENING) - (letter in CLOSING)
+        if depth == 0:
+            return at > 0 and at == len(text) - 1
+    return False
