@@ -21,10 +21,10 @@ _MATHS = re.compile(rf"{_MATH}(?:\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*(?:{_MATH}|-?\
 _BOLD = re.compile(r"(\*\*|__|\*|_)(?=\S)([^\n]+?)\1")
 # Where an answer ends that nothing encloses: at the end of its line, sentence or bold print, or where a remark begins.
 _END = re.compile(
-    r"\n|\*\*|</|\.(?=\s|$)|\s\((?=[a-zA-Z]{2})|"
+    r"\n|\*\*|</|\.(?=[\s*_]|$)|\s\((?=[a-zA-Z]{2})|"
     r"[,;]?\s{1,2}(?:because|since|as|which|who|when|where|if)\b|[,;]\s{1,2}(?:so|not|but|with)\b"
 )
-_REMARK = re.compile(r"(?<=[\d)\]}])[,;]\s+(?!(?:and|or)\b)(?=[a-zA-Z]{2})")
+_REMARK = re.compile(r"[,;]\s+(?!(?:and|or)\b)(?=[a-zA-Z]{2})")  # behind a number or a formula
 
 
 def last_boxed(text: str) -> str | None:
@@ -70,8 +70,10 @@ def _first_answer(text: str, start: int) -> str:
         return _first_answer(bold.group(2), 0)
     end = _END.search(text, start)
     answer = text[start : end.start() if end else len(text)]
-    remark = _REMARK.search(answer)
-    return answer[: remark.start() if remark else len(answer)].strip("*_\"”' \t")
+    formula = re.search(r"[\d\\]", answer)
+    if formula and (remark := _REMARK.search(answer, formula.end())):
+        answer = answer[: remark.start()]
+    return answer.strip("*_\"”' \t")
 
 
 def answer_of(text: str) -> str | None:

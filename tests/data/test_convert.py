@@ -16,6 +16,7 @@ BIOASQ = [
     {"id": "c", "type": "list", "body": "Which all?", "exact_answer": [["A", "a"], ["B"]]},
     {"id": "d", "type": "summary", "body": "What?", "ideal_answer": ["It is so.", "So it is."]},
 ]
+FACTOID = {"type": "factoid", "body": "Which?", "exact_answer": ["x"]}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,20 @@ def test_bioasq_has_an_instruction_and_an_answer_of_each_type():
     assert score.grades == (1.0, 1.0, 1.0, 1.0)
 
 
+def test_what_is_null_is_as_if_it_were_not_there():
+    (line,) = convert([("q", FACTOID | {"id": None, "snippets": None})], "bioasq")
+    assert (line["id"], line["prompt"][:9]) == ("0", "Question:")
+    (line,) = convert([("q", {"problem": "p", "solution": "s", "answer": None})], "math")
+    assert "answer" not in line
+
+
+def test_a_lone_surrogate_is_named(tmp_path, capsys):
+    (tmp_path / "x.json").write_text(json.dumps([{"question": "q \ud800", "answer": "#### 1"}]))
+    command = ["convert", "--format", "gsm8k", "--data", str(tmp_path / "x.json"), "--out", str(tmp_path / "out.jsonl")]
+    assert main(command) == 2
+    assert r"x.json: item 1: \ud800 is half of a surrogate pair" in capsys.readouterr().err
+
+
 def test_rows_are_a_slice_and_ids_count_on(tmp_path, capsys):
     source = tmp_path / "x.jsonl"
     source.write_text("".join(json.dumps({"question": f"q{i}", "answer": f"#### {i}"}) + "\n" for i in range(5)))
@@ -59,6 +74,21 @@ def test_rows_are_a_slice_and_ids_count_on(tmp_path, capsys):
         ("pubmedqa", {"CONTEXTS": "c"}, None, "needs 'CONTEXTS' as a list"),
         ("bioasq", {"type": "essay"}, None, "'type' must be one of"),
         ("bioasq", {"type": "yesno", "body": "b"}, None, "needs 'exact_answer'"),
+        ("gsm8k", {"question": "q", "answer": 72}, None, "needs 'answer' as text, got 72"),
+        ("gsm8k", {"question": ["q"], "answer": "72"}, None, "needs 'question' as text"),
+        ("math", {"problem": "p", "solution": "s", "answer": ["3"]}, None, "needs 'answer' as text"),
+        ("math", {"problem": "p", "solution": "s", "answer": float("inf")}, None, "needs 'answer' as text"),
+        ("pubmedqa", {"CONTEXTS": ["c", None]}, None, "needs 'CONTEXTS' as a list"),
+        ("pubmedqa", {"CONTEXTS": [], "QUESTION": "q", "final_decision": "perhaps"}, None, "must be yes, no or maybe"),
+        ("bioasq", FACTOID | {"type": None}, None, "needs 'type' as text"),
+        ("bioasq", FACTOID | {"body": None}, None, "needs 'body' as text"),
+        ("bioasq", FACTOID | {"snippets": "x"}, None, "'snippets' must be a list"),
+        ("bioasq", FACTOID | {"snippets": [{"text": "t"}, {"text": None}]}, None, "snippet 2 needs 'text'"),
+        ("bioasq", FACTOID | {"snippets": ["x"]}, None, "snippet 1 needs 'text'"),
+        ("bioasq", FACTOID | {"exact_answer": [[], ["x"]]}, None, "none of them empty"),
+        ("bioasq", FACTOID | {"exact_answer": [" "]}, None, "none of them empty"),
+        ("bioasq", FACTOID | {"exact_answer": {"x": 1}}, None, "none of them empty"),
+        ("bioasq", FACTOID | {"exact_answer": True}, None, "none of them empty"),
         ("gsm8k", {"question": "q", "answer": "a"}, "1-2", "--rows 1-2: write FIRST:LAST"),
         ("gsm8k", {"question": "q", "answer": "a"}, "1:", "--rows 1:: none; the file has 1"),
     ],

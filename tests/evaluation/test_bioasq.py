@@ -4,7 +4,7 @@ import pytest
 
 from colm_jax.errors import UserError
 from colm_jax.evaluation.bioasq import candidates, grade, question_of
-from colm_jax.evaluation.files import evaluate_files
+from colm_jax.evaluation.files import evaluate_files, read_predictions
 from colm_jax.evaluation.rouge import rouge_2, rouge_su4
 
 QUESTIONS = [
@@ -63,6 +63,13 @@ def test_a_submission_in_the_challenges_format_is_graded_alike(tmp_path):
     assert result["references_without_answer"] == 2
 
 
+@pytest.mark.parametrize("answer", [5, True, {"name": "x"}, [["x"], None], [[]], [7]])
+def test_a_submission_of_another_form_is_named(tmp_path, answer):
+    (tmp_path / "p.json").write_text(json.dumps({"questions": [{"id": "a", "exact_answer": answer}]}))
+    with pytest.raises(UserError, match=r"p\.json: item 1: an answer must be a string, or a list of them"):
+        read_predictions(tmp_path / "p.json", "bioasq")
+
+
 def test_candidates():
     assert candidates("- BRCA1\n* BRCA2.\n\n(3) p53\n", commas=False) == ["brca1", "brca2", "p53"]
     assert candidates("alpha, beta", commas=False) == ["alpha, beta"]
@@ -83,6 +90,13 @@ def test_an_empty_answer_is_worth_nothing(question):
         ({"type": "yesno", "exact_answer": "perhaps"}, "must be yes or no"),
         ({"type": "list"}, "needs 'exact_answer'"),
         ({"type": "list", "exact_answer": [[3]]}, "must be strings"),
+        ({"type": "list", "exact_answer": [["a"], []]}, "must be strings"),
+        ({"type": "list", "exact_answer": [["a"], None]}, "must be strings"),
+        ({"type": "factoid", "exact_answer": [["a", " "]]}, "and not empty"),
+        ({"type": "factoid", "exact_answer": {"a": 1}}, "needs 'exact_answer'"),
+        ({"type": "yesno", "exact_answer": True}, "needs 'exact_answer'"),
+        ({"type": ["list"]}, "'type' must be one of"),
+        ({"type": "summary", "ideal_answer": [None]}, "must be strings"),
         ({"type": "summary", "exact_answer": "x"}, "needs 'ideal_answer'"),
     ],
 )

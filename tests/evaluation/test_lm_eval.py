@@ -16,7 +16,7 @@ from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.errors import UserError
 from colm_jax.evaluation.files import evaluate_files
 from colm_jax.objectives import marginal_nll
-from tests.tiny import SPECIAL, write_model, write_team, write_tokenizer
+from tests.tiny import SPECIAL, edit_json, write_model, write_team, write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's and its dependencies' own
 
@@ -28,7 +28,7 @@ import lm_eval  # noqa: E402
 from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from colm_jax.evaluation.lm_eval import ColmLM  # noqa: E402
+from colm_jax.evaluation.lm_eval import ColmLM, _generation  # noqa: E402
 
 WORDS = (*SPECIAL, *"0123456789abcdefghijklmnopqrs")
 
@@ -61,7 +61,7 @@ def marginal(team, ids, context: int, threshold: float | None = None):
 
 
 def test_likelihoods_are_the_teams(team):
-    pairs = [("abc12", "de"), ("q", "0123456789"), ("", "ab"), ("ab ", "cd"), ("a", "")]
+    pairs = [("abc12", "de"), ("q", "0123456789"), ("", "ab"), ("ab ", "cd")]
     found = ColmLM(team=team).loglikelihood([request(*pair) for pair in pairs])
     encode = team.tokenizer.encode
     for (context, text), (log_prob, _) in zip(pairs[:3], found):
@@ -70,7 +70,6 @@ def test_likelihoods_are_the_teams(team):
     # A context's last space belongs to what follows it.
     ids = encode("ab cd")
     assert found[3][0] == pytest.approx(marginal(team, ids, 3), abs=1e-4)
-    assert found[4] == (0.0, True)
     (scored,) = team.score([{"input_ids": encode("abc12de"), "labels": [-100] * 6 + encode("abc12de")[6:]}])
     for strategy, values in (("base", scored.base_log_prob), ("expert", scored.expert_log_probs[:, 0])):
         ((log_prob, _),) = ColmLM(team=team, strategy=strategy).loglikelihood([request("abc12", "de")])
@@ -79,6 +78,59 @@ def test_likelihoods_are_the_teams(team):
         ColmLM(team=team, strategy="confidence").loglikelihood([request("a", "b")])
     with pytest.raises(UserError, match="exceed the context of 128"):
         ColmLM(team=team).loglikelihood([request("a" * 100, "b" * 40)])
+
+
+@pytest.fixture(scope="module")
+def merging(tmp_path_factory) -> ColmLM:
+    """A base whose tokenizer reads "ab" and "abc" as one token each."""
+    directory = write_model(tmp_path_factory.mktemp("models") / "merging", words=(*SPECIAL, *" abcdq", "ab", "abc"))
+    split = {"type": "Split", "pattern": {"Regex": "abc|ab|."}, "behavior": "Isolated", "invert": False}
+    edit_json(directory / "tokenizer.json", pre_tokenizer=split)
+    return ColmLM(team=CoLM.from_pretrained(directory, []))
+
+
+@pytest.mark.parametrize(
+    "context, continuation, read, scored",
+    [
+        ("qa", "d", "<s> q a", "d"),  # no token spans the place: the harness's own cut
+        ("qa", "b", "<s> q", "ab"),
+        ("qa", "bc", "<s> q", "abc"),
+        ("qa", "bd", "<s> q", "ab d"),
+        ("qab", "cq", "<s> q", "abc q"),
+        ("a", "b", "<s>", "ab"),
+        ("", "ab", "<s>", "ab"),
+        ("q ", "ab", "<s> q", "_ ab"),
+        (" ", "ab", "<s>", "_ ab"),
+        ("<s>q", "d", "<s> q", "d"),
+        ("", "<s>d", "<s>", "d"),
+    ],
+)
+def test_a_token_across_the_seam_belongs_to_the_continuation(merging, context, continuation, read, scored):
+    ids = merging.team.tokenizer.backend.get_vocab()
+    wanted = [[ids[token.replace("_", " ")] for token in tokens.split()] for tokens in (read, scored)]
+    assert list(merging._encode_pair(context, continuation)) == wanted
+
+
+def test_a_choice_that_melts_into_the_context_is_no_certainty(merging):
+    asked = [("qa", "b"), ("qa", "bd"), ("qa", "d")]
+    for (context, continuation), (log_prob, _) in zip(
+        asked, merging.loglikelihood([request(*pair) for pair in asked]), strict=True
+    ):
+        read, scored = merging._encode_pair(context, continuation)
+        (score,) = merging.team.score([{"input_ids": read + scored, "labels": [-100] * len(read) + scored}])
+        assert log_prob == pytest.approx(float(score.base_log_prob[-len(scored) :].sum()), abs=1e-4)
+        assert log_prob < -0.01
+
+
+@pytest.mark.parametrize("context", ["qa", ""])
+def test_a_continuation_without_a_token_is_refused(merging, context):
+    with pytest.raises(UserError, match="test: request 2: the continuation '' has no token of its own"):
+        merging.loglikelihood([request("q", "a"), request(context, "")])
+
+
+def test_a_text_that_begins_with_bos_has_one(merging):
+    plain, marked = merging.loglikelihood_rolling([request("qad"), request("<s>qad")])
+    assert plain == pytest.approx(marked)
 
 
 @pytest.mark.parametrize("strategy", ["defer", "base", "expert"])
@@ -128,6 +180,40 @@ def test_generation_settings(team):
     assert "a" not in found[1]
     with pytest.raises(UserError, match="generation_kwargs: colm_jax knows no num_beams"):
         model.generate_until([request("abc1", {"num_beams": 4})])
+
+
+@pytest.mark.parametrize(
+    "given, settings",
+    [
+        ({"until": None, "top_p": None}, {"stop": [], "max_new_tokens": 256, "top_p": 1.0}),
+        ({"until": []}, {"stop": []}),
+        ({"until": ""}, {"stop": []}),
+        ({"until": ["a", "", "b"]}, {"stop": ["a", "b"]}),
+        ({"until": ("a",), "max_gen_toks": "24"}, {"stop": ["a"], "max_new_tokens": 24}),
+        ({"max_gen_toks": 9, "max_new_tokens": 9.0, "temperature": "0.5"}, {"max_new_tokens": 9, "temperature": 0.5}),
+        ({"do_sample": True}, {"temperature": 1.0}),
+        ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0}),
+    ],
+)
+def test_generation_settings_are_read_as_the_harness_writes_them(given, settings):
+    assert settings.items() <= _generation(given, 256).items()
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"until": 3}, "until must be a string or a list of strings, got 3"),
+        ({"until": ["a", None]}, "until must be"),
+        ({"max_gen_toks": "many"}, "max_gen_toks must be a whole number, got 'many'"),
+        ({"max_gen_toks": 2.5}, "max_gen_toks must be a whole number"),
+        ({"max_gen_toks": 9, "max_tokens": 8}, "name different lengths"),
+        ({"temperature": [1]}, "temperature must be a number"),
+        ({"top_k": float("inf")}, "top_k must be a whole number"),
+    ],
+)
+def test_a_wrong_generation_setting_is_named(given, said):
+    with pytest.raises(UserError, match=f"generation_kwargs: .*{said}"):
+        _generation(given, 256)
 
 
 @pytest.mark.parametrize(

@@ -1,38 +1,9 @@
+import random
+
 import pytest
 
-from colm_jax.evaluation.math_answers import answer_of, last_boxed, same_answer, same_boxed
-
-
-@pytest.mark.parametrize(
-    "text, answer",
-    [
-        (r"so $\boxed{42}$.", "42"),
-        (r"\boxed{\frac{1}{2}} and then \boxed{\left\{x : x^{2} > 1\right\}}", r"\left\{x : x^{2} > 1\right\}"),
-        (r"\fbox{3}", "3"),
-        (r"\boxed 5", "5"),
-        (r"first \boxed{1}, at last \boxed{\frac{1", "1"),
-        (r"\boxed{}", ""),
-        (r"\boxed{", None),
-        ("nothing", None),
-        ("", None),
-    ],
-)
-def test_last_boxed(text, answer):
-    assert last_boxed(text) == answer
-
-
-@pytest.mark.parametrize(
-    "text, answer",
-    [
-        (r"The answer is 3, no: \boxed{4}", "4"),
-        ("The final answer is $x^2$.", "$x^2$"),
-        ("Answer: 12\nI hope so", "12"),
-        ("18 eggs\n#### 18", "18"),
-        ("no idea", None),
-    ],
-)
-def test_without_a_box_the_last_answer_named_counts(text, answer):
-    assert answer_of(text) == answer
+from colm_jax.evaluation.math_answers import meaning_of, number_of, same_answer, same_boxed
+from tests.evaluation.grading_table import SAID, right_pairs, wrong_pairs
 
 
 @pytest.mark.parametrize(
@@ -70,6 +41,37 @@ def test_without_a_box_the_last_answer_named_counts(text, answer):
         (r"4210_{5}", "4210_5"),
         ("5.", "5"),
         (r"\begin{pmatrix} -1/3 \\ 2 \end{pmatrix}", r"\begin{pmatrix} -\frac{1}{3} \\ 2 \end{pmatrix}"),
+        (
+            r"\begin{pmatrix}0&-x\\x&0\end{pmatrix}",
+            "\\begin{pmatrix}\n  0 & -x \\\\[2pt]\n  x & 0 \\\\\n\\end{pmatrix}",
+        ),
+        (r"\begin{bmatrix} 9 \\ 8 \end{bmatrix}", r"\left(\begin{array}{c} 9 \\ 8 \end{array}\right)"),
+        ("(0,5),(-1,2)", "(-1, 2) and (0, 5)"),
+        ("[3,4],(5,6]", "(5,6], [3,4]"),
+        (r"(0,1) \cup (4,\infty)", r"(4,+\infty)\cup(0,1)"),
+        (r"\{7, 9\}", "9 and 7"),
+        ("2,500, 1,200", "1200, 2500"),
+        (r"7{,}654,\!321", "7654321"),
+        ("x=8, x=-8", r"\pm 8"),
+        ("(x,y) = (1,2)", "(1,2)"),
+        ("a = 1, b = 2", "b=2, a=1"),
+        ("f(x) = 3x+1", "1 + 3x"),
+        ("7 - 2i", "-2i + 7"),
+        ("(x-1)(x+4)^2", "(x+4)^{2}(x-1)"),
+        ("3x + 2y = 6", "6 = 2y + 3x"),
+        (r"x \ge 4", r"4 \leq x"),
+        ("2 3/4", r"\frac{11}{4}"),
+        (r"-2\tfrac34", "-2.75"),
+        ("6.5e-05", r"6.5 \times 10^{-5}"),
+        (r"45^\circ\text{C}", "45°"),
+        ("30 percent", r"30\%"),
+        ("8 miles per hour", "8"),
+        ("8cm", r"8\,\mathrm{cm}"),
+        (r"\text{Ann}, \text{Bo}", "Bo, Ann"),
+        ("**(D)**", r"\textbf{(D)}"),
+        ("3√5", r"3\sqrt{5}"),
+        ("x^{12}", "x^12"),
+        (r"\frac{2+a}{b}", "(a+2)/b"),
     ],
 )
 def test_the_same_answer_written_twice(first, second):
@@ -93,6 +95,22 @@ def test_the_same_answer_written_twice(first, second):
         (r"\frac{1}{0}", "0"),
         ("x^2", "x^3"),
         ("A", "a"),
+        ("12, 345", "12345"),
+        ("12,345", "12, 345"),
+        ("(1,234)", "1234"),
+        ("1 1/2", "11/2"),
+        ("x=1, y=2", "x=2, y=1"),
+        ("(1,2), (3,4)", "(2,1), (3,4)"),
+        ("[0,1),[2,3]", "[0,1],[2,3)"),
+        (r"\pm 8", "8"),
+        ("x - y", "y - x"),
+        ("x < 4", "4 < x"),
+        ("x^{2}3", "x^{23}"),
+        (r"\begin{pmatrix} 1 & 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+        (r"\begin{vmatrix} 1 & 2 \end{vmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
+        ("52_8", "52"),
+        ("2xy", "2"),
+        ("10^{10^{10}}", "10"),
         ("", ""),
         (None, "1"),
     ],
@@ -107,3 +125,88 @@ def test_a_prediction_is_graded_by_its_last_box():
     assert same_boxed(r"\boxed{7}", r"hence \boxed{8}, I mean \boxed{7}")
     assert not same_boxed(r"\boxed{0.5} or rather \boxed{1}", "0.5")
     assert not same_boxed("", "0.5")
+
+
+def test_a_text_of_one_line_that_names_no_answer_is_one():
+    assert same_boxed(r"$\frac{1}{2}$", "0.5")
+    assert not same_boxed("First 0.5.\nThen nothing.", "0.5")
+
+
+def test_an_answer_of_zero_is_an_answer():
+    assert same_answer("0", "0.0")
+    assert number_of("0") == 0
+    assert number_of("x") is None
+    assert meaning_of(" ") is None
+
+
+HOSTILE = (
+    *(
+        "9**9**9**9",
+        "10^{10^{10}}",
+        "{" * 50_000,
+        "(1," * 300 + "1" + ")" * 300,
+        "1" * 5000,
+        "x" * 100_000,
+        "1e999999999",
+    ),
+    *(
+        r"\boxed{" * 10_000,
+        r"\frac{1}{" * 90 + "1" + "}" * 90,
+        "1," * 480,
+        "-" * 900,
+        "1 " + "ab " * 300 + "9",
+        "(1)" * 300,
+    ),
+    *("answer is " * 10_000, "answer is x" + " " * 100_000 + "y", "####" + " " * 100_000 + "ab", "#" * 50_000 + "ab"),
+    *("answer is " + "*_" * 40_000, "answer is $" + r"\$" * 40_000, "111," * 25_000 + "1111", "$" * 100_000),
+)
+
+
+@pytest.mark.timeout(60)  # each takes a fraction of a second; what is not linear would take hours
+@pytest.mark.parametrize("text", HOSTILE, ids=[text[:12] for text in HOSTILE])
+def test_no_text_takes_long_or_deep(text):
+    assert same_answer(text, text)
+    assert not same_answer(text, "5")
+    assert not same_boxed(text, "5")
+
+
+def test_meaning_the_same_is_an_equivalence():
+    parts = (
+        *r"\frac{ { } ( ) [ ] \{ \} 1 23 4.5 , ; \text{ cm} x ab \pm \cup = < + - * / ^ _ \\ & $ \sqrt".split(),
+        " ",
+        "\n",
+    )
+    generator = random.Random(0)
+    for _ in range(300):
+        first, second = ("".join(generator.choices(parts, k=generator.choice((3, 8, 40)))) for _ in range(2))
+        assert same_answer(first, second) == same_answer(second, first)
+        assert same_answer(first, first) == (meaning_of(first) is not None)
+
+
+def test_the_table_of_the_docs_has_no_pair_that_is_graded_wrong():
+    answers = [
+        r"\frac{7}{4}",
+        "2150",
+        "-3",
+        "1,-2",
+        r"3 \pm \sqrt{5}",
+        "(4,-1)",
+        r"(0,2] \cup (3,\infty)",
+        "45^\\circ",
+        "31_5",
+    ]
+    answers += [
+        r"\begin{pmatrix} 1 \\ -2 \end{pmatrix}",
+        "p - 2q",
+        r"\text{(B)}",
+        r"\$3",
+        r"2\pi",
+        "x=6",
+        r"9\mbox{ cm}^2",
+    ]
+    for pairs, want in ((right_pairs, True), (wrong_pairs, False)):
+        kinds = dict(pairs(answers))
+        assert sum(map(len, kinds.values())) > 40
+        wrong = [(kind, *texts) for kind, all_ in kinds.items() for texts in all_ if same_boxed(*texts) != want]
+        assert not wrong
+    assert len(SAID) == 11

@@ -5,7 +5,7 @@ import pytest
 from colm_jax.cli import parser as cli
 from colm_jax.errors import UserError
 from colm_jax.evaluation.files import evaluate_files, read_records
-from colm_jax.evaluation.tasks import TASKS, score_answers
+from colm_jax.evaluation.tasks import TASKS, reference_of, score_answers
 
 
 def write(path, *lines):
@@ -92,3 +92,136 @@ def test_references_score_full_marks_against_themselves(shared, tmp_path):
 
 def test_an_answer_of_no_token_counts_as_not_deferred():
     assert score_answers("exact", ["", "a"], ["", "a"], [[], [1]], [0, 1]).deferral_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        ("#### 72", "#### 72"),
+        (72, "72"),
+        (1e-05, "0.00001"),
+        (1.5e16, "15000000000000000"),
+        (["72"], "72"),
+        (2.0, "2.0"),
+    ],
+)
+def test_a_reference_is_text_or_a_number_in_plain_digits(value, text):
+    assert reference_of({"answer": value}, "line") == text
+
+
+def test_a_reference_that_is_null_is_as_if_it_were_not_there():
+    assert reference_of({"answer": None, "completion": "7"}, "line") == "7"
+    assert TASKS["math"].reference({"answer": None, "solution": r"\boxed{7}"}, "line") == r"\boxed{7}"
+    assert TASKS["pubmedqa"].reference({"final_decision": None, "answer": "Yes"}, "line") == "yes"
+
+
+@pytest.mark.parametrize(
+    "task, record, said",
+    [
+        ("exact", {"answer": None}, "needs 'answer', 'completion' or 'messages', and not null"),
+        ("exact", {"messages": []}, "needs 'answer'"),
+        ("exact", {"messages": "x"}, "needs 'answer'"),
+        ("exact", {"messages": [{"role": "assistant", "content": None}]}, "'content' must be one right answer"),
+        ("number", {"answer": ["3", "5"]}, r"'answer' must be one right answer, as text or a number, got \['3', '5'\]"),
+        ("number", {"answer": True}, "must be one right answer"),
+        ("gsm8k", {"answer": float("nan")}, "must be one right answer"),
+        ("gsm8k", {"answer": {"value": 3}}, "must be one right answer"),
+        ("gsm8k", {"answer": "none"}, "must hold a number, got 'none'"),
+        ("math", {"answer": " "}, "must be an answer"),
+        ("math", {"solution": "first\nthen"}, "must be an answer"),
+        ("pubmedqa", {"final_decision": ["perhaps"]}, "must say yes, no or maybe"),
+        ("pubmedqa", {"final_decision": 1}, "must say yes, no or maybe"),
+    ],
+)
+def test_a_reference_that_nothing_can_match_is_refused(task, record, said):
+    with pytest.raises(UserError, match=f"r.jsonl:3: .*{said}"):
+        TASKS[task].reference(record, "r.jsonl:3")
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ({"text": None}, "a prediction needs 'text' as a string, got None"),
+        ({"text": ["7"]}, "a prediction needs 'text'"),
+        ({"text": "7", "sources": [0, None]}, "'sources' must be a list of whole numbers"),
+        ({"text": "7", "sources": "0"}, "'sources' must be"),
+        ({"text": "7", "expert_calls": "3"}, "'expert_calls' must be a whole number"),
+        ({"text": "7", "sample": 0.5}, "'sample' must be a whole number"),
+        ({"text": "\ud83d"}, r"\\ud83d is half of a surrogate pair"),
+    ],
+)
+def test_a_bad_prediction_is_named(tmp_path, line, said):
+    predictions = write(tmp_path / "p.jsonl", {"text": "1"}, line)
+    references = write(tmp_path / "r.jsonl", {"answer": "1"}, {"answer": "7"})
+    with pytest.raises(UserError, match=rf"p\.jsonl:2: .*{said}"):
+        evaluate_files("number", predictions, references)
+
+
+def test_fields_that_are_null_are_as_if_they_were_not_there(tmp_path):
+    predictions = write(tmp_path / "p.jsonl", {"id": None, "text": "7", "sources": None, "expert_calls": None})
+    result = evaluate_files("number", predictions, write(tmp_path / "r.jsonl", {"id": 1, "answer": 7}))
+    assert (result["accuracy"], result["deferral_rate"], result["expert_calls"]) == (1, 0, 0)
+
+
+def test_json_that_is_nested_too_deep_is_named(tmp_path):
+    (tmp_path / "r.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"r\.json: .*nested too deep"):
+        read_records(tmp_path / "r.json")
+
+
+SAMPLES = {"a": ["7", "8", "7", "7"], "b": ["9", "1", "1", "none"], "c": ["4", "5", "6", "4"]}  # right: 7, 9, 5
+
+
+@pytest.mark.parametrize("order", ["prompts", "samples"])
+@pytest.mark.parametrize("ids", [True, False])
+def test_samples_of_a_prompt_share_its_reference(tmp_path, order, ids):
+    # As `colm generate --samples 4` writes them: sample 0 has no key.
+    lines = [
+        {"id": name, "text": text, **({"sample": i} if i else {})}
+        for name, texts in SAMPLES.items()
+        for i, text in enumerate(texts)
+    ]
+    if order == "samples":
+        lines.sort(key=lambda line: line.get("sample", 0))
+    predictions = write(tmp_path / "p.jsonl", *lines)
+    gold = [{"id": name, "answer": n} for name, n in zip(SAMPLES, (7, 9, 5))]
+    references = write(tmp_path / "r.jsonl", *(gold if ids else [{"answer": line["answer"]} for line in gold]))
+    result = evaluate_files("number", predictions, references, predictions)
+    assert result["accuracy"] == pytest.approx((3 / 4 + 1 / 4 + 1 / 4) / 3)
+    assert result["samples"] == {"prompts": 3, "each": 4, "best": 1.0, "majority": pytest.approx(1 / 3)}
+    assert (result["answers"], result["correct"]) == (12, 5)
+    assert result["by_answer"] == [line["text"] == {"a": "7", "b": "9", "c": "5"}[line["id"]] for line in lines]
+    assert result["against"]["difference"] == 0
+    low, high = result["interval"]
+    assert 0.25 <= low < result["accuracy"] < high <= 0.75  # of the prompts' means, which are not 0 or 1
+
+
+def test_samples_without_ids_begin_anew_with_each_prompt(tmp_path):
+    lines = [{"text": "7"}, {"text": "8", "sample": 1}, {"text": "1"}, {"text": "9", "sample": 1}]
+    references = write(tmp_path / "r.jsonl", {"answer": 7}, {"answer": 9})
+    result = evaluate_files("number", write(tmp_path / "p.jsonl", *lines), references)
+    assert (result["accuracy"], result["samples"]["best"]) == (0.5, 1.0)
+    assert result["by_answer"] == [True, False, False, True]
+
+
+def test_majority_counts_answers_that_mean_the_same(tmp_path):
+    texts = [r"\boxed{3}", r"\boxed{\frac12}", r"the answer is 0.5", "nothing\nsaid"]
+    lines = [{"id": 1, "text": text, "sample": i} for i, text in enumerate(texts)]
+    references = write(tmp_path / "r.jsonl", {"id": 1, "answer": ".5"})
+    result = evaluate_files("math", write(tmp_path / "p.jsonl", *lines), references)
+    assert (result["accuracy"], result["samples"]["majority"]) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    "lines, said",
+    [
+        ([{"id": 1}, {"id": 1}], r"p\.jsonl:2: sample 0 of id '1' stands twice, also at .*p\.jsonl:1"),
+        ([{"id": 1}, {"id": 1, "sample": 1}, {"id": 2}], r"p\.jsonl:3: its prompt has 1 sample\(s\), the first one 2"),
+        ([{"id": 3}], r"p\.jsonl:1: no reference has id '3' in .*r\.jsonl; generate from prompts with its ids"),
+    ],
+)
+def test_samples_that_do_not_pair_are_named(tmp_path, lines, said):
+    predictions = write(tmp_path / "p.jsonl", *({"text": "7", **line} for line in lines))
+    references = write(tmp_path / "r.jsonl", {"id": 1, "answer": 7}, {"id": 2, "answer": 7})
+    with pytest.raises(UserError, match=said):
+        evaluate_files("number", predictions, references)

@@ -1,0 +1,84 @@
+import pytest
+
+from colm_jax.evaluation.said import answer_of, last_boxed, marked, said
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (r"so $\boxed{42}$.", "42"),
+        (r"\boxed{\frac{1}{2}} and then \boxed{\left\{x : x^{2} > 1\right\}}", r"\left\{x : x^{2} > 1\right\}"),
+        (r"\boxed{\boxed{7}}", "7"),
+        (r"\fbox{3}", "3"),
+        (r"\boxed 5", "5"),
+        (r"$\boxed -12$.", "-12"),
+        (r"first \boxed{1}, at last \boxed{\frac{1", "1"),
+        (r"{ a brace left open \boxed{8}", "8"),
+        (r"\boxedtext{8}", None),
+        (r"\boxed{}", ""),
+        (r"\boxed{", None),
+        ("nothing", None),
+        ("", None),
+    ],
+)
+def test_the_last_box_that_is_closed_counts(text, answer):
+    assert last_boxed(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("18 eggs\n#### 18", "18"),
+        ("#### 18\n\nQuestion: Bo has 7 pens.\n#### 7", "18"),
+        ("#### Step 1\nadd\n#### 2. Subtract\nso\n#### **5**", "**5**"),
+        ("####   \n5", None),
+        ("no mark", None),
+    ],
+)
+def test_a_text_ends_at_its_first_mark_and_headings_are_none(text, answer):
+    assert marked(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("The final answer is $x^2$.", "$x^2$"),
+        ("Answer: 12\nI hope so", "12"),
+        ("The answer is: 6.5", "6.5"),
+        ("**Answer**: 7", "7"),
+        ("**Final Answer:** 7 meters", "7 meters"),
+        ("*Answer:* **$8$**", "$8$"),
+        ("**The answer is 9.** I checked it.", "9"),
+        ("**Final Answer**\n\n9", "9"),
+        ("### Answer: 9", "9"),
+        ("Final Answer: The final answer is $[2,5)$. I hope it is correct.", "$[2,5)$"),
+        ("The answer is 3.5. It was hard.", "3.5"),
+        ("The answer is $x = 3$ or $x = 5$, as required.", "$x = 3$ or $x = 5$"),
+        ("the answer is 1, 2, and 3.", "1, 2, and 3"),
+        ("The answer is 12, our largest value.", "12"),
+        ("The answer is 12, not 13.", "12"),
+        ("The answer is 12 because 3 of them are even.", "12"),
+        ("The answer is 12 (as required).", "12"),
+        ("The answer is therefore 12.", "12"),
+        ("The answer to the second question should be 12.", "12"),
+        ("The answer is $12 a week, of the $30.", "$12 a week"),
+        ("The answer is:\n\\[\n  12\n\\]", "\\[\n  12\n\\]"),
+        ("Thus the answer is \\(\\frac12\\).", "\\(\\frac12\\)"),
+        ("<answer>12</answer>", "12"),
+        ("Answer: (B) since it is larger", "(B)"),
+        ("The answer is 1? No. The answer is 2.", "2"),
+        ("The answer is 12.\nAnswer:", "12"),
+        ("answers: none", None),
+        ("no idea", None),
+        ("", None),
+    ],
+)
+def test_an_answer_is_said_in_the_usual_ways(text, answer):
+    assert said(text) == answer
+
+
+def test_a_box_counts_before_a_mark_and_a_mark_before_what_is_said():
+    assert answer_of("#### 1\nthe answer is 2, \\boxed{3}") == "3"
+    assert answer_of("the answer is 2\n#### 1") == "1"
+    assert answer_of("the answer is 2") == "2"
+    assert answer_of("2") is None
