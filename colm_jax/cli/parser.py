@@ -249,7 +249,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--task", required=True, metavar="TASK", help=_TASKS)
     sub.add_argument(
-        "--predictions", required=True, metavar="FILE", help="generation lines; of bioasq also a submission"
+        "--predictions",
+        required=True,
+        metavar="FILE",
+        help="generation lines, of one or more samples a prompt; of bioasq also a submission",
     )
     text = "the right answers: JSONL, or the data set's official .json; pairs by id where both files have it"
     sub.add_argument("--references", required=True, metavar="FILE", help=text)

@@ -29,11 +29,16 @@ def read_questions(judge: str, path: str | Path) -> Records:
     for where, record in records:
         if judge == "alpaca_eval":
             if not isinstance(record.get("instruction"), str):
-                raise UserError(f"{where}: a question of alpaca_eval needs 'instruction'")
+                got = record.get("instruction")
+                raise UserError(f"{where}: a question of alpaca_eval needs 'instruction' as text, got {got!r:.60}")
             continue
         turns = record.get("turns")
-        if "question_id" not in record or not turns or not all(isinstance(turn, str) for turn in turns):
-            raise UserError(f"{where}: a question of mt_bench needs 'question_id' and 'turns'")
+        if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
+            raise UserError(f"{where}: a question of mt_bench needs 'turns' as a list of texts, got {turns!r:.60}")
+        if not isinstance(record.get("question_id"), int | str):
+            raise UserError(
+                f"{where}: a question of mt_bench needs 'question_id', got {record.get('question_id')!r:.60}"
+            )
     if judge == "alpaca_eval":
         return [(where, {**record, "id": str(i)}) for i, (where, record) in enumerate(records)]
     return [(where, {**record, "id": str(record["question_id"])}) for where, record in records]
@@ -46,7 +51,7 @@ def _turns(judge: str, question: dict[str, Any]) -> list[str]:
 def _answers(questions: Records, path: str | Path, questions_path: str | Path) -> list[str]:
     """The answer to every question, in the questions' order."""
     predicted = read_predictions(path, "exact")
-    if missing := [where for where, record in predicted if "id" not in record]:
+    if missing := [where for where, record in predicted if record.get("id") is None]:
         raise UserError(f"{missing[0]}: an answer needs the 'id' of its prompt")
     paired = pair(predicted, questions, path, questions_path)
     by_id = {question["id"]: record["text"] for (_, question), (_, record) in zip(paired, predicted)}
@@ -121,7 +126,7 @@ def judged_file(judge: str, questions: str | Path, answers: Sequence[str | Path]
                 "instruction": question["instruction"],
                 "output": texts[0],
                 "generator": name,
-                "dataset": question.get("dataset", "alpaca_eval"),
+                "dataset": question.get("dataset") or "alpaca_eval",
             }
             for _, question, texts in talks
         ]

@@ -64,10 +64,27 @@ def test_alpaca_eval(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "judge, line, said", [("mt_bench", {"turns": []}, "'question_id'"), ("alpaca_eval", {}, "'instruction'")]
+    "judge, line, said",
+    [
+        ("mt_bench", {"turns": ["a"]}, "needs 'question_id', got None"),
+        ("mt_bench", {"question_id": 1, "turns": []}, "needs 'turns' as a list of texts, got []"),
+        ("mt_bench", {"question_id": 1, "turns": "Why?"}, "needs 'turns' as a list of texts, got 'Why?'"),
+        ("mt_bench", {"question_id": 1, "turns": ["a", None]}, "needs 'turns'"),
+        ("mt_bench", {"question_id": [1], "turns": ["a"]}, "needs 'question_id', got [1]"),
+        ("alpaca_eval", {}, "needs 'instruction' as text, got None"),
+        ("alpaca_eval", {"instruction": ["a"]}, "needs 'instruction'"),
+    ],
 )
 def test_a_file_of_other_questions_is_named(tmp_path, capsys, judge, line, said):
     questions = write(tmp_path / "q.jsonl", line)
     options = ["--judge", judge, "--questions", questions, "--out", str(tmp_path / "p.jsonl")]
     assert main(["judge", "prompts", *options]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_answer_whose_id_is_null_is_named(tmp_path, capsys):
+    questions = write(tmp_path / "q.jsonl", {"question_id": 81, "turns": ["Why?"]})
+    answers = write(tmp_path / "a.jsonl", {"id": None, "text": "so"})
+    options = ["--judge", "mt_bench", "--questions", questions, "--predictions", answers]
+    assert main(["judge", "answers", *options, "--name", "T", "--out", str(tmp_path / "o.jsonl")]) == 2
+    assert "a.jsonl:1: an answer needs the 'id' of its prompt" in capsys.readouterr().err
