@@ -77,7 +77,7 @@ def meaning_of(answer: str) -> Hashable | None:
         return "".join(text.split())
     text = settled(text)
     if re.search(r"\d|\\", text):
-        text = re.sub(r",?\s+(?:and|or)\s+", ",", text)
+        text = re.sub(r",?\s+(?:and|or)\s+", ", ", text)
     meaning = _read(text, 0, bare=True)
     return None if meaning == "" else meaning
 
@@ -216,10 +216,10 @@ def _bracketed(text: str, depth: int) -> Hashable:
         ]
         return kind, tuple(rows)
     parts, _ = split(inner, _COMMA)
-    if opening == "⦃":
+    if opening in "⦃{":
         return _list(parts, depth + 1)
     meanings = tuple(_read(part, depth + 1) for part in parts)
-    if len(meanings) == 1 and (opening + closing in ("()", "{}") or _is(meanings[0], "matrix")):
+    if len(meanings) == 1 and (opening + closing == "()" or _is(meanings[0], "matrix")):
         return meanings[0]
     return opening + closing, meanings
 

@@ -12,7 +12,7 @@ _MARKED = re.compile(r"####[ \t]*+(?![^\w\n\\]{0,9}[a-zA-Z]{2})(?!\d{1,2}[.)][ \
 _VERB = r"(?:is|was|are|equals|(?:will|would|should|must)\s+be)"
 _ANSWER = re.compile(
     r"<answer>|\bfinal\s+answer\b[*_#\s]*\n|"
-    rf"\banswer\b[*_\"”']*(?:\s+(?:to|of|for)\b[^.:\n]{{1,80}}?)?(?:\s+{_VERB}\b\s*[:=]?|\s*[:=])"
+    rf"\banswer\b[*_\"”']*(?:\s+(?:to|of|for)\b[^.:\n]{{1,80}}?)?(?:\s+{_VERB}\b\s*[:：=]?|\s*[:：=])"
     r"(?:\s*(?:therefore|thus|then|simply|just|clearly|exactly|about|approximately|equal\s+to|given\s+by)\b,?)*",
     re.IGNORECASE,
 )
@@ -61,7 +61,7 @@ def said(text: str) -> str | None:
 
 def _first_answer(text: str, start: int) -> str:
     """The answer that begins at `start`: formulas, bold print, or words up to where they end."""
-    opening = re.compile(r"(?:[\s:“\"]|[*_]{1,2}(?=\s))*").match(text, start)
+    opening = re.compile(r"(?:[\s:“\"}]|[*_]{1,2}(?=\s))*").match(text, start)
     assert opening is not None  # it may be empty
     start = opening.end()
     if formulas := _MATHS.match(text, start):

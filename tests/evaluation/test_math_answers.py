@@ -51,6 +51,8 @@ from tests.evaluation.grading_table import SAID, right_pairs, wrong_pairs
         (r"(0,1) \cup (4,\infty)", r"(4,+\infty)\cup(0,1)"),
         (r"\{7, 9\}", "9 and 7"),
         ("2,500, 1,200", "1200, 2500"),
+        ("2,500 and 1,200", "1200, 2500"),
+        ("{3, 4}", r"\{4, 3\}"),
         (r"7{,}654,\!321", "7654321"),
         ("x=8, x=-8", r"\pm 8"),
         ("(x,y) = (1,2)", "(1,2)"),

@@ -65,6 +65,7 @@ def test_a_text_ends_at_its_first_mark_and_headings_are_none(text, answer):
         ("The answer is:\n\\[\n  12\n\\]", "\\[\n  12\n\\]"),
         ("Thus the answer is \\(\\frac12\\).", "\\(\\frac12\\)"),
         ("<answer>12</answer>", "12"),
+        ("The answer：12", "12"),
         ("Answer: (B) since it is larger", "(B)"),
         ("The answer is 1? No. The answer is 2.", "2"),
         ("The answer is 12.\nAnswer:", "12"),
