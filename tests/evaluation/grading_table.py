@@ -2,7 +2,7 @@
 
 COLM_SHARED=DIR python -m tests.evaluation.grading_table
 
-DIR holds data/math/MATH500.jsonl; math-verify comes from `pip install 'math-verify[antlr4_13_2]'`. Both grade a text in
+DIR holds data/math/MATH500.jsonl; math-verify comes from `pip install math-verify`. Both grade a text in
 which the answer stands in a box, or is said without one. Right: a gold answer against other ways to write it. Wrong:
 against another problem's, and against what nearly is the answer.
 """
