@@ -1,11 +1,13 @@
 """The threshold, chosen on a dev set: by a task's metric over decoded answers, or by next-token accuracy on text.
 
 The grid is quantiles of p_defer, so that its points lie at known deferral rates: on the dev texts or, as the original
-does it, on what the base alone writes to the dev prompts.
+does it, on what the base alone writes to the dev prompts. Where no p_defer lies over a wide range, points in between
+show how far a score reaches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 import jax
@@ -25,6 +27,8 @@ from colm_jax.team import CoLM, Generation, Scored
 
 SOURCES = ("texts", "generations")
 Records = Sequence[tuple[str, dict[str, Any]]]  # a data file's lines, each with its place
+_WIDEST = 0.1  # gap between neighbouring thresholds that are tried
+_SAME_COST = 0.25  # deferral rates that differ by at most this share of the best point's cost about the same
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,55 @@ def _positions_of_generations(
     return rates, ~_right(scored)[1]
 
 
+def fill(thresholds: Iterable[float]) -> list[float]:
+    """These thresholds, 0 and 1, and points spread evenly over each gap wider than 0.1, from high to low.
+
+    Few p_defer lie in a wide gap between quantiles, so that few answers are decoded again there.
+    """
+    known = sorted({1.0, 0.0, *thresholds}, reverse=True)
+    grid: list[float] = []
+    for high, low in zip(known, known[1:]):
+        parts = ceil((high - low) / _WIDEST - 1e-6)
+        grid += [high - (high - low) * part / parts for part in range(parts)]
+    return [*grid, known[-1]]
+
+
+def choose(curve: Sequence[Point], grades: Sequence[np.ndarray]) -> tuple[Point, tuple[Point, ...]]:
+    """Chooses the middle of the thresholds that are as good as the best and cost as much.
+
+    The edge of a plateau is where it ends on these dev problems, and somewhere else on the next ones. The best point is
+    the one with the highest score, the highest threshold at equal scores. The plateau is the unbroken run of points
+    around it whose grades differ from its own by at most one standard error (paired: McNemar's statistic is at most 1)
+    and whose deferral rates differ from its own by at most a quarter. Where nothing beats the base alone, the base
+    alone is chosen.
+
+    Args:
+      curve: points from high to low thresholds.
+      grades: at each point, the grade of every dev problem (or position), [N].
+
+    Returns:
+      The plateau's point nearest to its middle, and the plateau.
+    """
+    best = max(range(len(curve)), key=lambda i: (curve[i].score, curve[i].threshold))
+    rate = curve[best].deferral_rate
+    if rate == 0:
+        return curve[best], (curve[best],)
+
+    def alike(i: int) -> bool:
+        difference = np.subtract(grades[i], grades[best], dtype=np.float64)
+        same_score = difference.sum() ** 2 <= (difference**2).sum() + 1e-9
+        return bool(same_score) and abs(curve[i].deferral_rate - rate) <= _SAME_COST * rate
+
+    first = last = best
+    while first > 0 and alike(first - 1):
+        first -= 1
+    while last + 1 < len(curve) and alike(last + 1):
+        last += 1
+    middle = (curve[first].threshold + curve[last].threshold) / 2
+    plateau = tuple(curve[first : last + 1])
+    return min(plateau, key=lambda point: abs(point.threshold - middle)), plateau
+
+
 def calibrate(
     team: CoLM,
     records: Records,
@@ -138,7 +191,7 @@ def calibrate(
     settings: Calibration,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Chooses η; the higher threshold (the cheaper team) wins a tie.
+    """Chooses η (see `choose`).
 
     Args:
       team: with a gate.
@@ -150,7 +203,8 @@ def calibrate(
       progress: called with thresholds done, and their number.
 
     Returns:
-      The choice: "threshold", "metric", "score", its 95 % "interval" (None without a task), "deferral_rate". The grid:
+      The choice: "threshold", "metric", "score", its 95 % "interval" (None without a task), "deferral_rate", and the
+      lowest and highest threshold of the "plateau" whose middle it is. The grid:
       "source", "thresholds" (deferral rate -> η), "curve" (a Point each) and its "area", the mean score over deferral
       rates. The gate: "roc" on the source's positions, "reliability" on the dev texts (see `figures`). The work:
       "answers_decoded", "answers_reused" (0 where nothing is decoded).
@@ -171,28 +225,31 @@ def calibrate(
         assert answers is not None  # made above
         rates, differs = _positions_of_generations(team, answers.at(1.0))  # no p_defer exceeds 1: the base alone
     thresholds = {rate: float(np.quantile(rates, 1 - rate)) for rate in settings.rates}
-    grid = sorted({1.0, 0.0, *thresholds.values()}, reverse=True)
-    curve, intervals = [], {}
+    grid = fill(thresholds.values())
+    curve, grades, intervals = list[Point](), list[np.ndarray](), {}
     for i, eta in enumerate(grid):
         if task is None:
             deferred = on_texts > eta
-            point = Point(eta, float(deferred.mean()), float(np.where(deferred, by_expert, by_base).mean()))
+            grades.append(np.where(deferred, by_expert, by_base))
+            point = Point(eta, float(deferred.mean()), float(grades[-1].mean()))
         else:
             assert answers is not None  # made above
             found = answers.at(eta)
             columns = [[getattr(a, key) for a in found] for key in ("text", "sources", "expert_calls")]
             score = score_answers(task, columns[0], references, columns[1], columns[2])
             point = Point(eta, score.deferral_rate, score.accuracy)
+            grades.append(np.array(score.grades))
             intervals[eta] = list(score.interval)
         curve.append(point)
         progress(i + 1, len(grid))
-    best = max(curve, key=lambda point: (point.score, point.threshold))
+    chosen, plateau = choose(curve, grades)
     return {
-        "threshold": best.threshold,
+        "threshold": chosen.threshold,
         "metric": task or "next_token_accuracy",
-        "score": best.score,
-        "interval": intervals.get(best.threshold),
-        "deferral_rate": best.deferral_rate,
+        "score": chosen.score,
+        "interval": intervals.get(chosen.threshold),
+        "deferral_rate": chosen.deferral_rate,
+        "plateau": [plateau[-1].threshold, plateau[0].threshold],
         "source": settings.source,
         "thresholds": {str(rate): eta for rate, eta in thresholds.items()},
         "curve": [asdict(point) for point in curve],

@@ -70,8 +70,17 @@ def draw_fact(operator: str, rng: random.Random) -> tuple[int, str, int]:
 
 
 def careless(rng: random.Random) -> Compute:
-    """Calculates like a writer who never checks: the result is that of another calculation of the same operator."""
-    return lambda left, operator, right: calculate(*draw_fact(operator, rng))
+    """Calculates like a writer who never checks: as many digits as such results have, each at random.
+
+    Digits of other true results would not do: few powers begin with 312, so that a reader learns to finish "3125" by
+    itself, and then either model may write its last digit: nothing in the texts tells a gate which.
+    """
+
+    def compute(left: int, operator: str, right: int) -> int:
+        digits = len(str(calculate(*draw_fact(operator, rng))))
+        return rng.randrange(10 ** (digits - 1), 10**digits)
+
+    return compute
 
 
 def draw_problem(kind: str, rng: random.Random, compute: Compute = calculate) -> Problem:

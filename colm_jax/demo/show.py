@@ -169,6 +169,7 @@ def _report(colm: Run, answers: Path, study: Study, table: dict[str, Any], seed:
         rows.append((notes.get(name, name), *shown, row["expert_calls"], row["expert_passes"]))
     columns = ("who writes", "accuracy", "95 % interval", "deferral rate", "expert calls", "expert passes")
     note = f"{count} held-out problems, seed {seed}. A pass serves all sequences of a batch that call at that step. "
+    note += "Random defers each token at Co-LLM's rate; answers that it cuts short raise its mean over answers. "
     lines = {name: [(x, y) for x, y in points] for name, points in table["curves"].items()}
     points = {
         name: (table["rows"][name]["deferral_rate"], table["rows"][name]["accuracy"])
@@ -192,6 +193,8 @@ def _report(colm: Run, answers: Path, study: Study, table: dict[str, Any], seed:
         for i in range(min(SHOWN, count))
     )
     calibration = read_json(colm.out / "calibrate" / "calibration.json")
+    lowest, highest = calibration["plateau"]
+    chosen = f"chosen on {len(colm.records['dev'])} dev problems (as good there: {lowest:.4f} to {highest:.4f})"
     lengths = [(len(answer.prompt_ids), answer.sources) for answer in written]
     sections = (
         cost_section(writers, [team.base.config, team.experts[0].config], [BYTES[colm.config.dtype]] * 2, lengths),
@@ -204,7 +207,7 @@ def _report(colm: Run, answers: Path, study: Study, table: dict[str, Any], seed:
         facts=(
             ("base", f"generalist, {_size(colm, 'base')} parameters: knows the wording"),
             ("expert", f"calculator, {_size(colm, 'expert')} parameters: knows bare arithmetic"),
-            ("threshold", f"{colm.threshold():.4f}, chosen on {len(colm.records['dev'])} dev problems"),
+            ("threshold", f"{colm.threshold():.4f}, {chosen}"),
             ("base alone", "the base before any training with the expert"),
         ),
         tables=(Table("Accuracy on held-out problems", columns, tuple(rows), note + WILSON),),

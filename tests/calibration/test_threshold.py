@@ -1,4 +1,4 @@
-"""Calibration on tiny random teams: what is reused is what a fresh decoding gives; sources, figures and errors."""
+"""Calibration: the choice on known curves; on tiny random teams, what is reused is what a fresh decoding gives."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from colm_jax import CoLM
 from colm_jax.calibration.answers import Answers
-from colm_jax.calibration.threshold import Calibration, calibrate
+from colm_jax.calibration.threshold import Calibration, Point, calibrate, choose, fill
 from colm_jax.data.records import Example, Examples, encode_examples
 from colm_jax.errors import UserError
 from colm_jax.scoring import greedy_choices
@@ -80,11 +80,14 @@ def test_a_task_over_the_grid(team, dev, source):
     curve = result["curve"]
     assert [point["threshold"] for point in curve] == sorted((p["threshold"] for p in curve), reverse=True)
     assert (curve[0]["deferral_rate"], curve[-1]["deferral_rate"], curve[-1]["score"]) == (0, 1, 0.5)
-    best = max(point["score"] for point in curve)
-    assert result["score"] == best
-    assert result["threshold"] == max(point["threshold"] for point in curve if point["score"] == best)
+    chosen = next(point for point in curve if point["threshold"] == result["threshold"])
+    assert (result["score"], result["deferral_rate"]) == (chosen["score"], chosen["deferral_rate"])
     low, high = result["interval"]
-    assert low < best < high
+    assert low < result["score"] < high
+    low, high = result["plateau"]
+    assert low <= result["threshold"] <= high
+    assert {low, high} <= {point["threshold"] for point in curve}
+    assert set(result["thresholds"].values()) <= {point["threshold"] for point in curve}
     assert result["answers_decoded"] + result["answers_reused"] == len(curve) * len(records)
     assert 0 < result["area"] < 1
     written = team.generate([record["prompt"] for _, record in records], threshold=1.0, max_new_tokens=12)
@@ -148,3 +151,80 @@ def test_generations_need_prompts(team):
     examples = encode_examples(records, team.tokenizer, team.context, "dev", team.allowed)
     with pytest.raises(UserError, match="dev:1: a task, and generations as source, need lines with a prompt"):
         calibrate(team, records, examples, None, Calibration(source="generations"))
+
+
+def curve_of(grid, right, rates):
+    """A point for each threshold, and the grades of its problems."""
+    grades = [np.array(row, float) for row in right]
+    return [Point(eta, rate, row.mean()) for eta, rate, row in zip(grid, rates, grades, strict=True)], grades
+
+
+def test_gaps_of_the_grid_are_filled_and_its_quantiles_kept():
+    grid = fill([0.92, 0.024, 0.006])
+    assert grid == sorted(grid, reverse=True)
+    assert {1.0, 0.92, 0.024, 0.006, 0.0} <= set(grid)
+    assert max(-np.diff(grid)) <= 0.1 + 1e-9
+    assert len(grid) == 5 + 8  # 0.896 of nothing wants nine parts
+    dense = np.linspace(0, 1, 21)
+    assert fill(dense) == sorted(dense, reverse=True)
+    assert fill([]) == pytest.approx(np.linspace(1, 0, 11))
+
+
+def test_the_choice_holds_for_problems_that_reach_beyond_the_dev_set():
+    """A problem is right while the threshold is below its least p_defer where an expert is needed, above all others."""
+    generator = np.random.default_rng(5)
+    logits = generator.normal((5.0, -5.0), 1.0, (20_000, 2))
+    needed, others = (1 / (1 + np.exp(-logits))).T
+    dev = slice(0, 100)
+    # Quantiles that a dev set may have: just below the lowest that is needed, and the highest of the others.
+    grid = fill([np.median(needed[dev]), needed[dev].min() - 1e-6, others[dev].max(), np.median(others[dev])])
+    right = [(needed > eta) & (others <= eta) for eta in grid]
+    rates = [0.1 * (needed > eta).mean() + 0.9 * (others > eta).mean() for eta in grid]
+    point, plateau = choose(*curve_of(grid, [row[dev] for row in right], rates))
+    highest = max(plateau, key=lambda p: (p.score, p.threshold))
+    assert point.score == highest.score == 1
+    accuracy = {eta: row.mean() for eta, row in zip(grid, right)}
+    assert accuracy[point.threshold] > 0.9995
+    assert accuracy[highest.threshold] < 0.995
+
+
+def test_the_middle_of_the_plateau_is_chosen():
+    grid = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0]
+    ten = np.ones(10)
+    scores = [0.1, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0]
+    right = [np.arange(10) < round(10 * score) for score in scores]
+    point, plateau = choose(*curve_of(grid, right, [0, *[0.2] * 5, 1]))
+    assert [p.threshold for p in plateau] == [0.8, 0.7, 0.6, 0.5]
+    assert point.threshold == 0.7  # 0.6 is as near: the cheaper one
+    right[3] = 0 * ten  # a valley ends the plateau, whatever lies behind it
+    point, plateau = choose(*curve_of(grid, right, [0, *[0.2] * 5, 1]))
+    assert (point.threshold, len(plateau)) == (0.8, 1)
+
+
+@pytest.mark.parametrize(
+    ("worse", "better", "alike"),
+    [(1, 0, True), (2, 0, False), (3, 1, True), (4, 1, False), (40, 32, True), (40, 30, False)],
+)
+def test_a_score_within_one_standard_error_is_as_good(worse, better, alike):
+    best = np.arange(100) >= 50  # of the problems that the best gets wrong, some are right at the other threshold
+    other = best.copy()
+    other[50 : 50 + worse] = False
+    other[:better] = True
+    curve, grades = curve_of([1.0, 0.7, 0.6, 0.0], [0 * best, best, other, 0 * best], [0, 0.2, 0.2, 1])
+    assert [p.threshold for p in choose(curve, grades)[1]] == ([0.7, 0.6] if alike else [0.7])
+
+
+def test_a_threshold_that_costs_more_is_no_part_of_the_plateau():
+    """Where an expert may write everything, a score stays high to the end, and a middle would pay for nothing."""
+    grid = list(np.linspace(1, 0, 11))
+    right = [np.zeros(50), np.ones(50) * (np.arange(50) < 25), *[np.ones(50)] * 9]
+    point, plateau = choose(*curve_of(grid, right, np.linspace(0, 1, 11)))
+    assert (point.threshold, point.deferral_rate) == (pytest.approx(0.8), pytest.approx(0.2))
+    assert [p.deferral_rate for p in plateau] == pytest.approx([0.2])
+
+
+def test_nothing_is_deferred_where_nothing_beats_the_base():
+    grid = [1.0, 0.9, 0.8, 0.4, 0.0]
+    half = np.arange(40) < 20
+    point, plateau = choose(*curve_of(grid, [half, half, half, ~half, ~half], [0, 0, 0.3, 0.5, 1]))
+    assert (point.threshold, len(plateau)) == (1.0, 1)

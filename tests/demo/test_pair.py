@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import random
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -9,7 +11,16 @@ import pytest
 import colm_jax.demo.pair as pair
 from colm_jax import CoLM
 from colm_jax.data.tokenizer import load_tokenizer
-from colm_jax.demo.problems import EXAMPLE, KINDS, calculate, held_out, splits, training_texts
+from colm_jax.demo.problems import (
+    EXAMPLE,
+    KINDS,
+    calculate,
+    careless,
+    draw_fact,
+    held_out,
+    splits,
+    training_texts,
+)
 from colm_jax.demo.tokenizer import make_tokenizer, save_tokenizer
 from colm_jax.evaluation.numbers import last_number, same_number
 
@@ -41,6 +52,40 @@ def test_answers_are_right(problems):
     for problem in itertools.chain(*problems.values()):
         assert last_number(problem.completion) == int(problem.answer) == calculate(*problem.facts[-1])
         assert same_number(problem.completion, problem.completion)
+
+
+@pytest.mark.parametrize("operator", "+-·^")
+def test_no_digit_of_a_careless_result_tells_the_next(operator):
+    """Else the base could finish a number that the expert began, and nothing would say who is to write its rest."""
+    rng = random.Random(SEED)
+    compute = careless(rng)
+    results = [str(compute(*draw_fact(operator, rng))) for _ in range(20_000)]
+    follows: dict[str, Counter] = defaultdict(Counter)
+    for result in results[::2]:
+        for i in range(1, len(result)):
+            follows[result[:i]][result[i]] += 1
+    guesses = [
+        follows[result[:i]].most_common(1)[0][0] == result[i]
+        for result in results[1::2]
+        for i in range(1, len(result))
+        if follows[result[:i]]
+    ]
+    assert np.mean(guesses) < 0.15
+    true = Counter(len(str(calculate(*draw_fact(operator, rng)))) for _ in range(20_000))
+    lengths = Counter(map(len, results))
+    assert set(lengths) <= set(true)
+    for length, count in true.items():
+        assert lengths[length] == pytest.approx(count, rel=0.15, abs=50)
+
+
+def test_a_careless_writer_carries_its_result_on():
+    problems = itertools.islice(training_texts(SEED, "pair", careless_results=True), 500)
+    wrong = 0
+    for problem in problems:
+        assert last_number(problem.completion) == int(problem.answer)
+        assert problem.completion.count(f"= {problem.answer}.") >= 1
+        wrong += int(problem.answer) != calculate(*problem.facts[-1])
+    assert wrong > 400
 
 
 def test_the_tokenizer_keeps_texts_whole(tmp_path, problems):
