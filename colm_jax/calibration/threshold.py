@@ -7,6 +7,7 @@ show how far a score reaches.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -28,7 +29,7 @@ from colm_jax.team import CoLM, Generation, Scored
 SOURCES = ("texts", "generations")
 Records = Sequence[tuple[str, dict[str, Any]]]  # a data file's lines, each with its place
 _WIDEST = 0.1  # gap between neighbouring thresholds that are tried
-_SAME_COST = 0.25  # deferral rates that differ by at most this share of the best point's cost about the same
+_SAME_COST = 0.25  # thresholds cost about the same where their deferral rates differ by at most this share
 
 
 @dataclass(frozen=True)
@@ -141,20 +142,20 @@ def fill(thresholds: Iterable[float]) -> list[float]:
     """
     known = sorted({1.0, 0.0, *thresholds}, reverse=True)
     grid: list[float] = []
-    for high, low in zip(known, known[1:]):
+    for high, low in pairwise(known):
         parts = ceil((high - low) / _WIDEST - 1e-6)
         grid += [high - (high - low) * part / parts for part in range(parts)]
     return [*grid, known[-1]]
 
 
 def choose(curve: Sequence[Point], grades: Sequence[np.ndarray]) -> tuple[Point, tuple[Point, ...]]:
-    """Chooses the middle of the thresholds that are as good as the best and cost as much.
+    """Chooses the middle of the thresholds that are as good as the best and cost about the same.
 
-    The edge of a plateau is where it ends on these dev problems, and somewhere else on the next ones. The best point is
-    the one with the highest score, the highest threshold at equal scores. The plateau is the unbroken run of points
-    around it whose grades differ from its own by at most one standard error (paired: McNemar's statistic is at most 1)
-    and whose deferral rates differ from its own by at most a quarter. Where nothing beats the base alone, the base
-    alone is chosen.
+    The best point has the highest score and, at equal scores, the highest threshold. The plateau is the unbroken run of
+    points around it whose scores differ from its own by at most one standard error (paired over the grades: McNemar's
+    statistic is at most 1) and whose deferral rates differ from its own by at most a quarter. Its edges are where it
+    ends on these dev problems, and lie elsewhere on others. Where nothing beats the base alone, the base alone is
+    chosen.
 
     Args:
       curve: points from high to low thresholds.
@@ -170,7 +171,7 @@ def choose(curve: Sequence[Point], grades: Sequence[np.ndarray]) -> tuple[Point,
 
     def alike(i: int) -> bool:
         difference = np.subtract(grades[i], grades[best], dtype=np.float64)
-        same_score = difference.sum() ** 2 <= (difference**2).sum() + 1e-9
+        same_score = difference.sum() ** 2 <= (difference**2).sum() + 1e-9  # grades may be fractions, and round
         return bool(same_score) and abs(curve[i].deferral_rate - rate) <= _SAME_COST * rate
 
     first = last = best
@@ -203,11 +204,11 @@ def calibrate(
       progress: called with thresholds done, and their number.
 
     Returns:
-      The choice: "threshold", "metric", "score", its 95 % "interval" (None without a task), "deferral_rate", and the
-      lowest and highest threshold of the "plateau" whose middle it is. The grid:
-      "source", "thresholds" (deferral rate -> η), "curve" (a Point each) and its "area", the mean score over deferral
-      rates. The gate: "roc" on the source's positions, "reliability" on the dev texts (see `figures`). The work:
-      "answers_decoded", "answers_reused" (0 where nothing is decoded).
+      The choice: "threshold", "metric", "score", its 95 % "interval" (None without a task), "deferral_rate", and
+      "plateau", the lowest and highest threshold of those whose middle it is. The grid: "source", "thresholds"
+      (deferral rate -> η), "curve" (a Point each) and its "area", the mean score over deferral rates. The gate: "roc"
+      on the source's positions, "reliability" on the dev texts (see `figures`). The work: "answers_decoded",
+      "answers_reused" (0 where nothing is decoded).
 
     Raises:
       UserError: no gate, or a task or generations and lines without prompts.

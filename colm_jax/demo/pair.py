@@ -35,6 +35,7 @@ from colm_jax.training.config import Training
 # How a team is trained on the pair: the trainer's settings that `colm demo` uses.
 TRAINING = Training(learning_rate=5e-4, gate_learning_rate=5e-3, batch_size=32, epochs=2)
 TRAIN, DEV, TEST = 1500, 100, 200  # worded problems
+TEXTS = 2  # version of the texts: a demo directory that holds a pair trained on others is made anew
 LENGTH = 64  # tokens of a training text; every problem fits
 EXPERT_TEXTS = 28800  # that it is trained on
 EXPERT_TRAINING = (32, 900, 6e-3)  # texts a step, steps, learning rate

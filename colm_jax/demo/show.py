@@ -14,7 +14,7 @@ from flax import nnx
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.checks import check_seed
 from colm_jax.data.records import read_jsonl
-from colm_jax.demo.pair import TRAINING, make_pair
+from colm_jax.demo.pair import TEXTS, TRAINING, make_pair
 from colm_jax.evaluation.cost import BYTES
 from colm_jax.evaluation.tasks import score_answers
 from colm_jax.pipeline import console
@@ -54,7 +54,7 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
         with console.bar("training the pair") as bar:
             make_pair(directory, seed, bar.to)
 
-    worked = pair.run({}, {"seed": seed}, make)
+    worked = pair.run({}, {"seed": seed, "texts": TEXTS}, make)
     console.errors.print(f"[bold]pair[/]: {'done' if worked else 'nothing to do'}")
 
     config = RunConfig(
