@@ -208,7 +208,8 @@ def _prompts(predicted: Records) -> list[list[int]]:
         if sample in samples:
             named = f"id {key!r}" if by_id else "its prompt"
             raise UserError(
-                f"{where}: sample {sample} of {named} stands twice, also at {predicted[samples[sample]][0]}"
+                f"{where}: sample {sample} of {named} stands twice, also at {predicted[samples[sample]][0]}; "
+                "several answers to a prompt are told apart by 'sample'"
             )
         samples[sample] = i
     prompts = [list(samples.values()) for samples in found.values()]
