@@ -48,6 +48,7 @@ def test_last_number(text, number):
         ("#### 5 Question: Bo has 7 pens.", 5),
         ("#### $1,250$", 1250),
         ("#### −4", -4),
+        ("#### 3/4 cups", Decimal("0.75")),
         ("#### Step 2: add 3\nso 9", 9),
         ("#### 1. Count 3\nso 9", 9),
         (r"\boxed{72} since 5 are left", 72),
