@@ -54,7 +54,8 @@ def test_a_lone_surrogate_is_named(tmp_path, capsys):
     (tmp_path / "x.json").write_text(json.dumps([{"question": "q \ud800", "answer": "#### 1"}]))
     command = ["convert", "--format", "gsm8k", "--data", str(tmp_path / "x.json"), "--out", str(tmp_path / "out.jsonl")]
     assert main(command) == 2
-    assert r"x.json: item 1: \ud800 is half of a surrogate pair" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "x.json" in said and "half of a surrogate pair" in said
 
 
 def test_rows_are_a_slice_and_ids_count_on(tmp_path, capsys):

@@ -147,7 +147,7 @@ def test_a_reference_that_nothing_can_match_is_refused(task, record, said):
         ({"text": "7", "sources": "0"}, "'sources' must be"),
         ({"text": "7", "expert_calls": "3"}, "'expert_calls' must be a whole number"),
         ({"text": "7", "sample": 0.5}, "'sample' must be a whole number"),
-        ({"text": "\ud83d"}, r"\\ud83d is half of a surrogate pair"),
+        ({"text": "\ud83d"}, "half of a surrogate pair"),
     ],
 )
 def test_a_bad_prediction_is_named(tmp_path, line, said):
