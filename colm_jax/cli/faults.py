@@ -7,7 +7,9 @@ traceback of all others too.
 import errno
 import os
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from colm_jax.errors import MachineError, Preempted, Stopped, UserError, no_room
 
@@ -39,8 +41,8 @@ def answer(error: BaseException, arguments: Sequence[str]) -> tuple[int, str] | 
     if isinstance(error, MachineError):
         return 1, _one_line(error)
     if (full := no_room(error)) is not None:
-        where = error.filename if isinstance(error, OSError) and error.filename else _one_line(error)[:200]
-        return 1, f"{full} ({where}); free space and give the same command again"
+        where = error.filename if isinstance(error, OSError) else _one_line(error)[:200]
+        return 1, f"{full}{f' ({where})' if where else ''}; free space and give the same command again"
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         said = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
         return 1, f"no memory left: {said} {_SMALLER}"
@@ -49,6 +51,22 @@ def answer(error: BaseException, arguments: Sequence[str]) -> tuple[int, str] | 
     if isinstance(error, OSError):
         return _of_the_system(error, arguments)
     return None
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Within it, a full disk that ends a thread of a library, and so the command, is not told by the thread as well."""
+    before = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        if ended.exc_value is None or no_room(ended.exc_value) is None or os.environ.get("COLM_TRACEBACK"):
+            before(ended)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _one_line(error: BaseException) -> str:

@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the process's exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _main(given)
+        with faults.said_once():
+            return _main(given)
     except (Exception, Stopped, KeyboardInterrupt) as error:
         if isinstance(error, OSError) and _drops_output():
             return 0

@@ -32,9 +32,9 @@ class Log:
         if self.is_writer:
             self._exact = GrowingFile(directory / "metrics.jsonl", first_lines(directory / "metrics.jsonl", done))
             self._speed = GrowingFile(self._logs / "speed.jsonl")
-            from tensorboardX import SummaryWriter  # which imports PyTorch where it is installed: seconds
+            from colm_jax.training.board import Board  # which imports PyTorch where it is installed: seconds
 
-            self._board = SummaryWriter(str(self.folder), purge_step=done + 1, flush_secs=10)
+            self._board = Board(self.folder, done + 1)
             for file in (self._exact, self._speed, self._board):
                 self._open.callback(file.close)
 
@@ -56,8 +56,7 @@ class Log:
             return
         for file, line in ((self._exact, values), (self._speed, speed)):
             file.write(json.dumps({"step": step, **line}) + "\n")
-        for name, value in {**values, **speed}.items():
-            self._board.add_scalar(name, value, step)
+        self._board.write(step, {**values, **speed})
 
 
 def first_lines(path: Path, count: int) -> str:

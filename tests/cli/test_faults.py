@@ -4,12 +4,13 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
 
 import pytest
 
 from colm_jax.cli import commands
 from colm_jax.cli.main import main
-from colm_jax.pipeline import console
 
 
 def system(number, *names):
@@ -117,4 +118,20 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path, monkeypatch, c
     assert "colm: no space left on the disk" in capfd.readouterr().err
     assert os.readlink(f"/proc/self/fd/{number}") == os.devnull
     os.close(number)
-    assert console.output is not None
+
+
+def test_a_full_disk_that_ends_a_thread_is_said_once(monkeypatch, capsys):
+    def fill(number):
+        raise system(number)
+
+    def work(flags, number):
+        thread = threading.Thread(target=fill, args=(number,))
+        thread.start()
+        thread.join()
+        fill(number)
+
+    monkeypatch.setattr(threading, "excepthook", lambda ended: print("in a thread", file=sys.stderr))
+    for number, lines in ((errno.ENOSPC, 1), (errno.EIO, 2)):
+        monkeypatch.setattr(commands, "config", partial(work, number=number))
+        assert main(["config", "--base", "b"]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == lines

@@ -301,3 +301,13 @@ def test_half_a_surrogate_pair_from_python_is_refused(record, tokenizer):
         prompt = {"messages": record["messages"][:1]} if "messages" in record else record["text"]
         with pytest.raises(UserError, match=rf"^here: .* holds '\\ud.*', {HALF}"):
             encode_prompt(prompt, tokenizer, "here")
+
+
+@pytest.mark.parametrize("name, text", [("a.jsonl", '{"text": "ab"}\n'), ("a.txt", "ab")])
+def test_a_byte_order_mark_is_no_part_of_the_data_and_another_encoding_is_one_line(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+    assert [record for _, record in read_jsonl(tmp_path / name)] == [{"text": "ab"}]
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        with pytest.raises(UserError, match=rf"{name}: is UTF-.*, not UTF-8 text; save it as UTF-8"):
+            read_jsonl(tmp_path / name)

@@ -170,3 +170,26 @@ def test_a_mesh_scores_as_one_device_does(tmp_path, sizes):
     one, other = (score_examples(model, examples, gate=gate) for model in models)
     for a, b in zip((*one.log_prob, *one.gate_logits), (*other.log_prob, *other.gate_logits), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_damaged_shard_is_named_and_made_again_where_it_is_deleted(tmp_path):
+    examples, decoder = texts(4), tiny_decoder()
+    score_to_directory(decoder, examples, tmp_path / "s")
+    hidden_to_directory(decoder, examples, tmp_path / "h")
+    scores, hidden = tmp_path / "s/shard-00000.npz", tmp_path / "h/shard-00000.npy"
+    for shard, read in (
+        (scores, lambda: load_scores(tmp_path / "s", examples)),
+        (hidden, lambda: open_hidden(tmp_path / "h", examples)),
+    ):
+        whole = shard.read_bytes()
+        for size in (0, 4, 60, len(whole) - 30):
+            shard.write_bytes(whole[:size])
+            with pytest.raises(
+                UserError, match=rf"{shard.name}: damaged .*; delete it and give the same command again"
+            ):
+                read()
+        shard.unlink()
+    score_to_directory(decoder, examples, tmp_path / "s")
+    hidden_to_directory(decoder, examples, tmp_path / "h")
+    assert len(load_scores(tmp_path / "s", examples).log_prob) == 4
+    assert len(open_hidden(tmp_path / "h", examples)) == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from colm_jax.storage import locked
 from colm_jax.sweep import runner
 from colm_jax.sweep.config import Sweep
 from colm_jax.sweep.runner import RESULT, State, run_trials
@@ -122,3 +123,17 @@ def test_a_stopped_sweep_stops_its_trials_and_goes_on(tmp_path, state):
     states = [state(name) for name in "ab"]
     run_trials(states, SWEEP, lambda: None)
     assert [json.loads((s.directory / RESULT).read_text())["key"] for s in states] == ["k", "k"]
+
+
+def test_a_trial_that_another_process_runs_is_left_alone(state):
+    mine, others = state("mine"), state("others")
+    others.directory.mkdir(parents=True)
+    (others.directory / RESULT).write_text("{}")
+    with locked(others.directory / runner._LOCK, "it"):
+        run_trials([mine, others], SWEEP, lambda: None)
+    assert (mine.state, others.state) == ("done", "failed")
+    assert f"{others.directory}: in use by process {os.getpid()} on " in others.error
+    assert [path.name for path in others.directory.iterdir()] == [RESULT]
+    run_trials([others], SWEEP, lambda: None)
+    assert others.state == "done"
+    assert not (others.directory / runner._LOCK).exists()
