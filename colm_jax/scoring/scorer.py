@@ -209,7 +209,7 @@ def load_scores(directory: Path, examples: Examples) -> Scores:
     argmaxes: list[np.ndarray] = []
     here = local_copies(directory, ["shard-?????.npz"])
     for path in sorted(here.glob("shard-?????.npz")):
-        with damaged_is_one_line(directory / path.name), np.load(path) as shard:
+        with damaged_is_one_line(directory / path.name), path.open("rb") as file, np.load(file) as shard:
             numbers = range(len(log_probs), len(log_probs) + len(shard["lengths"]))
             check_digest(directory / path.name, examples, numbers, str(shard["digest"]) if "digest" in shard else None)
             borders = np.cumsum(shard["lengths"])[:-1]
