@@ -246,4 +246,4 @@ def test_the_command_takes_every_setting(directories, tmp_path, capsys):
     for line in lines:
         assert np.array(line["log_probs"]).shape == (len(line["tokens"]), 2)
     assert main([*command, "--gin.Correction.watch=0"]) == 2
-    assert "watch 0 at least 1" in capsys.readouterr().err
+    assert "Correction.watch must be a whole number from 1" in capsys.readouterr().err
