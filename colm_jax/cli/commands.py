@@ -265,13 +265,12 @@ def _team(flags: Flags) -> CoLM:
 def calibrate(flags: Flags) -> dict[str, Any]:
     """A threshold for a team."""
     out, records, settings = path_of(flags.out), read_jsonl(flags.data), make(Calibration)
-    prompts = decoded_prompts(records, flags.task, settings)
-    references_of(records, flags.task)
     outline = outline_team(flags.base, flags.expert)
     find_strategy("defer", outline.experts, outline.gate_experts)
-    examples = outline.encode_examples(records, flags.data)
-    if prompts:
+    examples = outline.encode_examples(records, flags.data)  # first: it refuses records of no known form
+    if prompts := decoded_prompts(records, flags.task, settings):
         outline.encode_prompts(prompts, [where for where, _ in records])
+    references_of(records, flags.task)
     team = _team(flags)
     with console.bar("calibrating") as bar:
         result = calibrate_team(team, records, examples, flags.task, settings, bar.to)
