@@ -11,7 +11,7 @@ _UNBRACED = re.compile(r"-?\d+(?:[.,]\d+)*|[^\s$]+")
 _MARKED = re.compile(r"####[ \t]*+(?![^\w\n\\]{0,9}[a-zA-Z]{2})(?!\d{1,2}[.)][ \t]+[a-zA-Z])(\S[^\n]*)")
 _VERB = r"(?:is|was|are|equals|(?:will|would|should|must)\s+be)"
 _ANSWER = re.compile(
-    r"<answer>|\bfinal\s+answer\b[*_#\s]*\n|"
+    r"<answer>|(?:\bfinal\s+|(?:^|\n)[#*_ ]*)answer\b[*_#\s]*\n|"
     rf"\banswer\b[*_\"”']*(?:\s+(?:to|of|for)\b[^.:\n]{{1,80}}?)?(?:\s+{_VERB}\b\s*[:：=]?|\s*[:：=])"
     r"(?:\s*(?:therefore|thus|then|simply|just|clearly|exactly|about|approximately|equal\s+to|given\s+by)\b,?)*",
     re.IGNORECASE,

@@ -50,6 +50,8 @@ def test_a_text_ends_at_its_first_mark_and_headings_are_none(text, answer):
         ("*Answer:* **$8$**", "$8$"),
         ("**The answer is 9.** I checked it.", "9"),
         ("**Final Answer**\n\n9", "9"),
+        ("so 3\n### Answer\n\n11", "11"),
+        ("the answer\nto it all", None),
         ("### Answer: 9", "9"),
         ("Final Answer: The final answer is $[2,5)$. I hope it is correct.", "$[2,5)$"),
         ("The answer is 3.5. It was hard.", "3.5"),
