@@ -27,14 +27,14 @@ class Stopped(BaseException):
     """The process was asked to stop, by SIGTERM; nothing but the command line catches it."""
 
     def __init__(self):
-        super().__init__("stopped by SIGTERM; the same command goes on from here")
+        super().__init__("stopped by SIGTERM; rerun the same command to resume")
 
 
 class Preempted(Exception):
     """Training was asked to stop; a checkpoint of `step` is written."""
 
     def __init__(self, step: int):
-        super().__init__(f"stopped by SIGTERM behind step {step}, which is saved; the same command goes on from here")
+        super().__init__(f"stopped by SIGTERM after step {step}, which is saved; rerun the same command to resume")
         self.step = step
 
 

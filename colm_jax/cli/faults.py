@@ -22,7 +22,7 @@ _GIVEN = {
     getattr(errno, name)
     for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY ELOOP ENAMETOOLONG EACCES EPERM EROFS EINVAL".split()
 }
-_AGAIN = "the same command goes on from here"
+_AGAIN = "rerun the same command to resume"
 
 
 def answer(error: BaseException, arguments: Sequence[str]) -> tuple[int, str] | None:

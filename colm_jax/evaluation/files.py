@@ -209,7 +209,7 @@ def _prompts(predicted: Records) -> list[list[int]]:
             named = f"id {key!r}" if by_id else "its prompt"
             raise UserError(
                 f"{where}: sample {sample} of {named} stands twice, also at {predicted[samples[sample]][0]}; "
-                "several answers to a prompt are told apart by 'sample'"
+                "several answers to one prompt need a 'sample' number each"
             )
         samples[sample] = i
     prompts = [list(samples.values()) for samples in found.values()]

@@ -301,7 +301,7 @@ def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _generation(given: dict[str, Any], max_gen_toks: int) -> dict[str, Any]:
-    """A task's generation_kwargs as `CoLM.generate` takes them; null is as if it were not there.
+    """A task's generation_kwargs as `CoLM.generate` takes them; null counts as missing.
 
     Without do_sample the temperature decides, and is 0 where none is given.
 

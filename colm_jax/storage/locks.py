@@ -71,7 +71,7 @@ def _lock(path: Path, subject: str, wait: bool, made: list[Path]) -> tuple[int, 
         except FileNotFoundError:
             tries += 1
             if tries < _TRIES:
-                continue  # whoever made the directory has just removed it
+                continue  # the process that made the directory has just removed it
             raise UserError(f"{subject}: {path.parent} cannot be made") from None
         except OSError as error:
             if no_room(error):

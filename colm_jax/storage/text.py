@@ -35,7 +35,7 @@ def kind_of(mode: int) -> str:
 def check_regular(path: Path) -> None:
     """Raises UserError where something else than a file stands: a pipe, say, which can be read only once.
 
-    A file that is missing, and one in a bucket, are left to whoever reads it.
+    A file that is missing, and one in a bucket, are reported when they are read.
     """
     if str(path).startswith(bucket.SCHEME):
         return

@@ -30,7 +30,7 @@ class TokenBytes:
     """The bytes that each token of a tokenizer stands for.
 
     Byte-level tokens are spelled in a byte's printable stand-ins, byte-fallback tokens as `<0xE2>`; every other token
-    adds what the tokenizer's own decoder makes of it behind the token before it (a SentencePiece decoder drops the
+    adds what the tokenizer's own decoder makes of it after the token before it (a SentencePiece decoder drops the
     first space of a text, a WordPiece decoder sets spaces between tokens).
     """
 
@@ -54,8 +54,11 @@ class TokenBytes:
         """The spelling of a special token, which is no part of the text; None for all others."""
         return self._special.get(token)
 
-    def behind(self, before: int | None, token: int) -> bytes:
-        """What a token that is not special adds to a text whose last such token is `before`; None: to an empty one."""
+    def after(self, before: int | None, token: int) -> bytes:
+        """Return the bytes that a token adds to a text whose last token is `before` (None: the text is empty).
+
+        Neither token is special.
+        """
         word = self._backend.convert_ids_to_tokens(token)
         if word is None:  # a row of the head that no token names
             return b""
@@ -74,10 +77,10 @@ class TokenBytes:
 
 
 class Detokenizer:
-    """What each token adds to the text behind a prompt, in constant time a token; no text is ever taken back."""
+    """The text that each token adds after a prompt, in constant time per token. Text is never retracted."""
 
     def __init__(self, tokens: TokenBytes, prompt: Sequence[int] = ()):
-        """Starts behind the prompt's tokens, the last of which may hold the beginning of a character."""
+        """Starts after the prompt's tokens, the last of which may hold the beginning of a character."""
         self._tokens = tokens
         self._before: int | None = None  # the last token that is not special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(tokens.invalid)
@@ -100,7 +103,7 @@ class Detokenizer:
         """The text that the token completes: "" within a character and for special tokens."""
         if self._tokens.special(token) is not None:
             return ""
-        read = self._tokens.behind(self._before, token)
+        read = self._tokens.after(self._before, token)
         self._before = token
         return self._own(self._utf8.decode(read))
 

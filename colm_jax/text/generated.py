@@ -7,7 +7,7 @@ from colm_jax.text.stop_strings import StopStrings
 
 
 class GeneratedText:
-    """What the tokens behind a prompt say, read in time linear in their number.
+    """The text of the tokens after a prompt, in time linear in their number.
 
     Joined, the pieces are the text; a character that spans several tokens is in the piece of the token that completes
     it. A stop string is complete at the token that completes it, and the text ends where it begins; a stop token ends
@@ -21,7 +21,7 @@ class GeneratedText:
         stops: Sequence[str] = (),
         stop_token_ids: Collection[int] = (),
     ):
-        """Starts behind the prompt; `stops` are not empty strings."""
+        """Starts after the prompt; `stops` are not empty strings."""
         self._tokens, self._stop_ids = tokens, frozenset(stop_token_ids)
         self._detokenizer = Detokenizer(tokens, prompt)
         self._stops = StopStrings(stops)

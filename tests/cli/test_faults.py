@@ -40,16 +40,16 @@ def test_a_path_of_the_arguments_is_the_users_and_any_other_the_machines(ending,
     for path in (tmp_path / "d.jsonl", tmp_path / "o/shard"):
         assert ending(system(number, str(path))) == (2, f"colm: {path}: {os.strerror(number)}\n")
     status, line = ending(system(number, "/usr/lib/o"))
-    assert (status, line) == (1, f"colm: /usr/lib/o: {os.strerror(number)}; the same command goes on from here\n")
+    assert (status, line) == (1, f"colm: /usr/lib/o: {os.strerror(number)}; rerun the same command to resume\n")
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
         (system(errno.EMFILE, "/a"), "/a: Too many open files; allow more (ulimit -n)"),
-        (system(errno.ESTALE, "/a"), "/a: Stale file handle; the same command goes on from here"),
-        (system(errno.EIO, "/a", "/b"), "/a to /b: Input/output error; the same command goes on from here"),
-        (OSError("no errno\nof a library"), "no errno of a library; the same command goes on from here"),
+        (system(errno.ESTALE, "/a"), "/a: Stale file handle; rerun the same command to resume"),
+        (system(errno.EIO, "/a", "/b"), "/a to /b: Input/output error; rerun the same command to resume"),
+        (OSError("no errno\nof a library"), "no errno of a library; rerun the same command to resume"),
         (MemoryError(), "no memory left on this machine"),
         (system(errno.ENOSPC, "/a"), "no space left on the disk (/a); free space and give the same command again"),
         (system(errno.EDQUOT, "/a"), "the disk quota is used up (/a); free space and give the same command again"),
@@ -74,7 +74,7 @@ def test_a_bug_keeps_its_traceback_and_all_others_show_theirs_where_it_is_asked_
 
 
 def test_ctrl_c_ends_with_130(ending):
-    assert ending(KeyboardInterrupt()) == (130, "colm: stopped; the same command goes on from here\n")
+    assert ending(KeyboardInterrupt()) == (130, "colm: stopped; rerun the same command to resume\n")
 
 
 @pytest.mark.parametrize(

@@ -366,7 +366,7 @@ def test_sigterm_ends_a_command_with_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(commands, "score", scores)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["score", "--model", "m", "--data", "d", "--out", str(tmp_path / "o")]) == 128 + signal.SIGTERM
-    assert capsys.readouterr().err == "colm: stopped by SIGTERM; the same command goes on from here\n"
+    assert capsys.readouterr().err == "colm: stopped by SIGTERM; rerun the same command to resume\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 

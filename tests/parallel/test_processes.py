@@ -52,7 +52,7 @@ def test_two_processes_leave_what_one_leaves_and_resume_when_stopped(tmp_path, c
     codes, outputs = signalled(jobs(command, two, 2), two, 6, 1, signal.SIGTERM)
     assert codes == [128 + signal.SIGTERM] * 2, outputs
     stopped = len(steps(two))
-    assert all(f"stopped by SIGTERM behind step {stopped}, which is saved" in output for output in outputs)
+    assert all(f"stopped by SIGTERM after step {stopped}, which is saved" in output for output in outputs)
     assert max(int(path.name) for path in (two / "train/checkpoints").iterdir()) == stopped
     # They go on from there to the end.
     codes, outputs = end(jobs(command, two, 2))
@@ -94,7 +94,7 @@ def stops(processes):
     processes[-1].terminate()
     codes, outputs = end(processes, timeout=60)
     assert codes == [128 + signal.SIGTERM] * len(processes), outputs
-    last = "colm: stopped by SIGTERM; the same command goes on from here"
+    last = "colm: stopped by SIGTERM; rerun the same command to resume"
     assert [output.splitlines()[-1] for output in outputs] == [last] * len(processes)
 
 

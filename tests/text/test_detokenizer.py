@@ -53,7 +53,7 @@ def test_a_character_is_shown_once_at_the_token_that_completes_it(kind, text):
     _, tokens = tokens_of(kind)
     ids, read, shown = ids_of(kind, text), b"", ""
     for token, piece in zip(ids, pieces_of(kind, ids)):
-        read += tokens.behind(ids[0], token)
+        read += tokens.after(ids[0], token)
         shown += piece
         assert shown == read.decode("utf-8", "ignore")  # of bytes that begin a valid text, ignores an unfinished end
 

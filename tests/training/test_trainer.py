@@ -133,7 +133,7 @@ def test_sigterm_saves_the_step_under_way_and_stops(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match="behind step 7, which is saved; the same command goes on") as stopped:
+    with pytest.raises(Preempted, match="after step 7, which is saved; rerun the same command") as stopped:
         run(directory, report=report)
     assert stopped.value.step == reported[-1] == 7
     assert signal.getsignal(signal.SIGTERM) is before
