@@ -85,6 +85,9 @@ class Settings:
             "rate": check_number("rate", self.rate, 0, 1),
             "seed": check_seed("seed", self.seed),
         }
+        for name, several in (("stop", self.stop), ("stop_token_ids", self.stop_token_ids)):
+            if several is not None and not isinstance(several, Sequence | np.ndarray):
+                raise UserError(f"{name} must be a list, got {several!r:.60}")
         if self.stop_token_ids is not None:
             checked["stop_token_ids"] = [check_whole("stop_token_ids", token) for token in self.stop_token_ids]
         for name, value in checked.items():

@@ -110,6 +110,8 @@ def test_log_probabilities_are_those_of_scoring(team):
         ({"samples": 0}, "samples"),
         ({"stop": [""]}, "stop must be a string"),
         ({"stop": [3]}, "stop must be a string"),
+        ({"stop": 5}, "stop must be a list"),
+        ({"stop_token_ids": 2}, "stop_token_ids must be a list"),
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
         ({"stop_token_ids": ["2"]}, "stop_token_ids"),
         ({"stop_token_ids": [4096]}, "4096 is no token"),

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from colm_jax.calibration.answers import Answers
 from colm_jax.calibration.figures import area, reliability, roc
 from colm_jax.checks import check_number, check_whole
-from colm_jax.data.records import Examples
+from colm_jax.data.records import Examples, Records
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import find_task, score_answers
 from colm_jax.evaluation.text import gate_logits_of
@@ -27,7 +27,6 @@ from colm_jax.scoring import greedy_choices
 from colm_jax.team import CoLM, Generation, Scored
 
 SOURCES = ("texts", "generations")
-Records = Sequence[tuple[str, dict[str, Any]]]  # a data file's lines, each with its place
 _WIDEST = 0.1  # gap between neighbouring thresholds that are tried
 _SAME_COST = 0.25  # thresholds cost about the same where their deferral rates differ by at most this share
 
@@ -65,8 +64,10 @@ def prompt_of(record: dict[str, Any]) -> dict[str, Any] | None:
     """The prompt of a data line that has one: its prompt, or its messages (and tools) up to the assistant's last."""
     if "prompt" in record:
         return {"prompt": record["prompt"]}
-    *messages, last = record.get("messages") or [{}]
-    if messages and last.get("role") == "assistant":
+    if "text" in record or not isinstance(record.get("messages"), list):
+        return None
+    *messages, last = record["messages"] or [None]
+    if messages and isinstance(last, dict) and last.get("role") == "assistant":
         return {"messages": messages, "tools": record.get("tools")}
     return None
 

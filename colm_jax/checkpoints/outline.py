@@ -61,7 +61,7 @@ def outline_team(base: str | Path, experts: Sequence[str | Path] | None = None, 
     Args:
       base: as in `CoLM.from_pretrained`.
       experts: likewise; None: those that the team directory names.
-      weights: whether weights of Hub names are downloaded (and read by nobody yet).
+      weights: whether weights of Hub names are downloaded (but not read yet).
 
     Raises:
       UserError: no such model, a configuration or tokenizer that cannot be read, tokenizers that disagree, or a gate

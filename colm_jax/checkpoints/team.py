@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from colm_jax.checkpoints.directory import DEFER_TOKEN, resolve
 from colm_jax.checkpoints.families import to_huggingface
 from colm_jax.checkpoints.huggingface import DTYPES, Progress, load_model, read_config, save_tensors, to_tensors
+from colm_jax.checks import check_number
 from colm_jax.data.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
@@ -82,6 +83,8 @@ def read_facts(directory: Path) -> dict[str, Any]:
     facts = read_json(path)
     if facts.get("format") != FORMAT:
         raise UserError(f"{path}: format {facts.get('format')!r}; this version reads {FORMAT}")
+    if facts.get("threshold") is not None:
+        facts["threshold"] = check_number(f"{path}: threshold", facts["threshold"], 0, 1)
     return facts
 
 

@@ -215,8 +215,8 @@ def score(flags: Flags) -> dict[str, Any]:
     directory, data, mesh = resolve(flags.model), path_of(flags.data), mesh_of(flags)
     config = read_config(directory)
     (tokenizer,), allowed = load_tokenizers([directory])
-    match_tensors(directory)
     next(stream_records(data))
+    match_tensors(directory)
 
     def work(target: Path) -> None:
         tokens = target / "tokens"

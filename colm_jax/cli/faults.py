@@ -42,7 +42,7 @@ def answer(error: BaseException, arguments: Sequence[str]) -> tuple[int, str] | 
         return 1, _one_line(error)
     if (full := no_room(error)) is not None:
         where = error.filename if isinstance(error, OSError) else _one_line(error)[:200]
-        return 1, f"{full}{f' ({where})' if where else ''}; free space and give the same command again"
+        return 1, f"{full}{f' ({where})' if where else ''}; free space and rerun the same command"
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         said = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
         return 1, f"no memory left: {said} {_SMALLER}"
@@ -55,7 +55,7 @@ def answer(error: BaseException, arguments: Sequence[str]) -> tuple[int, str] | 
 
 @contextmanager
 def said_once() -> Iterator[None]:
-    """Within it, a full disk that ends a thread of a library, and so the command, is not told by the thread as well."""
+    """Suppress a library thread's own report of a full disk, which the command reports."""
     before = threading.excepthook
 
     def hook(ended: threading.ExceptHookArgs) -> None:

@@ -119,11 +119,11 @@ def parse(files: list[str], bindings: list[str]) -> None:
 
 def _read_file(path: Path, into: Bindings, within: tuple[Path, ...]) -> None:
     if absolute(path) in within:
-        raise _NotThere(f"{path} includes itself")
+        raise _BadInclude(f"{path} includes itself")
     _read(read_text(path), lambda line: f"{path}:{line}", path.parent, into, (*within, absolute(path)))
 
 
-class _NotThere(Exception):
+class _BadInclude(Exception):
     """An include that cannot be followed."""
 
 
@@ -134,8 +134,8 @@ def _included(name: str, folder: Path | None) -> Path:
     if found is None:
         there = next((path for path in near if path.exists()), None)
         if there is not None:
-            raise _NotThere("is a directory, not a file" if there.is_dir() else "is not a regular file")
-        raise _NotThere(f"no such file, here or in {near[0].parent}")
+            raise _BadInclude("is a directory, not a file" if there.is_dir() else "is not a regular file")
+        raise _BadInclude(f"no such file, here or in {near[0].parent}")
     return found
 
 
@@ -160,7 +160,7 @@ def _read(text: str, place, folder: Path | None, into: Bindings, within: tuple[P
             if isinstance(statement, config_parser.IncludeStatement):
                 try:
                     _read_file(_included(statement.filename, folder), into, within)
-                except _NotThere as error:
+                except _BadInclude as error:
                     raise UserError(f"{where}: include {statement.filename!r}: {error}") from None
             elif isinstance(statement, config_parser.BindingStatement):
                 key = _key(statement, where)

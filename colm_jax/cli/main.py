@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with faults.said_once():
             return _main(given)
     except (Exception, Stopped, KeyboardInterrupt) as error:
-        if isinstance(error, OSError) and _drops_output():
+        if isinstance(error, OSError) and _drops_output() and isinstance(error, BrokenPipeError):
             return 0
         found = faults.answer(error, given)
         if found is None or os.environ.get("COLM_TRACEBACK"):
@@ -36,8 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _drops_output() -> bool:
-    """Sends nowhere what standard output could not take, of which Python would complain at the end. Whether its reader
-    has ended, as in `colm show RUN | head`, and so has seen enough."""
+    """Discard unwritten output; return whether the reader has closed the pipe, as in `colm show RUN | head`.
+
+    Python would complain of what is not written when it ends.
+    """
     look = select.poll()
     try:
         look.register(sys.stdout.fileno(), select.POLLOUT)

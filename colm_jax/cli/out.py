@@ -13,7 +13,8 @@ from colm_jax.pipeline.stage import COMMAND_LOCK, locked_by_first
 from colm_jax.storage import check_writable, in_bucket, kind_of, path_of
 
 FILES = ("convert", "calibrate", "generate", "evaluate", "judge")  # whose --out is a file; of others it is a directory
-_BESIDE = (".lock", ".tmp", ".part", ".part.tmp")  # what a command writes beside its file meanwhile
+_BESIDE = ("{}.tmp", "{}.part", "{}.part.tmp")  # what a command writes beside its file meanwhile
+_LOCK = ".{}.colm.lock"  # of a file, and of a directory that is replaced
 _LINKS = 40  # symbolic links in a row, as many as Linux follows
 
 
@@ -69,7 +70,7 @@ def _wrong(chain: list[Path], is_file: bool) -> str:
     if not os.access(above, os.W_OK | os.X_OK):
         return f"{above} may not be written by this user"
     longest, names = os.pathconf(above, "PC_NAME_MAX"), [*target.relative_to(above).parts]
-    beside = [target.with_name(target.name + suffix) for suffix in _BESIDE] if is_file else []
+    beside = [target.with_name(name.format(target.name)) for name in (*_BESIDE, _LOCK)] if is_file else []
     for name in (*names, *(path.name for path in beside)):
         if len(os.fsencode(name)) > longest:
             return f"a name of {len(os.fsencode(name))} bytes is too long, the file system takes {longest}"
@@ -111,7 +112,7 @@ def claimed(flags: argparse.Namespace) -> Iterator[None]:
     path = path_of(out)
     # `export` replaces its directory, and with it what lies in it.
     beside = flags.command in FILES or flags.command == "export"
-    lock = path.with_name(f"{path.name}.lock") if beside else path / COMMAND_LOCK
+    lock = path.with_name(_LOCK.format(path.name)) if beside else path / COMMAND_LOCK
     if flags.command in FILES:
         check_writable(path)
     with locked_by_first(lock, f"--out {out}"):

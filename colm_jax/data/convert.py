@@ -6,7 +6,7 @@ original Co-LLM's (clinicalml/co-llm, scripts/train/gsm8k/create_train_data.py);
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from colm_jax.errors import UserError
@@ -112,7 +112,7 @@ FORMATS: dict[str, Callable[[Record, str], Record]] = {
 }
 
 
-def convert(records: list[tuple[str, Record]], form: str, rows: str | None = None) -> list[Record]:
+def convert(records: Sequence[tuple[str, Record]], form: str, rows: str | None = None) -> list[Record]:
     """Data lines of an official file's records.
 
     Args:

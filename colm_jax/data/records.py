@@ -16,9 +16,10 @@ from jaxtyping import Bool, Int
 from colm_jax.data.chat import encode_conversation, encode_conversation_prompt
 from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
-from colm_jax.storage import check_unicode, parse_json, path_of, size_of, without_mark
+from colm_jax.storage import check_unicode, decode_lines, parse_json, path_of, size_of, without_mark
 
 DOCUMENT_BORDER = "<|endoftext|>"
+Records = Sequence[tuple[str, dict[str, Any]]]  # of a data file, each with its place
 _PROMPT_KEYS = ("prompt", "text", "messages", "input_ids")  # of a record; the first that it has is its prompt
 _REPORTED = 1 << 16  # bytes of a file between two reports of progress
 
@@ -109,10 +110,7 @@ def _lines(path: Path, progress: Progress) -> Iterator[str]:
                 if done - reported >= _REPORTED or done == size:
                     progress(done, size)
                     reported = done
-                try:
-                    yield line.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{path}: not UTF-8 text: line {number}: {error}; save it as UTF-8") from None
+                yield decode_lines(line, path, number)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or 'no such object'}") from None
 

@@ -9,14 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from colm_jax.data.records import read_jsonl
+from colm_jax.data.records import Records, read_jsonl
 from colm_jax.errors import UserError
 from colm_jax.evaluation.bioasq import text_of_submission
 from colm_jax.evaluation.compare import mean_interval, paired_bootstrap
 from colm_jax.evaluation.tasks import TaskScore, find_task, score_answers
 from colm_jax.storage import parse_json, path_of, read_text
-
-Records = list[tuple[str, dict[str, Any]]]  # each with its place
 
 
 def read_records(path: str | Path) -> Records:

@@ -95,14 +95,14 @@ class ColmLM(TemplateLM):
         threshold = None if threshold is None else check_threshold(threshold)
         experts = [name for name in (expert, expert2) if name is not None]
         if team is None and base is not None:
-            outline = outline_team(base, experts or None)
+            devices, outline = _mesh(mesh), outline_team(base, experts or None)
             strategy = strategy or ("base" if outline.gate_experts is None else "defer")
             find_strategy(strategy, outline.experts, outline.gate_experts)
             with console.bar("loading", bytes_=True) as bar:
                 team = CoLM.from_pretrained(
                     base,
                     experts or None,
-                    mesh=_mesh(mesh),
+                    mesh=devices,
                     dtype=dtype,
                     expert_dtype=expert_dtype,
                     progress=lambda model, done, total: bar.to(done, total, model),
@@ -214,21 +214,27 @@ class ColmLM(TemplateLM):
         pairs: list[Pair] = []
         for i, request in enumerate(requests):
             context, continuation = self._encode_pair(*request.args)
-            if not continuation:
+            if not request.args[1] or not continuation:
                 raise UserError(
                     f"{_name(request)}: request {i + 1}: the continuation {request.args[1]!r:.60} has no token of "
-                    f"its own behind {request.args[0][-20:]!r}; an empty choice cannot be compared with others"
+                    f"its own after {request.args[0][-20:]!r}; an empty choice cannot be compared with others"
                 )
             pairs.append((request.args, context, continuation))
         return self._loglikelihood_tokens(pairs)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, in windows of the context where they are longer."""
+        """Log-likelihoods of whole texts, in windows of the context where they are longer.
+
+        Raises:
+          UserError: a text without a token.
+        """
         windows: list[Pair] = []
         owners: list[int] = []
         for i, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
             ids = ids[ids[:1] == [self.prefix_token_id] :]  # a text that begins with BOS has one already
+            if not ids:
+                raise UserError(f"{_name(request)}: request {i + 1}: an empty text has no likelihood")
             # A window's first token is only read: the context holds one token less than it has places.
             for pair in get_rolling_token_windows(ids, self.prefix_token_id, self.team.context - 1, 1):
                 windows.append((None, *make_disjoint_window(pair)))

@@ -105,6 +105,8 @@ def _read(text: str, depth: int, bare: bool = False) -> Hashable:
     if (name := _NAME.match(text)) and not _RELATION.search(text, name.end()):
         return _read(text[name.end() :], depth + 1, bare)
     parts, relations = split(text, _RELATION)
+    if relations == ["="] and _NAME.fullmatch(f"{parts[1].strip()}="):  # 5 = x, as x = 5
+        return _read(parts[0], depth + 1, bare)
     if relations:
         return _related([_read(part, depth + 1) for part in parts], relations)
     parts, both = split(text, _PLUS_MINUS)

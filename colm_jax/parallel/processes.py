@@ -85,8 +85,8 @@ def witnessed() -> AbstractContextManager[None]:
     """Around the work of one of several processes: where it ends before its time, its last line says what to do."""
     return _witness(
         f"colm: process {jax.process_index()} of {jax.process_count()} has ended before its work was done: it failed "
-        "or was killed, or another process of the job is gone (the lines above may say which); the same command goes "
-        "on from what is saved"
+        "or was killed, or another process of the job is gone (the lines above may say which); rerun the same "
+        "command to resume from what is saved"
     )
 
 

@@ -36,7 +36,7 @@ def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any
     return line if answer.log_probs is None else line | {"log_probs": answer.log_probs}
 
 
-def prompt_ids(line: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
+def ids_of_prompt(line: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
     """Ids of the prompt in a generation line, which is text, messages (with the line's tools) or ids.
 
     Raises:

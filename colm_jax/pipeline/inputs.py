@@ -23,7 +23,7 @@ class Inputs:
     """The models and files of a run; each is loaded once."""
 
     def __init__(self, config: RunConfig):
-        """Validates models and files; dev and test files are read and tokenised, of weights only headers are read.
+        """Validates models and files; dev and test files are read and tokenised, then the headers of weights.
 
         The training file, which may be larger than memory, is read through by the stage `tokens`.
 
@@ -36,8 +36,6 @@ class Inputs:
         self.expert_mesh = reshaped(self.mesh, config.expert_mesh)
         self.outline = outline_team(config.base, config.experts, weights=True)
         self.base_directory, *self.expert_directories = self.outline.directories
-        for directory in self.outline.directories:
-            match_tensors(directory)
         self.tokenizer, self.expert_tokenizers = self.outline.tokenizer, self.outline.expert_tokenizers
         self.allowed, self.context = self.outline.allowed, self.outline.context
         files = {"data": config.data, "dev": config.dev, "test": config.test}
@@ -50,6 +48,8 @@ class Inputs:
         }
         self._check_dev()
         self.prompts = self._test_prompts()
+        for directory in self.outline.directories:
+            match_tensors(directory)
 
     @property
     def test_split(self) -> str | None:

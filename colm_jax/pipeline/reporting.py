@@ -13,7 +13,7 @@ from colm_jax.evaluation.tasks import reference_of
 from colm_jax.parallel import is_first
 from colm_jax.pipeline import console
 from colm_jax.pipeline.answering import GRADES
-from colm_jax.pipeline.files import prompt_ids
+from colm_jax.pipeline.files import ids_of_prompt
 from colm_jax.pipeline.stage import Stage
 from colm_jax.pipeline.study import Study, read_study, write_study
 from colm_jax.report.contents import Answer, Curve, Piece, Report, Section, Table, View
@@ -39,7 +39,7 @@ def read_generations(path: Path, team: CoLM) -> list[Generation]:
     """Generation lines with the ids of their prompts."""
     answers = []
     for number, record in enumerate(read_lines(path), start=1):
-        ids = prompt_ids(record, team.tokenizer, f"{path}:{number}")
+        ids = ids_of_prompt(record, team.tokenizer, f"{path}:{number}")
         fields = ("text", "tokens", "sources", "p_defer", "threshold", "finish_reason", "expert_calls")
         answers.append(Generation(ids, *(record[name] for name in fields)))
     return answers

@@ -7,10 +7,11 @@ from typing import Any
 from rich.console import Console
 
 from colm_jax.checkpoints.directory import resolve
+from colm_jax.checks import INT32, check_number, check_whole
 from colm_jax.data.records import read_jsonl
 from colm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from colm_jax.errors import UserError
-from colm_jax.pipeline.files import prompt_ids
+from colm_jax.pipeline.files import ids_of_prompt
 from colm_jax.pipeline.reporting import REPORT
 from colm_jax.report.contents import Answer, Piece, Report, Table
 from colm_jax.report.store import load_report
@@ -115,26 +116,34 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> An
     Raises:
       UserError: a field of the contract is missing, or lists are not of one length.
     """
-    for name in ("prompt", "text", "tokens", "sources"):
-        if name not in line:
-            raise UserError(f"{where}: no {name!r}; colm show reads what colm generate writes")
+    for name, kind in (("prompt", str | list), ("text", str), ("tokens", list), ("sources", list)):
+        if not isinstance(line.get(name), kind):
+            found = f"has {line[name]!r:.60} as" if name in line else "has no"
+            raise UserError(f"{where}: {found} {name!r}; colm show reads what colm generate writes")
     tokens, sources = line["tokens"], line["sources"]
+    for name in ("tokens", "sources"):
+        for number in line[name]:
+            check_whole(f"{where}: each of {name!r}", number, most=INT32)
+    for name in ("p_defer", "threshold"):
+        if not isinstance(line.get(name), list | None):
+            raise UserError(f"{where}: {name!r} must be a list or null, got {line[name]!r:.60}")
+        for rate in line.get(name) or []:
+            check_number(f"{where}: each of {name!r}", rate, 0, 1)
     rates = line.get("p_defer") or [None] * len(tokens)
     if not len(tokens) == len(sources) == len(rates):
         raise UserError(
             f"{where}: tokens, sources and p_defer have {len(tokens)}, {len(sources)}, {len(rates)} entries"
         )
     prompt = line["prompt"]
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
+    if isinstance(prompt, list) and prompt and all(isinstance(message, dict) for message in prompt):
         prompt = "\n".join(map(_message, prompt))
     elif isinstance(prompt, list):
-        prompt = tokenizer.decode(prompt) if tokenizer else f"({len(prompt)} tokens)"
-    elif not isinstance(prompt, str):
-        raise UserError(f"{where}: 'prompt' must be a string, messages or ids, got {prompt!r:.60}")
+        ids = [check_whole(f"{where}: each of 'prompt'", token, most=INT32) for token in prompt]
+        prompt = tokenizer.decode(ids) if tokenizer else f"({len(ids)} tokens)"
     threshold = (line.get("threshold") or [None])[-1]
     if tokenizer is None:
         return Answer(prompt, (Piece(line["text"], 0, None),) if line["text"] else (), None, None, threshold)
-    text = GeneratedText(tokenizer.token_bytes, prompt_ids(line, tokenizer, where))
+    text = GeneratedText(tokenizer.token_bytes, ids_of_prompt(line, tokenizer, where))
     text.extend(tokens)
     text.finish()
     pieces = cut(text.pieces, len(line["text"]))

@@ -110,7 +110,7 @@ class Stage:
         A directory that an earlier run began for the same inputs and settings is handed to `work` as it is; one begun
         for others is emptied first. `work` writes each file beside its place and renames it. Where it finds the inputs
         wrong before it has written a file, no directory stays behind. Of several processes all do the work together,
-        and the first keeps the directory's books. On disk, the directory is locked meanwhile.
+        and the first writes the manifest. On disk, the directory is locked meanwhile.
 
         Args:
           inputs: hashes of what the stage reads, by name.
@@ -165,7 +165,7 @@ class Stage:
             (self.directory / STARTED).unlink()
 
     def _read(self, name: str) -> dict[str, Any]:
-        """One of the directory's books.
+        """One of the bookkeeping files.
 
         Raises:
           UserError: it is damaged. It may also be another program's, so nothing is removed.

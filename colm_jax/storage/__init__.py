@@ -32,6 +32,7 @@ from colm_jax.storage.locks import locked
 from colm_jax.storage.text import (
     check_regular,
     check_unicode,
+    decode_lines,
     kind_of,
     parse_json,
     read_json,
@@ -49,6 +50,7 @@ __all__ = [
     "checksums",
     "copy_file",
     "damaged_is_one_line",
+    "decode_lines",
     "entries",
     "files_below",
     "in_bucket",

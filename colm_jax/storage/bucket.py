@@ -184,7 +184,7 @@ def _answered(address: str) -> Iterator[None]:
             raise MachineError(
                 f"{address}: no room for a copy; name a folder on a larger disk by COLM_CACHE"
             ) from error
-        raise MachineError(f"{address}: Cloud Storage did not do it: {said}; the same command goes on") from error
+        raise MachineError(f"{address}: Cloud Storage failed: {said}; rerun the same command to resume") from error
 
 
 def facts(path: Path) -> Facts:

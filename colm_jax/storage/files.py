@@ -101,7 +101,7 @@ def damaged_is_one_line(path: Path) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: damaged ({said}); delete it and give the same command again") from None
+        raise UserError(f"{path}: damaged ({said}); delete it and rerun the same command") from None
 
 
 def size_of(path: Path) -> int:
@@ -190,9 +190,8 @@ def _copies(directory: Path, found: dict[str, bucket.Facts]) -> Path:
         for parts in ([str(directory), *found], [facts.generation for facts in found.values()])
     )
     folder = _cache() / address / content
-    with locked(
-        _cache() / f"{address}.lock", f"COLM_CACHE {_cache()}", wait=True
-    ):  # of several processes of a host one copies for all
+    # Of several processes of a host one copies for all.
+    with locked(_cache() / f"{address}.lock", f"COLM_CACHE {_cache()}", wait=True):
         if folder.is_dir():
             return folder
         needed, free = sum(facts.size for facts in found.values()), shutil.disk_usage(_cache()).free
@@ -290,7 +289,7 @@ def _saying_where(path: Path, remedy: str = "free space") -> Iterator[None]:
         said = no_room(error)
         if said is None or isinstance(error, MachineError):
             raise
-        raise MachineError(f"{path}: {said}; {remedy} and give the same command again") from error
+        raise MachineError(f"{path}: {said}; {remedy} and rerun the same command") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Locks on disk: what two processes must not do at the same time, one of them does.
+"""Locks on disk, which keep two processes out of one directory.
 
 A lock is `flock` on a small file, so that it ends with the process that holds it, however that ends. The file says who
 holds it and is removed when the lock is released. A bucket has no locks.

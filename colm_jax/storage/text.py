@@ -72,11 +72,19 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: file is missing") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    data = without_mark(data, path)
+    return decode_lines(without_mark(data, path), path)
+
+
+def decode_lines(data: bytes, path: Path, first: int = 1) -> str:
+    """Lines of UTF-8 as text, their ends as "\\n"; `first` is the number of the first one.
+
+    Raises:
+      UserError: naming file and line, for other encodings.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = first + data.count(b"\n", 0, error.start)
         raise UserError(f"{path}:{line}: not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

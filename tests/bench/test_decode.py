@@ -228,7 +228,7 @@ def test_peak_memory_counts_what_a_program_adds(donated, arrays):
     "settings, message",
     [
         ({"expert_width": 1000, "expert_heads": 16}, "expert_width 1000 must be a multiple of expert_heads 16"),
-        ({"new_tokens": 1}, "new_tokens must be a whole number of at least 2, got 1"),
+        ({"new_tokens": 1}, "new_tokens must be a whole number from 2 to 2147483647, got 1"),
         ({"batch_size": 1}, "batch_size"),
         ({"prompt_tokens": 0}, "prompt_tokens"),
         ({"rates": ()}, "rates"),

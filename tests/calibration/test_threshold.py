@@ -7,7 +7,7 @@ import pytest
 
 from colm_jax import CoLM
 from colm_jax.calibration.answers import Answers
-from colm_jax.calibration.threshold import Calibration, Point, calibrate, choose, fill
+from colm_jax.calibration.threshold import Calibration, Point, calibrate, choose, fill, prompt_of
 from colm_jax.data.records import Example, Examples, encode_examples
 from colm_jax.errors import UserError
 from colm_jax.scoring import greedy_choices
@@ -151,6 +151,21 @@ def test_generations_need_prompts(team):
     examples = encode_examples(records, team.tokenizer, team.context, "dev", team.allowed)
     with pytest.raises(UserError, match="dev:1: a task, and generations as source, need lines with a prompt"):
         calibrate(team, records, examples, None, Calibration(source="generations"))
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt"),
+    [
+        ({"prompt": "a", "completion": "b"}, {"prompt": "a"}),
+        ({"text": "x", "messages": ["a", "b"]}, None),  # a text, whatever else stands beside it
+        ({"text": "x", "messages": 5}, None),
+        ({"input_ids": [1, 2], "messages": "ab"}, None),
+        ({"messages": []}, None),
+        ({"messages": [{"role": "user", "content": "a"}]}, None),
+    ],
+)
+def test_a_lines_prompt_is_found_whatever_its_other_keys_hold(record, prompt):
+    assert prompt_of(record) == prompt
 
 
 def curve_of(grid, right, rates):

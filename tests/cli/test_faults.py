@@ -51,12 +51,12 @@ def test_a_path_of_the_arguments_is_the_users_and_any_other_the_machines(ending,
         (system(errno.EIO, "/a", "/b"), "/a to /b: Input/output error; rerun the same command to resume"),
         (OSError("no errno\nof a library"), "no errno of a library; rerun the same command to resume"),
         (MemoryError(), "no memory left on this machine"),
-        (system(errno.ENOSPC, "/a"), "no space left on the disk (/a); free space and give the same command again"),
-        (system(errno.EDQUOT, "/a"), "the disk quota is used up (/a); free space and give the same command again"),
+        (system(errno.ENOSPC, "/a"), "no space left on the disk (/a); free space and rerun the same command"),
+        (system(errno.EDQUOT, "/a"), "the disk quota is used up (/a); free space and rerun the same command"),
         (
             ValueError("Error writing file: [OS error 28: ENOSPC No space left on device]"),
             "no space left on the disk (Error writing file: [OS error 28: ENOSPC No space left on device]); free space "
-            "and give the same command again",
+            "and rerun the same command",
         ),
     ],
 )
@@ -96,6 +96,25 @@ sys.exit(main(["evaluate", "--task", "exact", "--predictions", "p", "--reference
     process.stdout = None
     assert process.communicate(b"")[1] == b""
     assert process.returncode == 0
+
+
+def test_a_failure_is_reported_although_the_reader_of_the_output_has_ended(tmp_path):
+    program = """
+import sys
+from colm_jax.cli import commands
+from colm_jax.cli.main import main
+def fail(flags):
+    raise PermissionError(13, "Permission denied", "/data/model.safetensors")
+commands.evaluate = fail
+sys.stdin.read()
+sys.exit(main(["evaluate", "--task", "exact", "--predictions", "p", "--references", "r", "--out", sys.argv[1]]))
+"""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "never-written")], **pipes)
+    process.stdout.close()
+    process.stdout = None
+    assert b"/data/model.safetensors: Permission denied" in process.communicate(b"")[1]
+    assert process.returncode == 1
 
 
 def test_a_full_disk_behind_standard_output_is_one_line(tmp_path, monkeypatch, capfd):

@@ -104,9 +104,9 @@ def test_places_where_nothing_can_be_written_are_one_line(tmp_path, capsys, comm
 
 
 def test_a_name_leaves_room_for_what_lies_beside_it(tmp_path):
-    assert out.check_out(str(tmp_path / ("n" * 246)), is_file=True)
+    assert out.check_out(str(tmp_path / ("n" * 244)), is_file=True)
     with pytest.raises(UserError, match="a name of 256 bytes"):
-        out.check_out(str(tmp_path / ("n" * 247)), is_file=True)
+        out.check_out(str(tmp_path / ("n" * 245)), is_file=True)
     assert out.check_out(str(tmp_path / ("n" * 255)), is_file=False)
     os.mkfifo(tmp_path / "a.jsonl.part")
     with pytest.raises(UserError, match=r"a\.jsonl\.part, which is needed meanwhile, is a pipe"):
@@ -155,6 +155,14 @@ def test_a_second_command_is_refused_at_once_and_the_first_leaves_no_lock(tmp_pa
     monkeypatch.setattr(commands, command, work)
     assert main(arguments) == 0
     assert not (tmp_path / "new").exists()
+
+
+def test_a_lock_file_of_another_program_beside_the_output_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "poetry.lock").write_text("packages")
+    monkeypatch.setattr(commands, "evaluate", lambda flags: None)
+    assert main(["evaluate", *COMMANDS["evaluate"], "--out", str(tmp_path / "poetry")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["poetry.lock"]
+    assert (tmp_path / "poetry.lock").read_text() == "packages"
 
 
 def test_jobs_of_one_sweep_share_its_directory(tmp_path, monkeypatch):

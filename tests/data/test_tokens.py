@@ -164,7 +164,7 @@ def test_a_bad_file_leaves_nothing(lines, said, tokenizer, tmp_path):
 
 def test_the_line_that_is_no_utf_8_is_named(tokenizer, tmp_path):
     (tmp_path / "d.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
-    with pytest.raises(UserError, match=r"d.jsonl: not UTF-8 text: line 2"):
+    with pytest.raises(UserError, match=r"d.jsonl:2: not UTF-8 text"):
         tokenise(tmp_path / "d.jsonl", tokenizer, 8, tmp_path / "tokens")
 
 

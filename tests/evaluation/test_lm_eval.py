@@ -122,10 +122,16 @@ def test_a_choice_that_melts_into_the_context_is_no_certainty(merging):
         assert log_prob < -0.01
 
 
-@pytest.mark.parametrize("context", ["qa", ""])
+@pytest.mark.parametrize("context", ["qa", "qa ", ""])
 def test_a_continuation_without_a_token_is_refused(merging, context):
     with pytest.raises(UserError, match="test: request 2: the continuation '' has no token of its own"):
         merging.loglikelihood([request("q", "a"), request(context, "")])
+
+
+@pytest.mark.parametrize("text", ["", "<s>"])
+def test_an_empty_text_is_refused(merging, text):
+    with pytest.raises(UserError, match="test: request 1: an empty text has no likelihood"):
+        merging.loglikelihood_rolling([request(text)])
 
 
 def test_a_text_that_begins_with_bos_has_one(merging):

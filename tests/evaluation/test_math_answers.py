@@ -32,6 +32,8 @@ from tests.evaluation.grading_table import SAID, right_pairs, wrong_pairs
         (r"\text{Evelyn}", "evelyn"),
         (r"\text{(C)}", "C"),
         ("x=5", "5"),
+        ("5 = x", "5"),
+        ("y=2x+1", "2x+1 = y"),
         (r"x \in [-2,7]", r"\left[-2, 7\right]"),
         (r"\left( \frac{3}{2}, -13 \right)", "(3/2,-13)"),
         (r"1 \pm \sqrt{19}", r"1-\sqrt{19}, 1+\sqrt{19}"),

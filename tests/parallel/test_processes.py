@@ -74,7 +74,7 @@ def test_two_processes_score_as_one_does_also_where_one_was_killed(tmp_path, com
     assert codes[dies] == -signal.SIGKILL and codes[1 - dies] not in (0, 2), outputs
     for number, output in enumerate(outputs):  # also for the one that could not say anything any more
         assert f"colm: process {number} of 2 has ended before its work was done" in output.splitlines()[-1]
-        assert "the same command goes on from what is saved" in output.splitlines()[-1]
+        assert "rerun the same command to resume from what is saved" in output.splitlines()[-1]
     codes, outputs = end(jobs(score, two, 2))
     assert codes == [0, 0], outputs
     assert not any("has ended before" in output for output in outputs)

@@ -422,7 +422,7 @@ def test_a_model_is_trained_alone(tmp_path, inputs):
         ({"strategies": ("defer", "best")}, "strategy must be one of"),
         ({"strategies": ("random", "defer")}, "random defers as often as defer does, which must stand before it"),
         ({"strategies": ("random",)}, "bind Run.random_rate"),
-        ({"random_rate": 1.5}, "random_rate must be from 0 to 1"),
+        ({"random_rate": 1.5}, "random_rate must be a number from 0 to 1"),
         ({"experts": ()}, "needs at least one --expert"),
         ({"experts": ("a", "b"), "strategies": ("proxy",)}, "proxy takes one expert"),
         ({"experts": ("a", "b"), "strategies": ("contrastive",)}, "'contrastive' needs 1 expert"),

@@ -13,7 +13,7 @@ from tests.text.vocabularies import save
 
 def shown(path, base, number=None):
     console = Console(record=True, width=100)
-    show_path(path, str(base), number, False, 0, console)
+    show_path(path, base and str(base), number, False, 0, console)
     return console.export_text()
 
 
@@ -45,3 +45,26 @@ def test_another_models_tokenizer_is_refused(answer_file):
     write, directory = answer_file
     with pytest.raises(UserError, match=r"answers.jsonl:1: the tokenizer of .*--base"):
         shown(write("the😀b "), directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokens": ["a"]}, "each of 'tokens' must be a whole number"),
+        ({"tokens": [-1]}, "each of 'tokens' must be a whole number"),
+        ({"tokens": 5}, "has 5 as 'tokens'"),
+        ({"sources": ["y"]}, "each of 'sources' must be a whole number"),
+        ({"text": 5}, "has 5 as 'text'"),
+        ({"threshold": 0.5}, "'threshold' must be a list or null"),
+        ({"p_defer": ["x"]}, "each of 'p_defer' must be a number"),
+        ({"prompt": None}, "has None as 'prompt'"),
+        ({"prompt": [{"role": "user", "content": "hi"}, "x"]}, "each of 'prompt' must be a whole number"),
+    ],
+)
+def test_a_line_of_another_form_is_named(answer_file, change, said):
+    write, directory = answer_file
+    path = write(" the😀b ")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
+    for base in (directory, None):
+        with pytest.raises(UserError, match=rf"answers.jsonl:1: {said}"):
+            shown(path, base)

@@ -194,7 +194,7 @@ def test_a_full_disk_is_one_line_and_the_stage_goes_on_where_it_was(tmp_path, wr
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    with pytest.raises(MachineError, match=r"s/rest: .*; free space and give the same command again"):
+    with pytest.raises(MachineError, match=r"s/rest: .*; free space and rerun the same command"):
         stage.run({}, {}, fills)
     assert stage.run({}, {}, work(log))
     assert log == [["half", "started.json"]]

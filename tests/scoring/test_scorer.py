@@ -184,9 +184,7 @@ def test_a_damaged_shard_is_named_and_made_again_where_it_is_deleted(tmp_path):
         whole = shard.read_bytes()
         for size in (0, 4, 60, len(whole) - 30):
             shard.write_bytes(whole[:size])
-            with pytest.raises(
-                UserError, match=rf"{shard.name}: damaged .*; delete it and give the same command again"
-            ):
+            with pytest.raises(UserError, match=rf"{shard.name}: damaged .*; delete it and rerun the same command"):
                 read()
         shard.unlink()
     score_to_directory(decoder, examples, tmp_path / "s")

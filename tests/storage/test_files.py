@@ -220,7 +220,11 @@ def http_error(code, message):
     [
         (lambda: http_error(401, "Anonymous caller"), MachineError, "gcloud auth application-default login"),
         (lambda: OSError("Forbidden: b/x\nno storage.objects.list"), UserError, "Storage Object User"),
-        (lambda: http_error(503, "Backend Error"), MachineError, "Backend Error, 503; the same command goes on"),
+        (
+            lambda: http_error(503, "Backend Error"),
+            MachineError,
+            "503; rerun the same command to resume",
+        ),
         (lambda: ConnectionError("unreachable"), MachineError, "unreachable"),
     ],
 )

@@ -74,7 +74,7 @@ def test_long_and_strange_values_make_short_names_that_differ():
         ({"random": {RATE: ("choice",)}, "samples": 2}, "choice needs values"),
         ({"random": {RATE: ("uniform", 0, 1)}}, "Sweep.samples 0: at least 1"),
         ({"grid": {RATE: (1.0,)}, "parallel": 0}, "parallel must be a whole number of at least 1"),
-        ({"grid": {RATE: (1.0,)}, "memory_gib": 0.0}, "memory_gib must be above 0"),
+        ({"grid": {RATE: (1.0,)}, "memory_gib": 0.0}, "memory_gib must be a number above 0"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings, message):

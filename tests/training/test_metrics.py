@@ -46,7 +46,7 @@ def test_a_full_disk_ends_training_and_does_not_hold_it(tmp_path, monkeypatch):
     def full(data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log._board._py_recordio_writer, "write", full)
+    monkeypatch.setattr(log._board._events._py_recordio_writer, "write", full)
     with pytest.raises(OSError, match="No space left"):
         log.write(1, {"loss": 0.5}, {})
     log.close()

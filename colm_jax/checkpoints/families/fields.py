@@ -1,7 +1,7 @@
 """A config.json while it is read: typed values, defaults, and what may stand in it although no family reads it.
 
-- A field that a family reads must have the right type. One that the file leaves out has the default of transformers'
-  configuration class for this model_type.
+- A field that a family reads must have the right type. Sizes and eps must be there; any other that the file leaves out
+  has the default of transformers' configuration class for this model_type.
 - A field that no family reads is accepted if that class does not know it or if it holds the class's default: it changes
   nothing. So are the fields of CHANGES_NOTHING, whatever they hold.
 - Every other field is an error: transformers knows it, and it is not implemented here. So are the fields of REFUSED,
