@@ -17,8 +17,14 @@ _SETTLED = tuple(
         (r"\\\}|\\rbrace(?![a-zA-Z])", "⦄"),
         (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![a-zA-Z])", ""),
         (r"\\[()\[\]]", ""),  # of \( \) and \[ \]
+        (r"\\(?:begin|end)\s*\{(?:aligned|align|gathered|gather|equation|split)\*?\}", ""),
+        (r"\\(?:text)?color\s*\{[a-zA-Z]+\}|\\(?:boldsymbol|bm|pmb)(?![a-zA-Z])", ""),
+        (r"\{\s*(\\(?:cdot|times))\s*\}", r"\1 "),
+        (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"(?<![\w.])(\d+|[a-zA-Z])\s*\^\s*\{\s*1\s*/\s*2\s*\}", r"\\sqrt{\1}"),
         (r"\\[!,;:> ]|~|\\q?quad(?![a-zA-Z])", " "),
         (_TEXT, r"\\text"),
+        (r"\\text\{\s*(?i:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?)\s*[:=]?\s*\}", ""),
         (r"\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}", " and "),
         (
             r"(?:\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])|°)"

@@ -108,7 +108,10 @@ def _read(text: str, depth: int, bare: bool = False) -> Hashable:
     if relations == ["="] and _NAME.fullmatch(f"{parts[1].strip()}="):  # 5 = x, as x = 5
         return _read(parts[0], depth + 1, bare)
     if relations:
-        return _related([_read(part, depth + 1) for part in parts], relations)
+        sides = [_read(part, depth + 1) for part in parts]
+        if set(relations) == {"="} and isinstance(sides[0], Fraction) and len(set(sides)) == 1:
+            return sides[0]  # one value in two ways of writing
+        return _related(sides, relations)
     parts, both = split(text, _PLUS_MINUS)
     if len(both) == 1:
         return _list([sign.join(parts) for sign in "+-"], depth)

@@ -18,7 +18,9 @@ _ANSWER = re.compile(
 )
 _MATH = r"(?:\$\$.+?\$\$|\$(?!\s)(?:\\\$|[^$\n])*?(?<=[^\s\\])\$(?!\d)|\\\(.+?\\\)|\\\[.+?\\\])"
 _MATHS = re.compile(rf"{_MATH}(?:\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*(?:{_MATH}|-?\d+(?:[./]\d+)*))*", re.DOTALL)
+_FORMULAS = re.compile(rf"{_MATHS.pattern}|`-?[\d.,/]+`", re.DOTALL)
 _BOLD = re.compile(r"(\*\*|__|\*|_)(?=\S)([^\n]+?)\1")
+_END_LENGTH = 2000  # characters at a text's end in which its last formula is looked for
 # Where an answer ends that nothing encloses: at the end of its line, sentence or bold print, or where a remark begins.
 _END = re.compile(
     r"\n|\*\*|</|\.(?=[\s*_]|$)|\s\((?=[a-zA-Z]{2})|"
@@ -73,12 +75,24 @@ def _first_answer(text: str, start: int) -> str:
     formula = re.search(r"[\d\\]", answer)
     if formula and (remark := _REMARK.search(answer, formula.end())):
         answer = answer[: remark.start()]
-    return answer.strip("*_\"”' \t")
+    return answer.strip("*_`\"”' \t")
+
+
+def last_formula(text: str) -> str | None:
+    """The last formula (or number in backquotes) of a text that has words before it; None where there is none.
+
+    "So we get $13$." names its answer in no usual way; "$1$ or $3$" is an answer itself.
+    """
+    end = text[-_END_LENGTH:]  # in which a formula that is never closed costs little
+    formulas = list(_FORMULAS.finditer(end))
+    if not formulas or not re.search("[a-zA-Z]{2}", _FORMULAS.sub(" ", end[: formulas[-1].start()])):
+        return None
+    return formulas[-1].group().strip("`")
 
 
 def answer_of(text: str) -> str | None:
-    """The answer of a solution: its last box, else what it marks, else what it says; None without any."""
-    for find in (last_boxed, marked, said):
+    """The answer of a solution: its last box, else what it marks, else what it says, else its last formula, or None."""
+    for find in (last_boxed, marked, said, last_formula):
         if (answer := find(text)) is not None:
             return answer
     return None

@@ -1,6 +1,6 @@
 import pytest
 
-from colm_jax.evaluation.said import answer_of, last_boxed, marked, said
+from colm_jax.evaluation.said import answer_of, last_boxed, last_formula, marked, said
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,22 @@ def test_the_last_box_that_is_closed_counts(text, answer):
 @pytest.mark.parametrize(
     "text, answer",
     [
+        ("The terms cancel, $a = b$. So we get $13$.", "$13$"),
+        (r"Hence\n\[ \frac{1}{2} \]", r"\[ \frac{1}{2} \]"),
+        ("The roots are $1$ and $-2$, as wanted.", "$1$ and $-2$"),
+        ("The sum telescopes to `16`.", "16"),
+        ("$1$ or $3$", None),  # an answer itself
+        ("no formula", None),
+        (r"words \(" * 30_000, None),
+    ],
+)
+def test_the_last_formula_counts_where_nothing_else_does(text, answer):
+    assert last_formula(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
         ("18 eggs\n#### 18", "18"),
         ("#### 18\n\nQuestion: Bo has 7 pens.\n#### 7", "18"),
         ("#### Step 1\nadd\n#### 2. Subtract\nso\n#### **5**", "**5**"),
@@ -46,6 +62,7 @@ def test_a_text_ends_at_its_first_mark_and_headings_are_none(text, answer):
         ("Answer: 12\nI hope so", "12"),
         ("The answer is: 6.5", "6.5"),
         ("**Answer**: 7", "7"),
+        ("Answer: `7`", "7"),
         ("**Final Answer:** 7 meters", "7 meters"),
         ("*Answer:* **$8$**", "$8$"),
         ("**The answer is 9.** I checked it.", "9"),
