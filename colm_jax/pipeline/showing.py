@@ -118,7 +118,7 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> An
     """
     for name, kind in (("prompt", str | list), ("text", str), ("tokens", list), ("sources", list)):
         if not isinstance(line.get(name), kind):
-            found = f"has {line[name]!r:.60} as" if name in line else "has no"
+            found = f"{line[name]!r:.60} as" if name in line else "no"
             raise UserError(f"{where}: {found} {name!r}; colm show reads what colm generate writes")
     tokens, sources = line["tokens"], line["sources"]
     for name in ("tokens", "sources"):

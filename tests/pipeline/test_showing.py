@@ -52,12 +52,12 @@ def test_another_models_tokenizer_is_refused(answer_file):
     [
         ({"tokens": ["a"]}, "each of 'tokens' must be a whole number"),
         ({"tokens": [-1]}, "each of 'tokens' must be a whole number"),
-        ({"tokens": 5}, "has 5 as 'tokens'"),
+        ({"tokens": 5}, "5 as 'tokens'"),
         ({"sources": ["y"]}, "each of 'sources' must be a whole number"),
-        ({"text": 5}, "has 5 as 'text'"),
+        ({"text": 5}, "5 as 'text'"),
         ({"threshold": 0.5}, "'threshold' must be a list or null"),
         ({"p_defer": ["x"]}, "each of 'p_defer' must be a number"),
-        ({"prompt": None}, "has None as 'prompt'"),
+        ({"prompt": None}, "None as 'prompt'"),
         ({"prompt": [{"role": "user", "content": "hi"}, "x"]}, "each of 'prompt' must be a whole number"),
     ],
 )
