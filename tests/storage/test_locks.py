@@ -1,4 +1,4 @@
-"""One process works where two must not; whoever comes later is told who it is, or waits."""
+"""One process works where two must not; a later one is refused with the holder's name, or waits."""
 
 import errno
 import os
