@@ -9,7 +9,6 @@ import numpy as np
 
 from colm_jax.checks import check_number, check_seed, check_whole
 from colm_jax.data.records import encode_fitting_prompt
-from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.engine import Answer, Options, Request
 from colm_jax.decoding.parking import Parking
@@ -18,6 +17,7 @@ from colm_jax.decoding.schedule import SCHEDULES, check_schedule, check_threshol
 from colm_jax.decoding.strategies import Strategy
 from colm_jax.errors import UserError
 from colm_jax.text.generated import GeneratedText
+from colm_jax.text.tokenizer import Tokenizer
 
 Prompt = str | dict[str, Any]
 T = TypeVar("T")

@@ -10,12 +10,12 @@ from colm_jax import CoLM
 from colm_jax.checkpoints.team import load_base, make_gate, save_reference
 from colm_jax.cli.main import main
 from colm_jax.data.records import encode_prompt
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
 from colm_jax.generation import Generation, Settings
 from colm_jax.pipeline.files import write_answers, write_generations
 from colm_jax.pipeline.reporting import read_generations
+from colm_jax.text.tokenizer import load_tokenizer
 from tests.text.vocabularies import save
 from tests.tiny import CHAT_TEMPLATE, WORDS, write_model, write_tokenizer
 

@@ -16,12 +16,12 @@ from colm_jax.checkpoints.directory import resolve, revision, weight_files
 from colm_jax.checkpoints.families import FAMILIES
 from colm_jax.checkpoints.huggingface import DTYPES, abstract_decoder, match_tensors, parts_of, read_config
 from colm_jax.checkpoints.team import TEAM_FILE
-from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
 from colm_jax.parallel import spec_of
 from colm_jax.storage import path_of, read_json
+from colm_jax.text.tokenizer import load_tokenizer, shared_vocabulary
 
 
 def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, Any]:

@@ -15,11 +15,10 @@ from safetensors import SafetensorError, safe_open
 from colm_jax.errors import UserError
 from colm_jax.storage import in_bucket, path_of, read_json, read_range, size_of
 
-DEFER_TOKEN = "<|defer|>"  # of the original Co-LLM's format
 _SINGLE, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 _IGNORED = ["consolidated*", "*/*"]  # the same weights once more, for other programs
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; the library refuses longer ones
-FETCHED = ["*.json", "*.model", "*.jinja"]  # all but weights
+_FETCHED = ["*.json", "*.model", "*.jinja"]  # all but weights
 
 
 def resolve(model: str | Path, weights: bool = True) -> Path:
@@ -45,7 +44,7 @@ def resolve(model: str | Path, weights: bool = True) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = [*FETCHED, "*.safetensors"] if weights else FETCHED
+        patterns = [*_FETCHED, "*.safetensors"] if weights else _FETCHED
         return Path(snapshot_download(name, revision=wanted or None, allow_patterns=patterns, ignore_patterns=_IGNORED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -55,30 +54,6 @@ def resolve(model: str | Path, weights: bool = True) -> Path:
 def revision(directory: Path) -> str | None:
     """The commit of a Hub snapshot (…/snapshots/COMMIT); None for a directory of one's own."""
     return directory.name if directory.parent.name == "snapshots" else None
-
-
-def token_ids(config: dict[str, Any], name: str, path: str | Path, vocab_size: int | None = None) -> tuple[int, ...]:
-    """Token ids that a config.json or generation_config.json names: one, several, or none.
-
-    Args:
-      config: the file's content.
-      name: of the field: null or a missing field is no id.
-      path: of the file, for errors.
-      vocab_size: ids lie below it; not given, the file's own where it has one.
-
-    Raises:
-      UserError: a value that is no token id, such as a string, a negative number or one beyond the vocabulary.
-    """
-    value = config.get(name)
-    if value is None:
-        return ()
-    size = config.get("vocab_size") if vocab_size is None else vocab_size
-    for token in value if isinstance(value, list) else [value]:
-        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
-            raise UserError(f"{path}: field {name!r} holds {token!r:.80}, which is no token id (0, 1, 2, ...)")
-        if isinstance(size, int) and token >= size:
-            raise UserError(f"{path}: field {name!r} holds {token}, and the model has only {size} tokens (from 0)")
-    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def weight_map(directory: Path) -> dict[str, str] | None:

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from colm_jax.checkpoints.directory import DEFER_TOKEN, weight_map
+from colm_jax.checkpoints.directory import weight_map
 from colm_jax.checkpoints.families import FAMILIES, Stored, from_huggingface
 from colm_jax.checkpoints.reader import TensorOnDisk, read_array, same_values, tensors_on_disk
 from colm_jax.errors import UserError
@@ -28,6 +28,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.models.quantize import QUANTIZED, quantize_kernel
 from colm_jax.parallel import is_first, spec_of, to_host
 from colm_jax.storage import read_json, replacing
+from colm_jax.text.special import DEFER_TOKEN
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 

@@ -15,8 +15,8 @@ from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import read_config
 from colm_jax.checkpoints.team import load_tokenizers, pinned, read_facts, read_gate
 from colm_jax.data.records import Examples, encode_examples, encode_fitting_prompt
-from colm_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from colm_jax.errors import UserError
+from colm_jax.text.tokenizer import Tokenizer, vocabulary_digest
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from colm_jax.checkpoints.directory import DEFER_TOKEN, resolve
+from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.families import to_huggingface
 from colm_jax.checkpoints.huggingface import DTYPES, Progress, load_model, read_config, save_tensors, to_tensors
 from colm_jax.checks import check_number
-from colm_jax.data.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
@@ -37,6 +36,8 @@ from colm_jax.storage import (
     working_directory,
     write_json,
 )
+from colm_jax.text.special import DEFER_TOKEN
+from colm_jax.text.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary
 
 GATE_FILE, TEAM_FILE = "gate.safetensors", "colm.json"
 FORMAT = 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from colm_jax import console
 from colm_jax.calibration.threshold import Calibration, decoded_prompts, references_of
 from colm_jax.calibration.threshold import calibrate as calibrate_team
 from colm_jax.checkpoints.directory import resolve
@@ -28,7 +29,6 @@ from colm_jax.evaluation.judges import judged_file, next_prompts
 from colm_jax.generation import Settings
 from colm_jax.models.lora import Lora
 from colm_jax.parallel import is_first, on_first, reshaped
-from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.run import Run

@@ -7,16 +7,16 @@ from typing import Any
 
 import jax
 
+from colm_jax import console
 from colm_jax.checkpoints.describe import describe, describe_pair
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import read_config
 from colm_jax.cli.flags import Flags, mesh_sizes
 from colm_jax.cli.gin_edge import make
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.errors import UserError
 from colm_jax.models.lora import Lora
 from colm_jax.parallel.mesh import MESH_AXES
-from colm_jax.pipeline import console
+from colm_jax.text.tokenizer import load_tokenizer
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
 

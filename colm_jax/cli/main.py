@@ -112,9 +112,9 @@ def _main(arguments: list[str]) -> int:
     flags.passed_on, flags.gin = passed_on, (files, bindings)
     import jax
 
+    from colm_jax import console
     from colm_jax.cli import commands, gin_edge, machines, out
     from colm_jax.parallel import is_first, join, witnessed
-    from colm_jax.pipeline import console
 
     gin_edge.parse(files, bindings)
     if checks_only:

@@ -11,9 +11,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
 from colm_jax.storage import check_unicode
+from colm_jax.text.tokenizer import Tokenizer
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template that marks what the assistant writes
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # names that transformers knows for it

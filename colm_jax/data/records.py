@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from colm_jax.data.chat import encode_conversation, encode_conversation_prompt
-from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
 from colm_jax.storage import check_unicode, decode_lines, parse_json, path_of, size_of, without_mark
+from colm_jax.text.tokenizer import Tokenizer
 
 DOCUMENT_BORDER = "<|endoftext|>"
 Records = Sequence[tuple[str, dict[str, Any]]]  # of a data file, each with its place

@@ -16,9 +16,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from colm_jax.data.records import INDEX, Example, Examples, Progress, encode_text, place, stream_records
-from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
 from colm_jax.storage import in_bucket, local_copies, make_directory, read_json, replacing, save_array, write_json
+from colm_jax.text.tokenizer import Tokenizer
 
 TEXTS, INDEX_FILE, SUMMARY = "texts.arrayrecord", "index.npy", "summary.json"
 _OPTIONS = "group_size:1,zstd:1"  # each text by itself: they are read in any order

@@ -35,7 +35,7 @@ from colm_jax.decoding.state import (
 from colm_jax.decoding.strategies import Strategy
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
-from colm_jax.parallel import batch_sharding_of, heed_stop, to_host
+from colm_jax.parallel import heed_stop, to_host
 from colm_jax.seeds import random_key
 
 TURNS = 16  # of one scan, and steps of the base in it: how often the host looks
@@ -117,7 +117,7 @@ class Engine:
         base_graph, base_state = nnx.split(base.unstacked())
         split = [nnx.split(expert.unstacked()) for expert in experts]
         gate_graph, gate_state = (None, None) if gate is None else nnx.split(gate)
-        spreads = [batch_sharding_of(decoder) for decoder in (base, *experts)]
+        spreads = [decoder.batch_sharding for decoder in (base, *experts)]
         meshes = [None if spread is None else spread.mesh for spread in spreads]
         self._kinds = [(d.config, d.dtype, mesh) for d, mesh in zip((base, *experts), meshes)]
         self._graphs = Graphs(base_graph, tuple(graph for graph, _ in split), gate_graph)

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 from flax import nnx
 
+from colm_jax import console
 from colm_jax.calibration.threshold import Calibration
 from colm_jax.checks import check_seed
 from colm_jax.data.records import read_jsonl
 from colm_jax.demo.pair import TEXTS, TRAINING, make_pair
 from colm_jax.evaluation.cost import BYTES
 from colm_jax.evaluation.tasks import score_answers
-from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.files import write_generations
 from colm_jax.pipeline.reporting import (

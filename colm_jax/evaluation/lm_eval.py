@@ -15,6 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from scipy.special import log_softmax, logsumexp
 
+from colm_jax import console
 from colm_jax.checkpoints.outline import outline_team
 from colm_jax.checks import check_seed, check_whole
 from colm_jax.data.chat import Conversation
@@ -22,7 +23,6 @@ from colm_jax.decoding.schedule import check_threshold
 from colm_jax.decoding.strategies import find_strategy
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh
-from colm_jax.pipeline import console
 from colm_jax.team import CoLM, Scored
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

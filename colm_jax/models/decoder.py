@@ -19,6 +19,7 @@ from colm_jax.models.config import ModelConfig
 from colm_jax.models.feed_forward import FeedForward, MixtureFeedForward
 from colm_jax.models.layers import Linear, Maker, RMSNorm, precision_of
 from colm_jax.models.ragged import Ragged
+from colm_jax.parallel import batch_sharding
 
 _NO_WINDOW = np.iinfo(np.int32).max
 
@@ -121,6 +122,12 @@ class Decoder(nnx.Module):
     def dtype(self) -> jnp.dtype:
         """The type of activations and cache, and of weights that are not quantised."""
         return self.embedding[...].dtype
+
+    @property
+    def batch_sharding(self) -> jax.sharding.NamedSharding | None:
+        """How batches are sharded over the mesh that holds the weights; None on one device without a mesh."""
+        where = self.embedding.get_value().sharding
+        return batch_sharding(where.mesh) if isinstance(where, jax.sharding.NamedSharding) else None
 
     def __call__(
         self,

@@ -3,7 +3,6 @@
 from colm_jax.parallel.mesh import (
     RULES,
     batch_sharding,
-    batch_sharding_of,
     global_batch,
     local_rows,
     make_mesh,
@@ -21,7 +20,6 @@ __all__ = [
     "asked_to_stop",
     "barrier",
     "batch_sharding",
-    "batch_sharding_of",
     "global_batch",
     "heed_stop",
     "is_first",

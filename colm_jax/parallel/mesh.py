@@ -133,12 +133,6 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding_of(decoder: Any) -> NamedSharding | None:
-    """How batches lie on the mesh that holds a decoder; None where it is on one device without a mesh."""
-    where = decoder.embedding.get_value().sharding
-    return batch_sharding(where.mesh) if isinstance(where, NamedSharding) else None
-
-
 def replicate(value: Any, batch: NamedSharding | None) -> Any:
     """Inside a program: the value whole on each device of a batch's mesh, so that every process can read it."""
     return value if batch is None else jax.lax.with_sharding_constraint(value, replicated(batch.mesh))

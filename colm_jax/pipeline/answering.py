@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from colm_jax import console
 from colm_jax.calibration.threshold import references_of
 from colm_jax.checkpoints.team import load_base
 from colm_jax.evaluation.tasks import score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.generation import Settings
 from colm_jax.parallel import is_first, on_first
-from colm_jax.pipeline import console
 from colm_jax.pipeline.config import UNTRAINED
 from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.stage import Stage

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from colm_jax.data.records import encode_prompt, prompt_key
-from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.generation import Generation, Settings
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.stage import plain
 from colm_jax.storage import GrowingFile, copy_file, in_bucket, make_directory, read_lines, write_text
 from colm_jax.team import CoLM
+from colm_jax.text.tokenizer import Tokenizer
 
 
 def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any]:

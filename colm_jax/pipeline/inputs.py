@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from colm_jax import console
 from colm_jax.calibration.threshold import decoded_prompts, prompt_of, references_of
 from colm_jax.checkpoints.huggingface import match_tensors
 from colm_jax.checkpoints.outline import outline_team
@@ -13,7 +14,6 @@ from colm_jax.checkpoints.team import Base, load_base, load_expert
 from colm_jax.data.records import read_jsonl, stream_records
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh, on_first, reshaped, to_host
-from colm_jax.pipeline import console
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.stage import hash_model
 from colm_jax.storage import path_of, sha256_of

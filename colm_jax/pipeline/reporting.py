@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from colm_jax import console
 from colm_jax.data.records import Examples
 from colm_jax.data.tokens import counts
 from colm_jax.evaluation.cost import BYTES
 from colm_jax.evaluation.tasks import reference_of
 from colm_jax.parallel import is_first
-from colm_jax.pipeline import console
 from colm_jax.pipeline.answering import GRADES
 from colm_jax.pipeline.files import ids_of_prompt
 from colm_jax.pipeline.stage import Stage

@@ -13,18 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from colm_jax import console
 from colm_jax.calibration.threshold import calibrate
 from colm_jax.checkpoints.card import model_card
 from colm_jax.checkpoints.directory import revision
 from colm_jax.checkpoints.huggingface import read_config
 from colm_jax.checkpoints.team import Base, load_base, make_gate, save_team
 from colm_jax.data.records import Examples
-from colm_jax.data.tokenizer import vocabulary_digest
 from colm_jax.data.tokens import counts, open_tokens, tokenise
 from colm_jax.errors import UserError
 from colm_jax.labels import weak_labels
 from colm_jax.parallel import is_first, on_first
-from colm_jax.pipeline import console
 from colm_jax.pipeline.answering import evaluate, generate
 from colm_jax.pipeline.config import STAGES, RunConfig
 from colm_jax.pipeline.files import link
@@ -43,6 +42,7 @@ from colm_jax.storage import (
     write_text,
 )
 from colm_jax.team import CoLM
+from colm_jax.text.tokenizer import vocabulary_digest
 from colm_jax.training.gate_fit import Fit, initial_gate, train_gate
 from colm_jax.training.positions import Positions
 from colm_jax.training.trainer import train

@@ -9,7 +9,6 @@ from rich.console import Console
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checks import INT32, check_number, check_whole
 from colm_jax.data.records import read_jsonl
-from colm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from colm_jax.errors import UserError
 from colm_jax.pipeline.files import ids_of_prompt
 from colm_jax.pipeline.reporting import REPORT
@@ -18,6 +17,7 @@ from colm_jax.report.store import load_report
 from colm_jax.report.terminal import show_answer, show_results, show_sections, show_tokens
 from colm_jax.storage import absolute, in_bucket
 from colm_jax.text.generated import GeneratedText, cut
+from colm_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 
 def show_path(path: Path, base: str | None, number: int | None, changed: bool, most: int, console: Console) -> None:

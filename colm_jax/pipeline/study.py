@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from colm_jax.data.records import Examples
-from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.evaluation.gate import Agreement, agreement
 from colm_jax.parallel import is_first, on_first
 from colm_jax.report.contents import View
@@ -19,6 +18,7 @@ from colm_jax.scoring.candidates import Candidates, find_candidates
 from colm_jax.storage import read_json, read_lines, write_json, write_text
 from colm_jax.team import CoLM, Generation
 from colm_jax.text.generated import GeneratedText
+from colm_jax.text.tokenizer import Tokenizer
 
 CANDIDATES, AGREEMENT = "candidates.jsonl", "agreement.json"
 END = "⟨end⟩"  # shown for the end-of-text token, which has no text

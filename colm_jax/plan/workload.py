@@ -7,8 +7,8 @@ from pathlib import Path
 
 from colm_jax.checks import check_number, check_whole
 from colm_jax.data.records import encode_text, place, stream_records
-from colm_jax.data.tokenizer import Tokenizer
 from colm_jax.errors import UserError
+from colm_jax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.data.records import Example, Examples
 from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import batch_sharding_of, replicate
+from colm_jax.parallel import replicate
 from colm_jax.scoring.head import by_chunks
 from colm_jax.scoring.scorer import Progress, batches
 
@@ -88,7 +88,7 @@ def find_candidates(
     if not numbers:
         return found
     graph, state = nnx.split(decoder)
-    spread = batch_sharding_of(decoder)
+    spread = decoder.batch_sharding
     for rows, batch in batches(examples, range(len(numbers)), spread):
         columns = _candidates_batch(graph, state, batch.tokens, allowed, spread, top)
         host = [np.asarray(column) for column in columns]

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from colm_jax.data.records import Examples
 from colm_jax.models.decoder import Decoder
-from colm_jax.parallel import batch_sharding_of, replicate
+from colm_jax.parallel import replicate
 from colm_jax.scoring.scorer import Progress, batches, check_count, check_digest, write_shards
 from colm_jax.storage import damaged_is_one_line, local_copies, read_json, replacing, write_json
 
@@ -42,7 +42,7 @@ def hidden_to_directory(
     texts these are says shard-NNNNN.json, which is written first.
     """
     graph, state = nnx.split(decoder)
-    spread = batch_sharding_of(decoder)
+    spread = decoder.batch_sharding
 
     def write(path: Path | None, numbers: Sequence[int]) -> None:
         shape = int(examples.index["targets"][np.asarray(numbers)].sum()), decoder.config.width

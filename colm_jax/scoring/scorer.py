@@ -18,7 +18,7 @@ from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
-from colm_jax.parallel import barrier, batch_sharding_of, heed_stop, on_first, replicate
+from colm_jax.parallel import barrier, heed_stop, on_first, replicate
 from colm_jax.scoring.head import head_argmax, head_scores
 from colm_jax.storage import damaged_is_one_line, entries, local_copies, make_directory, replacing
 
@@ -120,7 +120,7 @@ def _passes(
 ) -> Iterator[tuple[Sequence[int], tuple]]:
     """The examples' scores, a batch at a time: which examples, and the results of `score_batch`."""
     graph, state = nnx.split(decoder)
-    spread = batch_sharding_of(decoder)
+    spread = decoder.batch_sharding
     for rows, batch in batches(examples, numbers, spread):
         yield rows, score_batch(graph, state, batch.tokens, allowed, spread, gate)
 
@@ -164,7 +164,7 @@ def _argmax_batch(graph, state, tokens, allowed, spread):
 def greedy_choices(decoder: Decoder, examples: Examples, allowed: np.ndarray | None = None) -> list[np.ndarray]:
     """Of each text, int32 [n-1]: which token the model itself would write at each position, among the allowed."""
     graph, state = nnx.split(decoder)
-    spread = batch_sharding_of(decoder)
+    spread = decoder.batch_sharding
     found: list[np.ndarray] = []
     for rows, batch in batches(examples, range(len(examples.items)), spread):
         found += _texts(examples, rows, _argmax_batch(graph, state, batch.tokens, allowed, spread))

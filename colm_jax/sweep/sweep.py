@@ -10,7 +10,7 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table as RichTable
 
-from colm_jax.pipeline import console
+from colm_jax import console
 from colm_jax.pipeline.reporting import write_files
 from colm_jax.report.terminal import show_results
 from colm_jax.storage import write_json, write_text

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate, p_defer
 from colm_jax.objectives import em_loss, marginal_nll, responsibilities, sft_loss, weak_loss
-from colm_jax.parallel import batch_sharding, batch_sharding_of, on_mesh, replicated, shardings
+from colm_jax.parallel import batch_sharding, on_mesh, replicated, shardings
 from colm_jax.scoring.head import head_scores
 from colm_jax.training.config import Training
 
@@ -147,7 +147,7 @@ class TrainStep:
         self._gate_graph, self._gate = nnx.split(gate)
         split = [nnx.split(expert) for expert in experts]
         self._expert_graphs = [graph for graph, _ in split]
-        self._expert_spreads = [batch_sharding_of(expert) for expert in experts]
+        self._expert_spreads = [expert.batch_sharding for expert in experts]
         self.frozen = on_mesh(frozen, mesh), [state for _, state in split]  # of the base, of the experts
         self._optimizer = make_optimizer(settings, steps)
         parts = {"base": self._base, "gate": self._gate}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from colm_jax import console
 from colm_jax.bench import decode, torch_decode, torch_model
 from colm_jax.bench.config import DecodeBench
 from colm_jax.bench.decode import Ours, Written
@@ -19,7 +20,6 @@ from colm_jax.decoding.engine import Engine
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
-from colm_jax.pipeline import console
 
 SIZES = {
     "vocab_size": 64,

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from colm_jax.checkpoints.directory import token_ids, weight_files
+from colm_jax.checkpoints.directory import weight_files
 from colm_jax.cli.main import main
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.errors import UserError
+from colm_jax.text.special import token_ids
+from colm_jax.text.tokenizer import load_tokenizer
 from tests.tiny import edit_json
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from colm_jax.checkpoints.huggingface import load_model, match_tensors
 from colm_jax.cli.main import main
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.errors import UserError
+from colm_jax.text.tokenizer import load_tokenizer
 from tests.models.families import CONFIGS, write_family
 
 

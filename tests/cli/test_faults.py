@@ -85,7 +85,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(output):
 import sys
 from colm_jax.cli import commands
 from colm_jax.cli.main import main
-from colm_jax.pipeline import console
+from colm_jax import console
 commands.evaluate = lambda flags: {output}
 sys.stdin.read()
 sys.exit(main(["evaluate", "--task", "exact", "--predictions", "p", "--references", "r", "--out", sys.argv[1]]))

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from colm_jax.data.records import encode_example, encode_prompt
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.errors import UserError
+from colm_jax.text.tokenizer import load_tokenizer
 from tests.tiny import CHAT_TEMPLATE, WORDS, write_tokenizer
 
 TURNS = ("<|im_start|>", "<|im_end|>", "<think>")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from colm_jax.data.records import encode_example, encode_examples, encode_prompt, read_jsonl
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.errors import UserError
+from colm_jax.text.tokenizer import load_tokenizer
 from tests.tiny import CHAT_TEMPLATE, SPECIAL, WORDS, write_tokenizer
 
 BOS, EOS = 1, 2

@@ -10,9 +10,9 @@ import pytest
 
 from colm_jax.data.batches import collate
 from colm_jax.data.records import INDEX, Example, Examples, encode_examples, read_jsonl
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.data.tokens import StoredTexts, counts, open_tokens, tokenise
 from colm_jax.errors import UserError
+from colm_jax.text.tokenizer import load_tokenizer
 from tests.tiny import CHAT_TEMPLATE, write_tokenizer
 
 RECORDS = [

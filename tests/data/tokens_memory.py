@@ -13,8 +13,8 @@ import numpy as np
 
 from colm_jax.data.batches import collate, padded_length, shuffled
 from colm_jax.data.records import Examples
-from colm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from colm_jax.data.tokens import open_tokens, tokenise
+from colm_jax.text.tokenizer import Tokenizer, load_tokenizer
 from tests.checkpoints.load_memory import resident
 from tests.tiny import SPECIAL, write_tokenizer
 

@@ -10,7 +10,6 @@ import pytest
 
 import colm_jax.demo.pair as pair
 from colm_jax import CoLM
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.demo.problems import (
     EXAMPLE,
     KINDS,
@@ -23,6 +22,7 @@ from colm_jax.demo.problems import (
 )
 from colm_jax.demo.tokenizer import make_tokenizer, save_tokenizer
 from colm_jax.evaluation.numbers import last_number, same_number
+from colm_jax.text.tokenizer import load_tokenizer
 
 SEED = 3
 

@@ -12,10 +12,10 @@ import pytest
 
 from colm_jax import CoLM
 from colm_jax.cli.main import main
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.errors import UserError
 from colm_jax.evaluation.files import evaluate_files
 from colm_jax.objectives import marginal_nll
+from colm_jax.text.tokenizer import load_tokenizer
 from tests.tiny import SPECIAL, edit_json, write_model, write_team, write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's and its dependencies' own

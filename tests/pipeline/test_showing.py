@@ -5,9 +5,9 @@ import json
 import pytest
 from rich.console import Console
 
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.errors import UserError
 from colm_jax.pipeline.showing import show_path
+from colm_jax.text.tokenizer import load_tokenizer
 from tests.text.vocabularies import save
 
 

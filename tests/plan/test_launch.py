@@ -7,7 +7,6 @@ import pytest
 
 from colm_jax.cli.main import main
 from colm_jax.cli.parser import make_parser
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.plan.chips import CHIPS, Chip
 from colm_jax.plan.launch import (
     Machine,
@@ -24,6 +23,7 @@ from colm_jax.plan.launch import (
 )
 from colm_jax.plan.plan import Cost, Plan
 from colm_jax.plan.workload import Workload, count_texts
+from colm_jax.text.tokenizer import load_tokenizer
 from colm_jax.training.config import Training
 from tests.tiny import tiny_config, write_tokenizer
 

@@ -11,11 +11,11 @@ import colm_jax.scoring.scorer as scorer
 from colm_jax.checkpoints.team import make_gate
 from colm_jax.data.batches import collate
 from colm_jax.data.records import Example, Examples
-from colm_jax.data.tokenizer import load_tokenizer
 from colm_jax.data.tokens import open_tokens, tokenise
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh, on_mesh
 from colm_jax.scoring import hidden_to_directory, load_scores, open_hidden, score_examples, score_to_directory
+from colm_jax.text.tokenizer import load_tokenizer
 from tests.tiny import run, tiny_decoder, write_tokenizer
 
 

@@ -10,9 +10,9 @@
 
 from typing import Any
 
-from colm_jax.checkpoints.directory import token_ids
 from colm_jax.checkpoints.families.reference import MISSING, default_of, effect_of, reference_class
 from colm_jax.errors import UserError
+from colm_jax.text.special import token_ids
 
 Json = dict[str, Any]
 

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from colm_jax.data.tokenizer import load_tokenizer, shared_vocabulary
 from colm_jax.errors import UserError
+from colm_jax.text.tokenizer import load_tokenizer, shared_vocabulary
 from tests.tiny import CHAT_TEMPLATE, WORDS, edit_json, write_tokenizer
 
 

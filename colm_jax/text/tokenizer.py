@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from colm_jax.checkpoints.directory import DEFER_TOKEN, FETCHED, token_ids
 from colm_jax.errors import UserError
 from colm_jax.storage import local_copies, read_json
 from colm_jax.text.detokenizer import TokenBytes
+from colm_jax.text.special import DEFER_TOKEN, token_ids
+
+_FILES = ("*.json", "*.model", "*.jinja")  # that a tokenizer may consist of
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raise UserError(f"{directory}: no tokenizer (tokenizer.json) in it")
     if (directory / "config.json").exists():
         read_json(directory / "config.json")  # transformers reads it too, and its error would blame the tokenizer
-    here = local_copies(directory, FETCHED)
+    here = local_copies(directory, _FILES)
     try:
         backend = AutoTokenizer.from_pretrained(str(here), trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
