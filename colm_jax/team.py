@@ -13,7 +13,7 @@ import numpy as np
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.checkpoints.outline import outline_team
-from colm_jax.checkpoints.team import EXPERT_DTYPES, Base, load_base, load_expert
+from colm_jax.checkpoints.team import Base, load_base, load_expert
 from colm_jax.data.records import Example, Examples, encode_examples
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.engine import Answer, Engine
@@ -25,6 +25,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh
 from colm_jax.scoring import score_examples
 from colm_jax.scoring.scorer import texts_at_once
+from colm_jax.settings.models import EXPERT_DTYPES
 from colm_jax.text.generated import GeneratedText, cut
 from colm_jax.text.tokenizer import Tokenizer, shared_vocabulary, vocabulary_digest
 

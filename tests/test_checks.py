@@ -4,17 +4,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from colm_jax.calibration.threshold import Calibration
 from colm_jax.checks import check_number, check_seed, check_whole
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.parking import Parking
 from colm_jax.errors import UserError
 from colm_jax.generation import Settings
-from colm_jax.models.lora import Lora
-from colm_jax.pipeline.config import RunConfig
-from colm_jax.sweep.config import Sweep
-from colm_jax.training.config import Training
-from colm_jax.training.gate_fit import GateInit
+from colm_jax.settings.calibration import Calibration
+from colm_jax.settings.run import RunConfig
+from colm_jax.settings.sweep import Sweep
+from colm_jax.settings.training import GateInit, Lora, Training
 
 NAN, INF = float("nan"), float("inf")
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from colm_jax.cli import commands, gin_edge
+from colm_jax.cli.commands import sweep
 from colm_jax.cli.main import main
-from colm_jax.sweep.config import Sweep
+from colm_jax.settings import gin_edge
+from colm_jax.settings.sweep import Sweep
 from colm_jax.sweep.trials import make_trials
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -21,16 +22,11 @@ def named(folder):
 
 @named("runs")
 def test_a_run_file_is_a_valid_run(path, capsys):
-    bound = gin_edge_reads(path)
-    missing = [flag for flag in GIVEN[::2] if ("Run", {"expert": "experts"}.get(flag[2:], flag[2:])) not in bound]
+    held = gin_edge.read([str(path)], [])
+    missing = [flag for flag in GIVEN[::2] if not held.is_bound("Run", {"expert": "experts"}.get(flag[2:], flag[2:]))]
     flags = [part for flag, value in zip(GIVEN[::2], GIVEN[1::2]) if flag in missing for part in (flag, value)]
     assert main(["config", "--gin_file", str(path), *flags]) == 0
     assert "Run.base = " in capsys.readouterr().out
-
-
-def gin_edge_reads(path):
-    gin_edge.parse([str(path)], [])
-    return set(gin_edge._current.settings)
 
 
 @pytest.mark.parametrize("word", ["colm run", "CPU|chip|GPU", "minute|hour|[Nn]ot run", "[Oo]ften overridden"])
@@ -51,12 +47,12 @@ def test_a_method_goes_with_every_pair(path, capsys):
 
 @named("sweeps")
 def test_a_sweep_file_gives_valid_trials(path):
-    gin_edge.parse([str(path)], [])
-    trials = make_trials(gin_edge.make(Sweep), [path.parent])
+    trials = make_trials(gin_edge.read([str(path)], []).make(Sweep), [path.parent])
     assert len(trials) > 1
     for trial in trials:
         run = [] if "demo" in path.stem else [str(PAIRS[1])]
-        assert commands._state_of(trial, [*run, str(path)], [], Path("out")).command[3] == "run"
+        state = sweep._state_of(trial, [*run, str(path)], [], Path("out"), sweep._Digests())
+        assert state.command[3] == "run"
 
 
 def test_there_are_configs():
@@ -65,7 +61,12 @@ def test_there_are_configs():
 
 def test_files_that_help_and_docs_name_are_there():
     root = CONFIGS.parent
-    texts = [root / "README.md", root / "colm_jax/cli/parser.py", *root.rglob("docs/**/*.md"), *CONFIGS.rglob("*.gin")]
+    texts = [
+        root / "README.md",
+        *(root / "colm_jax/cli").rglob("*.py"),
+        *root.rglob("docs/**/*.md"),
+        *CONFIGS.rglob("*.gin"),
+    ]
     texts += [path for path in (root / "launch").iterdir() if path.is_file()]
     for path in texts:
         named = r"(?<![\w/(-])(?:configs|docs|launch)/[\w./-]+\.(?:gin|md|png|sh|sbatch|yaml)"

@@ -15,9 +15,9 @@ from colm_jax.checkpoints.describe import describe_pair
 from colm_jax.checkpoints.directory import revision
 from colm_jax.checkpoints.team import load_base, make_gate, pinned, save_reference, save_team
 from colm_jax.errors import UserError
-from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.run import Run
-from colm_jax.training.config import Training
+from colm_jax.settings.run import RunConfig
+from colm_jax.settings.training import Training
 from tests.checkpoints.test_huggingface import assert_same
 from tests.models.families import CONFIGS, tokens, write_family
 from tests.models.make_golden import transformers_logits

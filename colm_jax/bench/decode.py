@@ -27,8 +27,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Int
 
-from colm_jax.bench.config import DecodeBench
 from colm_jax.bench.memory import PeakMemory, live_bytes
+from colm_jax.bench.models import dtype_of, pair_of
 from colm_jax.bench.timing import Figure, Tell, machine, memory_traffic, ratio, take_turns
 from colm_jax.bench.torch_decode import CACHES, TorchPair, same_tokens
 from colm_jax.bench.torch_model import thread_counts, why_not
@@ -39,6 +39,7 @@ from colm_jax.decoding.strategies import STRATEGIES
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.seeds import random_key
+from colm_jax.settings.bench import DecodeBench
 
 MODELS = ("base", "expert")
 _TORCH = "PyTorch's loop"
@@ -117,7 +118,7 @@ class Parts:
         return (new_tokens - 1) * self.base_step + max(calls - 1, 0) * self.expert_pass
 
 
-def bench_decode(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
+def measure(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
     """Measures; returns the figures, and what they were made of (`left_out` says which are missing, and why).
 
     Args:
@@ -127,10 +128,11 @@ def bench_decode(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple
     Raises:
       RuntimeError: PyTorch writes other tokens, so that times would compare different work.
     """
-    dtype, batches = settings.weights, (1, settings.batch_size)
+    base_config, expert_config = pair_of(settings)
+    dtype, batches = dtype_of(settings), (1, settings.batch_size)
     foreign = live_bytes()
-    base = Decoder(settings.base, nnx.Rngs(random_key(settings.seed)), DTYPES[dtype])
-    expert = Decoder(settings.expert, nnx.Rngs(random_key(settings.seed + 1)), DTYPES[dtype])
+    base = Decoder(base_config, nnx.Rngs(random_key(settings.seed)), DTYPES[dtype])
+    expert = Decoder(expert_config, nnx.Rngs(random_key(settings.seed + 1)), DTYPES[dtype])
     gate = Gate(settings.base_width, 1)
     parameters = {name: _leaves(decoder, "size") for name, decoder in (("base", base), ("expert", expert))}
     weights = {name: _leaves(decoder, "nbytes") for name, decoder in (("base", base), ("expert", expert))}
@@ -152,7 +154,7 @@ def bench_decode(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple
     for batch in batches:
         tell(_name("memory", batch))
         peak = peaks.of(partial(ours, "random", batch, max(settings.rates), None))
-        caches = sum(_cache_bytes(model, batch, context, dtype) for model in (settings.base, settings.expert))
+        caches = sum(_cache_bytes(model, batch, context, dtype) for model in (base_config, expert_config))
         needed = sum(weights.values()) + _leaves(gate, "nbytes") + caches
         memory[batch] = {"peak_bytes": peak, "weights_and_caches_bytes": needed}
     written = {}
@@ -202,9 +204,9 @@ def bench_decode(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple
 
 
 def pieces(settings: DecodeBench) -> int:
-    """How many pieces of work `bench_decode` tells of."""
+    """How many pieces of work `measure` reports."""
     rates, turns = len(settings.rates), 2 * (5 + len(settings.rates)) + 1
-    if why_not(settings.weights) is not None:
+    if why_not(dtype_of(settings)) is not None:
         return 2 + 2 * rates + (settings.repeats + 1) * turns
     trials = 2 * len(CACHES) * len(thread_counts()) + 2 * rates + 2 * len(MODELS)
     turns += 2 * (rates + len(MODELS))

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from colm_jax.bench.config import TrainBench
+from colm_jax.bench.models import dtype_of, model_of
 from colm_jax.bench.timing import Figure, Tell, cores, machine, matrix_products, peak_bytes, ratio, take_turns
 from colm_jax.bench.torch_model import thread_counts, why_not
 from colm_jax.bench.torch_step import TorchStep
@@ -30,7 +30,8 @@ from colm_jax.parallel import batch_sharding, make_mesh
 from colm_jax.plan.plan import matrix_flops
 from colm_jax.scoring import Scores, hidden_to_directory, open_hidden, score_examples
 from colm_jax.seeds import random_key
-from colm_jax.training.config import Training
+from colm_jax.settings.bench import TrainBench
+from colm_jax.settings.training import Training
 from colm_jax.training.gate_fit import train_gate
 from colm_jax.training.positions import Positions
 from colm_jax.training.step import ScoredBatch, TrainState, TrainStep, batch_loss
@@ -64,7 +65,7 @@ class _Steps:
         return self.state
 
 
-def bench_train(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
+def measure(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
     """Measures; returns the figures, and what they were made of (`left_out` says which is missing, and why).
 
     Args:
@@ -74,7 +75,7 @@ def bench_train(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[l
     Raises:
       RuntimeError: PyTorch's first steps have other losses, so that times would compare different work.
     """
-    model, dtype = settings.model, settings.activations
+    model, dtype = model_of(settings), dtype_of(settings)
     decoder, gate = Decoder(model, nnx.Rngs(random_key(settings.seed)), DTYPES[dtype]), Gate(model.width, 1)
     rng = np.random.default_rng(settings.seed)
     steps, peaks = _compiled(decoder, gate, settings, rng, tell)
@@ -126,8 +127,8 @@ def bench_train(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[l
 
 
 def pieces(settings: TrainBench) -> int:
-    """How many pieces of work `bench_train` tells of."""
-    has_torch = why_not(settings.activations) is None
+    """How many pieces of work `measure` reports."""
+    has_torch = why_not(dtype_of(settings)) is None
     turns = (settings.repeats + 1) * (len(OBJECTIVES) + 1 + has_torch * len(thread_counts()))
     return len(OBJECTIVES) + has_torch + turns + 2 + _FITS + 1 + 1
 

@@ -17,38 +17,17 @@ from jaxtyping import Bool, Float
 
 from colm_jax.calibration.answers import Answers
 from colm_jax.calibration.figures import area, reliability, roc
-from colm_jax.checks import check_number, check_whole
 from colm_jax.data.records import Examples, Records
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import find_task, score_answers
 from colm_jax.evaluation.text import gate_logits_of
 from colm_jax.models.gate import p_defer
 from colm_jax.scoring import greedy_choices
+from colm_jax.settings.calibration import Calibration
 from colm_jax.team import CoLM, Generation, Scored
 
-SOURCES = ("texts", "generations")
 _WIDEST = 0.1  # gap between neighbouring thresholds that are tried
 _SAME_COST = 0.25  # thresholds cost about the same where their deferral rates differ by at most this share
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Which thresholds are tried."""
-
-    rates: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    source: str = "texts"  # of the p_defer whose quantiles give these rates: dev texts, or the base's own "generations"
-    max_new_tokens: int = 96  # of dev answers, where a task is given or generations are the source
-
-    def __post_init__(self):
-        """Validates the settings."""
-        if not self.rates:
-            raise UserError("calibration: rates must not be empty")
-        rates = tuple(check_number("calibration: each of rates", rate, above=0, below=1) for rate in self.rates)
-        object.__setattr__(self, "rates", rates)
-        if self.source not in SOURCES:
-            raise UserError(f"calibration: source must be one of {', '.join(SOURCES)}, got {self.source!r}")
-        new = check_whole("calibration: max_new_tokens", self.max_new_tokens, 1)
-        object.__setattr__(self, "max_new_tokens", new)
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,11 @@ from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.quantize import QUANTIZED, quantize_kernel
 from colm_jax.parallel import is_first, spec_of, to_host
+from colm_jax.settings.models import FLOAT_TYPES
 from colm_jax.storage import read_json, replacing
 from colm_jax.text.special import DEFER_TOKEN
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+DTYPES = {name: getattr(jnp, name) for name in FLOAT_TYPES}
 
 # Buffers that old checkpoints carry and that hold no weights.
 _NO_WEIGHTS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")

@@ -41,7 +41,6 @@ from colm_jax.text.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary
 
 GATE_FILE, TEAM_FILE = "gate.safetensors", "colm.json"
 FORMAT = 1
-EXPERT_DTYPES = (*DTYPES, *BITS)
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",

@@ -1,29 +1,153 @@
-"""What several commands make of the same flags."""
+"""Flags made from settings, and the flags that several commands have in common.
+
+A flag of a setting has no default of its own: where it is not given, gin's bindings and then the setting's default
+count. What the default is stands in the help.
+"""
 
 import argparse
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
+from typing import Any
 
-import jax
-
-from colm_jax.errors import UserError
-from colm_jax.parallel import make_mesh
+from colm_jax.settings.fields import declared, default_of, field_of, types_of
+from colm_jax.settings.models import EXPERT_DTYPES, FLOAT_TYPES, Model
+from colm_jax.settings.run import RunConfig
+from colm_jax.settings.training import Training
 
 Flags = argparse.Namespace
+Parser = Any  # an ArgumentParser, or a group of one
 
 
-def mesh_sizes(flags: Flags, name: str = "mesh") -> tuple[int, int, int] | None:
-    """The sizes of --mesh (or --expert_mesh), where it is given."""
-    given = getattr(flags, name)
-    if given is None:
-        return None
+def setting_flags(parser: Parser, kind: type, *names: str, **help_of: str) -> None:
+    """Adds a flag for each of these settings of a class.
+
+    Args:
+      parser: gets the flags.
+      kind: the settings class.
+      names: of the settings, and so of the flags.
+      help_of: help texts of single flags, where a command means something special.
+    """
+    for name in names:
+        entry, wanted = declared(field_of(kind, name)), types_of(kind)[name]
+        text = help_of.get(name, entry.help)
+        default = default_of(kind, name)
+        if name not in help_of and default is not MISSING and default not in (None, ()):
+            text += f" (default: {default})"
+        options: dict[str, Any] = {"help": text.replace("%", "%%")}
+        single, several = _item_type(wanted)
+        if single is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = single
+            options |= {"metavar": entry.metavar} if entry.metavar else {}
+            options |= {"choices": entry.choices} if entry.choices and single is str and not entry.metavar else {}
+            if several and single is str:
+                options["action"] = "append"
+            elif several:
+                options |= {"nargs": "+", "action": "extend"}
+        parser.add_argument(f"--{name}", **options)
+
+
+def _item_type(wanted: Any) -> tuple[Any, bool]:
+    """The type of one value of a flag, and whether there may be several."""
+    origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        plain = next((part for part in parts if part in (int, float, str, bool)), None)
+        return (plain, False) if plain is not None else _item_type(next(p for p in parts if p is not type(None)))
+    if origin in (tuple, Sequence):
+        return parts[0], True
+    return wanted, False
+
+
+def given(flags: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """The settings of a class that flags gave."""
+    found = {name: value for name, value in flags.items() if value is not None and name in types_of(kind)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
+def sizes(text: str) -> tuple[int, int, int]:
+    """The value of --mesh: sizes along data, fsdp and tensor."""
     try:
-        data, fsdp, tensor = (int(size) for size in given.split(","))
+        data, fsdp, tensor = (int(size) for size in text.split(","))
     except ValueError:
-        raise UserError(f"--{name} {given}: three whole numbers, data,fsdp,tensor, as in 1,4,2") from None
+        raise argparse.ArgumentTypeError(f"{text}: three whole numbers, data,fsdp,tensor, as in 1,4,2") from None
     if min(data, fsdp, tensor) < 1:
-        raise UserError(f"--{name} {given}: sizes are at least 1")
+        raise argparse.ArgumentTypeError(f"{text}: sizes are at least 1")
     return data, fsdp, tensor
 
 
-def mesh_of(flags: Flags) -> jax.sharding.Mesh:
+def mesh_flag(parser: Parser, default: str = "1,1,1") -> None:
+    """Adds --mesh."""
+    text = f"{declared(field_of(Model, 'mesh')).help} (default: {default})"
+    parser.add_argument("--mesh", type=sizes, metavar="D,F,T", help=text)
+
+
+def expert_mesh_flag(parser: Parser) -> None:
+    """Adds --expert_mesh."""
+    text = "the experts' mesh, over the same devices (default: as --mesh)"
+    parser.add_argument("--expert_mesh", type=sizes, metavar="D,F,T", help=text)
+
+
+def dtype_flags(parser: Parser, default: str = "float32", expert_default: str = "as --dtype") -> None:
+    """Adds --dtype and --expert_dtype."""
+    text = f"of weights, activations and caches (default: {default})"
+    parser.add_argument("--dtype", choices=FLOAT_TYPES, help=text)
+    text = f"of the experts; int8, int4: weights only (default: {expert_default})"
+    parser.add_argument("--expert_dtype", choices=EXPERT_DTYPES, help=text)
+
+
+def expert_flag(parser: Parser, required: bool = False, text: str = "repeat for several experts") -> None:
+    """Adds --expert."""
+    parser.add_argument("--expert", "--expert2", action="append", required=required, metavar="MODEL", help=text)
+
+
+def team_flags(parser: Parser) -> None:
+    """Adds the flags of a team that is loaded: --base, --expert, and how they are held."""
+    parser.add_argument("--base", required=True, metavar="MODEL", help=declared(field_of(RunConfig, "base")).help)
+    expert_flag(parser, text="repeat for several experts (default: those that the team names)")
+    dtype_flags(parser, expert_default="as the team was trained, or --dtype")
+    mesh_flag(parser)
+    expert_mesh_flag(parser)
+
+
+def run_flags(parser: Parser, *names: str) -> None:
+    """Adds the flags of a run: its models, its training, and `names`, other settings of RunConfig."""
+    parser.add_argument(
+        "--base", metavar="MODEL", help=f"{declared(field_of(RunConfig, 'base')).help} (or bind Run.base)"
+    )
+    expert_flag(parser, text="repeat for several experts (or bind Run.experts)")
+    dtype_flags(parser)
+    mesh_flag(parser)
+    expert_mesh_flag(parser)
+    setting_flags(parser, Training, "objective", "trainable", "seed")
+    setting_flags(parser, RunConfig, "expert_scores", "data", *names)
+
+
+def task_flag(parser: Parser) -> None:
+    """Adds --task to a command that calibrates."""
+    names = ", ".join(declared(field_of(RunConfig, "task")).choices)
+    text = f"decode and grade the answers: {names} (default: next-token accuracy)"
+    parser.add_argument("--task", metavar="TASK", help=text)
+
+
+def out_flag(parser: Parser, metavar: str = "DIR", text: str | None = None) -> None:
+    """Adds --out."""
+    parser.add_argument("--out", required=True, metavar=metavar, help=text)
+
+
+def distributed_flag(parser: Parser) -> None:
+    """Adds --distributed."""
+    text = (
+        "this is one of several processes that share the job, its --mesh and its files: auto (Cloud TPU, Slurm, "
+        "GKE), or the address of process 0, the number of processes, and the number of this one"
+    )
+    parser.add_argument("--distributed", metavar="auto|HOST:PORT,COUNT,NUMBER", help=text)
+
+
+def mesh_of(flags: Flags) -> Any:
     """The devices that --mesh asks for."""
-    return make_mesh(*(mesh_sizes(flags) or (1, 1, 1)))
+    from colm_jax.parallel import make_mesh
+
+    return make_mesh(*(flags.mesh or (1, 1, 1)))

@@ -30,7 +30,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.objectives import sft_loss
 from colm_jax.scoring import head_scores
 from colm_jax.seeds import random_key
-from colm_jax.training.config import Training
+from colm_jax.settings.training import Training
 
 # How a team is trained on the pair: the trainer's settings that `colm demo` uses.
 TRAINING = Training(learning_rate=5e-4, gate_learning_rate=5e-3, batch_size=32, epochs=2)

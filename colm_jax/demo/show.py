@@ -12,13 +12,11 @@ import jax
 from flax import nnx
 
 from colm_jax import console
-from colm_jax.calibration.threshold import Calibration
 from colm_jax.checks import check_seed
 from colm_jax.data.records import read_jsonl
 from colm_jax.demo.pair import TEXTS, TRAINING, make_pair
 from colm_jax.evaluation.cost import BYTES
 from colm_jax.evaluation.tasks import score_answers
-from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.files import write_generations
 from colm_jax.pipeline.reporting import (
     REPORT,
@@ -36,6 +34,8 @@ from colm_jax.report.gate_study import gate_section
 from colm_jax.report.results import calibration_section, cost_section, interval, with_area
 from colm_jax.report.store import load_report
 from colm_jax.report.terminal import show_report
+from colm_jax.settings.calibration import Calibration
+from colm_jax.settings.run import RunConfig
 from colm_jax.storage import read_json, write_json
 from colm_jax.team import CoLM
 

@@ -4,8 +4,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from colm_jax.errors import UserError
-
-METHODS = ("a", "b")
+from colm_jax.settings.training import LABEL_METHODS
 
 
 def weak_labels(
@@ -18,7 +17,7 @@ def weak_labels(
     Raises:
       UserError: another method.
     """
-    if method not in METHODS:
-        raise UserError(f"label method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method not in LABEL_METHODS:
+        raise UserError(f"label method must be one of {', '.join(LABEL_METHODS)}, got {method!r}")
     wrong = ~base_is_argmax[..., None]
     return wrong & expert_is_argmax if method == "a" else np.broadcast_to(wrong, expert_is_argmax.shape).copy()

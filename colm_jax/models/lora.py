@@ -4,8 +4,6 @@ qwix adds them to one layer; here they are stacked like the layer's other parame
 """
 
 import math
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,34 +11,18 @@ import jax.numpy as jnp
 import qwix
 from flax import nnx
 
-from colm_jax.checks import check_number, check_whole
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Block, Decoder
 from colm_jax.seeds import random_key
+from colm_jax.settings.training import Lora
 
 _SUFFIXES = ("_lora_a", "_lora_b")
 
 
-@dataclass(frozen=True)
-class Lora:
-    """What is added. A kernel W becomes W + alpha / rank · A B; B starts at 0. A mixture's networks get none."""
-
-    rank: int = 16
-    alpha: float = 32.0
-    modules: str = r"attention/(query|key|value|out)|feed_forward/(gate|up|down)"  # regular expression of paths
-
-    def __post_init__(self):
-        """Validates the settings."""
-        object.__setattr__(self, "rank", check_whole("Lora.rank", self.rank, 1))
-        object.__setattr__(self, "alpha", check_number("Lora.alpha", self.alpha, above=0))
-        try:
-            re.compile(self.modules)
-        except re.error as error:
-            raise UserError(f"Lora.modules is no regular expression: {self.modules!r} ({error})") from None
-
-
 def add_lora(decoder: Decoder, settings: Lora, seed: int) -> Decoder:
     """The same model with LoRA matrices (`nnx.LoRAParam`) on its layers; it computes the same until they are trained.
+
+    A kernel W becomes W + alpha / rank · A B, and B is initialised to 0. A mixture's networks get none.
 
     Raises:
       UserError: no linear map matches `settings.modules`.

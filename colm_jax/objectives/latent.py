@@ -4,11 +4,15 @@ Source: arXiv 2403.03870, section 2.2, generalised to M experts. Shapes: B batch
 Scores under the base are log-probabilities over the vocabulary *without* any deferral column.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from colm_jax.models.gate import log_writers
+from colm_jax.settings.references import object_of
 
 
 def _joint(
@@ -61,3 +65,8 @@ def em_loss(gate_logits, base_log_prob, expert_log_probs, mask):
     base = jnp.where(mask.astype(bool), base_log_prob, 0.0)
     expected = jnp.sum(r * writers, axis=-1) + r[..., 0] * base
     return -jnp.sum(kept * expected), jnp.sum(kept)
+
+
+def latent_objective(objective: Any) -> Callable:
+    """The function of "marginal", "em", or of a reference to one of the user's with the same arguments and result."""
+    return {"marginal": marginal_nll, "em": em_loss}[objective] if isinstance(objective, str) else object_of(objective)

@@ -13,9 +13,9 @@ from colm_jax.evaluation.tasks import score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.generation import Settings
 from colm_jax.parallel import is_first, on_first
-from colm_jax.pipeline.config import UNTRAINED
 from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.stage import Stage
+from colm_jax.settings.run import UNTRAINED
 from colm_jax.storage import read_lines, write_json
 from colm_jax.team import CoLM
 

@@ -14,8 +14,8 @@ from colm_jax.checkpoints.team import Base, load_base, load_expert
 from colm_jax.data.records import read_jsonl, stream_records
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh, on_first, reshaped, to_host
-from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.stage import hash_model
+from colm_jax.settings.run import RunConfig
 from colm_jax.storage import path_of, sha256_of
 
 

@@ -24,6 +24,7 @@ from colm_jax.report.plots import write_png
 from colm_jax.report.results import calibration_section, cost_section, interval
 from colm_jax.report.store import load_report, save_report
 from colm_jax.report.terminal import show_report
+from colm_jax.settings.references import text_of
 from colm_jax.storage import make_directory, read_json, read_lines
 from colm_jax.team import CoLM, Generation
 
@@ -154,7 +155,7 @@ def _contents(run: "Run", calibrated: Stage | None, generated: Stage, evaluated:
         ("base", run.config.base),
         *((f"expert {m + 1}", expert) for m, expert in enumerate(run.config.experts)),
         ("training texts", counts(run.stage("tokens").directory)),
-        ("objective", f"{run.config.training.objective}, trainable: {run.config.training.trainable}"),
+        ("objective", f"{text_of(run.config.training.objective)}, trainable: {run.config.training.trainable}"),
         ("threshold", f"{run.threshold():.4f}"),
         ("answers shown", f"{len(answers):,} of {len(written):,} (generate/{_answers_file(run, generated).name})"),
     )

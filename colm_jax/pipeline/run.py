@@ -25,11 +25,12 @@ from colm_jax.errors import UserError
 from colm_jax.labels import weak_labels
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.answering import evaluate, generate
-from colm_jax.pipeline.config import STAGES, RunConfig
 from colm_jax.pipeline.files import link
 from colm_jax.pipeline.inputs import Inputs
 from colm_jax.pipeline.stage import Stage, run_in_store
 from colm_jax.scoring import Scores, hidden_to_directory, load_scores, open_hidden, score_to_directory
+from colm_jax.settings.references import text_of
+from colm_jax.settings.run import STAGES, RunConfig
 from colm_jax.storage import (
     absolute,
     entries,
@@ -267,7 +268,7 @@ class Run(Inputs):
             model(name, directory, f"expert-{m + 1}")
             for m, (name, directory) in enumerate(zip(self.config.experts, self.expert_directories))
         ]
-        training = {"objective": self.config.training.objective, "trainable": self.config.training.trainable}
+        training = {"objective": text_of(self.config.training.objective), "trainable": self.config.training.trainable}
         used = {split: file for split, file in self.files.items() if split != "test"}
         data = {split: {"file": file.name, "sha256": self.hashes[split]} for split, file in used.items()}
         base = model(self.config.base, self.base_directory, "base")
@@ -385,3 +386,27 @@ def _digests(stages: Sequence[Stage]) -> dict[str, str]:
 def _shown(bar: console.Bar) -> Callable[[int, float], None]:
     """Tells a bar of a fit's steps."""
     return lambda step, loss: bar.to(step, None, f"loss {loss:.4f}")
+
+
+def run_pipeline(config, out, store=None, until="report", operative=""):
+    """Interim."""
+    pipeline = Run(config, out, None if store is None else Path(store))
+    assert pipeline.training_examples
+    if is_first():
+        from colm_jax.storage import make_directory
+
+        make_directory(pipeline.out)
+        write_text(pipeline.out / "operative_config.gin", operative)
+    if until == "team":
+        pipeline.make_team()
+        console.errors.print(f"team: {pipeline.out / 'team'}")
+    else:
+        pipeline.all(until)
+
+
+def trained_team(run):
+    """Interim."""
+    team = path_of(run) / "team"
+    if not (team / "colm.json").exists():
+        raise UserError(f"{run}: no trained team in it (team/colm.json is missing); run colm train or colm run")
+    return team

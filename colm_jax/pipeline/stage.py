@@ -4,7 +4,6 @@ What is stale is decided by content: the manifest holds hashes of the inputs, th
 the files written. It holds no times, so that a run that was stopped and went on leaves the same bytes.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 from colm_jax.errors import UserError
 from colm_jax.parallel import barrier, is_first, on_first
+from colm_jax.settings.references import describe
 from colm_jax.storage import (
     checksums,
     entries,
@@ -62,10 +62,8 @@ def hash_model(directory: Path) -> str:
 
 
 def plain(settings: Any) -> Any:
-    """Settings as JSON holds them: dataclasses as objects, tuples as lists."""
-    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        settings = dataclasses.asdict(settings)
-    return json.loads(json.dumps(settings))
+    """Settings as JSON holds them: dataclasses as objects, tuples as lists, the user's own objects by what they are."""
+    return json.loads(json.dumps(describe(settings)))
 
 
 @contextmanager

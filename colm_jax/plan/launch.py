@@ -13,40 +13,17 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from colm_jax.checkpoints.huggingface import DTYPES
-from colm_jax.checks import check_number
 from colm_jax.decoding.engine import AT_ONCE
 from colm_jax.models.config import ModelConfig
 from colm_jax.plan.chips import CHIPS, Chip
 from colm_jax.plan.plan import Cost, Plan
-from colm_jax.plan.workload import Workload
 from colm_jax.scoring.scorer import SHARD_TEXTS
+from colm_jax.settings.plan import Rates, Workload
 
 _GB = 1e9
 _WORTH_SAYING = 0.1  # hours
 _FLOAT32 = 4  # bytes of a weight that is trained, and of its gradient
 Sizes = tuple[int, int, int]  # of a mesh: data, fsdp, tensor
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What is assumed of machine, disk and price."""
-
-    # Of the chip's peak rate, for the products that the programs make, those made again for the gradient included.
-    # Llama-2 and Llama-3 models of 8 to 70 billion train on v6e at 0.44 to 0.50 and on v5p at 0.65, those not counted
-    # (maxtext.readthedocs.io, "Optimized models tiering"); this project was not measured on a TPU.
-    efficiency: float = 0.4
-    disk_bandwidth: float = 0.2e9  # bytes a second: a network disk
-    # Tokens a second that a host makes into batches (`python -m tests.plan.input_rate`: 3.1e7 with one of 2 CPU cores
-    # and files in memory; a tenth of it).
-    input_rate: float = 3e6
-    price_per_chip_hour: float | None = None
-
-    def __post_init__(self):
-        """Validates the numbers."""
-        check_number("efficiency", self.efficiency, above=0, most=1)
-        for name in ("disk_bandwidth", "input_rate", "price_per_chip_hour"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), above=0)
 
 
 @dataclass(frozen=True)
@@ -91,7 +68,7 @@ class Machine:
 
     def disk(self, size: float) -> float:
         """Seconds for bytes to or from the disk, which the hosts share."""
-        return size / self.rates.disk_bandwidth
+        return size / (self.rates.disk_bandwidth * _GB)
 
 
 def gathered(held: float, mesh: Sizes) -> float:
@@ -263,13 +240,13 @@ def held_up(costs: Sequence[Cost], stages: Sequence[Estimate], plan: Plan, work:
             enough = math.ceil(on.disk(saved) / max(parts[part] for part in parts if part != bound))
             found.append(
                 f"train: checkpoints would dominate: {saved / _GB:.3g} GB in {_seconds(on.disk(saved))} at "
-                f"{on.rates.disk_bandwidth / _GB:.3g} GB/s, {every} steps take {_seconds(work_of * every)}; "
+                f"{on.rates.disk_bandwidth:.3g} GB/s, {every} steps take {_seconds(work_of * every)}; "
                 f"--gin.Training.checkpoint_every={enough} or a faster disk"
             )
         elif bound == "disk":
             found.append(
                 f"hidden states: writing them would dominate: {hidden_bytes(plan, work) / _GB:.3g} GB at "
-                f"{on.rates.disk_bandwidth / _GB:.3g} GB/s; --gin.GateInit.solver=\"'zero'\" keeps none"
+                f"{on.rates.disk_bandwidth:.3g} GB/s; --gin.GateInit.solver=\"'zero'\" keeps none"
             )
     whole = sum(stage.hours for stage in stages)
     for stage in stages:

@@ -24,7 +24,8 @@ from colm_jax.models.quantize import BITS
 from colm_jax.parallel import make_mesh, reshaped
 from colm_jax.plan.chips import CHIPS
 from colm_jax.plan.programs import Program, decoding_program, scoring_program, training_program
-from colm_jax.training.config import Training
+from colm_jax.settings.plan import PlanSize
+from colm_jax.settings.training import Training
 
 _COLLECTIVE = re.compile(
     r"= \(?(\w+)\[([\d,]*)\].*? (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
@@ -43,8 +44,8 @@ class Plan:
     expert_mesh: tuple[int, int, int] | None = None  # of the experts, over the same chips; None: as mesh
     dtype: str = "bfloat16"
     expert_dtype: str | None = None  # also "int8", "int4"; None: as dtype
-    length: int = 2048  # tokens of a text
-    rows: int = 8  # texts decoded at once
+    length: int = PlanSize.length  # tokens of a text
+    rows: int = PlanSize.rows  # texts decoded at once
     online: bool = False  # experts score inside the training step
     training: Training = field(default_factory=Training)
 

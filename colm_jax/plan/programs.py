@@ -31,7 +31,7 @@ from colm_jax.models.lora import add_lora
 from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
 from colm_jax.parallel import batch_sharding, on_mesh, replicated, spec_of
 from colm_jax.scoring.scorer import score_batch, texts_at_once
-from colm_jax.training.config import Training
+from colm_jax.settings.training import Training
 from colm_jax.training.step import ScoredBatch, TrainStep
 
 

@@ -2,33 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from colm_jax.checks import check_number, check_whole
 from colm_jax.data.records import encode_text, place, stream_records
 from colm_jax.errors import UserError
 from colm_jax.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is to be done."""
-
-    texts: int  # of training
-    tokens: int  # of all of them, each cut at the length
-    prompts: int = 0
-    prompt_tokens: int = 128  # of each
-    new_tokens: int = 256  # of each answer
-    deferral_rate: float = 0.2  # share of the new tokens that experts write, all experts together
-    tokenising: float | None = None  # seconds that it took to count the texts, on the machine that planned
-
-    def __post_init__(self):
-        """Validates the numbers."""
-        for name in ("texts", "tokens", "prompt_tokens", "new_tokens"):
-            check_whole(name, getattr(self, name), 1)
-        check_whole("prompts", self.prompts)
-        check_number("deferral_rate", self.deferral_rate, 0, 1)
 
 
 def count_texts(

@@ -3,7 +3,7 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from typing import Any
@@ -73,7 +73,7 @@ def default_of(kind: type, name: str) -> Any:
 def validate(settings: Any, prefix: str = "") -> None:
     """Checks every setting of a frozen dataclass against its type and its declaration; called by `__post_init__`.
 
-    Scalars of NumPy and JAX become Python's numbers, lists become tuples, whole numbers given for a float become floats.
+    Scalars of NumPy and JAX become Python's numbers, lists become tuples, whole numbers for a float become floats.
 
     Args:
       settings: the object; its fields are replaced by the values as they were read.
@@ -83,9 +83,12 @@ def validate(settings: Any, prefix: str = "") -> None:
       UserError: naming the setting, the value, and what is allowed.
     """
     for entry in fields(settings):
-        wanted, value = types_of(type(settings))[entry.name], getattr(settings, entry.name)
-        found = _read(f"{prefix}{entry.name}", value, wanted, declared(entry))
-        object.__setattr__(settings, entry.name, found)
+        object.__setattr__(settings, entry.name, checked(type(settings), entry, getattr(settings, entry.name), prefix))
+
+
+def checked(kind: type, entry: Field, value: Any, prefix: str = "") -> Any:
+    """A value as the setting `entry` of the class holds it. Raises as `validate`."""
+    return _read(f"{prefix}{entry.name}", value, types_of(kind)[entry.name], declared(entry))
 
 
 def _read(name: str, value: Any, wanted: Any, told: Setting) -> Any:
@@ -96,22 +99,19 @@ def _read(name: str, value: Any, wanted: Any, told: Setting) -> Any:
     if wanted is float:
         return check_number(name, value, told.least, told.most, above=told.above, below=told.below)
     if wanted is int:
-        least = told.least if told.above is None else told.above + 1
-        return check_whole(name, value, 0 if least is None else int(least), None if told.most is None else int(told.most))
+        return check_whole(name, value, int(told.least or 0), None if told.most is None else int(told.most))
     if wanted is bool and isinstance(value, bool | np.bool_):
         return bool(value)
-    if wanted is str and isinstance(value, str):
-        if told.choices and value not in told.choices:
-            raise UserError(f"{name} must be one of {', '.join(told.choices)}, got {value!r:.60}")
+    if wanted is str and isinstance(value, str) and (not told.choices or value in told.choices):
         return value
     if origin in (tuple, Sequence) and _is_list(value):
         items = list(value)
         kinds = parts[:1] * len(items) if origin is Sequence or parts[1:] == (Ellipsis,) else parts
         if len(kinds) == len(items):
             return tuple(_read(name, item, kind, told) for item, kind in zip(items, kinds))
-    elif wanted is Any or (origin in (Mapping, dict) and isinstance(value, Mapping)):
-        return value
-    elif isinstance(wanted, type) and isinstance(value, wanted) and wanted not in (bool, str):
+    elif origin in (Mapping, dict) and isinstance(value, Mapping):
+        return {_read(name, key, parts[0], told): _read(name, item, parts[1], told) for key, item in value.items()}
+    elif _is_of(value, wanted):
         return value
     raise UserError(f"{name} must be {name_of(wanted, told)}, got {value!r:.60}")
 
@@ -124,8 +124,23 @@ def _read_union(name: str, value: Any, parts: tuple[Any, ...], told: Setting) ->
     lists = [part for part in kinds if typing.get_origin(part) in (tuple, Sequence)]
     single = [part for part in kinds if part not in lists]
     chosen = lists if _is_list(value) and lists else single or lists
-    fitting = [part for part in chosen if isinstance(part, type) and isinstance(value, part)]
+    fitting: list[Any] = [part for part in chosen if isinstance(part, type) and isinstance(value, part)]
+    fitting += [Callable] if Callable in chosen and _is_object(value) else []
     return _read(name, value, (fitting or chosen)[0], told)
+
+
+def _is_of(value: Any, wanted: Any) -> bool:
+    """Whether a value is of a type whose values stay as they are."""
+    if wanted is Any:
+        return True
+    if wanted is Callable:
+        return _is_object(value)
+    return isinstance(wanted, type) and wanted not in (bool, str) and isinstance(value, wanted)
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value is neither a number nor a string nor a list, as optimizers (tuples of functions) are."""
+    return callable(value) or (isinstance(value, tuple) and hasattr(value, "_fields"))
 
 
 def _is_list(value: Any) -> bool:
@@ -145,5 +160,12 @@ def name_of(wanted: Any, told: Setting = _UNDECLARED) -> str:
         return f"a dictionary, each value {name_of(parts[1])}"
     if wanted is str and told.choices:
         return f"one of {', '.join(told.choices)}"
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", type(None): "None"}
+    names = {
+        Callable: "a reference",
+        int: "a whole number",
+        float: "a number",
+        str: "a string",
+        bool: "True or False",
+        type(None): "None",
+    }
     return names.get(wanted, "any value" if wanted is Any else getattr(wanted, "__name__", str(wanted)))

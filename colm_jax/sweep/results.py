@@ -10,8 +10,8 @@ from typing import Any
 from colm_jax.evaluation.compare import Difference, paired_bootstrap
 from colm_jax.pipeline.answering import GRADES
 from colm_jax.report.contents import Bars, Cell, Curve, Plot, Report, Table
+from colm_jax.settings.sweep import Sweep
 from colm_jax.storage import read_json
-from colm_jax.sweep.config import Sweep
 from colm_jax.sweep.runner import State
 from colm_jax.sweep.trials import FILE, shown
 

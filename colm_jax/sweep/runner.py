@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from colm_jax.errors import UserError
+from colm_jax.settings.sweep import Sweep
 from colm_jax.storage import locked, read_json, write_json
-from colm_jax.sweep.config import Sweep
 from colm_jax.sweep.trials import Trial
 
 RESULT, LOG, STORE = "trial.json", "log.txt", "stages"

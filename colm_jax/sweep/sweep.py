@@ -13,8 +13,8 @@ from rich.table import Table as RichTable
 from colm_jax import console
 from colm_jax.pipeline.reporting import write_files
 from colm_jax.report.terminal import show_results
+from colm_jax.settings.sweep import Sweep
 from colm_jax.storage import write_json, write_text
-from colm_jax.sweep.config import Sweep
 from colm_jax.sweep.results import Results, summary
 from colm_jax.sweep.runner import State, run_trials
 

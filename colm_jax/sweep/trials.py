@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from colm_jax.errors import UserError
+from colm_jax.settings.sweep import Sweep
 from colm_jax.storage import in_bucket, path_of
-from colm_jax.sweep.config import Sweep
 
 FILE, POINT = "gin_file", "point"
 _LONGEST = 100  # characters of a name; a longer one ends in a hash

@@ -18,48 +18,17 @@ import optax
 from jaxtyping import Array, Float
 from scipy.optimize import OptimizeResult, minimize
 
-from colm_jax.checks import INT32, check_number, check_seed, check_whole
-from colm_jax.errors import UserError
-from colm_jax.labels import METHODS
 from colm_jax.models.gate import log_writers
-from colm_jax.objectives import marginal_nll, responsibilities, weighted_bce
+from colm_jax.objectives import latent_objective, marginal_nll, responsibilities, weighted_bce
+from colm_jax.settings.training import GateInit, Objective
 from colm_jax.training.positions import Positions, Rows
 
-SOLVERS = ("newton", "reference", "zero")
 DENSE = 2048  # weights of a gate, at most, whose Hessian is made; above it L-BFGS
 _GRADIENT = 1e-5  # norm of the gradient, in nats per token and unit of a weight, below which values are mere rounding
 _REFERENCE_BATCH = 1024  # positions; the original's 8 sequences
 
 Loss = Callable[[Float[Array, "M"], Any], Float[Array, ""]]  # of one position's gate logits and its entry of `Rows`
 Report = Callable[[int, float], None]  # step, nats per token
-
-
-@dataclass(frozen=True)
-class GateInit:
-    """How the gate starts."""
-
-    solver: str | None = None  # None: newton; zero where experts score online, which leaves nothing to label with
-    label_method: str = "a"
-    positive_weight: float = 8.0
-    ridge: float = 1e-4  # L2 penalty in nats per token; keeps the fit of separable labels finite
-    max_steps: int = 100
-    seed: int = 0  # order of the reference solver's pass
-
-    def __post_init__(self):
-        """Validates the settings."""
-        if self.solver not in (None, *SOLVERS):
-            raise UserError(f"gate initialisation: solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
-        if self.label_method not in METHODS:
-            allowed = ", ".join(METHODS)
-            raise UserError(f"gate initialisation: label_method must be one of {allowed}, got {self.label_method!r}")
-        checked = {
-            "positive_weight": check_number("gate initialisation: positive_weight", self.positive_weight, above=0),
-            "ridge": check_number("gate initialisation: ridge", self.ridge, least=0),
-            "max_steps": check_whole("gate initialisation: max_steps", self.max_steps, 1, INT32),
-            "seed": check_seed("gate initialisation: seed", self.seed),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -82,8 +51,8 @@ def _label_loss(logits: Float[Array, "M"], row: Rows, positive_weight: float) ->
     return weighted_bce(_one(logits), _one(row.labels), _one(row.mask), positive_weight)[0]
 
 
-def _marginal_loss(logits: Float[Array, "M"], row: Rows) -> Float[Array, ""]:
-    return marginal_nll(_one(logits), _one(row.base_log_prob), _one(row.expert_log_probs), _one(row.mask))[0]
+def _latent_loss(logits: Float[Array, "M"], row: Rows, objective: Callable = marginal_nll) -> Float[Array, ""]:
+    return objective(_one(logits), _one(row.base_log_prob), _one(row.expert_log_probs), _one(row.mask))[0]
 
 
 def _expected_loss(logits: Float[Array, "M"], row: Rows) -> Float[Array, ""]:
@@ -257,7 +226,7 @@ def _reference(positions: Positions, loss: Loss, kernel: Float[np.ndarray, "D M"
 def train_gate(
     positions: Positions,
     kernel: Float[np.ndarray, "D M"],
-    objective: str,
+    objective: Objective,
     positive_weight: float,
     report: Report = lambda step, loss: None,
 ) -> Fit:
@@ -270,13 +239,16 @@ def train_gate(
     Args:
       positions: the data.
       kernel: where to begin.
-      objective: "marginal", "em" or "weak" (of which the gate's part remains, the base being frozen).
+      objective: "marginal", "em", "weak" (of which the gate's part remains, the base being frozen), or the user's own.
       positive_weight: of "weak".
       report: told each step and its loss, nats per token.
     """
     if objective == "em":
         return _expectation_maximisation(positions, kernel, report)
-    loss = partial(_label_loss, positive_weight=positive_weight) if objective == "weak" else _marginal_loss
+    if objective == "weak":
+        loss: Loss = partial(_label_loss, positive_weight=positive_weight)
+    else:
+        loss = partial(_latent_loss, objective=latent_objective(objective))
     return minimise(positions, loss, kernel, 0.0, max_steps=200, report=report)
 
 
@@ -285,7 +257,7 @@ def _expectation(kernel: Float[Array, "D M"], rows: Rows) -> tuple[Float[Array, 
     """Responsibilities and the marginal's losses of a chunk."""
     logits = jnp.dot(rows.hidden, kernel, precision=jax.lax.Precision.HIGHEST)
     found = responsibilities(logits, rows.base_log_prob, rows.expert_log_probs, rows.mask)
-    return found, jax.vmap(_marginal_loss)(logits, rows)
+    return found, jax.vmap(_latent_loss)(logits, rows)
 
 
 def _expectation_maximisation(positions: Positions, kernel: Float[np.ndarray, "D M"], report: Report) -> Fit:

@@ -19,10 +19,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate, p_defer
-from colm_jax.objectives import em_loss, marginal_nll, responsibilities, sft_loss, weak_loss
+from colm_jax.objectives import latent_objective, responsibilities, sft_loss, weak_loss
 from colm_jax.parallel import batch_sharding, on_mesh, replicated, shardings
 from colm_jax.scoring.head import head_scores
-from colm_jax.training.config import Training
+from colm_jax.settings.training import Training
+from colm_jax.training.optimizer import make_optimizer
 
 
 @jax.tree_util.register_dataclass
@@ -68,8 +69,8 @@ def batch_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The objective's sum over a batch's positions, and sums of what is shown beside it.
 
-    The sums are of the expected deferral (P(Z ≠ 0)) and, for `marginal` and `em`, of the responsibilities' entropy in
-    nats: how sure training is of who should write.
+    The sums are of the expected deferral (P(Z ≠ 0)) and, unless the objective is `sft` or `weak`, of the entropy of the
+    responsibilities in nats: how sure training is of who should write.
     """
     segments = None if batch.segments is None else batch.segments[:, :-1]
     hidden, _ = decoder(batch.tokens[:, :-1], segments=segments, remat=settings.remat, spread=spread)
@@ -84,34 +85,10 @@ def batch_loss(
         total, _ = weak_loss(gate_logits, base_log_prob, batch.labels, batch.mask, settings.positive_weight)
     else:
         arguments = gate_logits, base_log_prob, batch.expert_log_probs, batch.mask
-        total, _ = (marginal_nll if settings.objective == "marginal" else em_loss)(*arguments)
+        total, _ = latent_objective(settings.objective)(*arguments)
         r = responsibilities(*jax.lax.stop_gradient(arguments))
         shown["responsibility_entropy"] = jnp.sum(jax.scipy.special.entr(r))
     return total, shown
-
-
-def make_optimizer(settings: Training, steps: int) -> optax.GradientTransformation:
-    """AdamW with warm-up and decay over `steps` steps; base and gate may have rates of their own."""
-
-    def adamw(rate: float) -> optax.GradientTransformation:
-        warmup = max(1, round(settings.warmup_fraction * steps))
-        rest = max(1, steps - warmup)
-        after = {
-            "linear": optax.linear_schedule(rate, 0.0, rest),
-            "cosine": optax.cosine_decay_schedule(rate, rest),
-            "constant": optax.constant_schedule(rate),
-        }[settings.schedule]
-        schedule = optax.join_schedules([optax.linear_schedule(rate / warmup, rate, warmup), after], [warmup])
-        return optax.adamw(schedule, weight_decay=settings.weight_decay)
-
-    gate_rate = settings.learning_rate if settings.gate_learning_rate is None else settings.gate_learning_rate
-    by_part = optax.partition(
-        {"base": adamw(settings.learning_rate), "gate": adamw(gate_rate)},
-        lambda params: {part: jax.tree.map(lambda _, part=part: part, tree) for part, tree in params.items()},
-    )
-    return (
-        by_part if settings.clip_norm is None else optax.chain(optax.clip_by_global_norm(settings.clip_norm), by_part)
-    )
 
 
 class TrainStep:
@@ -227,12 +204,13 @@ class TrainStep:
 
 
 def _like(optimizer: Any, params: Any, otherwise: jax.sharding.Sharding) -> Any:
-    """Shapes of an optimizer's state, each split as the parameter at whose path it lies (moments), or `otherwise`."""
-    by_path = {tuple(path): leaf.sharding for path, leaf in jax.tree.leaves_with_path(params)}
+    """Shapes of an optimizer's state, each split as the parameter of its path and shape (moments), or `otherwise`."""
+    by_path = {tuple(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
     def place(path, leaf):
         found = (by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=next(found, otherwise))
+        same = (param.sharding for param in found if param.shape == leaf.shape)  # not of factored moments
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=next(same, otherwise))
 
     return jax.tree.map_with_path(place, optimizer)
 

@@ -24,8 +24,8 @@ from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora, merge_lora
 from colm_jax.parallel import global_batch, local_rows, make_mesh
 from colm_jax.scoring import Scores
+from colm_jax.settings.training import Training
 from colm_jax.storage import absolute, make_directory
-from colm_jax.training.config import Training
 from colm_jax.training.metrics import Log, Stopwatch, check_finite
 from colm_jax.training.preemption import watch
 from colm_jax.training.step import ScoredBatch, TrainState, TrainStep

@@ -12,7 +12,6 @@ from flax import nnx
 
 from colm_jax import console
 from colm_jax.bench import decode, torch_decode, torch_model
-from colm_jax.bench.config import DecodeBench
 from colm_jax.bench.decode import Ours, Written
 from colm_jax.bench.memory import PeakMemory, live_bytes
 from colm_jax.cli.main import main
@@ -20,6 +19,7 @@ from colm_jax.decoding.engine import Engine
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
+from colm_jax.settings.bench import DecodeBench
 
 SIZES = {
     "vocab_size": 64,
@@ -154,7 +154,7 @@ def test_with_torch_its_figures_stand_beside_the_rest(little_traffic):
     if find_spec("torch") is None:
         pytest.skip("torch is not installed")
     told = []
-    figures, details = decode.bench_decode(TINY, told.append)
+    figures, details = decode.measure(TINY, told.append)
     assert len(told) == decode.pieces(TINY)
     assert targets([figure.as_json() for figure in figures]) == FIGURES | BY_TORCH
     assert details["left_out"] == {}

@@ -11,13 +11,13 @@ from flax import nnx
 
 from colm_jax import console
 from colm_jax.bench import torch_model, torch_step, train
-from colm_jax.bench.config import TrainBench
 from colm_jax.bench.timing import Figure, ratio, take_turns
 from colm_jax.cli.main import main
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.plan.plan import matrix_flops
+from colm_jax.settings.bench import TrainBench
 
 TINY = TrainBench(vocab_size=64, width=32, depth=2, heads=4, ff=48, batch_size=2, length=31, repeats=2, texts=8)
 TINY_FLAGS = [

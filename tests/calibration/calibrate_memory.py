@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from colm_jax import CoLM
-from colm_jax.calibration.threshold import Calibration, calibrate
+from colm_jax.calibration.threshold import calibrate
 from colm_jax.data.records import Examples, encode_examples, read_jsonl
+from colm_jax.settings.calibration import Calibration
 from tests.checkpoints.load_memory import resident
 from tests.tiny import SPECIAL, WORDS, write_model, write_team
 

@@ -7,10 +7,11 @@ import pytest
 
 from colm_jax import CoLM
 from colm_jax.calibration.answers import Answers
-from colm_jax.calibration.threshold import Calibration, Point, calibrate, choose, fill, prompt_of
+from colm_jax.calibration.threshold import Point, calibrate, choose, fill, prompt_of
 from colm_jax.data.records import Example, Examples, encode_examples
 from colm_jax.errors import UserError
 from colm_jax.scoring import greedy_choices
+from colm_jax.settings.calibration import Calibration
 from tests.tiny import write_model, write_team
 
 RATES = (0.02, 0.03, 0.04, 0.1, 0.3, 0.5, 0.7, 0.9)

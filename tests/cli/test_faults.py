@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from colm_jax.cli import commands
+from colm_jax.cli.commands import config, score
 from colm_jax.cli.main import main
 
 
@@ -27,7 +27,7 @@ def ending(tmp_path, monkeypatch, capsys):
         def work(flags):
             raise error
 
-        monkeypatch.setattr(commands, "score", work)
+        monkeypatch.setattr(score, "run", work)
         status = main(["score", "--model", "m", f"--data={tmp_path / 'd.jsonl'}", "--out", str(tmp_path / "o")])
         return status, capsys.readouterr().err
 
@@ -83,10 +83,10 @@ def test_ctrl_c_ends_with_130(ending):
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly(output):
     program = f"""
 import sys
-from colm_jax.cli import commands
+from colm_jax.cli.commands import evaluate
 from colm_jax.cli.main import main
 from colm_jax import console
-commands.evaluate = lambda flags: {output}
+evaluate.run = lambda flags: {output}
 sys.stdin.read()
 sys.exit(main(["evaluate", "--task", "exact", "--predictions", "p", "--references", "r", "--out", sys.argv[1]]))
 """
@@ -101,11 +101,11 @@ sys.exit(main(["evaluate", "--task", "exact", "--predictions", "p", "--reference
 def test_a_failure_is_reported_although_the_reader_of_the_output_has_ended(tmp_path):
     program = """
 import sys
-from colm_jax.cli import commands
+from colm_jax.cli.commands import evaluate
 from colm_jax.cli.main import main
 def fail(flags):
     raise PermissionError(13, "Permission denied", "/data/model.safetensors")
-commands.evaluate = fail
+evaluate.run = fail
 sys.stdin.read()
 sys.exit(main(["evaluate", "--task", "exact", "--predictions", "p", "--references", "r", "--out", sys.argv[1]]))
 """
@@ -132,7 +132,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path, monkeypatch, c
 
     number = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
     monkeypatch.setattr(sys, "stdout", Full())
-    monkeypatch.setattr(commands, "config", lambda flags: print("x"))
+    monkeypatch.setattr(config, "run", lambda flags: print("x"))
     assert main(["config", "--base", "b"]) == 1
     assert "colm: no space left on the disk" in capfd.readouterr().err
     assert os.readlink(f"/proc/self/fd/{number}") == os.devnull
@@ -151,6 +151,6 @@ def test_a_full_disk_that_ends_a_thread_is_said_once(monkeypatch, capsys):
 
     monkeypatch.setattr(threading, "excepthook", lambda ended: print("in a thread", file=sys.stderr))
     for number, lines in ((errno.ENOSPC, 1), (errno.EIO, 2)):
-        monkeypatch.setattr(commands, "config", partial(work, number=number))
+        monkeypatch.setattr(config, "run", partial(work, number=number))
         assert main(["config", "--base", "b"]) == 1
         assert len(capsys.readouterr().err.splitlines()) == lines

@@ -1,16 +1,19 @@
 """--out is checked before anything is read: what stands there stays, and nobody else works there."""
 
 import argparse
+import importlib
 import os
 import socket
 import stat
 
 import pytest
 
-from colm_jax.cli import commands, out
+from colm_jax.cli import out
+from colm_jax.cli.commands import SUMMARIES
 from colm_jax.cli.main import main
-from colm_jax.cli.parser import make_parser
+from colm_jax.cli.parser import parser_of
 from colm_jax.errors import UserError
+from colm_jax.storage import path_of, write_text
 
 COMMANDS = {
     "demo": [],
@@ -28,14 +31,18 @@ COMMANDS = {
 }
 
 
-def out_flags(parser, name=None):
+def out_flags(parser, name):
     """Of every command with --out, its metavar."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for key, sub in action.choices.items():
-                yield from out_flags(sub, name or key)
+            for sub in action.choices.values():
+                yield from out_flags(sub, name)
         elif "--out" in action.option_strings:
             yield name, action.metavar
+
+
+def replace_work(monkeypatch, command, work):
+    monkeypatch.setattr(importlib.import_module(f"colm_jax.cli.commands.{command}"), "run", work)
 
 
 def refused(capsys, *arguments):
@@ -51,14 +58,14 @@ def facts(folder):
 
 
 def test_every_command_with_out_is_known_and_says_whether_it_is_a_file():
-    found = set(out_flags(make_parser()))
+    found = {found for name in SUMMARIES for found in out_flags(parser_of(name), name)}
     assert found == {(name, "FILE" if name in out.FILES else "DIR") for name in COMMANDS}
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_read(monkeypatch):
     for name in COMMANDS:
-        monkeypatch.setattr(commands, name, lambda flags: pytest.fail("--out is checked first"))
+        replace_work(monkeypatch, name, lambda flags: pytest.fail("--out is checked first"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -137,7 +144,7 @@ def test_a_link_to_a_file_stays_and_its_target_is_written(tmp_path, monkeypatch)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a.json").write_text("before")
     (tmp_path / "a.json").symlink_to("data/a.json")
-    monkeypatch.setattr(commands, "evaluate", lambda flags: commands.write_text(commands.path_of(flags.out), "after"))
+    replace_work(monkeypatch, "evaluate", lambda flags: write_text(path_of(flags.out), "after"))
     assert main(["evaluate", *COMMANDS["evaluate"], "--out", str(tmp_path / "a.json")]) == 0
     assert (tmp_path / "a.json").is_symlink() and (tmp_path / "data/a.json").read_text() == "after"
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["a.json"]
@@ -149,17 +156,17 @@ def test_a_second_command_is_refused_at_once_and_the_first_leaves_no_lock(tmp_pa
     arguments = [command, *COMMANDS[command], "--out", str(place)]
 
     def work(flags):
-        monkeypatch.setattr(commands, command, lambda flags: pytest.fail("another command works there"))
+        replace_work(monkeypatch, command, lambda flags: pytest.fail("another command works there"))
         assert f"--out {place}: in use by process {os.getpid()} on " in refused(capsys, *arguments)
 
-    monkeypatch.setattr(commands, command, work)
+    replace_work(monkeypatch, command, work)
     assert main(arguments) == 0
     assert not (tmp_path / "new").exists()
 
 
 def test_a_lock_file_of_another_program_beside_the_output_is_left_alone(tmp_path, monkeypatch):
     (tmp_path / "poetry.lock").write_text("packages")
-    monkeypatch.setattr(commands, "evaluate", lambda flags: None)
+    replace_work(monkeypatch, "evaluate", lambda flags: None)
     assert main(["evaluate", *COMMANDS["evaluate"], "--out", str(tmp_path / "poetry")]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["poetry.lock"]
     assert (tmp_path / "poetry.lock").read_text() == "packages"
@@ -173,7 +180,7 @@ def test_jobs_of_one_sweep_share_its_directory(tmp_path, monkeypatch):
         if flags.trial is not None:
             assert main(arguments) == 0
 
-    monkeypatch.setattr(commands, "sweep", sweep)
+    replace_work(monkeypatch, "sweep", sweep)
     assert main(["sweep", "--out", str(tmp_path / "s"), "--trial", "a"]) == 0
     assert seen == ["a", None]
 

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from colm_jax.cli import parser as cli
 from colm_jax.errors import UserError
 from colm_jax.evaluation.files import evaluate_files, read_records
 from colm_jax.evaluation.tasks import TASKS, reference_of, score_answers
+from colm_jax.settings import run as settings
 
 
 def write(path, *lines):
@@ -23,7 +23,7 @@ def test_gsm8k_reads_what_stands_behind_the_marks():
 
 
 def test_the_help_names_every_task():
-    assert list(TASKS) == cli._TASKS.split(", ")
+    assert tuple(TASKS) == settings.TASKS
 
 
 def test_files_pair_by_id_or_by_order(tmp_path):

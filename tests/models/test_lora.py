@@ -8,7 +8,8 @@ from flax import nnx
 
 from colm_jax.errors import UserError
 from colm_jax.models.config import Mixture
-from colm_jax.models.lora import Lora, add_lora, merge_lora
+from colm_jax.models.lora import add_lora, merge_lora
+from colm_jax.settings.training import Lora
 from tests.tiny import run, tiny_decoder
 
 TOKENS = np.random.default_rng(0).integers(3, 32, (2, 40))

@@ -10,9 +10,10 @@ from colm_jax.errors import UserError
 from colm_jax.models.cache import CACHE_AXES
 from colm_jax.models.config import Mixture
 from colm_jax.models.gate import Gate
-from colm_jax.models.lora import Lora, add_lora
+from colm_jax.models.lora import add_lora
 from colm_jax.parallel import RULES, make_mesh, replicated, shardings, spec_of
 from colm_jax.parallel.mesh import MESH_AXES
+from colm_jax.settings.training import Lora
 from tests.tiny import tiny_decoder
 
 

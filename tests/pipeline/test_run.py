@@ -15,17 +15,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from colm_jax import CoLM
-from colm_jax.calibration.threshold import Calibration
 from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
-from colm_jax.pipeline.config import STAGES, RunConfig
 from colm_jax.pipeline.reporting import _answers, read_generations
 from colm_jax.pipeline.run import Run
 from colm_jax.pipeline.stage import Stage
 from colm_jax.pipeline.study import read_study
+from colm_jax.settings.calibration import Calibration
+from colm_jax.settings.run import STAGES, RunConfig
+from colm_jax.settings.training import GateInit, Training
 from colm_jax.storage import sha256_of
-from colm_jax.training.config import Training
-from colm_jax.training.gate_fit import GateInit
 
 
 def write_lines(path, records):

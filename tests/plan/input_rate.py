@@ -13,8 +13,8 @@ import numpy as np
 from colm_jax.data.tokens import open_tokens, tokenise
 from colm_jax.parallel import make_mesh
 from colm_jax.scoring import Scores
+from colm_jax.settings.training import Training
 from colm_jax.text.tokenizer import load_tokenizer
-from colm_jax.training.config import Training
 from colm_jax.training.trainer import Input
 from tests.tiny import write_tokenizer
 

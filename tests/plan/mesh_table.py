@@ -8,7 +8,7 @@ from pathlib import Path
 
 from colm_jax.checkpoints.huggingface import read_config
 from colm_jax.plan.plan import Plan, compile_plan, topology_devices
-from colm_jax.training.config import Training
+from colm_jax.settings.training import Training
 
 MODELS = Path(__file__).parents[2] / "configs/models"
 TENSOR = 8  # the 70B model's key and value heads

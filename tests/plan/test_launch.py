@@ -6,11 +6,10 @@ import json
 import pytest
 
 from colm_jax.cli.main import main
-from colm_jax.cli.parser import make_parser
+from colm_jax.cli.parser import parse
 from colm_jax.plan.chips import CHIPS, Chip
 from colm_jax.plan.launch import (
     Machine,
-    Rates,
     as_json,
     estimate,
     expert_passes,
@@ -22,14 +21,16 @@ from colm_jax.plan.launch import (
     training_steps,
 )
 from colm_jax.plan.plan import Cost, Plan
-from colm_jax.plan.workload import Workload, count_texts
+from colm_jax.plan.workload import count_texts
+from colm_jax.settings.fields import default_of
+from colm_jax.settings.plan import Rates, Workload
+from colm_jax.settings.training import Training
 from colm_jax.text.tokenizer import load_tokenizer
-from colm_jax.training.config import Training
 from tests.tiny import tiny_config, write_tokenizer
 
 # Round numbers: 100 products, 10 bytes of memory, 4 bytes of interconnect a second.
 CHIP = Chip(memory=1000, flops=100.0, bandwidth=10.0, interconnect=4.0)
-RATES = Rates(efficiency=0.5, disk_bandwidth=8.0, input_rate=16.0, price_per_chip_hour=3.0)
+RATES = Rates(efficiency=0.5, disk_bandwidth=8e-9, input_rate=16.0, price_per_chip_hour=3.0)
 ON = Machine(CHIP, chips=8, hosts=2, rates=RATES)
 BASE = tiny_config(width=4, depth=3)
 PLAN = Plan("v5e:2x4", BASE, (BASE,), mesh=(1, 4, 2), length=10, rows=4, training=Training(batch_size=8))
@@ -138,7 +139,7 @@ def test_the_whole_run_and_its_price():
 
 
 def test_what_holds_up_is_said_with_its_number():
-    slow = dataclasses.replace(ON, chip=dataclasses.replace(CHIP, interconnect=1e9), rates=Rates(disk_bandwidth=1.0))
+    slow = dataclasses.replace(ON, chip=dataclasses.replace(CHIP, interconnect=1e9), rates=Rates(disk_bandwidth=1e-9))
     plan = dataclasses.replace(PLAN, training=Training(batch_size=8, checkpoint_every=5))
     stages = estimate(COSTS, plan, WORK, slow, hidden=True)
     said = held_up(COSTS, stages, plan, WORK, slow)
@@ -172,16 +173,13 @@ def test_texts_are_counted_as_training_would_read_them(tmp_path):
     assert seconds > 0
 
 
-def test_defaults_are_those_that_the_help_names(capsys):
+def test_the_help_names_the_defaults(capsys):
     with pytest.raises(SystemExit):
-        make_parser().parse_args(["plan", "--help"])
+        parse(["plan", "--help"])
     shown = " ".join(capsys.readouterr().out.split()).partition("what is assumed:")[2]
-    for name in ("prompts", "prompt_tokens", "new_tokens", "deferral_rate"):
-        assert f"(default {getattr(WORK, name):g})" in shown.partition(f"--{name} ")[2][:160].partition(" --")[0]
-    rates = {"efficiency": 0.4, "disk_bandwidth": 0.2e9, "input_rate": 3e6}
-    assert {name: getattr(Rates(), name) for name in rates} == rates
-    for default in ("(default 0.4)", "of --out (default 0.2)", "(default 3e6)"):
-        assert default in shown
+    names = [(Workload, name) for name in ("prompts", "prompt_tokens", "new_tokens", "deferral_rate")]
+    for kind, name in (*names, (Rates, "efficiency"), (Rates, "disk_bandwidth"), (Rates, "input_rate")):
+        assert f"(default: {default_of(kind, name)})" in shown.partition(f"--{name} ")[2].partition(" --")[0]
 
 
 @pytest.mark.parametrize(

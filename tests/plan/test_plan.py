@@ -12,12 +12,11 @@ from flax import nnx
 
 from colm_jax.checkpoints.huggingface import abstract_decoder, read_config
 from colm_jax.cli.main import main
-from colm_jax.models.lora import Lora
 from colm_jax.parallel import make_mesh
 from colm_jax.plan.chips import CHIPS
 from colm_jax.plan.plan import Plan, advice, collectives, compile_plan, matrix_flops
 from colm_jax.plan.programs import model_of, on_chip
-from colm_jax.training.config import Training
+from colm_jax.settings.training import Lora, Training
 from tests.tiny import tiny_config
 
 MODELS = Path(__file__).parents[2] / "configs/models"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from colm_jax.settings.sweep import Sweep
 from colm_jax.storage import locked
 from colm_jax.sweep import runner
-from colm_jax.sweep.config import Sweep
 from colm_jax.sweep.runner import RESULT, State, run_trials
 from colm_jax.sweep.trials import Trial
 
@@ -98,7 +98,7 @@ def test_a_stopped_sweep_stops_its_trials_and_goes_on(tmp_path, state):
     program = textwrap.dedent(f"""
         import signal, sys
         from pathlib import Path
-        from colm_jax.sweep.config import Sweep
+        from colm_jax.settings.sweep import Sweep
         from colm_jax.sweep.runner import State, run_trials
         from colm_jax.sweep.trials import Trial
 

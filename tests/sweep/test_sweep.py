@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from colm_jax.cli.main import main
-from colm_jax.sweep.config import Sweep
+from colm_jax.settings.sweep import Sweep
 from colm_jax.sweep.results import Results, summary
 from colm_jax.sweep.runner import State
 from colm_jax.sweep.trials import Trial

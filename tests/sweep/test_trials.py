@@ -3,7 +3,7 @@
 import pytest
 
 from colm_jax.errors import UserError
-from colm_jax.sweep.config import Sweep
+from colm_jax.settings.sweep import Sweep
 from colm_jax.sweep.trials import make_trials
 
 RATE, SEED = "Training.learning_rate", "Training.seed"

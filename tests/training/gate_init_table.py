@@ -11,18 +11,10 @@ from functools import partial
 
 import numpy as np
 
-from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.run import Run
-from colm_jax.training.gate_fit import (
-    SOLVERS,
-    Fit,
-    GateInit,
-    MeanLoss,
-    _label_loss,
-    _marginal_loss,
-    initial_gate,
-    train_gate,
-)
+from colm_jax.settings.run import RunConfig
+from colm_jax.settings.training import SOLVERS, GateInit
+from colm_jax.training.gate_fit import Fit, MeanLoss, _label_loss, _marginal_loss, initial_gate, train_gate
 from colm_jax.training.positions import Positions
 
 

@@ -10,7 +10,8 @@ import pytest
 import colm_jax.training.gate_fit as gate_fit
 from colm_jax.errors import UserError
 from colm_jax.objectives import marginal_nll, weighted_bce
-from colm_jax.training.gate_fit import GateInit, MeanLoss, initial_gate, minimise, train_gate
+from colm_jax.settings.training import GateInit
+from colm_jax.training.gate_fit import MeanLoss, initial_gate, minimise, train_gate
 from colm_jax.training.positions import Positions
 
 WIDTH = 6

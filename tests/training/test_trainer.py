@@ -20,10 +20,9 @@ from orbax.checkpoint import v1 as ocp
 from colm_jax.checkpoints.team import make_gate
 from colm_jax.errors import Preempted, UserError
 from colm_jax.models.gate import Gate
-from colm_jax.models.lora import Lora
 from colm_jax.parallel import make_mesh
 from colm_jax.scoring import score_examples
-from colm_jax.training.config import Training
+from colm_jax.settings.training import Lora, Training
 from colm_jax.training.step import ScoredBatch, batch_loss
 from colm_jax.training.trainer import Input, train
 from tests.scoring.test_scorer import texts

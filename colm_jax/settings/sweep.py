@@ -1,12 +1,12 @@
-"""Which settings a sweep tries, and how its trials are run."""
+"""Settings of a sweep: which settings it varies, and how its trials run."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from colm_jax.checks import check_number, check_seed, check_whole
 from colm_jax.errors import UserError
+from colm_jax.settings.fields import seed_setting, setting, validate
 
 RANDOM = ("uniform", "log_uniform", "integer", "choice")
 
@@ -16,34 +16,38 @@ class Sweep:
     """Trials: every combination of a value of each binding in `grid`, a point of `points`, and a random sample.
 
     A binding is a setting, as in "Training.learning_rate", or a gin macro; "gin_file" stands for a file that the trial
-    reads behind the sweep's own.
+    reads after the sweep's own.
     """
 
-    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    points: tuple[Mapping[str, Any], ...] = ()  # bindings that go together; an entry "name" names the point
-    # Binding -> ("uniform", low, high), ("log_uniform", low, high), ("integer", low, high) or ("choice", a, b, ...).
-    random: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    samples: int = 0  # draws of `random`
-    seed: int = 0  # of the draws; sample i is the same however many there are
-    repeats: tuple[
-        str, ...
-    ] = ()  # bindings, or "point", that only repeat a trial, as seeds do: means are taken over them
-    metric: str | None = None  # of the answers; None: "accuracy" with a task, else "team", nats per token of the team
-    minimise: bool | None = None  # None: for nats per token
-    parallel: int | None = None  # trials at a time; None: half the cores, one where there is an accelerator
-    memory_gib: float | None = None  # of one trial; None: as the first one needed, which then runs alone
-    retries: int = 1  # of a trial that crashed; one that refused its input is not tried again
+    grid: Mapping[str, tuple[Any, ...]] = setting(
+        factory=dict, help="binding -> values; every combination of them is a trial"
+    )
+    points: tuple[Mapping[str, Any], ...] = setting((), help="bindings that go together; an entry name names the point")
+    random: Mapping[str, tuple[Any, ...]] = setting(
+        factory=dict,
+        help='binding -> ("uniform", low, high), ("log_uniform", low, high), ("integer", low, high) or ("choice", a, '
+        "b, ...)",
+    )
+    samples: int = setting(0, help="draws of random", least=0)
+    seed: int = seed_setting("of the draws; sample i is the same however many there are")
+    repeats: tuple[str, ...] = setting(
+        (), help='bindings, or "point", that only repeat a trial, as seeds do: means are taken over them'
+    )
+    metric: str | None = setting(
+        None, help="of the answers; unset: accuracy with a task, else team, nats per token of the team"
+    )
+    minimise: bool | None = setting(None, help="whether less is better; unset: for nats per token")
+    parallel: int | None = setting(
+        None, help="trials at a time, if memory allows; unset: half the cores, 1 on an accelerator", least=1
+    )
+    memory_gib: float | None = setting(
+        None, help="memory of one trial; unset: as the first one needed, which then runs alone", above=0
+    )
+    retries: int = setting(1, help="of a trial that crashed; one that refused its input is not tried again", least=0)
 
     def __post_init__(self):
         """Validates the settings."""
-        checked: dict[str, Any] = {"seed": check_seed("Sweep.seed", self.seed)}
-        checked |= {name: check_whole(f"Sweep.{name}", getattr(self, name)) for name in ("samples", "retries")}
-        if self.parallel is not None:
-            checked["parallel"] = check_whole("Sweep.parallel", self.parallel, 1)
-        if self.memory_gib is not None:
-            checked["memory_gib"] = check_number("Sweep.memory_gib", self.memory_gib, above=0)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        validate(self, "Sweep.")
         if not self.grid and not self.points and not self.random:
             raise UserError("Sweep: nothing is swept; bind Sweep.grid, Sweep.points or Sweep.random")
         for name, values in self.grid.items():

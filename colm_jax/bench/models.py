@@ -1,0 +1,42 @@
+"""The random Llamas that `colm bench` measures."""
+
+import jax
+
+from colm_jax.models.config import ModelConfig, Rope
+from colm_jax.settings.bench import DecodeBench, TrainBench
+
+
+def dtype_of(settings: TrainBench | DecodeBench) -> str:
+    """The dtype of a benchmark, chosen by the device where it is not set."""
+    return settings.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def model_of(settings: TrainBench) -> ModelConfig:
+    """The model that is trained."""
+    sizes = settings.width, settings.depth, settings.heads, settings.ff
+    return _llama(settings.vocab_size, *sizes, settings.length + 1)
+
+
+def pair_of(settings: DecodeBench) -> tuple[ModelConfig, ModelConfig]:
+    """The base and the expert that decode together."""
+    context = settings.prompt_tokens + settings.new_tokens
+    base = settings.base_width, settings.base_depth, settings.base_heads, settings.base_ff
+    expert = settings.expert_width, settings.expert_depth, settings.expert_heads, settings.expert_ff
+    return _llama(settings.vocab_size, *base, context), _llama(settings.vocab_size, *expert, context)
+
+
+def _llama(vocab_size: int, width: int, depth: int, heads: int, ff: int, context: int) -> ModelConfig:
+    return ModelConfig(
+        family="llama",
+        vocab_size=vocab_size,
+        width=width,
+        depth=depth,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        ff=ff,
+        context=context,
+        rope=Rope(10000.0),
+        rms_eps=1e-5,
+        tied=False,
+    )

@@ -1,0 +1,25 @@
+"""`colm inspect`: facts of models; no weights are read."""
+
+from typing import Any
+
+from colm_jax.cli.flags import Flags, Parser, mesh_flag
+
+EXAMPLE = "colm inspect SMALL LARGE"
+
+
+def add_flags(parser: Parser) -> None:
+    """Declares the command's flags."""
+    parser.add_argument("model", nargs="+", metavar="MODEL", help="the base first")
+    mesh_flag(parser)
+
+
+def run(flags: Flags) -> dict[str, Any]:
+    """Facts of a model, or of several and whether they can pair."""
+    import jax
+
+    from colm_jax.checkpoints.describe import describe, describe_pair
+    from colm_jax.parallel.mesh import MESH_AXES
+
+    mesh = jax.sharding.AbstractMesh(flags.mesh or (1, 1, 1), MESH_AXES)
+    facts = [describe(model, mesh) for model in flags.model]
+    return facts[0] if len(facts) == 1 else {"pair": describe_pair(flags.model), "models": facts}

@@ -1,0 +1,54 @@
+"""`colm refresh`: other experts for a trained team."""
+
+from colm_jax.cli.configuration import make_run
+from colm_jax.cli.flags import (
+    Flags,
+    Parser,
+    dtype_flags,
+    expert_flag,
+    expert_mesh_flag,
+    mesh_flag,
+    out_flag,
+    task_flag,
+)
+from colm_jax.errors import UserError
+from colm_jax.settings.training import OBJECTIVES
+
+DESCRIPTION = "Give a trained team other experts: score them, fit its gate anew, calibrate; the base stays as it is."
+EXAMPLE = "colm refresh --run RUN --expert NEW --data train.jsonl --dev dev.jsonl --out DIR"
+
+
+def add_flags(parser: Parser) -> None:
+    """Declares the command's flags."""
+    text = "a run with a trained team; nothing in it is changed"
+    parser.add_argument("--run", required=True, metavar="DIR", help=text)
+    expert_flag(parser, required=True)
+    mesh_flag(parser)
+    expert_mesh_flag(parser)
+    dtype_flags(parser, default="as the team is stored", expert_default="as the team was trained")
+    latent = [name for name in OBJECTIVES if name != "sft"]
+    parser.add_argument("--objective", choices=latent, help="of the gate (default: marginal)")
+    parser.add_argument("--data", required=True, metavar="FILE", help="training texts, JSONL")
+    parser.add_argument("--dev", required=True, metavar="FILE", help="texts for calibration")
+    task_flag(parser)
+    out_flag(parser, text="a run directory of its own; the team is DIR/team")
+
+
+def run(flags: Flags) -> None:
+    """Scores the experts, fits the gate, calibrates."""
+    from colm_jax.pipeline.run import run_pipeline, trained_team
+    from colm_jax.storage import absolute, path_of, read_json
+
+    team = trained_team(flags.run)
+    if absolute(path_of(flags.out)) == absolute(path_of(flags.run)):
+        raise UserError(f"--out {flags.out}: is the run itself; name another directory")
+    values = {
+        **vars(flags),
+        "base": str(team),
+        "dtype": flags.dtype or read_json(team / "config.json")["dtype"],
+        "expert_dtype": flags.expert_dtype or read_json(team / "colm.json").get("expert_dtype"),
+        "trainable": "gate",
+        "expert_scores": "cached",
+    }
+    config = make_run(flags.bindings, values)
+    run_pipeline(config, flags.out, until="team", operative=flags.bindings.text())

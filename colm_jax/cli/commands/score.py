@@ -1,0 +1,26 @@
+"""`colm score`: scores of one model on a data file."""
+
+from typing import Any
+
+from colm_jax.cli.flags import Flags, Parser, distributed_flag, mesh_flag, mesh_of, out_flag
+from colm_jax.settings.models import EXPERT_DTYPES
+
+EXAMPLE = "colm score --model M --data F --out DIR"
+
+
+def add_flags(parser: Parser) -> None:
+    """Declares the command's flags."""
+    parser.add_argument("--model", required=True, metavar="MODEL", help="Hugging Face directory, team, or Hub name")
+    mesh_flag(parser)
+    distributed_flag(parser)
+    parser.add_argument("--data", required=True, metavar="FILE", help="JSONL or .txt")
+    text = "int8, int4: weights only (default: float32)"
+    parser.add_argument("--dtype", choices=EXPERT_DTYPES, default="float32", help=text)
+    out_flag(parser)
+
+
+def run(flags: Flags) -> dict[str, Any]:
+    """Scores the file; a rerun resumes."""
+    from colm_jax.pipeline.score import score_file
+
+    return score_file(flags.model, flags.data, flags.out, flags.dtype, mesh_of(flags))

@@ -1,0 +1,33 @@
+"""`colm show`: a run's results and answers in the terminal."""
+
+from colm_jax.cli.flags import Flags, Parser
+
+DESCRIPTION = "A run's results and answers in the terminal: who wrote which word, and what each model held likely."
+EXAMPLE = "colm show RUN --changed\n         colm show RUN --answer 7\n         colm show answers.jsonl --base RUN/team"
+
+
+def add_flags(parser: Parser) -> None:
+    """Declares the command's flags."""
+    text = "a run (or demo) directory, or a file of generation lines"
+    parser.add_argument("path", metavar="RUN_OR_FILE", help=text)
+    parser.add_argument("--answer", type=int, metavar="N", help="one answer, token by token; the first is 1")
+    text = (
+        "only answers of which the expert changed the outcome: right where the base alone is wrong, or wrong where it "
+        "is right; without a task, those whose text differs from the base's"
+    )
+    parser.add_argument("--changed", action="store_true", help=text)
+    parser.add_argument("--answers", type=int, default=10, metavar="K", help="at most K; 0: all (default: 10)")
+    text = "width of the output (default: the terminal's, or 80)"
+    parser.add_argument("--width", type=int, metavar="COLUMNS", help=text)
+    text = "whose tokenizer wrote a file of generation lines (default: the team of the run that the file is in)"
+    parser.add_argument("--base", metavar="MODEL", help=text)
+
+
+def run(flags: Flags) -> None:
+    """Prints it."""
+    from colm_jax import console
+    from colm_jax.pipeline.showing import show_path
+    from colm_jax.storage import path_of
+
+    output = console.Output(width=flags.width)
+    show_path(path_of(flags.path), flags.base, flags.answer, flags.changed, flags.answers, output)

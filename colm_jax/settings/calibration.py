@@ -1,0 +1,34 @@
+"""Settings of calibration."""
+
+from dataclasses import dataclass
+
+from colm_jax.errors import UserError
+from colm_jax.settings.fields import setting, validate
+
+SOURCES = ("texts", "generations")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which thresholds are tried on the dev set."""
+
+    rates: tuple[float, ...] = setting(
+        (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        help="deferral rates whose thresholds are tried",
+        above=0,
+        below=1,
+    )
+    source: str = setting(
+        "texts",
+        help="of the p_defer whose quantiles give these rates: dev texts, or the base's own generations",
+        choices=SOURCES,
+    )
+    max_new_tokens: int = setting(
+        96, help="tokens of an answer to a dev prompt, where a task is given or generations are the source", least=1
+    )
+
+    def __post_init__(self):
+        """Validates the settings."""
+        validate(self, "Calibration.")
+        if not self.rates:
+            raise UserError("Calibration.rates must not be empty")

@@ -1,0 +1,32 @@
+"""Settings of a model: how its weights are held, and on which mesh."""
+
+from dataclasses import dataclass
+
+from colm_jax.errors import UserError
+from colm_jax.settings.fields import setting, validate
+
+FLOAT_TYPES = ("float32", "bfloat16", "float16")
+QUANTISED = ("int8", "int4")  # of experts only: weights in so many bits, the rest in the base's dtype
+EXPERT_DTYPES = (*FLOAT_TYPES, *QUANTISED)
+
+
+@dataclass(frozen=True)
+class Model:
+    """How a model is loaded. In gin, bind it by scope: base/Model.dtype, expert/Model.dtype; Model.dtype is of both."""
+
+    dtype: str = setting(
+        "float32",
+        help="of weights, activations and caches; of experts also int8 or int4: weights only",
+        choices=EXPERT_DTYPES,
+    )
+    mesh: tuple[int, int, int] = setting((1, 1, 1), help="devices along data, fsdp, tensor", least=1, metavar="D,F,T")
+
+    def __post_init__(self):
+        """Validates the settings."""
+        validate(self, "Model.")
+
+
+def check_base_dtype(dtype: str) -> None:
+    """Raises UserError where a base would be quantised."""
+    if dtype in QUANTISED:
+        raise UserError(f"base/Model.dtype {dtype!r}: only experts are quantised; use one of {', '.join(FLOAT_TYPES)}")
