@@ -16,16 +16,21 @@ from colm_jax.cli.gin_edge import make
 from colm_jax.errors import UserError
 from colm_jax.models.lora import Lora
 from colm_jax.parallel.mesh import MESH_AXES
+from colm_jax.report.inspection import show_models
 from colm_jax.text.tokenizer import load_tokenizer
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
 
 
-def inspect(flags: Flags) -> dict[str, Any]:
-    """Facts of a model, or of several and whether they can pair; no weights are read."""
+def inspect(flags: Flags) -> dict[str, Any] | None:
+    """Show the facts of models, and of several whether they can pair; with --json, return them."""
     mesh = jax.sharding.AbstractMesh(mesh_sizes(flags) or (1, 1, 1), MESH_AXES)
     facts = [describe(model, mesh) for model in flags.model]
-    return facts[0] if len(facts) == 1 else {"pair": describe_pair(flags.model), "models": facts}
+    found = facts[0] if len(facts) == 1 else {"pair": describe_pair(flags.model), "models": facts}
+    if flags.json:
+        return found
+    show_models(found, console.output)
+    return None
 
 
 def plan(flags: Flags) -> dict[str, Any]:

@@ -321,6 +321,7 @@ def make_parser() -> argparse.ArgumentParser:
         "colm inspect SMALL LARGE",
     )
     sub.add_argument("model", nargs="+", metavar="MODEL", help="the base first")
+    sub.add_argument("--json", action="store_true", help="print all facts as JSON, for programs")
     mesh(sub)
 
     sub = command(
