@@ -25,14 +25,14 @@ from colm_jax.text.tokenizer import load_tokenizer, shared_vocabulary
 
 
 def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, Any]:
-    """Facts of a model and of how `mesh` would split it. Of a Hub name's weights none are downloaded for it.
+    """Return the facts of a model and how `mesh` shards it. Only headers of weights are read, and none are downloaded.
 
     Raises:
-      UserError: whatever loading would refuse, but for the values of the weights.
+      UserError: whatever loading refuses, except for the values of the weights.
     """
     directory = resolve(model, weights=False)
     config, tokenizer = read_config(directory), load_tokenizer(directory)
-    tensors = match_tensors(directory) if path_of(model).is_dir() or _has_weights(directory) else None
+    tensors = match_tensors(directory, values=False) if path_of(model).is_dir() or _has_weights(directory) else None
     parts = parts_of(config).values() if tensors is None else [part for _, part in tensors]
     team = read_json(directory / TEAM_FILE) if (directory / TEAM_FILE).exists() else None
     kind = "original Co-LLM (deferral row)" if tokenizer.has_defer_token else "team" if team else "model"
@@ -44,6 +44,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
         "family": config.family,
         "parameters": sum(math.prod(part.shape) for part in parts),
         "stored_as": None if tensors is None else dict(Counter(str(tensor.dtype) for tensor, _ in tensors)),
+        "bytes_on_disk": None if tensors is None else sum(tensor.bytes for tensor, _ in tensors),
         "bytes": memory(config),
         "cache_bytes_per_token": {
             name: 2 * config.depth * config.kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
@@ -54,6 +55,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
             "words": tokenizer.size,
             "rows": config.vocab_size - tokenizer.has_defer_token,
             "end_of_text": list(tokenizer.eos_ids),
+            "end_of_text_tokens": [tokenizer.backend.convert_ids_to_tokens(i) or "" for i in tokenizer.eos_ids],
         },
         "chat_template": tokenizer.template_digest,
         "config": {key: value for key, value in dataclasses.asdict(config).items() if value is not None},
@@ -66,7 +68,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
 
 
 def _has_weights(directory: Path) -> bool:
-    """Whether a Hub snapshot has been downloaded with all its weights."""
+    """Return whether a Hub snapshot has all its weights."""
     try:
         return bool(weight_files(directory))
     except UserError:
@@ -74,7 +76,7 @@ def _has_weights(directory: Path) -> bool:
 
 
 def memory(config: ModelConfig) -> dict[str, int]:
-    """Bytes of the weights in every type they can be loaded in (int8, int4: beside bfloat16)."""
+    """Return the bytes of the weights in every type they can be loaded in (int8 and int4: the rest in bfloat16)."""
     sizes: dict[str, int] = dict.fromkeys((*DTYPES, *BITS), 0)
     table = FAMILIES[config.family].table
     for path, variable in nnx.to_flat_state(nnx.state(abstract_decoder(config))):
@@ -87,7 +89,7 @@ def memory(config: ModelConfig) -> dict[str, int]:
 
 
 def _quantized_bytes(path: str, variable: nnx.Variable, inputs: int, kind: str) -> int | None:
-    """Size of a parameter with all its layers, where it is quantised."""
+    """Return the bytes of a quantised parameter with all its layers; None if it is not quantised."""
     if not QUANTIZED.fullmatch(path):
         return None
     axes = variable.get_metadata()["axes"]
@@ -110,7 +112,7 @@ def _layout(config: ModelConfig, mesh: jax.sharding.AbstractMesh) -> dict[str, A
 
 
 def describe_pair(models: list[str]) -> dict[str, Any]:
-    """Whether these models, base first, can decode together, and over which vocabulary."""
+    """Return whether these models, base first, can decode together, and over which vocabulary."""
     directories = [resolve(model, weights=False) for model in models]
     tokenizers = [load_tokenizer(directory) for directory in directories]
     configs = [read_config(directory) for directory in directories]
@@ -130,6 +132,6 @@ def describe_pair(models: list[str]) -> dict[str, Any]:
 
 
 def ranges(ids: np.ndarray) -> list[list[int]]:
-    """Sorted ids as [first, last] ranges."""
+    """Return sorted ids as [first, last] ranges."""
     runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
     return [[int(run[0]), int(run[-1])] for run in runs if len(run)]

@@ -3,8 +3,6 @@
 Only safetensors are read: pickled weights could run code. Remote code is never run.
 """
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from colm_jax.errors import UserError
-from colm_jax.storage import in_bucket, path_of, read_json, read_range, size_of
+from colm_jax.storage import path_of, read_json, read_range, storage_of
 
 _SINGLE, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 _IGNORED = ["consolidated*", "*/*"]  # the same weights once more, for other programs
@@ -35,7 +33,7 @@ def resolve(model: str | Path, weights: bool = True) -> Path:
     path = path_of(model)
     if path.is_dir():
         return path
-    if in_bucket(path):
+    if "://" in str(path):
         raise UserError(f"model {str(model)!r}: nothing in the bucket begins with it")
     name, _, wanted = str(model).partition("@")
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -107,24 +105,14 @@ def weight_files(directory: Path) -> list[Path]:
 
 @contextmanager
 def open_weights(file: Path) -> Iterator[Any]:
-    """A safetensors file, its header checked by the library; an error names the file. Of one in a bucket only the
-    header can be asked."""
+    """Open a safetensors file after the library has checked its header. Of one in a bucket only the header is there.
+
+    Raises:
+      UserError: the file is missing, truncated or damaged.
+    """
     try:
-        with _with_header(file) as local, safe_open(local, framework="numpy") as opened:
+        length = min(int.from_bytes(read_range(file, 0, 8), "little"), _LONGEST_HEADER)
+        with storage_of(file).local_start(file, 8 + length) as local, safe_open(local, framework="numpy") as opened:
             yield opened
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: not a readable safetensors file (truncated or damaged?): {error}") from None
-
-
-@contextmanager
-def _with_header(file: Path) -> Iterator[Path]:
-    """A file on disk with this one's header and size: itself or, of one in a bucket, a sparse one."""
-    if not in_bucket(file):
-        yield file
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        sparse, start = Path(folder) / file.name, read_range(file, 0, 8)
-        length = min(int.from_bytes(start, "little"), _LONGEST_HEADER)
-        sparse.write_bytes(start + read_range(file, 8, 8 + length))
-        os.truncate(sparse, size_of(file))
-        yield sparse

@@ -93,10 +93,10 @@ def parts_of(config: ModelConfig, stacked: bool = True) -> dict[str, Part]:
     return found
 
 
-def match_tensors(directory: Path) -> list[tuple[TensorOnDisk, Part]]:
+def match_tensors(directory: Path, values: bool = True) -> list[tuple[TensorOnDisk, Part]]:
     """Every tensor of a checkpoint with what it is here, in the order on disk.
 
-    Reads headers only, but of a tied model whose file repeats the table as `lm_head.weight` both tensors.
+    Reads headers only. Where the file of a tied model repeats the table as `lm_head.weight`, `values` compares the two.
 
     Raises:
       UserError: naming the unknown, duplicate or missing tensor, the wrong shape, an index that does not fit the files,
@@ -122,7 +122,7 @@ def match_tensors(directory: Path) -> list[tuple[TensorOnDisk, Part]]:
     missing = [name for name in wanted if name not in found]
     if missing:
         raise UserError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are)")
-    if config.tied and _HEAD in found:
+    if values and config.tied and _HEAD in found:
         _check_tied_head(found[_HEAD], found[_TABLE])
     return sorted(((found[name], part) for name, part in wanted.items()), key=lambda m: (m[0].file, m[0].offset))
 

@@ -1,6 +1,6 @@
 """Tensors from disk into device shards: only the byte ranges that this host's devices need, a block at a time.
 
-Memory: one tensor's shards and a few blocks of BLOCK bytes on the host, besides what stays on the devices.
+Memory: one tensor's shards and a few blocks (see `Storage.read_size`) on the host, besides what stays on the devices.
 """
 
 import json
@@ -15,10 +15,8 @@ import numpy as np
 from colm_jax.checkpoints.directory import open_weights, weight_files
 from colm_jax.checkpoints.families import Stored
 from colm_jax.errors import UserError
-from colm_jax.storage import in_bucket, read_range
+from colm_jax.storage import read_range, storage_of
 
-BLOCK = 2 << 20  # bytes
-BLOCK_IN_BUCKET = 16 << 20  # each takes a request
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 Ranges = tuple[tuple[int, int], ...]  # start and stop, an axis each
@@ -81,9 +79,8 @@ def same_values(first: TensorOnDisk, second: TensorOnDisk) -> bool:
 
 
 def _blocks(tensor: TensorOnDisk, first: int, last: int) -> list[tuple[int, int]]:
-    """Rows first..last in pieces of about BLOCK bytes."""
-    block = BLOCK_IN_BUCKET if in_bucket(tensor.file) else BLOCK
-    step = max(1, block // max(1, tensor.bytes // max(1, tensor.shape[0])))
+    """Rows first..last in pieces of about `Storage.read_size` bytes."""
+    step = max(1, storage_of(tensor.file).read_size // max(1, tensor.bytes // max(1, tensor.shape[0])))
     return [(start, min(start + step, last)) for start in range(first, last, step)]
 
 

@@ -28,7 +28,6 @@ from colm_jax.parallel import is_first, to_host
 from colm_jax.storage import (
     absolute,
     copy_file,
-    in_bucket,
     local_copy,
     make_directory,
     publish,
@@ -195,7 +194,7 @@ def load_expert(
 def pinned(expert: dict[str, Any]) -> str:
     """The name under which a team's expert is found again: a Hub name at the commit it was trained with."""
     model, commit = expert["model"], expert.get("revision")
-    return model if commit is None or in_bucket(model) or Path(model).is_dir() else f"{model}@{commit}"
+    return model if commit is None or "://" in model or Path(model).is_dir() else f"{model}@{commit}"
 
 
 def save_team(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from colm_jax.errors import UserError
 from colm_jax.pipeline.stage import COMMAND_LOCK, locked_by_first
-from colm_jax.storage import check_writable, in_bucket, kind_of, path_of
+from colm_jax.storage import check_writable, kind_of, path_of, storage_of
 
 FILES = ("convert", "calibrate", "generate", "evaluate", "judge")  # whose --out is a file; of others it is a directory
 _BESIDE = ("{}.tmp", "{}.part", "{}.part.tmp")  # what a command writes beside its file meanwhile
@@ -29,12 +29,12 @@ def check_out(text: str, is_file: bool, flag: str = "--out") -> Path:
         raise UserError(f"{flag} {text or repr(text)}: results are written to a {wanted}; name one")
     path = path_of(text)
     try:
-        if in_bucket(path):
-            wrong = "is a directory" if is_file and path.is_dir() else ""
-        else:
+        if storage_of(path).has_links:
             chain = _chain(path)
             path = chain[-1] if is_file else path
             wrong = _wrong(chain, is_file)
+        else:
+            wrong = "is a directory" if is_file and path.is_dir() else ""
     except OSError as error:  # a name that is too long, a directory that may not be searched, links in a circle
         wrong = error.strerror or str(error)
     if wrong:

@@ -17,7 +17,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from colm_jax.data.records import INDEX, Example, Examples, Progress, encode_text, place, stream_records
 from colm_jax.errors import UserError
-from colm_jax.storage import in_bucket, local_copies, make_directory, read_json, replacing, save_array, write_json
+from colm_jax.storage import local_copies, make_directory, read_json, replacing, save_array, write_json
 from colm_jax.text.tokenizer import Tokenizer
 
 TEXTS, INDEX_FILE, SUMMARY = "texts.arrayrecord", "index.npy", "summary.json"
@@ -115,7 +115,7 @@ def _made(directory: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if made and not in_bucket(directory):
+        if made:
             directory.rmdir()
         raise
 

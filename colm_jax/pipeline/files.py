@@ -10,7 +10,7 @@ from colm_jax.data.records import encode_prompt, prompt_key
 from colm_jax.generation import Generation, Settings
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.stage import plain
-from colm_jax.storage import GrowingFile, copy_file, in_bucket, make_directory, read_lines, write_text
+from colm_jax.storage import GrowingFile, copy_file, make_directory, read_lines, write_text
 from colm_jax.team import CoLM
 from colm_jax.text.tokenizer import Tokenizer
 
@@ -186,10 +186,7 @@ def write_answers(
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for a file, so that weights are not stored twice; a copy where there are no links."""
-    if in_bucket(target):
-        copy_file(source, target)
-        return
+    """Hard-link a file, so that weights are not stored twice; copy it where there are no links."""
     try:
         target.hardlink_to(source)
     except OSError:

@@ -34,11 +34,11 @@ from colm_jax.settings.run import STAGES, RunConfig
 from colm_jax.storage import (
     absolute,
     entries,
-    in_bucket,
     load_array,
     path_of,
     read_json,
     save_array,
+    storage_of,
     write_json,
     write_text,
 )
@@ -66,7 +66,7 @@ class Run(Inputs):
         """
         super().__init__(config)
         self.out, self.store = path_of(out), store
-        if store is not None and (in_bucket(store) or in_bucket(self.out)):
+        if store is not None and not all(storage_of(path).has_links for path in (store, self.out)):
             raise UserError(f"--store {store} --out {out}: shared stages are linked and locked; both must be on disk")
 
     def stage(self, name: str) -> Stage:

@@ -15,7 +15,7 @@ from colm_jax.pipeline.reporting import REPORT
 from colm_jax.report.contents import Answer, Piece, Report, Table
 from colm_jax.report.store import load_report
 from colm_jax.report.terminal import show_answer, show_results, show_sections, show_tokens
-from colm_jax.storage import absolute, in_bucket
+from colm_jax.storage import absolute
 from colm_jax.text.generated import GeneratedText, cut
 from colm_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -88,8 +88,7 @@ def _read(path: Path, base: str | None) -> Report:
 def _of_lines(path: Path, base: str | None) -> Report:
     """What a file of generation lines tells by itself."""
     lines = read_jsonl(path)
-    above = [folder for folder in absolute(path).parents[:2] if not in_bucket(folder) or len(folder.parts) > 2]
-    teams = [folder / "team" for folder in above if (folder / "team" / "colm.json").exists()]
+    teams = [folder / "team" for folder in absolute(path).parents[:2] if (folder / "team" / "colm.json").exists()]
     directory = resolve(base, weights=False) if base is not None else teams[0] if teams else None
     tokenizer = None if directory is None else load_tokenizer(directory)
     answers = [_answer(where, line, tokenizer) for where, line in lines]

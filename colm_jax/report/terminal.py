@@ -28,12 +28,11 @@ def show_report(report: Report, console: Console, answers: int = 3) -> None:
 
 def show_results(report: Report, console: Console) -> None:
     """Prints facts and the tables of the results."""
-    console.rule(_plain(report.title, "bold"))
+    console.rule(plain(report.title, "bold"))
     for name, value in report.facts:
-        console.print(_plain(f"{name}: {value}"), soft_wrap=True)
+        console.print(plain(f"{name}: {value}"), soft_wrap=True)
     for table in report.tables:
-        console.print()
-        console.print(_table(table, console.width))
+        show_table(table, console)
 
 
 def show_sections(report: Report, console: Console) -> None:
@@ -41,10 +40,9 @@ def show_sections(report: Report, console: Console) -> None:
     for section in report.sections:
         if section.tables:
             console.print()
-            console.rule(_plain(section.title, "bold"), align="left")
+            console.rule(plain(section.title, "bold"), align="left")
         for table in section.tables:
-            console.print()
-            console.print(_table(table, console.width))
+            show_table(table, console)
 
 
 def show_answer(answer: Answer, writers: tuple[str, ...], console: Console) -> None:
@@ -52,16 +50,16 @@ def show_answer(answer: Answer, writers: tuple[str, ...], console: Console) -> N
 
     Naming the words says who wrote what where there are no colours, as in a file.
     """
-    console.print(_plain(answer.prompt.strip(), "dim"))
+    console.print(plain(answer.prompt.strip(), "dim"))
     line = Text()
     called: dict[int, list[str]] = {}
     unsure: list[str] = []
     for i, word in enumerate(words(answer.pieces)):
         if i:
-            line.append_text(_plain("".join(part.text for part in word.space)))
+            line.append_text(plain("".join(part.text for part in word.space)))
         for part in word.pieces:
             style = _STYLES[(part.source - 1) % len(_STYLES)] if part.source else "underline" if part.unsure else ""
-            line.append_text(_plain(part.text, style))
+            line.append_text(plain(part.text, style))
         for source in sorted(word.sources - {0}):
             mean = word.mean_p_defer
             called.setdefault(source, []).append(word.text if mean is None else f"{word.text} ({mean:.2f})")
@@ -71,15 +69,15 @@ def show_answer(answer: Answer, writers: tuple[str, ...], console: Console) -> N
     if answer.correct is not None:
         console.print("  ✓ right" if answer.correct else "  ✗ wrong", style="green" if answer.correct else "red")
     if answer.reference is not None:
-        console.print(_plain(f"  reference: {answer.reference.strip()}", "dim"))
+        console.print(plain(f"  reference: {answer.reference.strip()}", "dim"))
     if answer.outcome in _OUTCOMES:
         said = f"  {_OUTCOMES[answer.outcome]}: {(answer.alone or '').strip() or '(nothing written)'}"
-        console.print(_plain(said, "dim"))
+        console.print(plain(said, "dim"))
     rate = " (mean p_defer)" if any(piece.p_defer is not None for piece in answer.pieces) else ""
     for source, found in sorted(called.items()):
-        console.print(_plain(f"  by {writers[source]}{rate}: {' · '.join(found)}", "dim italic"))
+        console.print(plain(f"  by {writers[source]}{rate}: {' · '.join(found)}", "dim italic"))
     if unsure:
-        console.print(_plain(f"  unsure (least probability): {' · '.join(unsure)}", "dim italic"))
+        console.print(plain(f"  unsure (least probability): {' · '.join(unsure)}", "dim italic"))
 
 
 def show_tokens(answer: Answer, writers: tuple[str, ...], console: Console) -> None:
@@ -88,14 +86,14 @@ def show_tokens(answer: Answer, writers: tuple[str, ...], console: Console) -> N
     columns = ["", "token", "by", "p_defer", *(f"{name} holds likeliest" for name in (writers if known else ()))]
     rich = RichTable(box=SIMPLE_HEAD)
     for name in columns:
-        rich.add_column(_plain(name), justify="right" if name in ("", "p_defer") else "left")
+        rich.add_column(plain(name), justify="right" if name in ("", "p_defer") else "left")
     for i, piece in enumerate(answer.pieces, start=1):
         style = _STYLES[(piece.source - 1) % len(_STYLES)] if piece.source else ""
         rate = "–" if piece.p_defer is None else f"{piece.p_defer:.3f}"
         views = ["  ".join(f"{_quoted(text)} {p:.2f}" for text, p in view.candidates) for view in piece.views]
         mark = " (unsure)" if piece.unsure else ""
-        cells = [_plain(cell) for cell in (writers[piece.source] + mark, rate, *views)]
-        rich.add_row(str(i), _plain(_quoted(piece.text), style), *cells)
+        cells = [plain(cell) for cell in (writers[piece.source] + mark, rate, *views)]
+        rich.add_row(str(i), plain(_quoted(piece.text), style), *cells)
     console.print(rich)
 
 
@@ -104,16 +102,16 @@ def _quoted(text: str) -> str:
     return f"“{text}”".replace("\n", "↵")
 
 
-def _plain(text: str, style: str = "") -> Text:
-    """Text without rich's markup; control characters, which terminals obey, are shown as a box."""
+def plain(text: str, style: str = "") -> Text:
+    """Return text without rich's markup; control characters, which terminals obey, are shown as a box."""
     return Text(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text), style=style)
 
 
-def _table(table: Table, width: int) -> RichTable:
-    """The table for so many columns of characters: words and numbers stay whole where all of them have room."""
+def show_table(table: Table, console: Console) -> None:
+    """Print an empty line and a table. Words and numbers are not broken where all of them have room."""
     rich = RichTable(
-        title=_plain(table.title, "bold"),
-        caption=_plain(table.note, "dim") if table.note else None,
+        title=plain(table.title, "bold"),
+        caption=plain(table.note, "dim") if table.note else None,
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -122,10 +120,11 @@ def _table(table: Table, width: int) -> RichTable:
         max(len(word) for cell in (column, *(row[i] for row in table.shown)) for word in cell.split() or [""])
         for i, column in enumerate(table.columns)
     ]
-    fits = sum(longest) + 3 * len(longest) <= width
+    fits = sum(longest) + 3 * len(longest) <= console.width
     for column, numeric, least in zip(table.columns, table.numeric, longest):
         justify: JustifyMethod = "right" if numeric else "left"
-        rich.add_column(_plain(column), justify=justify, min_width=least if fits else None, overflow="fold")
+        rich.add_column(plain(column), justify=justify, min_width=least if fits else None, overflow="fold")
     for row in table.shown:
-        rich.add_row(*map(_plain, row))
-    return rich
+        rich.add_row(*map(plain, row))
+    console.print()
+    console.print(rich)

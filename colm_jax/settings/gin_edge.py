@@ -30,7 +30,7 @@ from colm_jax.settings.references import Reference
 from colm_jax.settings.run import RunConfig
 from colm_jax.settings.sweep import Sweep
 from colm_jax.settings.training import GateInit, Lora, Training
-from colm_jax.storage import absolute, check_regular, in_bucket, path_of, read_text
+from colm_jax.storage import absolute, check_regular, path_of, read_text
 
 T = TypeVar("T")
 
@@ -233,7 +233,7 @@ def _read_file(path: Path, into: Bindings, within: tuple[Path, ...]) -> None:
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
     """Lets a file import modules of the working directory, and of its own folder."""
-    added = [name for name in ("", str(folder)) if name not in sys.path and not in_bucket(name)]
+    added = [name for name in ("", str(folder)) if name not in sys.path]
     sys.path.extend(added)
     try:
         yield
@@ -249,7 +249,7 @@ class _BadInclude(Exception):
 
 def _included(name: str, folder: Path | None) -> Path:
     """The file that an include names: beside the file that it stands in or, as in gin, in the working directory."""
-    near = [path_of(name)] if in_bucket(name) else [(folder or Path()) / name, path_of(name)]
+    near = [(folder or Path()) / name, path_of(name)]
     found = next((path for path in near if path.is_file()), None)
     if found is None:
         there = next((path for path in near if path.exists()), None)

@@ -1,8 +1,11 @@
-"""Files on disk and in Cloud Storage buckets: one way to read and write both, whole or not at all."""
+"""Files on disk and in Cloud Storage: one interface to read and write both; a file appears when it is complete."""
+# ruff: noqa: F401 - the names below are the public interface
 
+from colm_jax.storage.disk import kind_of
 from colm_jax.storage.files import (
     GrowingFile,
     absolute,
+    check_regular,
     check_writable,
     checksums,
     copy_file,
@@ -13,6 +16,7 @@ from colm_jax.storage.files import (
     load_array,
     local_copies,
     local_copy,
+    locked,
     make_directory,
     modified,
     path_of,
@@ -24,58 +28,17 @@ from colm_jax.storage.files import (
     save_array,
     sha256_of,
     size_of,
+    storage_of,
     working_directory,
     write_json,
     write_text,
 )
-from colm_jax.storage.locks import locked
 from colm_jax.storage.text import (
-    check_regular,
     check_unicode,
     decode_lines,
-    kind_of,
     parse_json,
     read_json,
     read_lines,
     read_text,
     without_mark,
 )
-
-__all__ = [
-    "GrowingFile",
-    "absolute",
-    "check_regular",
-    "check_unicode",
-    "check_writable",
-    "checksums",
-    "copy_file",
-    "damaged_is_one_line",
-    "decode_lines",
-    "entries",
-    "files_below",
-    "in_bucket",
-    "kind_of",
-    "load_array",
-    "local_copies",
-    "local_copy",
-    "locked",
-    "make_directory",
-    "modified",
-    "parse_json",
-    "path_of",
-    "publish",
-    "read_json",
-    "read_lines",
-    "read_range",
-    "read_text",
-    "remove_tree",
-    "replacing",
-    "replacing_directory",
-    "save_array",
-    "sha256_of",
-    "size_of",
-    "without_mark",
-    "working_directory",
-    "write_json",
-    "write_text",
-]

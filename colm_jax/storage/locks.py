@@ -1,11 +1,10 @@
 """Locks on disk, which keep two processes out of one directory.
 
-A lock is `flock` on a small file, so that it ends with the process that holds it, however that ends. The file says who
-holds it and is removed when the lock is released. A bucket has no locks.
+The operating system releases a lock when the process that holds it ends, for whatever reason. The lock file says who
+holds it, and is removed when the lock is released.
 """
 
 import errno
-import fcntl
 import json
 import os
 import shlex
@@ -16,44 +15,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from colm_jax.errors import UserError, no_room
-from colm_jax.storage import bucket
+from filelock import lock_descriptor
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system that cannot lock
-_TRIES = 100  # to make a directory that others remove meanwhile
+from colm_jax.errors import UserError, no_room
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system without locks
+_TRIES = 100  # to create a directory that other processes remove meanwhile
 _LONGEST = 200  # characters of a command that are shown
 
 
 @contextmanager
 def locked(path: Path, subject: str, wait: bool = False) -> Iterator[bool]:
-    """Holds a lock within the block. Yields whether it is held: not in a bucket, nor on a file system without locks.
+    """Hold a lock within the block. Yield whether it is held: it is not on a file system without locks.
 
-    Directories above the file are made, and those made are removed at the end where nothing is left in them.
+    The directories above the file are created, and those created are removed at the end if they are empty.
 
     Args:
       path: the lock file.
       subject: what it locks, as errors name it.
-      wait: wait for another holder to release it, which needs a file system that has locks.
+      wait: wait until another holder releases it, which needs a file system with locks.
 
     Raises:
-      UserError: another process, or another block of this one, holds it; no file can be made there; there are no locks
-        to wait for.
+      UserError: another process, or another block of this one, holds it; the file cannot be created; there are no
+        locks to wait for.
     """
-    if str(path).startswith(bucket.SCHEME):
-        yield False
-        return
     made: list[Path] = []
     try:
         number, held = _lock(path, subject, wait, made)
         try:
             if held:
-                _sign(number)
+                _write_holder(number)
             yield held
         finally:
-            if _stands(number, path):
+            ours = _is_at(number, path)
+            if os.name == "nt":
+                os.close(number)  # Windows removes no open file; one that another process has opened since stays
+            if ours:
                 with suppress(OSError):
                     path.unlink()
-            os.close(number)
+            if os.name != "nt":
+                os.close(number)
     finally:
         with suppress(OSError):  # not empty
             for folder in made:
@@ -61,7 +62,7 @@ def locked(path: Path, subject: str, wait: bool = False) -> Iterator[bool]:
 
 
 def _lock(path: Path, subject: str, wait: bool, made: list[Path]) -> tuple[int, bool]:
-    """The lock file's descriptor, and whether it is locked. `made` gets the directories made, the deepest first."""
+    """Return the lock file's descriptor and whether it is locked; `made` gets created directories, deepest first."""
     tries = 0
     while True:
         made[:] = [folder for folder in path.parents if folder in made or not folder.exists()]
@@ -71,39 +72,39 @@ def _lock(path: Path, subject: str, wait: bool, made: list[Path]) -> tuple[int, 
         except FileNotFoundError:
             tries += 1
             if tries < _TRIES:
-                continue  # the process that made the directory has just removed it
+                continue  # the process that created the directory has just removed it
             raise UserError(f"{subject}: {path.parent} cannot be made") from None
         except OSError as error:
             if no_room(error):
                 raise
             raise UserError(f"{subject}: cannot be written: {error.filename}: {error.strerror}") from None
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BaseException as error:  # asked to stop while it waits, too
+            held = lock_descriptor(number, blocking=wait)
+        except BaseException as error:  # a signal while it waits, too
             if isinstance(error, OSError) and error.errno in _NO_LOCKS and not wait:
                 return number, False
             os.close(number)
-            if isinstance(error, BlockingIOError):
-                found = f"in use by {_holder(path)}; wait until it has ended, or name another place"
-                raise UserError(f"{subject}: {found}") from None
             if isinstance(error, OSError):
                 raise UserError(f"{subject}: its file system has no locks ({error.strerror}); use another") from None
             raise
-        if _stands(number, path):
+        if held and _is_at(number, path):
             return number, True
-        os.close(number)  # its holder has removed the file meanwhile; the lock is another file's now
+        os.close(number)
+        if not held:
+            raise UserError(f"{subject}: in use by {_holder(path)}; wait until it has ended, or name another place")
+        # Else the holder has removed the file meanwhile, and this lock is on a file without a name.
 
 
-def _stands(number: int, path: Path) -> bool:
-    """Whether an open file is still the one that has this name."""
+def _is_at(number: int, path: Path) -> bool:
+    """Return whether a path still names this open file."""
     try:
         return os.path.samestat(os.fstat(number), path.stat())
     except OSError:
         return False
 
 
-def _sign(number: int) -> None:
-    """Writes down who holds the lock."""
+def _write_holder(number: int) -> None:
+    """Write who holds the lock."""
     name, *arguments = sys.argv or [""]
     command = shlex.join([Path(name).name or "python", *arguments])
     holder = {
@@ -114,13 +115,15 @@ def _sign(number: int) -> None:
     }
     with suppress(OSError):  # a full disk: it is locked all the same
         os.ftruncate(number, 0)
-        os.write(number, json.dumps(holder).encode())
+        os.write(number, f" {json.dumps(holder)}".encode())
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock, as its file says."""
+    """Return who holds a lock, from its file."""
     try:
-        holder = json.loads(path.read_bytes())
+        with path.open("rb", buffering=0) as file:
+            file.seek(1)  # on Windows, no other process can read the byte that is locked
+            holder = json.loads(file.read())
         return "process {process} on {host} since {since} ({command})".format_map(holder)
     except (OSError, ValueError, KeyError, TypeError):  # it is just being written
         return "another process"

@@ -1,66 +1,37 @@
-"""Text files: UTF-8 with or without a byte order mark, JSON, JSON lines. Errors name the file and, if any, the line."""
+"""Text files in UTF-8, with or without a byte order mark; JSON and JSON lines. Errors name the file and the line."""
 
 import codecs
 import json
-import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 from colm_jax.errors import UserError
-from colm_jax.storage import bucket
+from colm_jax.storage.files import check_regular
 
-_OTHERS = {  # byte order marks, the longer ones first
+_OTHER_MARKS = {  # the longer ones first
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half of a pair
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
-
-def kind_of(mode: int) -> str:
-    """What a file's mode says it is; empty of a regular file."""
-    return _KINDS.get(stat.S_IFMT(mode), "")
-
-
-def check_regular(path: Path) -> None:
-    """Raises UserError where something else than a file stands: a pipe, say, which can be read only once.
-
-    A file that is missing, and one in a bucket, are reported when they are read.
-    """
-    if str(path).startswith(bucket.SCHEME):
-        return
-    try:
-        kind = kind_of(os.stat(path).st_mode)
-    except OSError:
-        return
-    if kind:
-        raise UserError(f"{path}: is {kind}, not a file")
 
 
 def without_mark(start: bytes, path: str | Path) -> bytes:
-    """The first bytes of a text without UTF-8's byte order mark.
+    """Return the first bytes of a text without the byte order mark of UTF-8.
 
     Raises:
-      UserError: they are another encoding's.
+      UserError: they are in another encoding.
     """
-    other = next((name for mark, name in _OTHERS.items() if start.startswith(mark)), "")
+    other = next((name for mark, name in _OTHER_MARKS.items() if start.startswith(mark)), "")
     if other or b"\0" in start[:2]:
         raise UserError(f"{path}: is {other or 'UTF-16 or binary'}, not UTF-8 text; save it as UTF-8")
     return start.removeprefix(codecs.BOM_UTF8)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, its line ends as "\\n".
+    """Return the text of a file with line ends "\\n".
 
     Raises:
       UserError: it cannot be read, or is not UTF-8.
@@ -76,10 +47,10 @@ def read_text(path: Path) -> str:
 
 
 def decode_lines(data: bytes, path: Path, first: int = 1) -> str:
-    """Lines of UTF-8 as text, their ends as "\\n"; `first` is the number of the first one.
+    """Decode lines of UTF-8, with line ends "\\n"; `first` is the number of the first one.
 
     Raises:
-      UserError: naming file and line, for other encodings.
+      UserError: naming file and line, for another encoding.
     """
     try:
         text = data.decode("utf-8")
@@ -90,24 +61,24 @@ def decode_lines(data: bytes, path: Path, first: int = 1) -> str:
 
 
 def check_unicode(text: str, what: str) -> None:
-    """Raises UserError for half of a surrogate pair, which no encoding can write."""
+    """Raise UserError for half of a surrogate pair, which no encoding can write."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{what} holds {text[error.start]!r}, half of a surrogate pair; mend or remove it") from None
+        raise UserError(f"{what} holds {text[error.start]!r}, half of a surrogate pair; correct or remove it") from None
 
 
 def parse_json(text: str, where: str | Path, strict: bool = False) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Args:
       text: one value.
-      where: names the place in errors.
-      strict: refuse what cannot be written again as JSON and as UTF-8: NaN, Infinity, and a string with half of a
-        surrogate pair, as a text has that was cut by UTF-16 units.
+      where: its source, for errors.
+      strict: refuse what cannot be written as JSON in UTF-8: NaN, Infinity, and half of a surrogate pair, which
+        appears where a text was cut between UTF-16 units.
 
     Raises:
-      UserError: not JSON, or a number or a nesting that Python cannot read.
+      UserError: not JSON, or a number too long or a nesting too deep for Python.
     """
 
     def constant(name: str) -> float:
@@ -133,19 +104,16 @@ def parse_json(text: str, where: str | Path, strict: bool = False) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Return the JSON object of a file.
 
     Raises:
       UserError: it cannot be read, or holds something else.
     """
-    value = parse_json(read_text(path), path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return _object(read_text(path), path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one a line.
+    """Return the JSON objects of a file with one per line.
 
     Raises:
       UserError: it cannot be read, or a line holds something else.
@@ -154,8 +122,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [_object(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line]
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
-    value = parse_json(line, where)
+def _object(text: str, where: str | Path) -> dict[str, Any]:
+    value = parse_json(text, where)
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object, got {type(value).__name__}")
     return value

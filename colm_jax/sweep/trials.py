@@ -12,7 +12,7 @@ import numpy as np
 
 from colm_jax.errors import UserError
 from colm_jax.settings.sweep import Sweep
-from colm_jax.storage import in_bucket, path_of
+from colm_jax.storage import path_of
 
 FILE, POINT = "gin_file", "point"
 _LONGEST = 100  # characters of a name; a longer one ends in a hash
@@ -99,8 +99,7 @@ def _draw(sweep: Sweep, number: int) -> dict[str, Any]:
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path:
-    tried = [] if in_bucket(name) else [folder / name for folder in folders]
-    tried.append(path_of(name))
+    tried = [*(folder / name for folder in folders), path_of(name)]
     found = next((path for path in tried if path.is_file()), None)
     if found is None:
         raise UserError(f"Sweep: gin_file {name!r}: no such file, here or in {', '.join(map(str, folders))}")

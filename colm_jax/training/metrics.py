@@ -45,8 +45,8 @@ class Log:
     def keep(self) -> None:
         """Makes what is written last, before a checkpoint counts on it."""
         if self.is_writer:
-            self._exact.keep()
-            self._speed.keep()
+            self._exact.flush()
+            self._speed.flush()
             self._board.flush()
             publish(self.folder, self._logs, sent=self._sent)
 

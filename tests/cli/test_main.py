@@ -227,7 +227,7 @@ def test_check_generate_reads_settings(capsys):
 
 
 def test_inspect_says_what_will_be_loaded(shared, capsys):
-    assert main(["inspect", str(shared / "models" / TEAM), "--mesh", "1,2,2"]) == 0
+    assert main(["inspect", str(shared / "models" / TEAM), "--mesh", "1,2,2", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["format"] == "original Co-LLM (deferral row)"
     assert facts["vocabulary"]["words"] == 105

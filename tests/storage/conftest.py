@@ -53,5 +53,5 @@ def bucket(emulator, request):
 
 
 def by_others(path, content):
-    """An object as another program writes it: without this package's note of its hash."""
+    """Write an object as another program does: without this package's metadata."""
     epath.Path(str(path)).write_bytes(content)

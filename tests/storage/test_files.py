@@ -1,83 +1,35 @@
-"""The same operations on disk and in a bucket."""
+"""Buckets: local copies, addresses, large objects, errors of Cloud Storage. What disk shares is in test_contract."""
 
 import errno
 import hashlib
 import os
-import pickle
 import subprocess
 
 import numpy as np
 import pytest
 
 from colm_jax.errors import MachineError, UserError
+from colm_jax.storage import bucket as gcs
 from colm_jax.storage import (
-    GrowingFile,
+    cache,
     check_writable,
     checksums,
     copy_file,
-    entries,
-    files,
     files_below,
-    in_bucket,
     local_copies,
     local_copy,
     path_of,
-    publish,
     read_json,
-    read_lines,
     read_range,
     remove_tree,
-    replacing,
-    replacing_directory,
-    save_array,
     sha256_of,
-    size_of,
-    working_directory,
     write_json,
     write_text,
 )
 from tests.storage.conftest import by_others
 
 
-@pytest.fixture(params=["disk", "bucket"])
-def place(request, tmp_path):
-    """A directory here and there."""
-    return tmp_path if request.param == "disk" else request.getfixturevalue("bucket")
-
-
-def test_a_file_takes_its_place_whole_or_not_at_all(place):
-    write_text(place / "a.txt", "before")
-    with replacing(place / "a.txt") as beside:
-        beside.write_text("half")
-        assert (place / "a.txt").read_text() == "before"
-    assert (place / "a.txt").read_text() == "half"
-    with pytest.raises(KeyboardInterrupt), replacing(place / "a.txt") as beside:
-        beside.write_text("more")
-        raise KeyboardInterrupt
-    assert (place / "a.txt").read_text() == "half"
-    assert files_below(place) == ["a.txt"]
-
-
-def test_what_is_written_is_read_back(place):
-    text = "a\u2028b\n" * 3
-    write_text(place / "deep/er.txt", text) if in_bucket(place) else write_text(place / "er.txt", text)
-    path = place / ("deep/er.txt" if in_bucket(place) else "er.txt")
-    assert path.read_text(encoding="utf-8") == text
-    data = text.encode()
-    assert size_of(path) == len(data)
-    assert read_range(path, 2, 7) == data[2:7]
-    assert read_range(path, len(data) - 2, len(data) + 5) == data[-2:]
-    assert sha256_of(path) == hashlib.sha256(data).hexdigest()
-    save_array(place / "a.npy", np.arange(5))
-    np.testing.assert_array_equal(np.load(local_copy(place / "a.npy"), mmap_mode="r"), np.arange(5))
-    write_text(place / "lines", '{"a": "\u2028"}\n{"a": 2}\n')
-    assert read_lines(place / "lines") == [{"a": "\u2028"}, {"a": 2}]
-    assert set(checksums(place, ["a.npy", "none"])) == {"a.npy"}
-    remove_tree(place)
-    assert not place.exists()
-
-
-def test_large_files_go_in_parts(bucket, tmp_path):
+def test_large_files_are_uploaded_in_parts(bucket, tmp_path):
     data = np.random.default_rng(0).bytes(7 << 20)  # gcsfs sends more than 5 MiB by another kind of request
     (tmp_path / "large").write_bytes(data)
     copy_file(tmp_path / "large", bucket / "large")
@@ -87,25 +39,25 @@ def test_large_files_go_in_parts(bucket, tmp_path):
     assert read_range(bucket / "large", 6 << 20, (6 << 20) + 9) == data[6 << 20 : (6 << 20) + 9]
 
 
-def test_files_of_others_are_compared_by_what_the_bucket_knows_of_them(bucket, monkeypatch):
+def test_objects_of_other_programs_are_compared_by_cloud_storages_hash(bucket, monkeypatch):
     write_text(bucket / "ours", "text")
-    by_others(bucket / "theirs", b"text")  # without this package's note
+    by_others(bucket / "theirs", b"text")  # without this package's metadata
     by_others(bucket / "other", b"texts")
     digest = hashlib.sha256(b"text").hexdigest()
     found = checksums(bucket, ["ours", "theirs", "other"])
     assert found["ours"] == digest and found["theirs"] not in (digest, found["other"])
     assert found["theirs"].startswith("md5 ")
-    assert sha256_of(bucket / "theirs") == digest  # read for it
+    assert sha256_of(bucket / "theirs") == digest  # by reading it
     write_text(bucket / "theirs", "text")
     assert checksums(bucket, ["theirs"]) == {"theirs": digest}
 
 
-def test_a_copy_is_made_once_for_each_content(bucket, monkeypatch):
+def test_a_copy_is_made_once_per_content(bucket, monkeypatch):
     write_text(bucket / "a.txt", "one")
     copy = local_copy(bucket / "a.txt")
     assert copy.read_text() == "one" and copy.name == "a.txt"
     with monkeypatch.context() as patched:
-        patched.setattr(files.bucket, "download", lambda *_: pytest.fail("it is there"))
+        patched.setattr(type(gcs.BUCKET), "download", lambda *_: pytest.fail("it is there"))
         assert local_copy(bucket / "a.txt") == copy
     write_text(bucket / "a.txt", "two")
     assert local_copy(bucket / "a.txt").read_text() == "two"
@@ -117,66 +69,33 @@ def test_a_copy_is_made_once_for_each_content(bucket, monkeypatch):
         local_copy(bucket / "none")
 
 
-def test_what_a_killed_process_left_is_removed(bucket, tmp_path, monkeypatch):
+def test_folders_of_killed_processes_are_removed(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("COLM_CACHE", str(tmp_path))
-    host = files.socket.gethostname()
+    host = cache.socket.gethostname()
     ended = subprocess.Popen(["true"])
     ended.wait()
     dead, alive, elsewhere = f"part-{host}-{ended.pid}-a", f"part-{host}-{os.getpid()}-b", f"part-other{host}-1-c"
     for name in (dead, alive, elsewhere):
         (tmp_path / name).mkdir()
-    files._remove_dead_parts.cache_clear()
+    cache._remove_dead_parts.cache_clear()
     write_text(bucket / "a.txt", "text")
     assert {path.name for path in tmp_path.iterdir()} == {alive, elsewhere}
 
 
 def test_a_copy_that_does_not_fit_is_refused(bucket, monkeypatch):
     write_text(bucket / "a.txt", "one")
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2}))
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2}))
     with pytest.raises(MachineError, match=r"a copy takes 0\.0 GiB.*COLM_CACHE"):
         local_copy(bucket / "a.txt")
 
 
-def test_copies_from_anywhere_to_anywhere(bucket, tmp_path):
+def test_files_are_copied_between_disk_and_bucket_in_all_directions(bucket, tmp_path):
     write_text(tmp_path / "a", "text")
     copy_file(tmp_path / "a", bucket / "b")
     copy_file(bucket / "b", bucket / "c")
     copy_file(bucket / "c", tmp_path / "d")
     copy_file(tmp_path / "d", tmp_path / "e")
     assert (tmp_path / "e").read_text() == "text"
-
-
-def test_a_file_grows_and_goes_on(place, monkeypatch):
-    file = GrowingFile(place / "log", "first\n")
-    file.write("second\n")
-    file.keep()
-    assert (place / "log").read_text() == "first\nsecond\n"
-    file.write("third\n")
-    file.close()
-    file = GrowingFile(place / "log")
-    monkeypatch.setattr(files, "_KEEP_EVERY", -1)  # as if it were long ago
-    file.write("fourth\n")
-    assert (place / "log").read_text() == "first\nsecond\nthird\nfourth\n"
-    file.close()
-    file = GrowingFile(place / "log", "anew\n")
-    file.close()
-    assert (place / "log").read_text() == "anew\n"
-
-
-def test_a_directory_is_filled_on_disk_and_its_last_file_comes_last(place, monkeypatch):
-    sent, real = [], files.copy_file
-    monkeypatch.setattr(files, "copy_file", lambda a, b: sent.append(b.name) or real(a, b))
-    with replacing_directory(place / "team", last="b") as folder:
-        for name in "abc":
-            (folder / name).write_text(name)
-        assert not (place / "team").exists()
-    assert files_below(place / "team") == ["a", "b", "c"]
-    assert sent == (["a", "c", "b"] if in_bucket(place) else [])
-    with working_directory(place / "logs") as folder:
-        (folder / "sub").mkdir()
-        (folder / "sub/event").write_text("e")
-        publish(folder, place / "logs")
-    assert files_below(place / "logs") == ["sub/event"]
 
 
 @pytest.mark.parametrize(
@@ -191,13 +110,13 @@ def test_a_directory_is_filled_on_disk_and_its_last_file_comes_last(place, monke
         ("gs://none/a", "gs://none: there is no such bucket"),
     ],
 )
-def test_addresses_that_cannot_be_used(emulator, address, said):
+def test_invalid_addresses_are_refused(emulator, address, said):
     with pytest.raises(UserError, match=said):
         path_of(address)
 
 
 class Refusing:
-    """gcsfs, where it does not answer as it should."""
+    """gcsfs, where every call fails."""
 
     def __init__(self, error):
         self.error = error
@@ -218,7 +137,7 @@ def http_error(code, message):
 @pytest.mark.parametrize(
     "error, kind, said",
     [
-        (lambda: http_error(401, "Anonymous caller"), MachineError, "gcloud auth application-default login"),
+        (lambda: http_error(401, "Anonymous caller"), MachineError, "authentication failed"),
         (lambda: OSError("Forbidden: b/x\nno storage.objects.list"), UserError, "Storage Object User"),
         (
             lambda: http_error(503, "Backend Error"),
@@ -228,9 +147,9 @@ def http_error(code, message):
         (lambda: ConnectionError("unreachable"), MachineError, "unreachable"),
     ],
 )
-def test_what_cloud_storage_refuses_is_one_line(bucket, monkeypatch, error, kind, said):
+def test_errors_of_cloud_storage_are_one_line(bucket, monkeypatch, error, kind, said):
     refused = error()
-    monkeypatch.setattr(files.bucket, "_objects", lambda: Refusing(refused))
+    monkeypatch.setattr(gcs, "_objects", lambda: Refusing(refused))
     with pytest.raises(kind, match=said):
         write_text(bucket / "a", "text")
     with pytest.raises(kind, match=said):
@@ -252,37 +171,16 @@ def test_what_cloud_storage_refuses_is_one_line(bucket, monkeypatch, error, kind
             read(bucket / "a")
 
 
-def test_a_path_in_a_bucket_answers_as_one_on_disk_does(place):
-    write_text(place / "a.txt", "one\r\ntwo\n")
-    assert (place / "a.txt").exists() and (place / "a.txt").is_file() and not (place / "a.txt").is_dir()
-    assert place.is_dir() and not place.is_file()
-    for none in ("a", "a.tx", "b.txt"):
-        assert not (place / none).exists() and not (place / none).is_dir() and not (place / none).is_file()
-    copy_file(place / "a.txt", place / "b.json")
-    assert sorted(path.name for path in place.glob("*.txt")) == ["a.txt"]
-    assert [path.name for path in entries(place)] == ["a.txt", "b.json"]
-    assert entries(place / "none") == []
-    with (place / "a.txt").open("rb") as file:
-        assert list(file) == [b"one\r\n", b"two\n"]
-    (place / "b.json").unlink()
-    (place / "b.json").unlink(missing_ok=True)
-    with pytest.raises(FileNotFoundError):
-        (place / "b.json").unlink()
-    with pytest.raises(UserError, match="file is missing"):
-        read_json(place / "none.json")
-    assert pickle.loads(pickle.dumps(place / "a.txt")).read_text() == (place / "a.txt").read_text()
-
-
-def test_no_room_is_said_as_such(bucket, monkeypatch):
+def test_a_full_disk_is_named_for_a_copy(bucket, monkeypatch):
     write_text(bucket / "a", "text")
     full = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(files.bucket, "_objects", lambda: Refusing(full))
+    monkeypatch.setattr(gcs, "_objects", lambda: Refusing(full))
     with pytest.raises(MachineError, match="no room for a copy; name a folder on a larger disk by COLM_CACHE"):
         local_copy(bucket / "a")
 
 
-def test_without_gcsfs_the_remedy_is_said(monkeypatch):
-    files.bucket._objects.cache_clear()
+def test_without_gcsfs_the_error_names_the_remedy(monkeypatch):
+    gcs._objects.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"pip install 'colm-jax\[gcs\]'"):
         path_of("gs://third-bucket/a")

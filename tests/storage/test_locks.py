@@ -1,6 +1,7 @@
-"""One process works where two must not; a later one is refused with the holder's name, or waits."""
+"""A lock admits one process; a second is refused with the name of the holder, or waits."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from colm_jax.errors import UserError
-from colm_jax.storage import locked, locks
+from colm_jax.storage import locked
 
 HOLDER = """
 import sys, time
@@ -23,7 +24,7 @@ with locked(Path(sys.argv[1]), "it"):
 """
 
 
-def test_a_second_holder_is_told_who_has_the_lock_and_may_have_it_after_a_kill(tmp_path):
+def test_a_second_process_is_refused_with_the_holder_and_admitted_after_a_kill(tmp_path):
     path = tmp_path / "run/.lock"
     other = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, text=True)
     try:
@@ -39,7 +40,7 @@ def test_a_second_holder_is_told_who_has_the_lock_and_may_have_it_after_a_kill(t
         assert held
 
 
-def test_a_lock_leaves_nothing_behind_and_keeps_what_was_there(tmp_path):
+def test_a_lock_removes_what_it_created_and_nothing_else(tmp_path):
     with locked(tmp_path / "a/b/.lock", "a"):
         assert (tmp_path / "a/b").is_dir()
     assert not (tmp_path / "a").exists()
@@ -52,7 +53,7 @@ def test_a_lock_leaves_nothing_behind_and_keeps_what_was_there(tmp_path):
         assert [path.name for path in (tmp_path / folder).iterdir()] == made
 
 
-def test_a_process_refuses_itself_too_and_a_lock_that_is_released_can_be_taken_again(tmp_path):
+def test_a_process_refuses_itself_and_a_released_lock_is_free(tmp_path):
     with locked(tmp_path / "lock", "RUN"):
         said = f"RUN: in use by process {os.getpid()} "
         with pytest.raises(UserError, match=said), locked(tmp_path / "lock", "RUN"):
@@ -61,7 +62,7 @@ def test_a_process_refuses_itself_too_and_a_lock_that_is_released_can_be_taken_a
         pass
 
 
-def test_those_who_wait_work_one_after_another(tmp_path):
+def test_waiting_holders_run_one_after_another(tmp_path):
     inside, most = [], []
 
     def work(number):
@@ -79,30 +80,36 @@ def test_those_who_wait_work_one_after_another(tmp_path):
     assert most == [1] * 80
 
 
-def test_a_file_system_without_locks_is_used_all_the_same_unless_runs_share_it(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_used_unless_runs_share_it(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)  # which filelock calls
     with locked(tmp_path / "lock", "RUN") as held:
         assert not held
     with pytest.raises(UserError, match="STORE: its file system has no locks"), locked(tmp_path / "l", "STORE", True):
         pass
 
 
-def test_where_no_file_can_be_made_the_place_is_named(tmp_path):
+def test_the_error_names_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"RUN: cannot be written: .*file"), locked(tmp_path / "file/run/lock", "RUN"):
         pass
 
 
-def test_a_directory_that_cannot_be_made_ends_the_search_for_it():
+def test_creating_a_directory_is_not_retried_forever():
     with pytest.raises(UserError, match="RUN: /proc/run cannot be made"), locked(Path("/proc/run/lock"), "RUN"):
         pass
 
 
-def test_a_lock_whose_holder_is_not_known_is_a_lock(tmp_path):
+def test_a_lock_without_a_readable_holder_is_held(tmp_path):
     with locked(tmp_path / "lock", "RUN"):
         (tmp_path / "lock").write_text("{")
         with pytest.raises(UserError, match="in use by another process;"), locked(tmp_path / "lock", "RUN"):
             pass
+
+
+def test_storage_is_imported_without_fcntl():
+    """As on Windows."""
+    code = "import sys; sys.modules['fcntl'] = None; import colm_jax.storage"
+    subprocess.run([sys.executable, "-c", code], check=True)

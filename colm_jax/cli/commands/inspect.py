@@ -11,15 +11,22 @@ def add_flags(parser: Parser) -> None:
     """Declares the command's flags."""
     parser.add_argument("model", nargs="+", metavar="MODEL", help="the base first")
     mesh_flag(parser)
+    parser.add_argument("--json", action="store_true", help="print all facts as JSON, for programs")
 
 
-def run(flags: Flags) -> dict[str, Any]:
-    """Facts of a model, or of several and whether they can pair."""
+def run(flags: Flags) -> dict[str, Any] | None:
+    """Shows the facts of models, and of several whether they can pair; with --json, returns them."""
     import jax
 
+    from colm_jax import console
     from colm_jax.checkpoints.describe import describe, describe_pair
     from colm_jax.parallel.mesh import MESH_AXES
+    from colm_jax.report.inspection import show_models
 
     mesh = jax.sharding.AbstractMesh(flags.mesh or (1, 1, 1), MESH_AXES)
     facts = [describe(model, mesh) for model in flags.model]
-    return facts[0] if len(facts) == 1 else {"pair": describe_pair(flags.model), "models": facts}
+    found = facts[0] if len(facts) == 1 else {"pair": describe_pair(flags.model), "models": facts}
+    if flags.json:
+        return found
+    show_models(found, console.output)
+    return None

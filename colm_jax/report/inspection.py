@@ -1,0 +1,102 @@
+"""The facts of models (`checkpoints.describe`) as tables in the terminal: what each is, and whether they can pair."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+
+from colm_jax.report.contents import Table
+from colm_jax.report.terminal import plain, show_table
+
+_RANGES = 5  # of ids that are shown
+
+Facts = Mapping[str, Any]
+
+
+def show_models(facts: Facts, console: Console) -> None:
+    """Print the facts of models; on a mesh of several devices also how each parameter is sharded.
+
+    Args:
+      facts: of one model, as `describe` returns them, or {"models": [...], "pair": ...} with those of `describe_pair`.
+      console: where to print.
+    """
+    models = facts.get("models", [facts])
+    rows = [(name, *map(cell, models)) for name, cell in _ROWS.items()]
+    rows += [(f"memory as {kind}", *(decimal(model["bytes"][kind]) for model in models)) for kind in models[0]["bytes"]]
+    rows += [(name, *map(cell, models)) for name, cell in _MESH_ROWS.items()]
+    show_table(Table("Models", ("", *(model["model"] for model in models)), tuple(rows)), console)
+    for model in models:
+        if max(model["mesh"].values()) > 1:
+            parameters = tuple((name, *_sharding(**found)) for name, found in model["layout"].items())
+            show_table(Table(f"Sharding of {model['model']}", ("parameter", "shape", "axes"), parameters), console)
+    if "pair" in facts:
+        _show_pair(facts["pair"], console)
+
+
+def _show_pair(pair: Facts, console: Console) -> None:
+    if not pair["can_pair"]:
+        console.print(plain(f"These models cannot pair: {pair['why_not']}", "bold red"), soft_wrap=True)
+        return
+    said = f"These models can pair: {pair['shared_vocabulary']:,} shared tokens, context {pair['context']:,} tokens"
+    console.print(plain(said, "bold green"), soft_wrap=True)
+    for model, ranges in pair["never_written"].items():
+        if ranges:
+            shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges[:_RANGES])
+            more = f" and {len(ranges) - _RANGES} more ranges" if len(ranges) > _RANGES else ""
+            count = sum(last - first + 1 for first, last in ranges)
+            console.print(
+                plain(f"{model}: {count:,} of its token ids are never generated: {shown}{more}"), soft_wrap=True
+            )
+
+
+def _types(model: Facts) -> str:
+    stored = model["stored_as"]
+    if stored is None:
+        return "weights are not downloaded"
+    return ", ".join(stored) if len(stored) == 1 else ", ".join(f"{kind} ({n} tensors)" for kind, n in stored.items())
+
+
+def _vocabulary(model: Facts) -> str:
+    size, rows = model["vocabulary"]["words"], model["vocabulary"]["rows"]
+    return f"{size:,} tokens" + ("" if size == rows else f", {rows:,} rows in the LM head")
+
+
+def _end_of_text(model: Facts) -> str:
+    found = zip(model["vocabulary"]["end_of_text_tokens"], model["vocabulary"]["end_of_text"], strict=True)
+    return ", ".join(f"{token} ({number})" for token, number in found) or "none"
+
+
+def _experts(model: Facts) -> str:
+    team = model.get("team") or {}
+    return ", ".join(expert["model"] for expert in team.get("experts") or ()) or "–"
+
+
+def _per_device(model: Facts) -> str:
+    part = model["parameters_per_device"] / max(1, model["parameters"])
+    return f"{model['parameters_per_device']:,} ({part:.0%})"
+
+
+def _sharding(shape: list[int], split: list[list[str]]) -> tuple[str, str]:
+    """Return a parameter's shape, and for each of its axes the mesh axes that shard it."""
+    axes = [*split, *[[]] * (len(shape) - len(split))]
+    return " × ".join(map(str, shape)), ", ".join("+".join(names) or "–" for names in axes)
+
+
+_ROWS: dict[str, Callable[[Facts], str]] = {
+    "kind": lambda model: model["format"],
+    "experts": _experts,
+    "family": lambda model: model["family"],
+    "parameters": lambda model: f"{model['parameters']:,}",
+    "context": lambda model: f"{model['context']:,} tokens",
+    "vocabulary": _vocabulary,
+    "end of text": _end_of_text,
+    "chat template": lambda model: "yes" if model["chat_template"] else "no",
+    "type on disk": _types,
+    "size on disk": lambda model: "–" if model["bytes_on_disk"] is None else decimal(model["bytes_on_disk"]),
+}
+_MESH_ROWS: dict[str, Callable[[Facts], str]] = {
+    "KV cache per token": lambda model: f"{decimal(model['cache_bytes_per_token']['bfloat16'])} (bfloat16)",
+    "mesh": lambda model: " ".join(f"{axis}={size}" for axis, size in model["mesh"].items()),
+    "parameters per device": _per_device,
+}
