@@ -48,7 +48,7 @@ class Rates:
         0.4, help="share of the chip's peak rate that matrix products reach", above=0, most=1, metavar="X"
     )
     disk_bandwidth: float = setting(
-        0.2, help="GB a second of the disk that results are written to, a network disk", above=0, metavar="GB/S"
+        0.2, help="GB a second of the disk of results, a network disk", above=0, metavar="GB/S"
     )
     # `python -m tests.plan.input_rate`: 3.1e7 with one of 2 CPU cores and files in memory; a tenth of it.
     input_rate: float = setting(

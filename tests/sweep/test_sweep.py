@@ -73,7 +73,10 @@ def test_commands_are_one_trial_each(tmp_path, sweep_file, capsys):
 def test_trials_that_no_run_could_have_stop_the_sweep_before_it_begins(tmp_path, sweep_file, capsys):
     flags = ["--gin.Sweep.grid={'Training.epochs': (1, 0)}", "--out", str(tmp_path / "out")]
     assert main(["sweep", "--gin_file", sweep_file, *flags]) == 2
-    assert "trial epochs=0: training: epochs must be a whole number from 1" in capsys.readouterr().err
+    assert (
+        "trial epochs=0: --gin.Training.epochs=0: Training.epochs must be a whole number from 1"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
