@@ -12,6 +12,7 @@ import numpy as np
 
 from colm_jax.checks import SEEDS, check_number, check_whole
 from colm_jax.errors import UserError
+from colm_jax.settings.references import Reference
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def name_of(wanted: Any, told: Setting = _UNDECLARED) -> str:
     """A type in words, as errors name it."""
     origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(name_of(part, told) for part in parts)
+        return " or ".join(name_of(part, told) for part in parts if part is not Reference)
     if origin is tuple and parts[1:] != (Ellipsis,):
         return f"a tuple of {len(parts)}: {', '.join(map(name_of, parts))}"
     if origin in (tuple, Sequence):
