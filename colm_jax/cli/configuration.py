@@ -16,7 +16,7 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def make_run(bindings: Bindings, flags: Mapping[str, Any] = _NONE) -> RunConfig:
-    """A run's settings.
+    """Return a run's settings.
 
     Args:
       bindings: of gin.
@@ -41,13 +41,13 @@ def make_run(bindings: Bindings, flags: Mapping[str, Any] = _NONE) -> RunConfig:
 
 
 def make_training(bindings: Bindings, flags: Mapping[str, Any]) -> Training:
-    """Settings of training."""
+    """Return settings of training."""
     bindings.bind("Training", **given(flags, Training))
     return bindings.make(Training, lora=bindings.make(Lora))
 
 
 def _make_models(bindings: Bindings, flags: Mapping[str, Any]) -> tuple[Model, Model | None]:
-    """How the base is loaded, and the experts; None: as the base.
+    """Return how the base is loaded, and the experts; None: as the base.
 
     --mesh and --dtype are of all models; those of the experts may have others, by flag or by scope.
     """

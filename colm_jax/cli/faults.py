@@ -26,7 +26,7 @@ _AGAIN = "rerun the same command to resume"
 
 
 def answer(error: BaseException, arguments: Sequence[str]) -> tuple[int, str] | None:
-    """Exit status and line; None for an error that is none of the user's or the machine's.
+    """Return exit status and line; None for an error that is none of the user's or the machine's.
 
     Args:
       error: what ended the command.
@@ -86,7 +86,7 @@ def _of_the_system(error: OSError, arguments: Sequence[str]) -> tuple[int, str]:
 
 
 def _is_given(name: str, arguments: Sequence[str]) -> bool:
-    """Whether a path is one of the arguments, or lies below one."""
+    """Return whether a path is one of the arguments, or lies below one."""
     path = os.path.abspath(name)
     words = [word.strip("'\"") for argument in arguments for word in (argument, argument.partition("=")[2])]
     roots = [os.path.abspath(word) for word in words if word and not word.startswith("-")]

@@ -1,7 +1,7 @@
 """Flags made from settings, and the flags that several commands have in common.
 
 A flag of a setting has no default of its own: where it is not given, gin's bindings and then the setting's default
-count. What the default is stands in the help.
+count. The help states the default.
 """
 
 import argparse
@@ -21,7 +21,7 @@ Parser = Any  # an ArgumentParser, or a group of one
 
 
 def setting_flags(parser: Parser, kind: type, *names: str, **help_of: str) -> None:
-    """Adds a flag for each of these settings of a class.
+    """Add a flag for each of these settings of a class.
 
     Args:
       parser: gets the flags.
@@ -51,7 +51,7 @@ def setting_flags(parser: Parser, kind: type, *names: str, **help_of: str) -> No
 
 
 def _item_type(wanted: Any) -> tuple[Any, bool]:
-    """The type of one value of a flag, and whether there may be several."""
+    """Return the type of one value of a flag, and whether there may be several."""
     origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
         plain = next((part for part in parts if part in (int, float, str, bool)), None)
@@ -62,13 +62,13 @@ def _item_type(wanted: Any) -> tuple[Any, bool]:
 
 
 def given(flags: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """The settings of a class that flags gave."""
+    """Return the settings of a class that flags gave."""
     found = {name: value for name, value in flags.items() if value is not None and name in types_of(kind)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def sizes(text: str) -> tuple[int, int, int]:
-    """The value of --mesh: sizes along data, fsdp and tensor."""
+    """Return the value of --mesh: sizes along data, fsdp and tensor."""
     try:
         data, fsdp, tensor = (int(size) for size in text.split(","))
     except ValueError:
@@ -79,19 +79,19 @@ def sizes(text: str) -> tuple[int, int, int]:
 
 
 def mesh_flag(parser: Parser, default: str = "1,1,1") -> None:
-    """Adds --mesh."""
+    """Add --mesh."""
     text = f"{declared(field_of(Model, 'mesh')).help} (default: {default})"
     parser.add_argument("--mesh", type=sizes, metavar="D,F,T", help=text)
 
 
 def expert_mesh_flag(parser: Parser) -> None:
-    """Adds --expert_mesh."""
+    """Add --expert_mesh."""
     text = "the experts' mesh, over the same devices (default: as --mesh)"
     parser.add_argument("--expert_mesh", type=sizes, metavar="D,F,T", help=text)
 
 
 def dtype_flags(parser: Parser, default: str = "float32", expert_default: str = "as --dtype") -> None:
-    """Adds --dtype and --expert_dtype."""
+    """Add --dtype and --expert_dtype."""
     text = f"of weights, activations and caches (default: {default})"
     parser.add_argument("--dtype", choices=FLOAT_TYPES, help=text)
     text = f"of the experts; int8, int4: weights only (default: {expert_default})"
@@ -99,12 +99,12 @@ def dtype_flags(parser: Parser, default: str = "float32", expert_default: str = 
 
 
 def expert_flag(parser: Parser, required: bool = False, text: str = "repeat for several experts") -> None:
-    """Adds --expert."""
+    """Add --expert."""
     parser.add_argument("--expert", "--expert2", action="append", required=required, metavar="MODEL", help=text)
 
 
 def team_flags(parser: Parser) -> None:
-    """Adds the flags of a team that is loaded: --base, --expert, and how they are held."""
+    """Add the flags of a team that is loaded: --base, --expert, and how they are held."""
     parser.add_argument("--base", required=True, metavar="MODEL", help=declared(field_of(RunConfig, "base")).help)
     expert_flag(parser, text="repeat for several experts (default: those that the team names)")
     dtype_flags(parser, expert_default="as the team was trained, or --dtype")
@@ -113,7 +113,7 @@ def team_flags(parser: Parser) -> None:
 
 
 def run_flags(parser: Parser, *names: str) -> None:
-    """Adds the flags of a run: its models, its training, and `names`, other settings of RunConfig."""
+    """Add the flags of a run: its models, its training, and `names`, other settings of RunConfig."""
     parser.add_argument(
         "--base", metavar="MODEL", help=f"{declared(field_of(RunConfig, 'base')).help} (or bind Run.base)"
     )
@@ -126,19 +126,19 @@ def run_flags(parser: Parser, *names: str) -> None:
 
 
 def task_flag(parser: Parser) -> None:
-    """Adds --task to a command that calibrates."""
+    """Add --task to a command that calibrates."""
     names = ", ".join(declared(field_of(RunConfig, "task")).choices)
     text = f"decode and grade the answers: {names} (default: next-token accuracy)"
     parser.add_argument("--task", metavar="TASK", help=text)
 
 
 def out_flag(parser: Parser, metavar: str = "DIR", text: str | None = None) -> None:
-    """Adds --out."""
+    """Add --out."""
     parser.add_argument("--out", required=True, metavar=metavar, help=text)
 
 
 def distributed_flag(parser: Parser) -> None:
-    """Adds --distributed."""
+    """Add --distributed."""
     text = (
         "this is one of several processes that share the job, its --mesh and its files: auto (Cloud TPU, Slurm, "
         "GKE), or the address of process 0, the number of processes, and the number of this one"
@@ -147,7 +147,7 @@ def distributed_flag(parser: Parser) -> None:
 
 
 def mesh_of(flags: Flags) -> Any:
-    """The devices that --mesh asks for."""
+    """Return the devices that --mesh asks for."""
     from colm_jax.parallel import make_mesh
 
     return make_mesh(*(flags.mesh or (1, 1, 1)))

@@ -19,10 +19,12 @@ _LINKS = 40  # symbolic links in a row, as many as Linux follows
 
 
 def check_out(text: str, is_file: bool, flag: str = "--out") -> Path:
-    """The path that a flag names for results. Links to a file are followed, so that they stay when it is replaced.
+    """Return the path that a flag names for results.
+
+    Links to a file are followed, so that they stay when it is replaced.
 
     Raises:
-      UserError: nothing can be written there, or what stands there is of another kind.
+      UserError: nothing can be written there, or an entry of another kind is there.
     """
     wanted = "file" if is_file else "directory"
     if text in ("", "-"):
@@ -43,7 +45,7 @@ def check_out(text: str, is_file: bool, flag: str = "--out") -> Path:
 
 
 def _chain(path: Path) -> list[Path]:
-    """A path, and what it links to, step by step."""
+    """Return a path, and what it links to, step by step."""
     chain = [path]
     while chain[-1].is_symlink():
         if len(chain) > _LINKS:
@@ -53,7 +55,7 @@ def _chain(path: Path) -> list[Path]:
 
 
 def _wrong(chain: list[Path], is_file: bool) -> str:
-    """Why nothing can be written at the end of a chain of links; empty where it can."""
+    """Return why nothing can be written at the end of a chain of links; empty where it can."""
     for path in chain:
         folder = f"{os.path.realpath(path.parent)}/"
         if folder == "/dev/" or folder.startswith(("/proc/", "/sys/")):  # /dev/stdout leads to /proc
@@ -81,7 +83,7 @@ def _wrong(chain: list[Path], is_file: bool) -> str:
 
 
 def _mode(path: Path) -> int | None:
-    """Type and permissions; None where nothing is, or can be."""
+    """Return type and permissions; None where nothing is, or can be."""
     try:
         return os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -89,7 +91,7 @@ def _mode(path: Path) -> int | None:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Checks --out and --store; --out is the path itself afterwards."""
+    """Check --out and --store; --out is the path itself afterwards."""
     if getattr(flags, "out", None) is not None:
         flags.out = str(check_out(flags.out, flags.command in FILES))
     if getattr(flags, "store", None) is not None:
@@ -98,7 +100,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 @contextmanager
 def claimed(flags: argparse.Namespace) -> Iterator[None]:
-    """Keeps other commands out of --out for as long as the block runs; of several processes the first does it for all.
+    """Keep other commands out of --out for as long as the block runs; of several processes the first does it for all.
 
     Jobs that run the trials of one sweep share its directory: each locks its trial.
 
@@ -110,7 +112,7 @@ def claimed(flags: argparse.Namespace) -> Iterator[None]:
         yield
         return
     path = path_of(out)
-    # `export` replaces its directory, and with it what lies in it.
+    # `export` replaces its directory, with its contents.
     beside = flags.command in FILES or flags.command == "export"
     lock = path.with_name(_LOCK.format(path.name)) if beside else path / COMMAND_LOCK
     if flags.command in FILES:

@@ -16,13 +16,13 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all errors of the command line."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError with the message and where to find help."""
+        """Raise UserError with the message and where to find help."""
         message = message.replace("the following arguments are required:", "missing:")
         raise UserError(f"{self.prog.removeprefix('colm ')}: {message}; see {self.prog} --help")
 
 
 def main_help() -> str:
-    """What `colm --help` prints: the commands by what one does."""
+    """Return what `colm --help` prints: the commands by what one does."""
     lines = [
         "usage: colm COMMAND [--flag VALUE ...]",
         "",
@@ -39,7 +39,7 @@ def main_help() -> str:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command and its flags; its work is `flags.work`, which takes the flags.
+    """Return the command and its flags; its work is `flags.work`, which takes the flags.
 
     Raises:
       UserError: no such command or flag, a flag that is missing, a value that it cannot have.
@@ -60,7 +60,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of one command."""
+    """Return the parser of one command."""
     module = importlib.import_module(f"colm_jax.cli.commands.{command}")
     parser = _Parser(
         prog=f"colm {command}",

@@ -7,7 +7,7 @@ from colm_jax.cli.flags import Flags, mesh_of
 
 
 def load_team(flags: Flags) -> Any:
-    """The team of --base and --expert on --mesh, with a progress bar."""
+    """Return the team of --base and --expert on --mesh, with a progress bar."""
     from colm_jax import console
     from colm_jax.parallel import reshaped
     from colm_jax.team import CoLM

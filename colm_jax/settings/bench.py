@@ -32,7 +32,7 @@ class TrainBench:
     seed: int = setting(0, help="of weights and texts", least=0, most=SEEDS - 2)
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self, "TrainBench.")
         _check_heads("TrainBench.", "width", self.width, "heads", self.heads)
         if self.texts < 2 * self.batch_size:
@@ -71,7 +71,7 @@ class DecodeBench:
     seed: int = setting(37, help="of weights, prompts and of who writes which token", least=0, most=SEEDS - 2)
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self, "DecodeBench.")
         for model in ("base", "expert"):
             width, heads = f"{model}_width", f"{model}_heads"

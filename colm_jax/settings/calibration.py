@@ -28,7 +28,7 @@ class Calibration:
     )
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self, "Calibration.")
         if not self.rates:
             raise UserError("Calibration.rates must not be empty")

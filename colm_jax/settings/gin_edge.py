@@ -50,7 +50,7 @@ SCOPES = {"Model": ("base", "expert")}  # in which a class is made beside the un
 
 
 def _nested(kind: type) -> list[str]:
-    """Fields of a settings class that are settings objects themselves: they are bound through their own class."""
+    """Return the fields that are settings objects themselves: they are bound through their own class."""
     return [entry.name for entry in fields(kind) if "setting" not in entry.metadata]  # type: ignore[arg-type]
 
 
@@ -82,7 +82,7 @@ class _Context(gin_config.ParseContext):
         return self._symbol_source
 
     def process_import(self, statement: config_parser.ImportStatement) -> None:
-        """Imports a module, and remembers its name whether or not dynamic registration is on."""
+        """Import a module, and remember its name whether or not dynamic registration is on."""
         super().process_import(statement)
         if not statement.module.startswith("__gin__."):
             name = statement.bound_name()
@@ -90,7 +90,7 @@ class _Context(gin_config.ParseContext):
             self._symbol_source[name] = statement
 
     def get_configurable(self, selector: str) -> Any:
-        """The registered function or class of this name; None where there is none."""
+        """Return the registered function or class of this name; None where there is none."""
         root = selector.partition(".")[0]
         if self._dynamic_registration and root in self._symbol_table:
             return super().get_configurable(selector)
@@ -124,7 +124,7 @@ class Bindings:
     made: dict[tuple[str, str], Any] = field(default_factory=dict)  # settings objects by (class, scope)
 
     def bind(self, name: str, scope: str = "", **flags: Any) -> None:
-        """Binds settings of a class to the flags that were given (not None), which win over all else."""
+        """Bind settings of a class to the flags that were given (not None), which win over all else."""
         for setting, value in flags.items():
             if value is not None:
                 gin.bind_parameter((scope, f"{_MODULE}.{name}", setting), value)
@@ -132,11 +132,11 @@ class Bindings:
                 self.places[scope, f"{_MODULE}.{name}", setting] = f"--{flag}"
 
     def is_bound(self, name: str, setting: str, scope: str = "") -> bool:
-        """Whether a setting has a binding in exactly this scope."""
+        """Return whether a setting has a binding in exactly this scope."""
         return (scope, f"{_MODULE}.{name}", setting) in self.places
 
     def make(self, kind: type[T], scope: str = "", **nested: Any) -> T:
-        """A settings object: its defaults, then gin's bindings, flags among them.
+        """Return a settings object: its defaults, then gin's bindings, flags among them.
 
         Args:
           kind: the class.
@@ -164,7 +164,7 @@ class Bindings:
         return made
 
     def _place(self, scope: str, name: str, setting: str) -> str:
-        """Where the binding stands that counts in a scope."""
+        """Return where the binding that counts in a scope was written."""
         scopes = [scope, ""] if scope else [""]
         return next(p for s in scopes if (p := self.places.get((s, f"{_MODULE}.{name}", setting))) is not None)
 
@@ -179,7 +179,7 @@ class Bindings:
                 raise UserError(f"{where}{name}.{entry.name} has no value; {_how_to_give(name, entry)}")
 
     def text(self, places: bool = False) -> str:
-        """The settings that were made, as gin's operative config: read again, it gives the same settings.
+        """Return the settings that were made, as gin's operative config: read again, it gives the same settings.
 
         Args:
           places: add to each line a comment that says where its value comes from.
@@ -192,12 +192,12 @@ class Bindings:
 
 
 def _is_own(selector: str) -> bool:
-    """Whether a selector is that of a settings class."""
+    """Return whether a selector is that of a settings class."""
     return selector.startswith(f"{_MODULE}.")
 
 
 def read(files: list[str], bindings: list[str]) -> Bindings:
-    """Reads gin files and NAME=VALUE bindings into gin, whose earlier bindings are cleared.
+    """Read gin files and NAME=VALUE bindings into gin, whose earlier bindings are cleared.
 
     Raises:
       UserError: naming file and line: a missing file or module, an unknown name, a value of the wrong type, a macro
@@ -232,7 +232,7 @@ def _read_file(path: Path, into: Bindings, within: tuple[Path, ...]) -> None:
 
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """Lets a file import modules of the working directory, and of its own folder."""
+    """Let a file import modules of the working directory, and of its own folder."""
     added = [name for name in ("", str(folder)) if name not in sys.path]
     sys.path.extend(added)
     try:
@@ -248,7 +248,7 @@ class _BadInclude(Exception):
 
 
 def _included(name: str, folder: Path | None) -> Path:
-    """The file that an include names: beside the file that it stands in or, as in gin, in the working directory."""
+    """Return the file that an include names: beside the including file or, as in gin, in the working directory."""
     near = [(folder or Path()) / name, path_of(name)]
     found = next((path for path in near if path.is_file()), None)
     if found is None:
@@ -262,7 +262,7 @@ def _included(name: str, folder: Path | None) -> Path:
 def _read(
     text: str, place: Callable[[int], str], folder: Path | None, into: Bindings, within: tuple[Path, ...]
 ) -> None:
-    """Reads one text; `place` names a line of it, `folder` is where its includes lie beside the working directory."""
+    """Read one text; `place` names a line of it, `folder` is searched for its includes before the working directory."""
     parser, context = None, _Context(*((into.modules, into.sources) if folder is None else ()))
     gin_config._PARSE_CONTEXTS.append(context)
     try:
@@ -286,7 +286,7 @@ def _read(
 def _bind(
     statement: Any, where: str, folder: Path | None, context: _Context, into: Bindings, within: tuple[Path, ...]
 ) -> None:
-    """Does what one statement says."""
+    """Do what one statement says."""
     if isinstance(statement, config_parser.IncludeStatement):
         try:
             _read_file(_included(statement.filename, folder), into, within)
@@ -312,7 +312,7 @@ def _bind(
 
 
 def _key(statement: config_parser.BindingStatement, where: str, context: _Context) -> _Key:
-    """What a statement binds: scope, selector and argument; of a macro its name as the scope.
+    """Return what a statement binds: scope, selector and argument; of a macro its name as the scope.
 
     Raises:
       UserError: no such class or function, or one without this argument; a scope that nothing reads.
@@ -376,7 +376,7 @@ def _is_required(value: Any) -> bool:
 
 
 def _with_macros(value: Any) -> Any:
-    """The value with its macros replaced by what they stand for, references left."""
+    """Return the value with macros replaced by their values; references stay."""
     if _is_macro(value) and value.configurable.selector == _MACRO:
         return _with_macros(gin_config._CONFIG["/".join(value.scopes), _MACRO]["value"])
     if _is_macro(value) and not _is_required(value):
@@ -385,7 +385,7 @@ def _with_macros(value: Any) -> Any:
 
 
 def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """The value with the function applied to what a container holds."""
+    """Return the value with the function applied to what a container holds."""
     if isinstance(value, dict):
         return {function(key): function(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -394,7 +394,7 @@ def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _refers(value: Any) -> bool:
-    """Whether a value, its macros filled in, holds a reference."""
+    """Return whether a value, its macros filled in, holds a reference."""
     value = _with_macros(value)
     if isinstance(value, dict):
         return any(map(_refers, [*value, *value.values()]))
@@ -402,7 +402,7 @@ def _refers(value: Any) -> bool:
 
 
 def _with_references(value: Any) -> Any:
-    """The value with references as `Reference` objects, which know how they were written."""
+    """Return the value with references as `Reference` objects, which keep their text."""
     value = _with_macros(value)
     if not _is_reference(value):
         return _mapped(_with_references, value)
@@ -411,7 +411,7 @@ def _with_references(value: Any) -> Any:
 
 
 def _parameters() -> str:
-    """Every binding of what is not a settings class or a macro, as one text."""
+    """Return every binding of what is not a settings class or a macro, as one text."""
     own = {
         f"{scope}/{selector}.{name}": repr(_with_macros(value))
         for (scope, selector), bound in gin_config._CONFIG.items()
@@ -422,7 +422,7 @@ def _parameters() -> str:
 
 
 def _check_macros(value: Any, known: Mapping[_Key, str], place: str, within: tuple[str, ...]) -> None:
-    """Raises UserError for a macro without a value, or one that is defined by itself."""
+    """Raise UserError for a macro without a value, or one that is defined by itself."""
     if _is_macro(value) and value.configurable.selector == _MACRO:
         name = "/".join(value.scopes)
         if name in within:
@@ -440,7 +440,7 @@ def _check_macros(value: Any, known: Mapping[_Key, str], place: str, within: tup
 
 
 def _check_value(name: str, setting: str, value: Any, place: str) -> None:
-    """Raises UserError for a value that the setting cannot have; references are checked when they are made."""
+    """Raise UserError for a value that the setting cannot have; references are checked when they are made."""
     if _refers(value):
         return
     kind, value = SETTINGS[name], _with_macros(value)
@@ -465,14 +465,14 @@ def _how_to_give(name: str, entry: Field) -> str:
 
 
 def _mentioned(message: str, places: Mapping[str, str]) -> str:
-    """Where the settings that a message names were bound."""
+    """Return where the settings that a message names were bound."""
     words = set(re.findall(r"\w+", message))
     found = [f"{setting} from {place}" for setting, place in places.items() if setting in words]
     return f" ({', '.join(found)})" if found else ""
 
 
 def _annotated(text: str, places: Mapping[_Key, str]) -> str:
-    """gin's text with a comment at each setting that says where its value comes from."""
+    """Return gin's text with a comment at each setting that says where its value comes from."""
     names = {kind.__name__: name for name, kind in SETTINGS.items()} | {name: name for name in SETTINGS}
     lines = []
     for line in text.splitlines():

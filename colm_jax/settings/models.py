@@ -22,11 +22,11 @@ class Model:
     mesh: tuple[int, int, int] = setting((1, 1, 1), help="devices along data, fsdp, tensor", least=1, metavar="D,F,T")
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self, "Model.")
 
 
 def check_base_dtype(dtype: str) -> None:
-    """Raises UserError where a base would be quantised."""
+    """Raise UserError where a base would be quantised."""
     if dtype in QUANTISED:
         raise UserError(f"base/Model.dtype {dtype!r}: only experts are quantised; use one of {', '.join(FLOAT_TYPES)}")

@@ -13,7 +13,7 @@ class PlanSize:
     rows: int = setting(8, help="texts decoded at once", least=1, metavar="B")
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self)
 
 
@@ -33,7 +33,7 @@ class Workload:
     tokenising: float | None = None
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self)
 
 
@@ -57,5 +57,5 @@ class Rates:
     price_per_chip_hour: float | None = setting(None, help="in any currency", above=0, metavar="P")
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self)

@@ -26,17 +26,17 @@ class Reference:
 
 
 def object_of(value: Any) -> Any:
-    """The object or maker that a setting holds."""
+    """Return the object or maker that a setting holds."""
     return value.value if isinstance(value, Reference) else value
 
 
 def text_of(value: Any) -> str:
-    """A setting that is a name or an object, as errors and reports show it."""
+    """Return a setting that is a name or an object, as errors and reports show it."""
     return value.text if isinstance(value, Reference) else value if isinstance(value, str) else f"{value!r:.60}"
 
 
 def call_with(maker: Callable, **known: Any) -> Any:
-    """The maker's result, called with those of the keywords that are among its parameters."""
+    """Return the maker's result, called with those of the keywords that are among its parameters."""
     parameters = inspect.signature(maker).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return maker(**known)
@@ -45,7 +45,8 @@ def call_with(maker: Callable, **known: Any) -> Any:
 
 
 def describe(value: Any, within: tuple[int, ...] = ()) -> Any:
-    """A value as JSON holds it: numbers and strings as they are; of an object its names, its source and its content.
+    """Return a value as JSON holds it: numbers and strings as they are; of an object its names, its source and its
+    content.
 
     Args:
       value: a setting's value.
@@ -82,7 +83,7 @@ def _name(value: Any) -> str:
 
 
 def _source(value: Any) -> str:
-    """A hash of the source, where there is any to be had."""
+    """Return a hash of the source, where there is any to be had."""
     try:
         return _sha256(inspect.getsource(value).encode())
     except (OSError, TypeError):

@@ -59,7 +59,7 @@ class RunConfig:
     correction: Correction = field(default_factory=Correction)  # of strategies "backtrack" and "lookahead"
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self, "Run.")
         check_base_dtype(self.dtype)
         if self.online:
@@ -109,7 +109,7 @@ class RunConfig:
         return any(STRATEGIES[name].needs_gate for name in self.answered_by if name in STRATEGIES)
 
     def _check_strategies(self) -> None:
-        """Refuses strategies that the team of this run could not follow."""
+        """Refuse strategies that the team of this run could not follow."""
         for name in self.answered_by:
             if name == "proxy" and len(self.experts) != 1:
                 raise UserError("Run.strategies: proxy takes one expert; its third model is the base before training")
@@ -134,7 +134,7 @@ class RunConfig:
         return self.gate_init.solver or ("zero" if self.online or not self.experts else "newton")
 
     def _check_online(self) -> None:
-        """Refuses what needs scores that an online run does not make."""
+        """Refuse what needs scores that an online run does not make."""
         needs = {
             "Training.trainable 'gate' is fitted to": self.training.trainable == "gate",
             "Training.objective 'weak' takes its labels from": self.training.objective == "weak",

@@ -15,7 +15,7 @@ RANDOM = ("uniform", "log_uniform", "integer", "choice")
 class Sweep:
     """Trials: every combination of a value of each binding in `grid`, a point of `points`, and a random sample.
 
-    A binding is a setting, as in "Training.learning_rate", or a gin macro; "gin_file" stands for a file that the trial
+    A binding is a setting, as in "Training.learning_rate", or a gin macro; "gin_file" is a file that the trial
     reads after the sweep's own.
     """
 
@@ -46,7 +46,7 @@ class Sweep:
     retries: int = setting(1, help="of a trial that crashed; one that refused its input is not tried again", least=0)
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self, "Sweep.")
         if not self.grid and not self.points and not self.random:
             raise UserError("Sweep: nothing is swept; bind Sweep.grid, Sweep.points or Sweep.random")

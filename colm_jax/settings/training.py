@@ -32,7 +32,7 @@ class Lora:
     )
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self, "Lora.")
         try:
             re.compile(self.modules)
@@ -59,7 +59,7 @@ class GateInit:
     seed: int = seed_setting("order of the texts in the reference solver's pass")
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self, "GateInit.")
 
 
@@ -116,7 +116,7 @@ class Training:
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self):
-        """Validates the settings."""
+        """Validate the settings."""
         validate(self, "Training.")
         self.check_split(1)
         if isinstance(self.schedule, Reference) and self.schedule.made and self.gate_learning_rate is not None:
@@ -130,7 +130,7 @@ class Training:
             )
 
     def check_split(self, ways: int) -> None:
-        """Raises UserError where `ways` groups of devices (the mesh's data · fsdp) cannot share a part of a batch."""
+        """Raise UserError where `ways` groups of devices (the mesh's data · fsdp) cannot share a part of a batch."""
         if self.batch_size % (self.accumulate * ways):
             raise UserError(
                 f"Training.batch_size {self.batch_size} must be a multiple of Training.accumulate {self.accumulate} "

@@ -13,7 +13,7 @@ _KINDS = {"train": TrainBench, "decode": DecodeBench}
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags: two benchmarks with flags of their own."""
+    """Declare the command's flags: two benchmarks with flags of their own."""
     benches = parser.add_subparsers(dest="bench", required=True, metavar="WHAT")
     train = _bench(
         benches,
@@ -49,7 +49,7 @@ def _bench(benches: Any, name: str, summary: str, detail: str, example: str) -> 
 
 
 def run(flags: Flags) -> dict[str, Any]:
-    """Measures, and shows the figures."""
+    """Measure, and show the figures."""
     from colm_jax import console
     from colm_jax.bench.timing import show_figures
 

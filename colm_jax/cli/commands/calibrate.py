@@ -11,7 +11,7 @@ EXAMPLE = "colm calibrate --base RUN/team --data dev.jsonl --task number --out c
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     team_flags(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="the dev set, JSONL")
     task_flag(parser)
@@ -20,7 +20,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(flags: Flags) -> dict[str, Any]:
-    """Calibrates; what is wrong with the dev set is found before weights are loaded."""
+    """Calibrate; what is wrong with the dev set is found before weights are loaded."""
     from colm_jax import console
     from colm_jax.calibration.threshold import calibrate, decoded_prompts, references_of
     from colm_jax.checkpoints.outline import outline_team

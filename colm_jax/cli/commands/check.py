@@ -12,9 +12,9 @@ EXAMPLE = "colm check train --base small --expert large --data train.jsonl --out
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags: a command line."""
+    """Declare the command's flags: a command line."""
     parser.add_argument("command_line", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="and its flags")
 
 
 def run(flags: Flags) -> None:
-    """Does nothing: `main` validates the command that follows."""
+    """Do nothing: `main` validates the command that follows."""

@@ -13,7 +13,7 @@ EXAMPLE = "colm config --gin_file configs/runs/llama2_7b_llemma_34b_gsm8k.gin --
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     run_flags(parser, "dev", "test", "task")
     parser.add_argument("--bare", action="store_true", help="without the comments")
     text = "print every setting there is, as the tables of docs/settings.md"
@@ -21,12 +21,12 @@ def add_flags(parser: Parser) -> None:
 
 
 def check(flags: Flags) -> None:
-    """Validates the settings."""
+    """Validate the settings."""
     make_run(flags.bindings, vars(flags))
 
 
 def run(flags: Flags) -> None:
-    """Prints the settings; nothing is read but the gin files, and nothing is written."""
+    """Print the settings; nothing is read but the gin files, and nothing is written."""
     if flags.markdown:
         print(tables())
         return
@@ -35,7 +35,7 @@ def run(flags: Flags) -> None:
 
 
 def tables() -> str:
-    """Every setting of every class that gin knows, a Markdown table a class."""
+    """Return every setting of every class that gin knows, a Markdown table a class."""
     parts = []
     for name, kind in SETTINGS.items():
         lines = [f"### {name}", "", str(kind.__doc__).strip().splitlines()[0], "", *_HEAD]

@@ -11,7 +11,7 @@ FORMATS = ("gsm8k", "math", "pubmedqa", "bioasq")  # those of data.convert; a te
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     parser.add_argument("--format", required=True, choices=FORMATS, help="whose file it is")
     parser.add_argument("--data", required=True, metavar="FILE", help="as published: JSONL or .json")
     text = "these records only, counted from 0, LAST left out; either may be missing (default: all)"
@@ -20,7 +20,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(flags: Flags) -> dict[str, Any]:
-    """Converts the file."""
+    """Convert the file."""
     from colm_jax.data.convert import convert
     from colm_jax.evaluation.files import read_records
     from colm_jax.storage import path_of, write_text

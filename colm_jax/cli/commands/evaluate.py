@@ -9,7 +9,7 @@ EXAMPLE = "colm evaluate --task gsm8k --predictions answers.jsonl --references t
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     parser.add_argument("--task", required=True, metavar="TASK", help=", ".join(TASKS))
     text = "generation lines, of one or more samples a prompt; of bioasq also a submission"
     parser.add_argument("--predictions", required=True, metavar="FILE", help=text)
@@ -21,7 +21,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(flags: Flags) -> dict[str, Any]:
-    """Grades the answers."""
+    """Grade the answers."""
     from colm_jax.evaluation.files import evaluate_files
     from colm_jax.storage import path_of, write_json
 

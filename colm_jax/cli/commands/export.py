@@ -7,7 +7,7 @@ EXAMPLE = "colm export --run RUN --out DIR --format reference"
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     parser.add_argument("--run", required=True, metavar="DIR", help="a run with a trained team")
     out_flag(parser, text="a new directory")
     mesh_flag(parser)
@@ -16,7 +16,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(flags: Flags) -> None:
-    """Copies the team, or writes it in the original's format."""
+    """Copy the team, or write it in the original's format."""
     from colm_jax import console
     from colm_jax.checkpoints.team import TEAM_FILE, load_base, save_reference
     from colm_jax.pipeline.run import trained_team

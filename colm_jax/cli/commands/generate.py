@@ -17,7 +17,7 @@ _MORE = ("schedule", "warmup", "rate", "batch_size")
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     sub = parser
     team_flags(parser)
     sub.add_argument(
@@ -44,7 +44,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def check(flags: Flags) -> None:
-    """Validates the settings."""
+    """Validate the settings."""
     _settings(flags)
 
 
@@ -62,7 +62,7 @@ def _settings(flags: Flags) -> Any:
 
 
 def run(flags: Flags) -> dict[str, Any]:
-    """Answers the prompts; what is wrong with them is found before weights are loaded."""
+    """Answer the prompts; what is wrong with them is found before weights are loaded."""
     from colm_jax import console
     from colm_jax.checkpoints.outline import outline_team
     from colm_jax.data.records import read_jsonl

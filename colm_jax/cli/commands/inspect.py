@@ -8,14 +8,14 @@ EXAMPLE = "colm inspect SMALL LARGE"
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     parser.add_argument("model", nargs="+", metavar="MODEL", help="the base first")
     mesh_flag(parser)
     parser.add_argument("--json", action="store_true", help="print all facts as JSON, for programs")
 
 
 def run(flags: Flags) -> dict[str, Any] | None:
-    """Shows the facts of models, and of several whether they can pair; with --json, returns them."""
+    """Show the facts of models, and of several whether they can pair; with --json, return them."""
     import jax
 
     from colm_jax import console

@@ -18,7 +18,7 @@ _ANSWERS = (
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags: two steps with flags of their own."""
+    """Declare the command's flags: two steps with flags of their own."""
     steps = parser.add_subparsers(dest="step", required=True, metavar="WHAT")
     prompts = _step(steps, "prompts", *_PROMPTS)
     text = "generation lines of each turn so far, in order; repeatable"
@@ -40,7 +40,7 @@ def _step(steps: Any, name: str, summary: str, example: str) -> Parser:
 
 
 def run(flags: Flags) -> dict[str, Any]:
-    """Writes prompts, or the judge's file."""
+    """Write prompts, or the judge's file."""
     from colm_jax.evaluation.judges import judged_file, next_prompts
     from colm_jax.storage import modified, path_of, write_text
 

@@ -11,11 +11,11 @@ PASSES_ARGUMENTS_ON = True  # to another program, whose flags they are
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares no flags: they are the harness's."""
+    """Declare no flags: they are the harness's."""
 
 
 def run(flags: Flags) -> None:
-    """Runs the harness."""
+    """Run the harness."""
     try:
         from colm_jax.evaluation.lm_eval import run_harness
     except ModuleNotFoundError as error:

@@ -32,7 +32,7 @@ _RATES = ("efficiency", "disk_bandwidth", "input_rate", "price_per_chip_hour")
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     text = "as in v5e:4x4, v5p:2x2x4, v6e:16x16"
     parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help=text)
     parser.add_argument("--base", required=True, metavar="MODEL", help="only its config.json is read")
@@ -57,7 +57,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def check(flags: Flags) -> None:
-    """Validates the settings."""
+    """Validate the settings."""
     _training(flags)
     PlanSize(**given(vars(flags), PlanSize))
 
@@ -70,7 +70,7 @@ def _training(flags: Flags) -> Training:
 
 
 def run(flags: Flags) -> dict[str, Any]:
-    """Compiles the programs and shows what they need."""
+    """Compile the programs and show what they need."""
     from colm_jax import console
     from colm_jax.checkpoints.directory import resolve
     from colm_jax.checkpoints.huggingface import read_config
@@ -109,8 +109,10 @@ def run(flags: Flags) -> dict[str, Any]:
 
 
 def _launching(flags: Flags, plan: Any) -> Callable[[list[Any]], dict[str, Any]] | None:
-    """The function from the plan's costs to hours and price, its flags validated and the texts counted; None if not
-    wanted."""
+    """Return the function from the plan's costs to hours and price; None if not wanted.
+
+    Its flags are validated here, and the texts are counted.
+    """
     from colm_jax import console
     from colm_jax.plan.launch import as_json, estimate, held_up, machine
     from colm_jax.plan.plan import topology_devices
@@ -146,7 +148,7 @@ def _launching(flags: Flags, plan: Any) -> Callable[[list[Any]], dict[str, Any]]
 
 
 def _counted(flags: Flags, length: int, work: dict[str, Any]) -> Workload:
-    """The workload of --data, its texts counted."""
+    """Return the workload of --data, its texts counted."""
     from colm_jax import console
     from colm_jax.checkpoints.directory import resolve
     from colm_jax.plan.workload import count_texts

@@ -14,12 +14,12 @@ from colm_jax.cli.flags import (
 from colm_jax.errors import UserError
 from colm_jax.settings.training import OBJECTIVES
 
-DESCRIPTION = "Give a trained team other experts: score them, fit its gate anew, calibrate; the base stays as it is."
+DESCRIPTION = "Give a trained team other experts: score them, fit a new gate, calibrate; the base stays as it is."
 EXAMPLE = "colm refresh --run RUN --expert NEW --data train.jsonl --dev dev.jsonl --out DIR"
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     text = "a run with a trained team; nothing in it is changed"
     parser.add_argument("--run", required=True, metavar="DIR", help=text)
     expert_flag(parser, required=True)
@@ -35,7 +35,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(flags: Flags) -> None:
-    """Scores the experts, fits the gate, calibrates."""
+    """Score the experts, fit the gate, calibrate."""
     from colm_jax.pipeline.run import run_pipeline, trained_team
     from colm_jax.storage import absolute, path_of, read_json
 

@@ -12,7 +12,7 @@ EXAMPLE = "colm run --base small --expert large --data train.jsonl --dev dev.jso
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     run_flags(parser, "dev", "test", "task")
     out_flag(parser, text="the run directory")
     text = "keep the stages here, for runs that have stages in common; --out then links to them, as in colm sweep"
@@ -23,12 +23,12 @@ def add_flags(parser: Parser) -> None:
 
 
 def check(flags: Flags) -> None:
-    """Validates the settings."""
+    """Validate the settings."""
     make_run(flags.bindings, vars(flags))
 
 
 def run(flags: Flags) -> None:
-    """Runs the pipeline up to `--until`."""
+    """Run the pipeline up to `--until`."""
     from colm_jax.pipeline.run import run_pipeline
 
     config = make_run(flags.bindings, vars(flags))

@@ -9,7 +9,7 @@ EXAMPLE = "colm score --model M --data F --out DIR"
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     parser.add_argument("--model", required=True, metavar="MODEL", help="Hugging Face directory, team, or Hub name")
     mesh_flag(parser)
     distributed_flag(parser)
@@ -20,7 +20,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(flags: Flags) -> dict[str, Any]:
-    """Scores the file; a rerun resumes."""
+    """Score the file; a rerun resumes."""
     from colm_jax.pipeline.score import score_file
 
     return score_file(flags.model, flags.data, flags.out, flags.dtype, mesh_of(flags))

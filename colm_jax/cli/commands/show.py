@@ -7,7 +7,7 @@ EXAMPLE = "colm show RUN --changed\n         colm show RUN --answer 7\n         
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     text = "a run (or demo) directory, or a file of generation lines"
     parser.add_argument("path", metavar="RUN_OR_FILE", help=text)
     parser.add_argument("--answer", type=int, metavar="N", help="one answer, token by token; the first is 1")
@@ -24,7 +24,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(flags: Flags) -> None:
-    """Prints it."""
+    """Print it."""
     from colm_jax import console
     from colm_jax.pipeline.showing import show_path
     from colm_jax.storage import path_of

@@ -21,7 +21,7 @@ EXAMPLE = (
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     out_flag(parser, text="of results, trials and their stages")
     setting_flags(parser, Sweep, "parallel")
     text = "print the command of each trial, to be run as a job of a cluster; afterwards, this command collects"
@@ -30,7 +30,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(flags: Flags) -> dict[str, Any] | None:
-    """Runs the trials, after all of them have been validated."""
+    """Run the trials, after all of them have been validated."""
     from colm_jax.storage import path_of
     from colm_jax.sweep.sweep import run_sweep, run_trial
     from colm_jax.sweep.trials import make_trials
@@ -66,7 +66,7 @@ class _Digests:
 
 
 def _state_of(trial: Any, files: list[str], bindings: list[str], out: Path, digests: _Digests) -> Any:
-    """A trial, validated, with the hash of its settings and of what it reads.
+    """Return a trial, validated, with the hash of its settings and of what it reads.
 
     Raises:
       UserError: naming the trial: settings that no run could have.

@@ -8,19 +8,19 @@ EXAMPLE = "colm train --base small --expert large --data train.jsonl --out RUN -
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the command's flags."""
+    """Declare the command's flags."""
     run_flags(parser)
     out_flag(parser, text="a run directory; the team is DIR/team")
     distributed_flag(parser)
 
 
 def check(flags: Flags) -> None:
-    """Validates the settings."""
+    """Validate the settings."""
     make_run(flags.bindings, vars(flags))
 
 
 def run(flags: Flags) -> None:
-    """Runs the pipeline up to the team."""
+    """Run the pipeline up to the team."""
     from colm_jax.pipeline.run import run_pipeline
 
     config = make_run(flags.bindings, vars(flags))
