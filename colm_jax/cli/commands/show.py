@@ -1,5 +1,7 @@
 """`colm show`: a run's results and answers in the terminal."""
 
+from pathlib import Path
+
 from colm_jax.cli.flags import Flags, Parser
 
 DESCRIPTION = "A run's results and answers in the terminal: who wrote which word, and what each model held likely."
@@ -21,13 +23,18 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--width", type=int, metavar="COLUMNS", help=text)
     text = "whose tokenizer wrote a file of generation lines (default: the team of the run that the file is in)"
     parser.add_argument("--base", metavar="MODEL", help=text)
+    parser.add_argument("--svg", metavar="FILE", help="also write the output as a picture")
 
 
 def run(flags: Flags) -> None:
     """Print it."""
     from colm_jax import console
+    from colm_jax.cli.out import check_out
     from colm_jax.pipeline.showing import show_path
-    from colm_jax.storage import path_of
+    from colm_jax.storage import path_of, write_text
 
-    output = console.Output(width=flags.width)
+    picture = None if flags.svg is None else check_out(flags.svg, is_file=True, flag="--svg")
+    output = console.Output(width=flags.width, record=picture is not None)
     show_path(path_of(flags.path), flags.base, flags.answer, flags.changed, flags.answers, output)
+    if picture is not None:
+        write_text(picture, output.export_svg(title=f"colm show {Path(flags.path).name}"))
