@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import replace
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,11 @@ from colm_jax.cli.gin_edge import make, operative, parse
 from colm_jax.data.convert import convert as convert_records
 from colm_jax.data.records import read_jsonl, stream_records
 from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
-from colm_jax.decoding.correction import Correction
-from colm_jax.decoding.strategies import find_strategy, known_strategy
+from colm_jax.decoding.strategies import find_strategy
 from colm_jax.errors import UserError
 from colm_jax.evaluation.files import evaluate_files, read_records
 from colm_jax.evaluation.judges import judged_file, next_prompts
-from colm_jax.generation import Settings
+from colm_jax.generation import check_stop_ids
 from colm_jax.models.lora import Lora
 from colm_jax.parallel import is_first, on_first, reshaped
 from colm_jax.pipeline.config import RunConfig
@@ -34,6 +33,7 @@ from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.run import Run
 from colm_jax.pipeline.stage import BOOKS, Stage, hash_model
 from colm_jax.scoring import score_to_directory
+from colm_jax.settings.generation import Correction, GenerationSettings
 from colm_jax.storage import (
     absolute,
     copy_file,
@@ -279,15 +279,12 @@ def calibrate(flags: Flags) -> dict[str, Any]:
     return {key: result[key] for key in ("threshold", "metric", "score", "deferral_rate")}
 
 
-def _generation_settings(flags: Flags) -> Settings:
-    """The settings of `generate` by its flags and gin alone: without --threshold, its default is not known yet."""
-    known_strategy(flags.strategy)
-    chosen = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "samples", "stop", "stop_token_ids")
-    return Settings(
-        0.5 if flags.threshold is None else flags.threshold,
-        **{name: getattr(flags, name) for name in (*chosen, "schedule", "warmup", "rate", "batch_size")},
-        correction=make(Correction),
-    )
+def _generation_settings(flags: Flags) -> GenerationSettings:
+    """Return the settings of `generate`, from its flags and gin."""
+    given = {
+        entry.name: getattr(flags, entry.name) for entry in fields(GenerationSettings) if hasattr(flags, entry.name)
+    }
+    return GenerationSettings(**given, correction=make(Correction))
 
 
 def generate(flags: Flags) -> dict[str, Any]:
@@ -297,11 +294,8 @@ def generate(flags: Flags) -> dict[str, Any]:
     prompts, places = [record for _, record in records], [where for where, _ in records]
     outline = outline_team(flags.base, flags.expert)
     find_strategy(flags.strategy, outline.experts, outline.gate_experts)
-    settings.check_stop_ids(outline.tokenizer)
-    if flags.threshold is None:
-        settings = replace(settings, threshold=outline.threshold)
-    known = outline.tokenizer, outline.context, outline.allowed
-    requests = settings.requests(prompts, range(len(prompts)), places, *known)
+    check_stop_ids(settings, outline.tokenizer)
+    prompt_ids = outline.encode_prompts(prompts, places)
     team, dtypes = _team(flags), (flags.dtype, flags.expert_dtype)
     with console.bar("generating", len(prompts) * flags.samples) as bar:
         lines = write_answers(
@@ -310,11 +304,9 @@ def generate(flags: Flags) -> dict[str, Any]:
             prompts,
             [record.get("id", str(i)) for i, record in enumerate(prompts)],
             settings,
-            flags.strategy,
             key=" ".join([*on_first(lambda: [*map(hash_model, team.directories)]), *map(str, dtypes)]),
-            log_probs=flags.log_probs,
             places=places,
-            prompt_ids=[request.prompt for request in requests[:: settings.samples]],
+            prompt_ids=prompt_ids,
             progress=bar.to,
         )
     return {

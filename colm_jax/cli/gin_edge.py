@@ -20,10 +20,10 @@ from gin import config_parser
 
 from colm_jax.bench.config import DecodeBench, TrainBench
 from colm_jax.calibration.threshold import Calibration
-from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
 from colm_jax.models.lora import Lora
 from colm_jax.pipeline.config import RunConfig
+from colm_jax.settings.generation import Correction
 from colm_jax.storage import absolute, check_regular, in_bucket, path_of, read_text
 from colm_jax.sweep.config import Sweep
 from colm_jax.training.config import Training

@@ -7,10 +7,10 @@ from colm_jax.calibration.threshold import Calibration
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.checkpoints.team import EXPERT_DTYPES
 from colm_jax.checks import check_number, check_whole
-from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.strategies import STRATEGIES, find_strategy
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import find_task
+from colm_jax.settings.generation import Correction
 from colm_jax.training.config import Training
 from colm_jax.training.gate_fit import GateInit
 

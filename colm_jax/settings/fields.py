@@ -73,7 +73,8 @@ def default_of(kind: type, name: str) -> Any:
 def validate(settings: Any, prefix: str = "") -> None:
     """Checks every setting of a frozen dataclass against its type and its declaration; called by `__post_init__`.
 
-    Scalars of NumPy and JAX become Python's numbers, lists become tuples, whole numbers given for a float become floats.
+    Scalars of NumPy and JAX become Python's numbers, lists become tuples, whole numbers given for a float
+    become floats.
 
     Args:
       settings: the object; its fields are replaced by the values as they were read.
@@ -82,8 +83,9 @@ def validate(settings: Any, prefix: str = "") -> None:
     Raises:
       UserError: naming the setting, the value, and what is allowed.
     """
+    kind: Any = type(settings)
     for entry in fields(settings):
-        wanted, value = types_of(type(settings))[entry.name], getattr(settings, entry.name)
+        wanted, value = types_of(kind)[entry.name], getattr(settings, entry.name)
         found = _read(f"{prefix}{entry.name}", value, wanted, declared(entry))
         object.__setattr__(settings, entry.name, found)
 
@@ -97,7 +99,9 @@ def _read(name: str, value: Any, wanted: Any, told: Setting) -> Any:
         return check_number(name, value, told.least, told.most, above=told.above, below=told.below)
     if wanted is int:
         least = told.least if told.above is None else told.above + 1
-        return check_whole(name, value, 0 if least is None else int(least), None if told.most is None else int(told.most))
+        return check_whole(
+            name, value, 0 if least is None else int(least), None if told.most is None else int(told.most)
+        )
     if wanted is bool and isinstance(value, bool | np.bool_):
         return bool(value)
     if wanted is str and isinstance(value, str):
@@ -109,9 +113,7 @@ def _read(name: str, value: Any, wanted: Any, told: Setting) -> Any:
         kinds = parts[:1] * len(items) if origin is Sequence or parts[1:] == (Ellipsis,) else parts
         if len(kinds) == len(items):
             return tuple(_read(name, item, kind, told) for item, kind in zip(items, kinds))
-    elif wanted is Any or (origin in (Mapping, dict) and isinstance(value, Mapping)):
-        return value
-    elif isinstance(wanted, type) and isinstance(value, wanted) and wanted not in (bool, str):
+    elif wanted is Any or (origin in (Mapping, dict) and isinstance(value, Mapping)) or _is_object(wanted, value):
         return value
     raise UserError(f"{name} must be {name_of(wanted, told)}, got {value!r:.60}")
 
@@ -128,8 +130,13 @@ def _read_union(name: str, value: Any, parts: tuple[Any, ...], told: Setting) ->
     return _read(name, value, (fitting or chosen)[0], told)
 
 
+def _is_object(wanted: Any, value: Any) -> bool:
+    """Whether it is an object of a class that is no built-in scalar."""
+    return isinstance(wanted, type) and wanted not in (bool, str) and isinstance(value, wanted)
+
+
 def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    return isinstance(value, list | tuple | range) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def name_of(wanted: Any, told: Setting = _UNDECLARED) -> str:
