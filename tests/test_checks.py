@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 
 from colm_jax.checks import check_number, check_seed, check_whole
-from colm_jax.decoding.correction import Correction
-from colm_jax.decoding.parking import Parking
 from colm_jax.errors import UserError
-from colm_jax.generation import Settings
 from colm_jax.settings.calibration import Calibration
+from colm_jax.settings.generation import Correction, ExpertBatching, GenerationSettings
 from colm_jax.settings.run import RunConfig
 from colm_jax.settings.sweep import Sweep
 from colm_jax.settings.training import GateInit, Lora, Training
@@ -72,18 +70,18 @@ GRID = {"grid": {"Training.seed": (1, 2)}}
 @pytest.mark.parametrize(
     "kind, settings, name",
     [
-        (Settings, {"threshold": NAN}, "threshold"),
-        (Settings, {"threshold": [0.5, INF]}, "threshold"),
-        (Settings, {"threshold": 0.5, "temperature": INF}, "temperature"),
-        (Settings, {"threshold": 0.5, "top_p": NAN}, "top_p"),
-        (Settings, {"threshold": 0.5, "min_p": NAN}, "min_p"),
-        (Settings, {"threshold": 0.5, "rate": NAN}, "rate"),
-        (Settings, {"threshold": 0.5, "top_k": True}, "top_k"),
-        (Settings, {"threshold": 0.5, "seed": 2**64}, "seed"),
-        (Settings, {"threshold": 0.5, "max_new_tokens": [4, 0]}, "max_new_tokens"),
-        (Settings, {"threshold": 0.5, "warmup": -1}, "warmup"),
-        (Settings, {"threshold": 0.5, "samples": True}, "samples"),
-        (Settings, {"threshold": 0.5, "batch_size": 0}, "batch_size"),
+        (GenerationSettings, {"threshold": NAN}, "threshold"),
+        (GenerationSettings, {"threshold": [0.5, INF]}, "threshold"),
+        (GenerationSettings, {"threshold": 0.5, "temperature": INF}, "temperature"),
+        (GenerationSettings, {"threshold": 0.5, "top_p": NAN}, "top_p"),
+        (GenerationSettings, {"threshold": 0.5, "min_p": NAN}, "min_p"),
+        (GenerationSettings, {"threshold": 0.5, "rate": NAN}, "rate"),
+        (GenerationSettings, {"threshold": 0.5, "top_k": True}, "top_k"),
+        (GenerationSettings, {"threshold": 0.5, "seed": 2**64}, "seed"),
+        (GenerationSettings, {"threshold": 0.5, "max_new_tokens": [4, 0]}, "max_new_tokens"),
+        (GenerationSettings, {"threshold": 0.5, "warmup": -1}, "warmup"),
+        (GenerationSettings, {"threshold": 0.5, "samples": True}, "samples"),
+        (GenerationSettings, {"threshold": 0.5, "batch_size": 0}, "batch_size"),
         (Training, {"learning_rate": INF}, "learning_rate"),
         (Training, {"gate_learning_rate": NAN}, "gate_learning_rate"),
         (Training, {"weight_decay": -0.1}, "weight_decay"),
@@ -100,7 +98,7 @@ GRID = {"grid": {"Training.seed": (1, 2)}}
         (Calibration, {"max_new_tokens": True}, "max_new_tokens"),
         (Correction, {"bound": NAN}, "bound"),
         (Correction, {"watch": 2**40}, "watch"),
-        (Parking, {"texts": 1, "steps": 2**40}, "steps"),
+        (ExpertBatching, {"calls": 1, "steps": 2**40}, "steps"),
         (Lora, {"alpha": INF}, "alpha"),
         (Lora, {"rank": 0}, "rank"),
         (Sweep, {**GRID, "seed": -1}, "seed"),
@@ -116,6 +114,7 @@ def test_every_setting_is_validated_when_it_is_made(kind, settings, name):
 
 
 def test_numpy_settings_become_plain_numbers():
-    given = Settings(np.array([0.25, 0.5]), np.int64(4), np.float32(0.5), seed=np.uint64(2**63), warmup=np.int32(2))
-    assert given == Settings([0.25, 0.5], 4, 0.5, seed=2**63, warmup=2)
+    numbers = {"max_new_tokens": np.int64(4), "temperature": np.float32(0.5), "warmup": np.int32(2)}
+    given = GenerationSettings(threshold=np.array([0.25, 0.5]), seed=np.uint64(2**63), **numbers)
+    assert given == GenerationSettings(threshold=[0.25, 0.5], max_new_tokens=4, temperature=0.5, seed=2**63, warmup=2)
     assert [type(value) for value in (*given.threshold, given.temperature, given.seed)] == [float] * 3 + [int]

@@ -10,11 +10,11 @@ from colm_jax import CoLM
 from colm_jax.checkpoints.team import load_base, make_gate, save_reference
 from colm_jax.cli.main import main
 from colm_jax.data.records import encode_prompt
-from colm_jax.decoding.correction import Correction
+from colm_jax.decoding.requests import Generation
 from colm_jax.errors import UserError
-from colm_jax.generation import Generation, Settings
 from colm_jax.pipeline.files import write_answers, write_generations
 from colm_jax.pipeline.reporting import read_generations
+from colm_jax.settings.generation import Correction, GenerationSettings
 from colm_jax.text.tokenizer import load_tokenizer
 from tests.text.vocabularies import save
 from tests.tiny import CHAT_TEMPLATE, WORDS, write_model, write_tokenizer
@@ -47,10 +47,10 @@ def team(directories):
     ],
     ids=["defer", "stop", "backtrack", "expert"],
 )
-def test_a_stream_is_the_answer_token_by_token(team, more):
+def test_stream_equals_generate(team, more):
     for prompt in PROMPTS[:2]:
-        (whole,) = team.generate([prompt], 0.5, max_new_tokens=24, **more)
-        parts = list(team.stream(prompt, 0.5, max_new_tokens=24, **more))
+        (whole,) = team.generate([prompt], threshold=0.5, max_new_tokens=24, **more)
+        parts = list(team.stream(prompt, threshold=0.5, max_new_tokens=24, **more))
         assert [part.token for part in parts] == whole.tokens
         assert [part.source for part in parts] == whole.sources
         assert "".join(part.text for part in parts) == whole.text
@@ -60,17 +60,17 @@ def test_a_stream_is_the_answer_token_by_token(team, more):
 
 def test_a_stream_gives_a_token_as_soon_as_it_is_written(team):
     before = team.engine.base_steps
-    stream = team.stream("abc", 1.0, max_new_tokens=100)
+    stream = team.stream("abc", threshold=1.0, max_new_tokens=100)
     next(stream)
     stream.close()
     assert team.engine.base_steps - before == 1
 
 
 def test_samples_have_random_numbers_of_their_own(team):
-    three = team.generate(PROMPTS[:2], 0.5, temperature=1.0, samples=3, max_new_tokens=12)
+    three = team.generate(PROMPTS[:2], threshold=0.5, temperature=1.0, samples=3, max_new_tokens=12)
     assert [answer.sample for answer in three] == [0, 1, 2, 0, 1, 2]
     assert len({tuple(answer.tokens) for answer in three[:3]}) > 1
-    one = team.generate(PROMPTS[:2], 0.5, temperature=1.0, max_new_tokens=12)
+    one = team.generate(PROMPTS[:2], threshold=0.5, temperature=1.0, max_new_tokens=12)
     assert [answer.tokens for answer in one] == [three[0].tokens, three[3].tokens]
 
 
@@ -83,21 +83,33 @@ def test_min_p_of_one_takes_the_most_probable(team):
 
 def test_settings_of_each_prompt(team):
     thresholds, schedules, warmups = [0.2, 0.5, 0.9], ["constant", "linear", "cosine"], [0, 8, 4]
-    together = team.generate(PROMPTS[:3], thresholds, schedule=schedules, warmup=warmups, max_new_tokens=[5, 9, 12])
+    columns = {"threshold": thresholds, "schedule": schedules, "warmup": warmups, "max_new_tokens": [5, 9, 12]}
+    together = team.generate(PROMPTS[:3], **columns)
     for i, answer in enumerate(together):
-        (alone,) = team.generate(
-            [PROMPTS[i]], thresholds[i], schedule=schedules[i], warmup=warmups[i], max_new_tokens=[5, 9, 12][i]
-        )
+        (alone,) = team.generate([PROMPTS[i]], **{name: values[i] for name, values in columns.items()})
         assert (answer.tokens, answer.sources) == (alone.tokens, alone.sources)
         np.testing.assert_allclose(answer.threshold, alone.threshold, atol=1e-6)
 
 
 def test_log_probabilities_are_those_of_scoring(team):
-    for answer in team.generate(PROMPTS, 0.5, max_new_tokens=12, log_probs=True):
+    for answer in team.generate(PROMPTS, threshold=0.5, max_new_tokens=12, log_probs=True):
         (scored,) = team.score([{"input_ids": [*answer.prompt_ids, *answer.tokens]}])
         start = len(answer.prompt_ids) - 1
         expected = np.column_stack([scored.base_log_prob, scored.expert_log_probs])[start:]
         np.testing.assert_allclose(np.array(answer.log_probs).reshape(expected.shape), expected, atol=1e-5)
+
+
+def test_keywords_replace_settings_and_unknown_ones_are_refused(team):
+    settings = GenerationSettings(threshold=0.5, max_new_tokens=12)
+    changed = team.generate(PROMPTS[:2], settings=settings, max_new_tokens=3)
+    assert changed == team.generate(PROMPTS[:2], threshold=0.5, max_new_tokens=3)
+    assert [token.token for token in team.stream(PROMPTS[0], settings=settings, max_new_tokens=3)] == changed[0].tokens
+    with pytest.raises(TypeError, match="no setting of generation: max_tokens"):
+        team.generate(PROMPTS, max_tokens=3)
+    with pytest.raises(TypeError):
+        team.generate(PROMPTS, 0.5)
+    with pytest.raises(UserError, match="stream writes one answer"):
+        team.stream(PROMPTS[0], samples=2)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +120,9 @@ def test_log_probabilities_are_those_of_scoring(team):
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"min_p": 1.5}, "min_p"),
         ({"samples": 0}, "samples"),
-        ({"stop": [""]}, "stop must be a string"),
+        ({"stop": [""]}, "stop must not hold an empty string"),
         ({"stop": [3]}, "stop must be a string"),
-        ({"stop": 5}, "stop must be a list"),
+        ({"stop": 5}, "stop must be a string"),
         ({"stop_token_ids": 2}, "stop_token_ids must be a list"),
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
         ({"stop_token_ids": ["2"]}, "stop_token_ids"),
@@ -118,7 +130,7 @@ def test_log_probabilities_are_those_of_scoring(team):
         ({"threshold": 2.0}, "threshold"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(team, changes, message):
+def test_wrong_settings_are_refused(team, changes, message):
     with pytest.raises(UserError, match=message):
         team.generate(PROMPTS, **{"threshold": 0.5, **changes})
 
@@ -136,7 +148,7 @@ def writer(request, tmp_path_factory):
 @pytest.mark.parametrize(
     "stop", [None, ["\N{REPLACEMENT CHARACTER}"], ["<|turn|>", "a", "é"]], ids=["", "broken", "turn"]
 )
-def test_stream_equals_generate_and_pieces_are_the_text(writer, stop):
+def test_stream_equals_generate_for_any_bytes_and_pieces_are_the_text(writer, stop):
     settings = {"strategy": "base", "max_new_tokens": 48, "temperature": 3.0, "stop": stop}
     for seed in range(3):
         (whole,) = writer.generate(["né 中"], seed=seed, **settings)
@@ -163,8 +175,8 @@ def test_stop_tokens_end_the_text(writer):
 
 def write(team, path, progress=lambda done: None, **settings):
     prompts = [{"prompt": prompt} for prompt in PROMPTS]
-    chosen = Settings(0.5, **{"max_new_tokens": 12, "batch_size": 2, **settings})
-    return write_answers(path, team, prompts, list("abcde"), chosen, "defer", "models", progress=progress)
+    chosen = GenerationSettings("defer", 0.5, **{"max_new_tokens": 12, "batch_size": 2, **settings})
+    return write_answers(path, team, prompts, list("abcde"), chosen, "models", progress=progress)
 
 
 class Killed(Exception):
@@ -179,7 +191,7 @@ def killed_at(count):
     return progress
 
 
-def test_a_stopped_run_goes_on_where_it_was(team, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes(team, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
     write(team, whole, temperature=1.0, samples=2)
     with pytest.raises(Killed):
@@ -227,7 +239,7 @@ def test_generation_lines_hold_what_their_prompts_are_made_of(team, tmp_path):
     assert main(["show", str(tmp_path / "a.jsonl"), "--base", str(tmp_path / "chat")]) == 0
 
 
-def test_other_settings_start_anew(team, tmp_path):
+def test_other_settings_start_over(team, tmp_path):
     with pytest.raises(Killed):
         write(team, tmp_path / "out.jsonl", killed_at(2))
     write(team, tmp_path / "out.jsonl", max_new_tokens=6)

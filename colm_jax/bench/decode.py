@@ -33,13 +33,13 @@ from colm_jax.bench.timing import Figure, Tell, machine, memory_traffic, ratio, 
 from colm_jax.bench.torch_decode import CACHES, TorchPair, same_tokens
 from colm_jax.bench.torch_model import thread_counts, why_not
 from colm_jax.checkpoints.huggingface import DTYPES
-from colm_jax.decoding.engine import Engine, Options, Request
-from colm_jax.decoding.sampling import Sampling
-from colm_jax.decoding.strategies import STRATEGIES
+from colm_jax.decoding.engine import Engine
+from colm_jax.decoding.requests import Generation, Request
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.seeds import random_key
 from colm_jax.settings.bench import DecodeBench
+from colm_jax.settings.generation import GenerationSettings
 
 MODELS = ("base", "expert")
 _TORCH = "PyTorch's loop"
@@ -78,12 +78,19 @@ class Ours:
     ) -> Written:
         """Decodes the first `batch` prompts together; a threshold of 1, so that no gate ever defers."""
         new = self.new_tokens if new_tokens is None else new_tokens
-        requests = [Request(prompt.tolist(), 1.0, new, key) for key, prompt in enumerate(self.prompts[:batch])]
-        options = Options(STRATEGIES[strategy], Sampling(), rate=rate, seed=self.seed, batch_size=batch)
-        before = self.engine.expert_passes.sum()
-        stop = None if look is None else lambda number, tokens: look()  # looks, and never stops
-        answers = dict(self.engine.run(requests, options, stop))
-        rows = [answers[number] for number in range(batch)]
+        settings = GenerationSettings(strategy, 1.0, new, rate=rate, seed=self.seed, batch_size=batch)
+        session, before = self.engine.session(settings), self.engine.expert_passes.sum()
+        for key, prompt in enumerate(self.prompts[:batch]):
+            # Streamed, a scan is one base step: memory is looked at while caches are alive, however few tokens.
+            session.submit(Request(prompt.tolist(), settings, key, stream=look is not None))
+        found: dict[int, Generation] = {}
+        while not session.idle:
+            for update in session.step():
+                if update.generation is not None:
+                    found[update.request] = update.generation
+            if look is not None:
+                look()
+        rows = [found[number] for number in range(batch)]
         return Written(
             tokens=np.array([row.tokens for row in rows]),
             deferred=np.array([row.sources for row in rows]) > 0,

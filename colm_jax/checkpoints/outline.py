@@ -37,12 +37,6 @@ class Outline:
         """M."""
         return len(self.expert_tokenizers)
 
-    @property
-    def threshold(self) -> float:
-        """The calibrated threshold, or 0.5."""
-        found = self.facts.get("threshold")
-        return 0.5 if found is None else float(found)
-
     def encode_prompts(self, prompts: Sequence[str | dict[str, Any]], places: Sequence[str]) -> list[list[int]]:
         """Ids of prompts. Raises UserError as `encode_fitting_prompt`, naming the prompt's place."""
         return [

@@ -5,8 +5,8 @@ from types import MappingProxyType
 from typing import Any
 
 from colm_jax.cli.flags import given
-from colm_jax.decoding.correction import Correction
 from colm_jax.settings.calibration import Calibration
+from colm_jax.settings.generation import Correction
 from colm_jax.settings.gin_edge import Bindings
 from colm_jax.settings.models import Model
 from colm_jax.settings.run import RunConfig

@@ -20,13 +20,14 @@ Flags = argparse.Namespace
 Parser = Any  # an ArgumentParser, or a group of one
 
 
-def setting_flags(parser: Parser, kind: type, *names: str, **help_of: str) -> None:
+def setting_flags(parser: Parser, kind: type, *names: str, repeatable: Sequence[str] = (), **help_of: str) -> None:
     """Add a flag for each of these settings of a class.
 
     Args:
       parser: gets the flags.
       kind: the settings class.
       names: of the settings, and so of the flags.
+      repeatable: those of them that may be given several times.
       help_of: help texts of single flags, where a command means something special.
     """
     for name in names:
@@ -43,7 +44,7 @@ def setting_flags(parser: Parser, kind: type, *names: str, **help_of: str) -> No
             options["type"] = single
             options |= {"metavar": entry.metavar} if entry.metavar else {}
             options |= {"choices": entry.choices} if entry.choices and single is str and not entry.metavar else {}
-            if several and single is str:
+            if name in repeatable or (several and single is str):
                 options["action"] = "append"
             elif several:
                 options |= {"nargs": "+", "action": "extend"}

@@ -1,13 +1,13 @@
-"""The engine: requests in, through the slots of a running batch, answers out as they are finished.
+"""The engine: a team's models ready to decode, and sessions that run requests through the slots of a batch.
 
-The host does only what the loop cannot: it puts a waiting request into the place of a finished one, lets the base read
-its prompt, lets an expert that has much to read do so between two scans, and looks for stop strings. Several processes
-that share the models' mesh all do so alike; what each puts in from its own device, JAX takes for the same everywhere.
+The host does only what the loop cannot: it puts a queued request into the slot of a finished one, prefills the base,
+prefills an expert that has many unread tokens between two scans, and looks for stop strings. Several processes that
+share the models' mesh all do the same; JAX requires that what each passes from its own device is the same everywhere.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,74 +16,51 @@ import numpy as np
 from flax import nnx
 
 from colm_jax.checks import INT32
-from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.loop import run_turns
-from colm_jax.decoding.parking import Parking
-from colm_jax.decoding.sampling import Sampling
-from colm_jax.decoding.slots import READ, ROOM, clear, empty_state, insert, longer, read_ahead
+from colm_jax.decoding.requests import Generation, Request, RunningSequence, Update
+from colm_jax.decoding.sampling import SamplingParams
+from colm_jax.decoding.slots import (
+    COLUMNS,
+    PREFILL_SIZES,
+    ROOM,
+    WINDOW,
+    BatchShape,
+    clear,
+    empty_state,
+    insert,
+    move,
+    prefill,
+    window,
+)
 from colm_jax.decoding.state import (
     EOS,
-    LENGTH,
+    FINISH_REASONS,
     UNFINISHED,
+    DecodingState,
     Graphs,
     LoopConfig,
     Models,
     PassSize,
-    Requests,
-    distant,
+    SlotRequests,
+    out_of_reach,
 )
-from colm_jax.decoding.strategies import Strategy
+from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.parallel import heed_stop, to_host
 from colm_jax.seeds import random_key
+from colm_jax.settings.generation import (
+    DEFAULT_THRESHOLD,
+    SCHEDULE_NAMES,
+    Correction,
+    ExpertBatching,
+    GenerationSettings,
+)
+from colm_jax.settings.strategies import STRATEGIES, Strategy
+from colm_jax.text.detokenizer import TokenBytes
 
-TURNS = 16  # of one scan, and steps of the base in it: how often the host looks
-AT_ONCE = 512  # tokens that a model reads in one pass between two scans, of several texts
-_SMALLEST = 64  # positions of a slot
-_LOOKED_AT = ("tokens", "lengths", "finish", "sources", "p_defer", "threshold", "calls", "watch", "passes", "steps")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt and what is wanted of it."""
-
-    prompt: Sequence[int]
-    threshold: float
-    max_new_tokens: int
-    key: int  # which stream of random numbers is this request's own
-    sample: int = 0  # and which of its samples this is
-    schedule: int = 0  # place in SCHEDULES
-    warmup: int = 0  # length of the schedule, in tokens
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was written; lists have one entry per token."""
-
-    tokens: list[int]
-    sources: list[int]  # 0 the base, 1..M an expert
-    p_defer: list[float]
-    threshold: list[float]
-    finish_reason: str | None  # "eos", "stop" or "length"; None: not finished yet
-    expert_calls: int
-
-
-@dataclass(frozen=True)
-class Options:
-    """What all requests of a run share."""
-
-    strategy: Strategy
-    sampling: Sampling
-    rate: float = 0.5  # of strategy `random`
-    seed: int = 0
-    batch_size: int = 8
-    correction: Correction | None = None  # of strategies that take tokens back; None: its defaults
-    parking: Parking | None = None  # None: all of a batch may wait, as long as an expert pass costs
-
-
-# Given a request's number and its tokens so far: how many to keep because a stop string is complete, or None.
-StopRule = Callable[[int, list[int]], int | None]
+TURNS = 16  # of one scan, and base steps in it: how often the host looks
+PREFILL_TOKENS = 512  # that a model reads in one pass between two scans, of several sequences
 
 
 def _power_of_two(number: int) -> int:
@@ -91,10 +68,10 @@ def _power_of_two(number: int) -> int:
 
 
 def pass_sizes(strategy: Strategy, batch: int) -> tuple[PassSize, ...]:
-    """Sizes of expert passes, smallest first.
+    """Return the sizes of expert passes, smallest first.
 
     Weights are read once a pass, however many tokens it reads; what a token costs beyond that is little on a TPU or GPU
-    and a twentieth of a pass on a CPU. So the smallest that holds what is unread is taken of a few.
+    and a twentieth of a pass on a CPU. So the smallest of a few that holds the unread tokens is run.
     """
     if strategy.calls != "deferred":
         return (PassSize(batch, 1),)  # an expert that reads every token has one to read
@@ -113,196 +90,285 @@ class Engine:
         allowed: np.ndarray,
         eos_ids: tuple[int, ...],
         context: int,
+        token_bytes: TokenBytes | None = None,
     ):
+        """Splits the models; without `token_bytes` generations have no text, and requests no stop strings."""
         base_graph, base_state = nnx.split(base.unstacked())
         split = [nnx.split(expert.unstacked()) for expert in experts]
         gate_graph, gate_state = (None, None) if gate is None else nnx.split(gate)
         spreads = [decoder.batch_sharding for decoder in (base, *experts)]
         meshes = [None if spread is None else spread.mesh for spread in spreads]
         self._kinds = [(d.config, d.dtype, mesh) for d, mesh in zip((base, *experts), meshes)]
-        self._graphs = Graphs(base_graph, tuple(graph for graph, _ in split), gate_graph)
-        self._models = Models(base_state, tuple(state for _, state in split), gate_state, jnp.asarray(allowed))
-        self._eos_ids, self._context = eos_ids, context
-        self.expert_passes = np.zeros(len(experts), np.int64)  # since the engine was made
-        self.base_steps = 0  # likewise, over whole batches
+        self.graphs = Graphs(base_graph, tuple(graph for graph, _ in split), gate_graph)
+        self.models = Models(base_state, tuple(state for _, state in split), gate_state, jnp.asarray(allowed))
+        self.eos_ids, self.context, self.token_bytes = eos_ids, context, token_bytes
+        self.expert_passes = np.zeros(len(experts), np.int64)  # [M] since the engine was made
+        self.base_steps = 0  # likewise, of whole batches
 
-    def loop_config(self, options: Options, batch: int) -> LoopConfig:
-        """What a run of `batch` slots compiles."""
-        sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(s)) for s in (self._models.base, *self._models.experts)]
-        parking = options.parking or Parking(batch, round(max(sizes[1:], default=0) / sizes[0]))
-        correction = (options.correction or Correction()) if options.strategy.corrects else None
-        shape = pass_sizes(options.strategy, batch)
-        return LoopConfig(options.strategy, options.sampling, parking, shape, self._eos_ids, TURNS, correction)
+    def session(self, settings: GenerationSettings) -> "Session":
+        """Return an empty batch to which requests may be submitted.
 
-    def run(
-        self, requests: Sequence[Request], options: Options, stop: StopRule | None = None
-    ) -> Iterator[tuple[int, Answer]]:
-        """Yields (number of the request, answer) as answers are finished."""
-        return self._serve(requests, options, stop)
-
-    def stream(self, request: Request, options: Options, stop: StopRule | None = None) -> Iterator[Answer]:
-        """Yields the answer as it grows, after every step of the base; the last one says why it ended.
-
-        What a strategy may still take back, and nothing else, is held back.
+        Args:
+          settings: strategy, batch_size, correction and expert_batching, which all its requests share.
         """
-        return (answer for _, answer in self._serve([request], options, stop, grows=True))
+        return Session(self, settings)
 
-    def _serve(
-        self, requests: Sequence[Request], options: Options, stop: StopRule | None, grows: bool = False
-    ) -> Iterator[tuple[int, Answer]]:
-        """Yields answers when they are finished, or where one `grows`, as far as it has come after every step."""
-        if not requests:
-            return
-        queue = deque(sorted(range(len(requests)), key=lambda i: self._limit(requests[i])))  # slots only grow
-        batch = _power_of_two(min(len(queue), options.batch_size))
-        team = _Running(self, options, batch)
-        try:
-            while queue or team.numbers:
-                heed_stop()
-                team.refill(queue, requests)
-                team.advance(1 if grows else TURNS)
-                for slot, number in list(team.numbers.items()):
-                    if not grows and stop is None and team.host["finish"][slot] == UNFINISHED:
-                        continue
-                    answer = team.answer(slot, requests[number], lambda tokens, n=number: stop and stop(n, tokens))
-                    if answer.finish_reason is not None:
-                        team.release(slot)
-                    if grows or answer.finish_reason is not None:
-                        yield number, answer
-        finally:  # a caller may stop listening, or be stopped within a scan, when the devices' state is given away
-            self.expert_passes += team.passes
-            self.base_steps += int(team.host.get("steps", 0))
+    def limit(self, request: Request) -> int:
+        """Return the sequence length at which a request ends."""
+        settings = request.settings
+        assert isinstance(settings.max_new_tokens, int)
+        return min(len(request.prompt) + settings.max_new_tokens, self.context)
 
-    def _limit(self, request: Request) -> int:
-        """The length at which a text ends."""
-        return min(len(request.prompt) + request.max_new_tokens, self._context)
+    def loop_config(self, settings: GenerationSettings, batch: int) -> LoopConfig:
+        """Return what a batch of so many slots compiles."""
+        strategy = STRATEGIES[settings.strategy]
+        sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(s)) for s in (self.models.base, *self.models.experts)]
+        batching = settings.expert_batching or ExpertBatching(batch, round(max(sizes[1:], default=0) / sizes[0]))
+        correction = (settings.correction or Correction()) if strategy.corrects else None
+        return LoopConfig(strategy, batching, pass_sizes(strategy, batch), self.eos_ids, TURNS, correction)
+
+    def needed_by(self, strategy: Strategy) -> tuple[Graphs, Models]:
+        """Return the models that a strategy may read."""
+        if strategy.calls != "never":
+            return self.graphs, self.models
+        return replace(self.graphs, experts=()), replace(self.models, experts=())
+
+    def empty_state(self, loop: LoopConfig, shape: BatchShape) -> DecodingState:
+        """Return a batch of empty slots for the models that the loop's strategy may read."""
+        kinds = self._kinds[:1] if loop.strategy.calls == "never" else self._kinds
+        return empty_state(loop, kinds, self.models.allowed.shape[0], shape)
 
 
-class _Running:
-    """A batch while it runs: its state, and which request is in which slot."""
+class Session:
+    """A running batch: requests join and leave it at any time, and none changes another's result.
 
-    def __init__(self, engine: Engine, options: Options, batch: int):
-        self._engine, self._options = engine, options
-        self._loop = engine.loop_config(options, batch)
-        models, graphs, kinds = engine._models, engine._graphs, engine._kinds
-        if options.strategy.calls == "never":
-            models = Models(models.base, (), models.gate, models.allowed)
-            graphs, kinds = Graphs(graphs.base, (), graphs.gate), kinds[:1]
-        self._models, self._graphs = models, graphs
-        self._size = _SMALLEST
-        self._root = random_key(options.seed)
-        self.state = empty_state(self._loop, kinds, models.allowed.shape[0], batch, self._size)
-        self.host: dict[str, Any] = {}  # what of the state the host looks at, as of the last scan
-        self.numbers: dict[int, int] = {}  # slot -> request
-        self._read_apart = np.zeros(len(engine._models.experts), np.int64)
+    An idle session holds no caches.
+    """
+
+    def __init__(self, engine: Engine, settings: GenerationSettings):
+        """Starts without slots; see `Engine.session`."""
+        self._engine, self._settings = engine, settings
+        self._strategy = STRATEGIES[settings.strategy]
+        self._graphs, self._models = engine.needed_by(self._strategy)
+        self._queue: deque[tuple[int, Request]] = deque()
+        self._running: dict[int, RunningSequence] = {}  # by slot
+        self._submitted = 0
+        self._shape = BatchShape()
+        self._loop: LoopConfig | None = None
+        self._state: DecodingState | None = None
+        self._counted: dict[str, Any] = {}  # steps and passes of the state that the engine's counters hold already
 
     @property
-    def passes(self) -> np.ndarray:
-        """[M] passes of each expert, as of the last scan."""
-        inside = np.zeros_like(self._read_apart)
-        inside[: len(self._models.experts)] = self.host.get("passes", 0)
-        return inside + self._read_apart
+    def idle(self) -> bool:
+        """Whether no request is queued or runs."""
+        return not (self._queue or self._running)
 
-    def refill(self, queue: deque[int], requests: Sequence[Request]) -> None:
-        """Puts requests into empty slots; the base reads their prompts, all but the last token."""
-        empty = [slot for slot in range(len(self.state.lengths)) if slot not in self.numbers]
-        filled = {slot: queue.popleft() for slot in empty[: len(queue)]}
-        if not filled:
+    @property
+    def shape(self) -> BatchShape:
+        """Sizes of the batch; no slots while the session is idle."""
+        return self._shape
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; it joins the batch at a later step, when a slot is free.
+
+        Returns:
+          Its id, which updates name.
+
+        Raises:
+          UserError: a prompt that is empty or fills the context, settings with a list of a value for each prompt,
+            another strategy than the session's, or a stop string where the engine makes no text.
+        """
+        settings, length = request.settings, len(request.prompt)
+        if not 0 < length < self._engine.context:
+            raise UserError(f"the prompt has {length} tokens; it must have from 1 to {self._engine.context - 1}")
+        if settings.strategy != self._settings.strategy:
+            raise UserError(f"strategy must be the session's, {self._settings.strategy}, got {settings.strategy}")
+        if settings.stops and self._engine.token_bytes is None:
+            raise UserError("stop needs an engine with a tokenizer's token_bytes; use stop_token_ids")
+        settings.of_prompts(1)
+        number, self._submitted = self._submitted, self._submitted + 1
+        self._queue.append((number, request))
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Remove a request by its id; its slot is free from the next step on. A finished request is left as it is.
+
+        Raises:
+          KeyError: no such request was ever submitted.
+        """
+        if not 0 <= number < self._submitted:
+            raise KeyError(number)
+        self._queue = deque(item for item in self._queue if item[0] != number)
+        for slot in [slot for slot, sequence in self._running.items() if sequence.number == number]:
+            self._release(slot)
+
+    def step(self) -> list[Update]:
+        """Admit queued requests, run a scan of the loop, and return what is new.
+
+        A scan has one base step while a request is streamed, else TURNS.
+
+        Raises:
+          Stopped: a signal asked the process to stop.
+        """
+        heed_stop()
+        self._admit()
+        if self._state is None:
+            return []
+        self._scan(1 if any(sequence.request.stream for sequence in self._running.values()) else TURNS)
+        updates = []
+        for slot, reason in self._read().items():
+            sequence = self._running[slot]
+            if reason is None and sequence.stopped:
+                reason = "stop"
+            if (update := sequence.update(reason)) is not None:
+                updates.append(update)
+            if reason is not None:
+                self._release(slot)
+        return updates
+
+    def drain(self) -> Iterator[tuple[int, Generation]]:
+        """Run until no request is left, yielding (id, generation) as each is finished, in no particular order."""
+        while not self.idle:
+            for update in self.step():
+                if update.generation is not None:
+                    yield update.request, update.generation
+
+    def _admit(self) -> None:
+        """Put queued requests into empty slots, and prefill the base with their prompts."""
+        wanted = _power_of_two(min(len(self._running) + len(self._queue), self._settings.batch_size))
+        slots = max(self._shape.slots, wanted)
+        empty = [slot for slot in range(slots) if slot not in self._running][: len(self._queue)]
+        if not empty:
             return
-        size = _power_of_two(max(self._engine._limit(requests[number]) for number in filled.values()))
-        if size > self._size:
-            self.state, self._size = longer(self.state, size - self._size), size
-        for slot, number in filled.items():
-            self._insert(slot, requests[number])
-        self.numbers |= filled
-        if self._options.strategy.reads_base:
-            self._read(0, list(filled))
+        admitted = {slot: self._queue.popleft() for slot in empty}
+        requests = [request for _, request in admitted.values()]
+        limit = max(map(self._engine.limit, requests))
+        stop_ids = max(len(request.settings.stop_token_ids or ()) for request in requests)
+        self._grow(slots, _power_of_two(limit), _power_of_two(max(stop_ids, 1)))
+        for slot, (number, request) in admitted.items():
+            self._insert(slot, request)
+            has_gate = self._strategy.needs_gate
+            self._running[slot] = RunningSequence(number, request, self._engine.token_bytes, has_gate)
+        if self._strategy.reads_base:
+            self._prefill(0, list(admitted))
+
+    def _grow(self, slots: int, positions: int, stop_ids: int) -> None:
+        """Make the batch at least so large."""
+        old = self._shape
+        shape = BatchShape(slots, max(old.positions, positions), max(old.stop_ids, stop_ids))
+        if shape == old and self._state is not None:
+            return
+        self._loop = self._engine.loop_config(self._settings, slots)
+        state = self._engine.empty_state(self._loop, shape)
+        if self._state is None:
+            self._counted = {"steps": 0, "passes": 0}
+        else:
+            state = move(self._state, state)
+        self._state, self._shape = state, shape
 
     def _insert(self, slot: int, request: Request) -> None:
-        key = jax.random.fold_in(self._root, request.key)
+        settings, length = request.settings, len(request.prompt)
+        assert isinstance(settings.schedule, str) and isinstance(settings.warmup, int)
+        key = jax.random.fold_in(random_key(settings.seed), request.key)
         if request.sample:  # tokens count from the other end
             key = jax.random.fold_in(key, np.uint32(2**32 - request.sample))
-        tokens = np.zeros(self._size, np.int32)
-        tokens[: len(request.prompt)] = request.prompt
-        own = Requests(
-            prompt_lengths=jnp.int32(len(request.prompt)),
-            limits=jnp.int32(self._engine._limit(request)),
-            thresholds=jnp.float32(request.threshold),
-            schedules=jnp.int32(request.schedule),
-            warmups=jnp.int32(min(request.warmup, INT32)),  # no context is so long
-            rates=jnp.float32(self._options.rate),
+        tokens = np.zeros(self._shape.positions, np.int32)
+        tokens[:length] = request.prompt
+        stop_ids = np.full(self._shape.stop_ids, -1, np.int32)
+        stop_ids[: len(settings.stop_token_ids or ())] = settings.stop_token_ids or ()
+        own = SlotRequests(
+            prompt_lengths=jnp.int32(length),
+            limits=jnp.int32(self._engine.limit(request)),
+            thresholds=jnp.float32(DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold),
+            schedules=jnp.int32(SCHEDULE_NAMES.index(settings.schedule)),
+            warmups=jnp.int32(min(settings.warmup, INT32)),  # no context is so long
+            rates=jnp.float32(settings.rate),
+            sampling=SamplingParams.of(settings),
+            stop_ids=jnp.asarray(stop_ids),
             keys=key,
         )
-        self.state = insert(self.state, jnp.int32(slot), jnp.asarray(tokens), own)
+        self._state = insert(self._state, jnp.int32(slot), jnp.asarray(tokens), own)
 
-    def advance(self, steps: int) -> None:
-        """One scan, and what experts have to read before the next."""
-        self.state = run_turns(self._graphs, self._loop, self._models, self.state, jnp.int32(steps))
-        if to_host(self.state.asking.experts).any():
-            asked = to_host(distant(self.state, self._loop.reach))
-            for expert in range(asked.shape[1]):
-                if asked[:, expert].any():
-                    self._read(expert + 1, np.flatnonzero(asked[:, expert]).tolist())
-        self.host = to_host({name: getattr(self.state, name) for name in _LOOKED_AT})
+    def _scan(self, steps: int) -> None:
+        """Run one scan of the loop, and prefill experts with what they must read before the next."""
+        assert self._loop is not None and self._state is not None
+        self._state = state = run_turns(self._graphs, self._loop, self._models, self._state, jnp.int32(steps))
+        if to_host(state.pending.experts).any():
+            calls = to_host(out_of_reach(state, self._loop.reach))
+            for expert in range(calls.shape[1]):
+                if calls[:, expert].any():
+                    self._prefill(expert + 1, np.flatnonzero(calls[:, expert]).tolist())
 
-    def _read(self, model: int, slots: Sequence[int]) -> None:
-        """A model (0 the base) reads the texts in some slots, all but the last token, in as few passes as may be."""
+    def _prefill(self, model: int, slots: Sequence[int]) -> None:
+        """Let a model (0 the base) read the sequences in some slots, all but the last token, in few passes."""
         weights = [self._models.base, *self._models.experts][model]
         graph = [self._graphs.base, *self._graphs.experts][model]
-        ends = to_host(self.state.lengths) - 1
-        done = np.array(to_host(self.state.caches[model].lengths))
+        assert self._state is not None
+        ends = to_host(self._state.lengths) - 1
+        done = np.array(to_host(self._state.caches[model].lengths))
         left = [slot for slot in slots if done[slot] < ends[slot]]
         while left:
-            group, size = _group(left, done, ends, self._size + ROOM)
+            group, size = _group(left, done, ends, self._shape.positions + ROOM)
             rows = np.array(group + group[-1:] * (_power_of_two(len(group)) - len(group)))
             fresh = not done[group].any()
-            self.state = read_ahead(graph, weights, self.state, jnp.asarray(rows), model, size, fresh)
+            self._state = prefill(graph, weights, self._state, jnp.asarray(rows), model, size, fresh)
             done[group] = np.minimum(done[group] + size, ends[group])
             left = [slot for slot in left if done[slot] < ends[slot]]
             if model:
-                self._read_apart[model - 1] += 1
+                self._engine.expert_passes[model - 1] += 1
 
-    def answer(self, slot: int, request: Request, stop: Callable[[list[int]], int | None]) -> Answer:
-        """What the text in a slot has become so far."""
-        state, start, end = self.host, len(request.prompt), int(self.host["lengths"][slot])
-        reason = {UNFINISHED: None, EOS: "eos", LENGTH: "length"}[int(state["finish"][slot])]
-        decided = end + (reason == "eos")
-        if reason is None and state["watch"] is not None and state["watch"].place[slot] >= 0:
-            end = min(end, int(state["watch"].place[slot]))
-        tokens = state["tokens"][slot, start:end].tolist()
-        kept = stop(tokens)
-        if kept is not None:
-            reason, end = "stop", start + kept
-            decided = end
-        return Answer(
-            tokens=tokens[: end - start],
-            sources=state["sources"][slot, start:end].tolist(),
-            p_defer=[float(p) for p in state["p_defer"][slot, start:end]],
-            threshold=[float(eta) for eta in state["threshold"][slot, start:end]],
-            finish_reason=reason,
-            expert_calls=int(state["calls"][slot, start:decided].sum()),
-        )
+    def _read(self) -> dict[int, str | None]:
+        """Append what was decided to the running sequences; return why each ended, or None, by slot."""
+        state = self._state
+        assert state is not None
+        place = None if state.trials is None else state.trials.place
+        lengths, finish, place, *counts = to_host((state.lengths, state.finish, place, state.steps, state.passes))
+        self._count(*counts)
+        ends = {slot: int(lengths[slot]) for slot in self._running}
+        if place is not None:  # what is on trial may be rolled back
+            on_trial = {slot: int(place[slot]) for slot in ends if finish[slot] == UNFINISHED and place[slot] >= 0}
+            ends |= {slot: min(ends[slot], at) for slot, at in on_trial.items()}
+        decided = {slot: end + int(finish[slot] == EOS) for slot, end in ends.items()}
+        while any(sequence.position < decided[slot] for slot, sequence in self._running.items()):
+            starts = np.zeros(self._shape.slots, np.int32)
+            for slot, sequence in self._running.items():
+                starts[slot] = sequence.position
+            columns = to_host(window(state, jnp.asarray(starts)))
+            for slot, sequence in self._running.items():
+                first = sequence.position
+                new = {name: columns[name][slot, : min(decided[slot] - first, WINDOW)] for name in COLUMNS}
+                sequence.extend(new, ends[slot] - first)
+        return {slot: FINISH_REASONS[finish[slot]] for slot in ends}
 
-    def release(self, slot: int) -> None:
-        """Empties a slot."""
-        del self.numbers[slot]
-        self.state = clear(self.state, jnp.int32(slot))
+    def _count(self, steps: np.ndarray, passes: np.ndarray) -> None:
+        """Add what is new to the engine's counters."""
+        self._engine.base_steps += int(steps - self._counted["steps"])
+        self._engine.expert_passes[: len(passes)] += passes - self._counted["passes"]
+        self._counted = {"steps": steps, "passes": passes}
+
+    def _release(self, slot: int) -> None:
+        """Empty a slot; without running sequences, drop the batch."""
+        del self._running[slot]
+        if self.idle:
+            self._state, self._shape = None, BatchShape()
+        else:
+            self._state = clear(self._state, jnp.int32(slot))
 
 
 def _group(slots: Sequence[int], done: np.ndarray, ends: np.ndarray, room: int) -> tuple[list[int], int]:
-    """Slots whose texts one pass can read, and its size.
+    """Return slots whose sequences one pass can read, and its size.
 
     Args:
-      slots: those that have something to read.
-      done: [B] tokens read of each text.
-      ends: [B] tokens to be read of each.
+      slots: with unread tokens.
+      done: [B] tokens of each sequence that are read.
+      ends: [B] tokens of each to be read.
       room: positions of the cache; a pass stores its whole size.
     """
 
     def shape(slot: int) -> tuple[int, bool]:
-        sizes = [size for size in READ if done[slot] + size <= room]
+        sizes = [size for size in PREFILL_SIZES if done[slot] + size <= room]
         enough = [size for size in sizes if size >= ends[slot] - done[slot]]
         return (enough or sizes[-1:])[0], done[slot] == 0
 
     size, fresh = shape(slots[0])
-    return [slot for slot in slots if shape(slot) == (size, fresh)][: max(1, AT_ONCE // size)], size
+    return [slot for slot in slots if shape(slot) == (size, fresh)][: max(1, PREFILL_TOKENS // size)], size

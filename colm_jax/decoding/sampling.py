@@ -1,52 +1,80 @@
-"""Taking a token from weights over the vocabulary: argmax, or temperature, top-k, top-p, min-p and a request's key."""
+"""Sampling: each slot greedy, or by a temperature, top-k, top-p, min-p and random key of its own."""
 
 import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from colm_jax.checks import check_number, check_whole
+from colm_jax.checks import INT32
+from colm_jax.settings.generation import GenerationSettings
 
+# Within the bounds neither a temperature nor its reciprocal is flushed to 0 in float32; beyond them the distribution is
+# the same.
 _COLDEST, _HOTTEST = 1e-37, 1e30
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Sampling:
-    """How tokens are taken; temperature 0 is argmax, and the rest then has no effect."""
+class SamplingParams:
+    """How each slot samples: arrays, so that one compiled program serves all values."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0: all
-    min_p: float = 0.0  # tokens at least so probable as this share of the most probable one's probability
+    temperature: Float[Array, "*B"]  # 0: greedy, and the rest has no effect
+    top_k: Int[Array, "*B"]  # 0: all
+    top_p: Float[Array, "*B"]
+    log_min_p: Float[Array, "*B"]  # -inf: all
 
-    def __post_init__(self):
-        """Validates the settings; NumPy scalars become Python's numbers."""
-        object.__setattr__(self, "temperature", check_number("temperature", self.temperature, least=0))
-        object.__setattr__(self, "top_p", check_number("top_p", self.top_p, above=0, most=1))
-        object.__setattr__(self, "top_k", check_whole("top_k", self.top_k))
-        object.__setattr__(self, "min_p", check_number("min_p", self.min_p, 0, 1))
+    @classmethod
+    def of(cls, settings: GenerationSettings) -> "SamplingParams":
+        """Return the parameters of one request, scalars."""
+        temperature = settings.temperature and min(max(settings.temperature, _COLDEST), _HOTTEST)
+        return cls(
+            temperature=jnp.float32(temperature),
+            top_k=jnp.int32(min(settings.top_k, INT32)),
+            top_p=jnp.float32(settings.top_p),
+            log_min_p=jnp.float32(math.log(settings.min_p) if settings.min_p else -math.inf),
+        )
 
 
-def take(logits: Float[Array, "B V"], keys: Array, sampling: Sampling) -> Int[Array, "B"]:
-    """One id per sequence. `keys` [B]: a PRNG key for each, so that a draw never depends on batch mates."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # Differences to the most probable token, so that no temperature makes inf − inf. Within the bounds neither the
-    # temperature nor its reciprocal is flushed to 0 in float32; beyond them the distribution is the same.
-    temperature = min(max(sampling.temperature, _COLDEST), _HOTTEST)
-    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
-    if sampling.top_k:
-        count = min(sampling.top_k, logits.shape[-1])
-        logits = jnp.where(logits < jax.lax.top_k(logits, count)[0][:, -1:], -jnp.inf, logits)
-    if sampling.top_p < 1:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1) - jax.nn.softmax(ordered, axis=-1)
-        kept = (before < sampling.top_p).at[:, 0].set(True)  # the most probable, however small top_p is in float32
-        least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    if sampling.min_p > 0:
-        least = jnp.max(logits, axis=-1, keepdims=True) + math.log(sampling.min_p)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+def sample(
+    logits: Float[Array, "B V"], keys: Array, params: SamplingParams, active: Bool[Array, "B"]
+) -> Int[Array, "B"]:
+    """Return a token for each slot.
+
+    Only what the active slots need is computed: nothing is drawn where all are greedy, nothing is sorted where none
+    asks for top-k or top-p.
+
+    Args:
+      logits: -inf where a token is not allowed.
+      keys: [B] a PRNG key for each slot, so that a draw does not depend on the rest of the batch.
+      params: of each slot.
+      active: slots whose token is used.
+    """
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    samples = active & (params.temperature > 0)
+
+    def draw() -> Int[Array, "B"]:
+        # Differences to the most probable token, so that no temperature makes inf - inf.
+        temperature = jnp.where(samples, params.temperature, 1.0)[:, None]
+        scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
+        truncates = samples & ((params.top_k > 0) | (params.top_p < 1))
+        scaled = jax.lax.cond(jnp.any(truncates), lambda: _truncate(scaled, params), lambda: scaled)
+        scaled = jnp.where(scaled < params.log_min_p[:, None], -jnp.inf, scaled)  # the largest is 0
+        return jnp.where(samples, jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32), greedy)
+
+    return jax.lax.cond(jnp.any(samples), draw, lambda: greedy)
+
+
+def _truncate(logits: Float[Array, "B V"], params: SamplingParams) -> Float[Array, "B V"]:
+    """Exclude what top-k, then top-p excludes: -inf."""
+    ordered, size = jnp.sort(logits, axis=-1, descending=True), logits.shape[-1]
+    last = jnp.where(params.top_k > 0, jnp.minimum(params.top_k, size), size) - 1
+    least_of_k = jnp.take_along_axis(ordered, last[:, None], axis=-1)
+    ordered = jnp.where(ordered < least_of_k, -jnp.inf, ordered)
+    probabilities = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    # The most probable token is kept, however small top_p is in float32.
+    kept = ((before < params.top_p[:, None]) | (params.top_p[:, None] >= 1)).at[:, 0].set(True)
+    least_of_p = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits < jnp.maximum(least_of_k, least_of_p), -jnp.inf, logits)

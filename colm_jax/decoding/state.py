@@ -1,4 +1,4 @@
-"""What the decoding loop holds: the models, a place (*slot*) for each text of the batch, and how far each has come."""
+"""State of the decoding loop: the models' weights, and a *slot* for each sequence of the batch."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from colm_jax.decoding.correction import Correction, Watch
-from colm_jax.decoding.parking import Parking
-from colm_jax.decoding.sampling import Sampling
+from colm_jax.decoding.correction import Trials
+from colm_jax.decoding.sampling import SamplingParams
 from colm_jax.decoding.strategies import Strategy
 from colm_jax.models.cache import KVCache
+from colm_jax.settings.generation import Correction, ExpertBatching
 
-UNFINISHED, EOS, LENGTH = 0, 1, 2  # why a text stopped
+UNFINISHED, EOS, STOP, LENGTH = 0, 1, 2, 3  # why a sequence ended
+FINISH_REASONS = (None, "eos", "stop", "length")  # the same, in words
 
 
 @dataclass(frozen=True)
 class PassSize:
     """Shape of an expert pass inside the loop."""
 
-    tokens: int  # it reads, of all texts together
-    chunk: int  # of one text at most
+    tokens: int  # of all sequences together
+    chunk: int  # most of one sequence
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,22 @@ class LoopConfig:
     """What is compiled into the loop."""
 
     strategy: Strategy
-    sampling: Sampling
-    parking: Parking
+    batching: ExpertBatching
     sizes: tuple[PassSize, ...]  # of expert passes, smallest first
     eos_ids: tuple[int, ...]
     turns: int  # of one scan
-    correction: Correction | None = None  # of strategies that take tokens back
+    correction: Correction | None = None  # of strategies that may retract tokens
 
     @property
     def reach(self) -> int:
-        """Unread tokens of one text that a pass inside the loop can read; who has more waits for the host."""
+        """Most unread tokens of one sequence that a pass inside the loop can read; the host prefills more."""
         return self.sizes[-1].chunk
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Models:
-    """The team's weights and what goes with them."""
+    """The team's weights and its vocabulary."""
 
     base: nnx.State
     experts: tuple[nnx.State, ...]
@@ -64,61 +64,63 @@ class Graphs:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Requests:
-    """What each text's request asks for."""
+class SlotRequests:
+    """What the request in each slot asks for; of a single request, without the leading axis."""
 
-    prompt_lengths: Int[Array, "B"]
-    limits: Int[Array, "B"]  # text length at which it ends
-    thresholds: Float[Array, "B"]
-    schedules: Int[Array, "B"]  # place in SCHEDULES
-    warmups: Int[Array, "B"]  # tokens over which the threshold warms up
-    rates: Float[Array, "B"]  # of strategy `random`
-    keys: Array  # [B] PRNG keys
+    prompt_lengths: Int[Array, "*B"]
+    limits: Int[Array, "*B"]  # sequence length at which it ends
+    thresholds: Float[Array, "*B"]
+    schedules: Int[Array, "*B"]  # index in SCHEDULE_NAMES
+    warmups: Int[Array, "*B"]  # tokens over which the threshold falls to its final value
+    rates: Float[Array, "*B"]  # of strategy `random`
+    sampling: SamplingParams
+    stop_ids: Int[Array, "*B E"]  # tokens that end the text; -1: none
+    keys: Array  # [*B] PRNG keys
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Asking:
-    """Texts whose next token experts have a say in, from the base's step to the experts' answer."""
+class PendingCalls:
+    """Expert calls, from the base step that makes them to the expert pass that serves them."""
 
-    experts: Bool[Array, "B M"]  # who has yet to answer; none: the text does not wait
-    waited: Int[Array, "B"]  # steps of the base since it asked
-    base: Float[Array, "B V"]  # logits behind the text, float32
+    experts: Bool[Array, "B M"]  # experts that have yet to answer; none: no call is pending
+    age: Int[Array, "B"]  # base steps since the call
+    base: Float[Array, "B V"]  # the base's logits of the next token, float32
     answers: tuple[Float[Array, "B V"], ...]  # each expert's
-    gate: Float[Array, "B M"]  # gate logits
+    gate_logits: Float[Array, "B M"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class State:
-    """A batch in the middle of decoding. Entry t of a [B, S] array is about the token at position t of the text."""
+class DecodingState:
+    """A batch being decoded. Entry t of a [B, S] array is about the token at position t of the sequence."""
 
-    requests: Requests
-    tokens: Int[Array, "B S"]  # prompt, then what was written
-    lengths: Int[Array, "B"]  # text so far
-    finish: Int[Array, "B"]  # UNFINISHED, EOS or LENGTH; an empty slot is finished
-    asking: Asking
+    requests: SlotRequests
+    tokens: Int[Array, "B S"]  # the prompt, then the written tokens
+    lengths: Int[Array, "B"]  # of each sequence so far
+    finish: Int[Array, "B"]  # UNFINISHED, EOS, STOP or LENGTH; an empty slot is finished
+    pending: PendingCalls
     sources: Int[Array, "B S"]
     p_defer: Float[Array, "B S"]
     threshold: Float[Array, "B S"]
     calls: Int[Array, "B S"]  # experts called to decide this token (an end of text, which is not written, included)
-    steps: Int[Array, ""]  # steps of the base over the batch
-    passes: Int[Array, "M"]  # passes of each expert over the batch
+    steps: Int[Array, ""]  # base steps of the batch
+    passes: Int[Array, "M"]  # passes of each expert inside the loop
     caches: tuple[KVCache, ...]  # the base's, then each expert's
-    watch: Watch | None  # of strategies that take tokens back
+    trials: Trials | None  # of strategies that may retract tokens
 
 
-def unread(state: State, model: int) -> Int[Array, "B"]:
-    """How many tokens of each text a model (0 the base) has not read."""
+def unread(state: DecodingState, model: int) -> Int[Array, "B"]:
+    """Return the number of tokens of each sequence that are not in a model's cache (0 the base)."""
     return state.lengths - state.caches[model].lengths
 
 
-def waiting(state: State) -> Bool[Array, "B"]:
-    """Texts that wait for experts."""
-    return jnp.any(state.asking.experts, axis=1)
+def has_pending(state: DecodingState) -> Bool[Array, "B"]:
+    """Return the slots with a pending call."""
+    return jnp.any(state.pending.experts, axis=1)
 
 
-def distant(state: State, reach: int) -> Bool[Array, "B M"]:
-    """Which experts are asked that have more to read of a text than a pass inside the loop can."""
-    far = [unread(state, m + 1) > reach for m in range(state.asking.experts.shape[1])]
-    return state.asking.experts & (jnp.stack(far, axis=1) if far else state.asking.experts)
+def out_of_reach(state: DecodingState, reach: int) -> Bool[Array, "B M"]:
+    """Return the pending calls whose unread tokens exceed what a pass inside the loop can read."""
+    far = [unread(state, m + 1) > reach for m in range(state.pending.experts.shape[1])]
+    return state.pending.experts & (jnp.stack(far, axis=1) if far else state.pending.experts)

@@ -1,7 +1,7 @@
-"""Who writes the next token, and which one: every strategy of DESIGN section 1 as one small object.
+"""Decoding strategies: which models a step needs, and what the next token is sampled from.
 
-A strategy says which models must read at a step, and turns their logits into weights over the vocabulary from which
-the token is taken (argmax, or sampling), together with who is named as its source.
+A strategy turns the models' logits into logits over the vocabulary, from which the token is sampled (or the most
+probable one chosen), and names the model that counts as its source.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from colm_jax.errors import UserError
 from colm_jax.models.gate import log_writers
+from colm_jax.settings.strategies import Strategy
 
 ALPHA, BETA = 0.1, 0.5  # contrastive_v2 (O'Brien & Lewis 2023, arXiv 2309.09117)
 
@@ -20,51 +20,39 @@ ALPHA, BETA = 0.1, 0.5  # contrastive_v2 (O'Brien & Lewis 2023, arXiv 2309.09117
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Step:
-    """What is known when a token is to be written. Logits are float32, -inf outside the shared vocabulary."""
+    """What the next token is decided from. Logits are float32, -inf outside the shared vocabulary."""
 
     base: Float[Array, "B V"]
     experts: tuple[Float[Array, "B V"], ...]  # zeros where an expert was not called
-    gate: Float[Array, "B M"]  # gate logits; zeros without a gate
-    deferred: Bool[Array, "B"]  # p_defer > threshold (or the coin of `random`)
+    gate_logits: Float[Array, "B M"]  # zeros without a gate
+    deferred: Bool[Array, "B"]  # p_defer > threshold (strategy `random`: at its rate)
 
 
-Choice = tuple[Float[Array, "B V"], Int[Array, "B"]]  # weights to take the token from; source 0..M
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """One way to decide."""
-
-    name: str
-    choose: Callable[[Step], Choice]
-    needs_gate: bool  # reports p_defer, obeys the threshold
-    reads_base: bool = True
-    calls: str = "deferred"  # when experts are called: "never", "deferred", "always"
-    one_expert: bool = True  # of a deferred step only the most probable expert is called
-    experts: tuple[int, int | None] = (1, None)  # fewest and most experts it can work with
-    corrects: bool = False  # takes tokens back (colm_jax.decoding.correction)
+Choice = tuple[Float[Array, "B V"], Int[Array, "B"]]  # logits to sample the token from; source 0..M
 
 
 def _writer(step: Step) -> Int[Array, "B"]:
     """The most probable expert where deferred (1..M), else the base (0)."""
-    return jnp.where(step.deferred, 1 + jnp.argmax(step.gate, axis=-1), 0)
+    return jnp.where(step.deferred, 1 + jnp.argmax(step.gate_logits, axis=-1), 0)
 
 
 def _of_writer(step: Step, writer: Int[Array, "B"]) -> Float[Array, "B V"]:
-    """The logits of each text's writer."""
+    """The logits of each slot's writer."""
     logits = step.base
     for m, expert in enumerate(step.experts):
         logits = jnp.where((writer == m + 1)[:, None], expert, logits)
     return logits
 
 
-def called(strategy: Strategy, step_gate: Float[Array, "B M"], deferred: Bool[Array, "B"], expert: int):
-    """[B] bool: whether this expert (0-based) must read, for each sequence."""
+def called(
+    strategy: Strategy, gate_logits: Float[Array, "B M"], deferred: Bool[Array, "B"], expert: int
+) -> Bool[Array, "B"]:
+    """Return which slots call this expert (0-based)."""
     if strategy.calls == "never":
         return jnp.zeros_like(deferred)
     if strategy.calls == "always":
         return jnp.ones_like(deferred)
-    return deferred & (jnp.argmax(step_gate, axis=-1) == expert) if strategy.one_expert else deferred
+    return deferred & (jnp.argmax(gate_logits, axis=-1) == expert) if strategy.one_expert else deferred
 
 
 def _defer(step: Step) -> Choice:
@@ -73,9 +61,9 @@ def _defer(step: Step) -> Choice:
 
 
 def _compose(step: Step) -> Choice:
-    """Where deferred, the mixture Σ_z P(Z=z) p_z; the source named is the model that gave the token the most of it."""
+    """Where deferred, the mixture Σ_z P(Z=z) p_z; the source is the model that contributes most to the token."""
     models = jnp.stack([step.base, *step.experts], axis=1)  # [B, M+1, V]
-    joint = log_writers(step.gate)[..., None] + jax.nn.log_softmax(models, axis=-1)
+    joint = log_writers(step.gate_logits)[..., None] + jax.nn.log_softmax(models, axis=-1)
     mixture = jax.nn.logsumexp(joint, axis=1)
     best = jnp.argmax(mixture, axis=-1)
     source = jnp.argmax(jnp.take_along_axis(joint, best[:, None, None], axis=2)[..., 0], axis=-1)
@@ -123,56 +111,16 @@ def _proxy(step: Step) -> Choice:
     return _difference(step.experts[0], -shifted, 1.0, 1.0), jnp.ones(step.base.shape[:1], jnp.int32)
 
 
-STRATEGIES = {
-    strategy.name: strategy
-    for strategy in (
-        Strategy("defer", _defer, needs_gate=True),
-        Strategy("compose", _compose, needs_gate=True, one_expert=False),
-        Strategy("backtrack", _defer, needs_gate=True, corrects=True),
-        Strategy("lookahead", _defer, needs_gate=True, corrects=True),
-        Strategy("base", _base, needs_gate=False, calls="never", experts=(0, None)),
-        Strategy("expert", _expert, needs_gate=False, calls="always", reads_base=False),
-        Strategy("random", _defer, needs_gate=False, experts=(1, 1)),
-        Strategy("confidence", _confidence, needs_gate=False, calls="always"),
-        Strategy("contrastive", _contrastive, needs_gate=False, calls="always", experts=(1, 1)),
-        Strategy("contrastive_v2", _contrastive_v2, needs_gate=False, calls="always", experts=(1, 1)),
-        Strategy("proxy", _proxy, needs_gate=False, calls="always", experts=(2, 2)),
-    )
+CHOOSE: dict[str, Callable[[Step], Choice]] = {
+    "defer": _defer,
+    "compose": _compose,
+    "backtrack": _defer,
+    "lookahead": _defer,
+    "base": _base,
+    "expert": _expert,
+    "random": _defer,
+    "confidence": _confidence,
+    "contrastive": _contrastive,
+    "contrastive_v2": _contrastive_v2,
+    "proxy": _proxy,
 }
-
-
-def known_strategy(name: str) -> Strategy:
-    """The named strategy.
-
-    Raises:
-      UserError: no such strategy.
-    """
-    if not isinstance(name, str) or name not in STRATEGIES:
-        raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}")
-    return STRATEGIES[name]
-
-
-def find_strategy(name: str, experts: int, gate_experts: int | None) -> Strategy:
-    """The named strategy, if this team can follow it.
-
-    Args:
-      name: of the strategy.
-      experts: how many the team has.
-      gate_experts: for how many its gate was trained; None without a gate.
-
-    Raises:
-      UserError: no such strategy, too few or too many experts, or no gate for them where one is needed.
-    """
-    strategy = known_strategy(name)
-    fewest, most = strategy.experts
-    if experts < fewest or (most is not None and experts > most):
-        wanted = f"{fewest}" if fewest == most else f"at least {fewest}"
-        raise UserError(f"strategy {name!r} needs {wanted} expert(s), this team has {experts}")
-    if strategy.needs_gate and gate_experts is None:
-        raise UserError(
-            f"strategy {name!r} needs a gate and this base has none; train one (colm train), or use "
-            "--strategy base, expert, random or confidence"
-        )
-    if strategy.needs_gate and gate_experts != experts:
-        raise UserError(f"the gate was trained for {gate_experts} expert(s), {experts} given")
-    return strategy

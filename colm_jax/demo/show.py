@@ -108,7 +108,14 @@ def _answer(directory: Path, colm: Run, weak: Run, tuned: Run) -> None:
         def decode(name: str, team: CoLM, strategy: str, threshold: float = 0.5, rate: float = 0.0) -> dict[str, Any]:
             nonlocal done
             before = team.engine.expert_passes.copy()
-            found = team.generate(prompts, threshold, strategy, max_new_tokens=NEW_TOKENS, rate=rate, batch_size=BATCH)
+            found = team.generate(
+                prompts,
+                strategy=strategy,
+                threshold=threshold,
+                rate=rate,
+                max_new_tokens=NEW_TOKENS,
+                batch_size=BATCH,
+            )
             columns = [[getattr(a, key) for a in found] for key in ("text", "sources", "expert_calls")]
             score = score_answers(TASK, columns[0], references, columns[1], columns[2])
             write_generations(directory / f"{name}.jsonl", prompts, found, [str(i) for i in range(len(prompts))])

@@ -17,12 +17,11 @@ from scipy.special import log_softmax, logsumexp
 
 from colm_jax import console
 from colm_jax.checkpoints.outline import outline_team
-from colm_jax.checks import check_seed, check_whole
+from colm_jax.checks import check_number, check_seed, check_whole
 from colm_jax.data.chat import Conversation
-from colm_jax.decoding.schedule import check_threshold
-from colm_jax.decoding.strategies import find_strategy
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh
+from colm_jax.settings.strategies import find_strategy
 from colm_jax.team import CoLM, Scored
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -92,7 +91,7 @@ class ColmLM(TemplateLM):
             raise UserError(f"--batch_size {batch_size}: a whole number, or auto")
         rows = check_whole("batch_size", 8 if batch_size == "auto" else int(batch_size), 1)
         seed, max_gen_toks = check_seed("seed", seed), check_whole("max_gen_toks", max_gen_toks, 1)
-        threshold = None if threshold is None else check_threshold(threshold)
+        threshold = None if threshold is None else check_number("threshold", threshold, 0, 1)
         experts = [name for name in (expert, expert2) if name is not None]
         if team is None and base is not None:
             devices, outline = _mesh(mesh), outline_team(base, experts or None)

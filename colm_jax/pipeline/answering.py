@@ -11,10 +11,10 @@ from colm_jax.calibration.threshold import references_of
 from colm_jax.checkpoints.team import load_base
 from colm_jax.evaluation.tasks import score_answers
 from colm_jax.evaluation.text import evaluate_text
-from colm_jax.generation import Settings
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.stage import Stage
+from colm_jax.settings.generation import GenerationSettings
 from colm_jax.settings.run import UNTRAINED
 from colm_jax.storage import read_lines, write_json
 from colm_jax.team import CoLM
@@ -52,14 +52,15 @@ def generate(run: "Run", team: Stage) -> Stage | None:
             if on_first(lambda path=path: not path.exists()):
                 answerer, strategy = _answerer(run, name)
                 with console.bar(f"generating: {name}", len(prompts)) as bar:
-                    settings = Settings(
+                    settings = GenerationSettings(
+                        strategy,
                         run.threshold(),
                         rate=rate,
                         max_new_tokens=run.config.max_new_tokens,
                         batch_size=run.config.batch_size,
                         correction=run.config.correction,
                     )
-                    arguments = path, answerer, prompts, names, settings, strategy, team.digest
+                    arguments = path, answerer, prompts, names, settings, team.digest
                     write_answers(*arguments, places=places, progress=bar.to)
             if name == "defer" and run.config.random_rate is None:
                 lines = read_lines(path)

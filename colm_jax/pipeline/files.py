@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from colm_jax.data.records import encode_prompt, prompt_key
-from colm_jax.generation import Generation, Settings
+from colm_jax.decoding.requests import Generation
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.stage import plain
+from colm_jax.settings.generation import GenerationSettings
 from colm_jax.storage import GrowingFile, copy_file, make_directory, read_lines, write_text
 from colm_jax.team import CoLM
 from colm_jax.text.tokenizer import Tokenizer
@@ -133,10 +134,8 @@ def write_answers(
     team: CoLM,
     prompts: Sequence[Any],
     names: Sequence[Any],
-    settings: Settings,
-    strategy: str,
+    settings: GenerationSettings,
     key: str,
-    log_probs: bool = False,
     places: Sequence[str] | None = None,
     prompt_ids: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] = lambda done: None,
@@ -151,9 +150,7 @@ def write_answers(
       prompts: records.
       names: the "id" of each.
       settings: one value for all prompts each.
-      strategy: as in `CoLM.generate`.
       key: hash of the models and of whatever else is not among the arguments and decides the answers.
-      log_probs: as in `CoLM.generate`.
       places: name of each prompt in errors.
       prompt_ids: of each prompt, where they are known already; None: they are tokenised here.
       progress: told how many answers are finished.
@@ -164,13 +161,14 @@ def write_answers(
     Raises:
       UserError: as `CoLM.generate`, before anything is written.
     """
-    deciding = {k: v for k, v in plain(settings).items() if k not in ("batch_size", "parking")}
-    whole = json.dumps([key, list(prompts), list(names), strategy, log_probs, deciding], sort_keys=True)
+    settings = team.settings(settings)
+    deciding = {k: v for k, v in plain(settings).items() if k not in ("batch_size", "expert_batching")}
+    whole = json.dumps([key, list(prompts), list(names), deciding], sort_keys=True)
     file = GenerationFile(path, prompts, names, settings.samples, hashlib.sha256(whole.encode()).hexdigest())
     numbers = on_first(lambda: file.missing)
     asked = prompts if prompt_ids is None else [{"input_ids": list(ids)} for ids in prompt_ids]
     chosen, where = [asked[i] for i in numbers], None if places is None else [places[i] for i in numbers]
-    answers = team.answers(chosen, settings, strategy, log_probs, where, keys=numbers)
+    answers = team.answers(chosen, settings, places=where, keys=numbers)
     on_first(file.begin)
     progress(file.done)
     try:

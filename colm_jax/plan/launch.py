@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from colm_jax.checkpoints.huggingface import DTYPES
-from colm_jax.decoding.engine import AT_ONCE
+from colm_jax.decoding.engine import PREFILL_TOKENS
 from colm_jax.models.config import ModelConfig
 from colm_jax.plan.chips import CHIPS, Chip
 from colm_jax.plan.plan import Cost, Plan
@@ -173,10 +173,10 @@ def generate_estimates(
     written = Estimate("generate", steps, {"products": products, "memory": memory})
     readers = [name for name, count in passes.items() if count]
     parts = {
-        "products": sum(on.product(flops[name] * AT_ONCE) for name in readers),
+        "products": sum(on.product(flops[name] * PREFILL_TOKENS) for name in readers),
         "memory": sum(on.reading(decode.reads[name]) for name in readers),
     }
-    read = Estimate("read prompts", math.ceil(work.prompts * work.prompt_tokens / AT_ONCE), parts)
+    read = Estimate("read prompts", math.ceil(work.prompts * work.prompt_tokens / PREFILL_TOKENS), parts)
     return [read, written]
 
 

@@ -18,11 +18,8 @@ from colm_jax.checkpoints.families import FAMILIES
 from colm_jax.checkpoints.huggingface import DTYPES, abstract_decoder
 from colm_jax.decoding.engine import pass_sizes
 from colm_jax.decoding.loop import run_turns
-from colm_jax.decoding.parking import Parking
-from colm_jax.decoding.sampling import Sampling
-from colm_jax.decoding.slots import empty_state
+from colm_jax.decoding.slots import BatchShape, empty_state
 from colm_jax.decoding.state import Graphs, LoopConfig, Models
-from colm_jax.decoding.strategies import find_strategy
 from colm_jax.models.cache import CACHE_AXES
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
@@ -31,6 +28,8 @@ from colm_jax.models.lora import add_lora
 from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
 from colm_jax.parallel import batch_sharding, on_mesh, replicated, spec_of
 from colm_jax.scoring.scorer import score_batch, texts_at_once
+from colm_jax.settings.generation import ExpertBatching
+from colm_jax.settings.strategies import find_strategy
 from colm_jax.settings.training import Training
 from colm_jax.training.step import ScoredBatch, TrainStep
 
@@ -140,14 +139,14 @@ def decoding_program(
     models = [model_of(base, dtype, dtype, mesh, False), *(model_of(c, k, dtype, m, False) for c, k, m in experts)]
     (base_graph, base_state), *others = [nnx.split(model) for model in models]
     gate_graph, gate_state = nnx.split(nnx.eval_shape(lambda: Gate(base.width, len(experts))))
-    words, count = min(config.vocab_size for config in (base, *(c for c, _, _ in experts))), len(experts)
+    vocab_size, count = min(config.vocab_size for config in (base, *(c for c, _, _ in experts))), len(experts)
     strategy = find_strategy("defer", count, gate_experts=count)
-    loop = LoopConfig(strategy, Sampling(), Parking(rows, 1), pass_sizes(strategy, rows), eos_ids=(2,), turns=1)
+    loop = LoopConfig(strategy, ExpertBatching(rows, 1), pass_sizes(strategy, rows), eos_ids=(2,), turns=1)
     kinds = [(model.config, model.embedding.get_value().dtype, None) for model in models]
-    state = jax.eval_shape(partial(empty_state, loop, kinds, words, rows, length))
+    state = jax.eval_shape(partial(empty_state, loop, kinds, vocab_size, BatchShape(rows, length)))
     caches = tuple(jax.tree.map(partial(_on_mesh, where), cache) for cache, where in zip(state.caches, meshes))
     graphs = Graphs(base_graph, tuple(graph for graph, _ in others), gate_graph)
-    team = Models(base_state, tuple(s for _, s in others), gate_state, shape((words,), jnp.bool_))
+    team = Models(base_state, tuple(s for _, s in others), gate_state, shape((vocab_size,), jnp.bool_))
     traced = run_turns.trace(graphs, loop, team, replace(state, caches=caches), shape((), jnp.int32))
     resident = {"parameters": on_chip(base_state), "experts": on_chip(team.experts), "caches": on_chip(caches)}
     names = ["base", *(f"expert-{m + 1}" for m in range(count))]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from colm_jax.errors import UserError
 from colm_jax.settings.fields import setting, validate
+from colm_jax.settings.generation import MAX_NEW_TOKENS
 
 SOURCES = ("texts", "generations")
 
@@ -24,7 +25,7 @@ class Calibration:
         choices=SOURCES,
     )
     max_new_tokens: int = setting(
-        96, help="tokens of an answer to a dev prompt, where a task is given or generations are the source", least=1
+        MAX_NEW_TOKENS, help="tokens of an answer to a dev prompt, with a task or generations as the source", least=1
     )
 
     def __post_init__(self):

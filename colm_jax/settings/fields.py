@@ -145,7 +145,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    return isinstance(value, list | tuple | range) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def name_of(wanted: Any, rule: Setting = _UNDECLARED) -> str:

@@ -20,11 +20,11 @@ import gin
 from gin import config as gin_config
 from gin import config_parser
 
-from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
 from colm_jax.settings.bench import DecodeBench, TrainBench
 from colm_jax.settings.calibration import Calibration
 from colm_jax.settings.fields import checked, field_of, types_of
+from colm_jax.settings.generation import Correction, GenerationSettings
 from colm_jax.settings.models import Model
 from colm_jax.settings.references import Reference
 from colm_jax.settings.run import RunConfig
@@ -42,6 +42,7 @@ SETTINGS: dict[str, type] = {
     "GateInit": GateInit,
     "Calibration": Calibration,
     "Correction": Correction,
+    "Generation": GenerationSettings,
     "Sweep": Sweep,
     "TrainBench": TrainBench,
     "DecodeBench": DecodeBench,
@@ -51,7 +52,11 @@ SCOPES = {"Model": ("base", "expert")}  # in which a class is made beside the un
 
 def _nested(kind: type) -> list[str]:
     """Return the fields that are settings objects themselves: they are bound through their own class."""
-    return [entry.name for entry in fields(kind) if "setting" not in entry.metadata]  # type: ignore[arg-type]
+
+    def holds_settings(wanted: Any) -> bool:
+        return any(is_dataclass(part) and part is not Reference for part in (wanted, *getattr(wanted, "__args__", ())))
+
+    return [name for name, wanted in types_of(kind).items() if holds_settings(wanted)]
 
 
 _NAMES = {kind: name for name, kind in SETTINGS.items()}

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from colm_jax.decoding.correction import Correction
-from colm_jax.decoding.strategies import STRATEGIES, find_strategy
 from colm_jax.errors import UserError
 from colm_jax.settings.calibration import Calibration
 from colm_jax.settings.fields import setting, validate
+from colm_jax.settings.generation import MAX_NEW_TOKENS, Correction
 from colm_jax.settings.models import Model, check_base_dtype
+from colm_jax.settings.strategies import STRATEGIES, find_strategy
 from colm_jax.settings.training import GateInit, Training
 
 EXPERT_SCORES = ("cached", "online")
@@ -42,7 +42,7 @@ class RunConfig:
     random_rate: float | None = setting(
         None, help="deferral rate of strategy random; unset: as often as defer defers", least=0, most=1
     )
-    max_new_tokens: int = setting(96, help="tokens of an answer, at most", least=1)
+    max_new_tokens: int = setting(MAX_NEW_TOKENS, help="tokens of an answer, at most", least=1)
     prompt_tokens: int = setting(
         32, help="first tokens of a test text that serve as its prompt where it has none", least=1
     )

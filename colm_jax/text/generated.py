@@ -1,4 +1,4 @@
-"""The text of one answer while it is written: a piece for every token, up to a stop."""
+"""The text of one answer while it is written: a piece for each token, up to a stop."""
 
 from collections.abc import Collection, Sequence
 
@@ -32,11 +32,11 @@ class GeneratedText:
         self.stopped = False
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Reads those of an answer's tokens that it has not read; `tokens` are all so far, and reach as far or farther.
+        """Append an answer's next tokens.
 
-        Once a stop is complete it reads no further: `len(pieces)` tokens are the answer's.
+        Those after a complete stop are ignored: `len(pieces)` tokens are the answer's.
         """
-        for token in tokens[len(self.pieces) :]:
+        for token in tokens:
             if self.stopped:
                 return
             if token in self._stop_ids:
@@ -50,13 +50,8 @@ class GeneratedText:
             self._ends.append((self._ends[-1] if self._ends else 0) + len(piece))
             self._stop_at(self._stops.push(piece, special))
 
-    def kept(self, tokens: Sequence[int]) -> int | None:
-        """Reads them as `extend` does; returns how many the answer keeps because a stop is complete, else None."""
-        self.extend(tokens)
-        return len(self.pieces) if self.stopped else None
-
     def finish(self) -> None:
-        """No token follows: a character that was not completed is shown as U+FFFD."""
+        """End the text: a character that was not completed is shown as U+FFFD."""
         if not self.stopped and not self._finished:
             self._complete()
         self._finished = True
@@ -67,7 +62,7 @@ class GeneratedText:
         return "".join(self.pieces)
 
     def settled(self) -> int:
-        """How many tokens' pieces no later token can change."""
+        """Return how many tokens' pieces no later token can change."""
         if self.stopped or self._finished:
             return len(self.pieces)
         bound = self._stops.settled
@@ -77,21 +72,21 @@ class GeneratedText:
         return self._settled
 
     def _complete(self) -> None:
-        """Closes a character that no token completed; what stands for it belongs to the last token."""
+        """Close a character that no token completed; its replacement belongs to the last token."""
         if self.pieces and (rest := self._detokenizer.flush()):
             self.pieces[-1] += rest
             self._ends[-1] += len(rest)
             self._stop_at(self._stops.push(rest))
 
     def _stop_at(self, length: int | None) -> None:
-        """Cuts the text to its first characters, where a stop string begins; None: it goes on."""
+        """Cut the text to its first characters, where a stop string begins; None: it continues."""
         if length is not None:
             self.stopped = True
             self.pieces = cut(self.pieces, length)
 
 
 def cut(pieces: Sequence[str], length: int) -> list[str]:
-    """The pieces of a text's first `length` characters; those beyond are empty."""
+    """Return the pieces of a text's first `length` characters; those beyond are empty."""
     found = []
     for piece in pieces:
         found.append(piece[: max(0, length)])

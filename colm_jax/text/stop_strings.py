@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 
 class StopStrings:
-    """Finds stop strings in time linear in the text, however its parts are cut.
+    """Finds stop strings in time linear in the text, however it is divided into parts.
 
     The text has two readings, and a stop string counts in either: as it is shown, and with special tokens spelled out.
     """

@@ -31,7 +31,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """How many words it has, the deferral token not counted."""
+        """The vocabulary size, without the deferral token."""
         return len(self.words)
 
     @property
@@ -71,11 +71,11 @@ class Tokenizer:
         return ids[: own.index(0)], ids[len(own) - own[::-1].index(0) :]
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of a text without the tokenizer's own special tokens; those that the text spells out are read as such."""
+        """Ids of a text without the tokenizer's own special tokens; any that the text spells out are read as such."""
         return self.backend(text, add_special_tokens=False)["input_ids"]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text that goes on: the tokenizer's own special tokens before it (BOS), none after it.
+        """Ids of a text to be continued: the tokenizer's own special tokens before it (BOS), none after it.
 
         A text that begins with BOS itself gets no second one.
         """
@@ -109,7 +109,7 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> TokenBytes:
-        """What each token stands for; `GeneratedText` makes text of them."""
+        """The bytes of each token; `GeneratedText` makes text of them."""
         return TokenBytes(self.backend)
 
     def decode(self, ids: list[int]) -> str:
@@ -118,13 +118,13 @@ class Tokenizer:
 
 
 def _joined(first: list[int], second: list[int]) -> list[int]:
-    """One list after the other; ids that the first ends with and the second begins with stand once."""
+    """One list after the other; ids that the first ends with and the second begins with occur once."""
     longest = range(min(len(first), len(second)), 0, -1)
     return [*first, *second[next((n for n in longest if first[-n:] == second[:n]), 0) :]]
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """Loads the tokenizer of a Hugging Face directory.
+    """Load the tokenizer of a Hugging Face directory.
 
     Raises:
       UserError: none there, or one that transformers cannot read.
@@ -234,6 +234,6 @@ def _no_shared_end(tokenizers: list[Tokenizer], heads: list[int]) -> str:
 
 
 def vocabulary_digest(base: Tokenizer, allowed: np.ndarray) -> str:
-    """A hash of the shared vocabulary: its ids and their words."""
+    """A hash of the shared vocabulary: its ids and their tokens."""
     words = {int(index): base.words[index] for index in np.flatnonzero(allowed)}
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()

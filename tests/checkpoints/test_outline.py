@@ -31,7 +31,6 @@ def test_the_outline_equals_the_loaded_team(models, tmp_path, mesh, form):
     assert (found.context, found.experts) == (loaded.context, 1) == (64, 1)
     np.testing.assert_array_equal(found.allowed, loaded.allowed)
     assert found.gate_experts == (None if loaded.gate is None else loaded.gate.kernel.shape[1])
-    assert found.threshold == loaded.threshold(None)
     assert found.encode_prompts(["abc"], ["p"]) == [loaded.tokenizer.encode("abc")]
 
 

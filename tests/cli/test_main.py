@@ -149,7 +149,7 @@ def gated(tmp_path, pair):
         (["--strategy", "typo"], "strategy must be one of defer"),
         (["--strategy", "proxy"], "strategy 'proxy' needs 2 expert(s), this team has 1"),
         (["--strategy", "defer", "--expert", "E", "--expert", "E"], "the gate was trained for 1 expert(s), 2 given"),
-        (["--stop", ""], "stop must be a string that is not empty"),
+        (["--stop", ""], "stop must not hold an empty string"),
         (["--threshold", "nan"], "threshold must be a number from 0 to 1, got nan"),
         (["--temperature", "inf"], "temperature must be a number of at least 0, got inf"),
         (["--top_p", "nan"], "top_p must be a number above 0 and at most 1, got nan"),

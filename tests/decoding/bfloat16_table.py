@@ -20,7 +20,8 @@ def main(base: str, expert: str, prompts: str, threshold: str, new: str = "96") 
     teams = {dtype: CoLM.from_pretrained(base, [expert], dtype=dtype) for dtype in ("float32", "bfloat16")}
     for strategy in ("base", "expert", "defer"):
         wide, narrow = (
-            team.generate(records, float(threshold), strategy, max_new_tokens=int(new)) for team in teams.values()
+            team.generate(records, threshold=float(threshold), strategy=strategy, max_new_tokens=int(new))
+            for team in teams.values()
         )
         parted, read, writers, gaps = 0, 0, 0, []
         for one, two in zip(wide, narrow):

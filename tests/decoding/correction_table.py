@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from colm_jax import CoLM
-from colm_jax.decoding.correction import Correction
 from colm_jax.evaluation.tasks import score_answers
+from colm_jax.settings.generation import Correction
 from tests.demo.experts import write_expert
 
 GRID = [Correction(sure=sure, bound=bound) for sure in (0.6, 0.75, 0.9) for bound in (-100.0, -4.0)]

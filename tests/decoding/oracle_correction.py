@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from colm_jax.decoding.correction import Correction
+from colm_jax.settings.generation import Correction
 from tests.decoding.oracle import log_softmax
 
 # What is known behind a text: log-probabilities [M+1,V] of base and experts, log P(Z=z) [M+1]

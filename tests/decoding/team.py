@@ -6,17 +6,15 @@ from functools import cache
 import numpy as np
 
 from colm_jax.checkpoints.team import make_gate
-from colm_jax.decoding.engine import Answer, Engine, Options, Request
-from colm_jax.decoding.sampling import Sampling
-from colm_jax.decoding.schedule import SCHEDULES
-from colm_jax.decoding.strategies import STRATEGIES
+from colm_jax.decoding.engine import Engine
+from colm_jax.decoding.requests import Generation, Request
 from colm_jax.models.decoder import Decoder
+from colm_jax.settings.generation import GenerationSettings
 from tests.decoding.oracle import decode
 from tests.tiny import tiny_decoder
 
 EOS = (2, 11)
 CONTEXT = 128
-GREEDY = Sampling()
 WORDS = 30  # the shared vocabulary is smaller than either head
 
 
@@ -46,42 +44,55 @@ def prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
     return [[1, *rng.integers(3, WORDS, n - 1).tolist()] for n in lengths]
 
 
-def run(engine: Engine, requests: Sequence[Request], strategy: str, sampling=GREEDY, **options) -> list[Answer]:
-    """Answers in the order of the requests."""
-    found = dict(engine.run(requests, Options(STRATEGIES[strategy], sampling, **options)))
-    assert len(found) == len(requests)
-    return [found[i] for i in range(len(requests))]
+def request(prompt, strategy="defer", threshold=0.5, new=40, key=0, sample=0, stream=False, **settings) -> Request:
+    """A request with settings of its own."""
+    own = GenerationSettings(strategy, threshold, new, **settings)
+    return Request(prompt, own, key, sample, stream)
 
 
-def answers(engine, texts, strategy, threshold=0.5, new=40, schedule="constant", warmup=0, **options) -> list[Answer]:
+def run(engine: Engine, requests: Sequence[Request], batch_size: int = 8, **shared) -> list[Generation]:
+    """Answers in the order of the requests; `shared`: correction, expert_batching."""
+    settings = GenerationSettings(requests[0].settings.strategy, batch_size=batch_size, **shared)
+    session = engine.session(settings)
+    numbers = [session.submit(each) for each in requests]
+    found = dict(session.drain())
+    assert sorted(found) == sorted(numbers) and session.idle
+    return [found[number] for number in numbers]
+
+
+def answers(engine, texts, strategy, threshold=0.5, new=40, batch_size=8, **settings) -> list[Generation]:
     """Greedy answers to texts that want the same."""
-    number = SCHEDULES.index(schedule)
-    requests = [Request(p, threshold, new, i, schedule=number, warmup=warmup) for i, p in enumerate(texts)]
-    return run(engine, requests, strategy, **options)
+    requests = [request(p, strategy, threshold, new, i, **settings) for i, p in enumerate(texts)]
+    return run(engine, requests, batch_size)
 
 
-def by_oracle(request: Request, strategy: str, experts: int = 1) -> tuple[list[int], list[int], list[float]]:
+def limit(request: Request) -> int:
+    """The length at which a text ends."""
+    return min(len(request.prompt) + request.settings.max_new_tokens, CONTEXT)
+
+
+def by_oracle(request: Request, experts: int = 1) -> tuple[list[int], list[int], list[float]]:
     """Tokens, sources and p_defer as the slow decoder has them."""
-    base, *others = decoders()
+    (base, *others), settings = decoders(), request.settings
     return decode(
         base,
         kernel(experts),
         others[:experts],
         request.prompt,
-        strategy=strategy,
-        threshold=request.threshold,
-        new=min(request.max_new_tokens, CONTEXT - len(request.prompt)),
+        strategy=settings.strategy,
+        threshold=settings.threshold,
+        new=limit(request) - len(request.prompt),
         eos=EOS,
         words=WORDS,
-        schedule=SCHEDULES[request.schedule],
-        warmup=request.warmup,
+        schedule=settings.schedule,
+        warmup=settings.warmup,
     )
 
 
-def same(one: Sequence[Answer], two: Sequence[Answer]) -> bool:
-    """Whether answers agree in tokens, writers, calls, and why they ended."""
+def same(one: Sequence[Generation], two: Sequence[Generation]) -> bool:
+    """Whether answers agree in tokens, sources, calls, and why they ended."""
 
-    def key(answer: Answer):
+    def key(answer: Generation):
         return answer.tokens, answer.sources, answer.expert_calls, answer.finish_reason
 
     return list(map(key, one)) == list(map(key, two))

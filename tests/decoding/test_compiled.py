@@ -1,4 +1,4 @@
-"""What the compiled loop does not do: copy a cache or a weight, step by step, or read a model that is not asked."""
+"""What the compiled loop does not do: copy a cache or a weight, or read a model that is not called, step by step."""
 
 import math
 import re
@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from colm_jax.decoding.engine import Options, _Running
 from colm_jax.decoding.loop import run_turns
-from colm_jax.decoding.sampling import Sampling
-from colm_jax.decoding.slots import ROOM
-from colm_jax.decoding.strategies import STRATEGIES
+from colm_jax.decoding.slots import ROOM, BatchShape
 from colm_jax.parallel import make_mesh
 from colm_jax.plan.plan import topology_devices
 from colm_jax.plan.programs import decoding_program
+from colm_jax.settings.generation import GenerationSettings
+from colm_jax.settings.strategies import STRATEGIES
 from tests.decoding.team import decoders, engine_of
+from tests.decoding.test_sampling import computations, reached
 from tests.tiny import tiny_config
 
 # Sizes by whose prime factors each array is known: 3 and 19 of a cache, 3 and 11 or 13 of a weight.
@@ -71,7 +71,19 @@ def test_the_loop_moves_no_weight(rows):
 
 @pytest.mark.parametrize(("strategy", "mentioned"), [("base", False), ("defer", True)])
 def test_where_no_expert_is_called_the_loop_has_none(strategy, mentioned):
-    team = _Running(engine_of(1), Options(STRATEGIES[strategy], Sampling()), 2)
-    text = run_turns.lower(team._graphs, team._loop, team._models, team.state, jnp.int32(1)).as_text()
+    engine = engine_of(1)
+    graphs, models = engine.needed_by(STRATEGIES[strategy])
+    loop = engine.loop_config(GenerationSettings(strategy), 2)
+    state = engine.empty_state(loop, BatchShape(2))
+    text = run_turns.lower(graphs, loop, models, state, jnp.int32(1)).as_text()
     expert = decoders()[1].config
     assert (f"tensor<{expert.width}x{expert.ff}xf32>" in text) == mentioned
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_step_of_greedy_slots_sorts_nothing(rows):
+    """The vocabulary is sorted within a branch only, which a batch without top-k and top-p never runs."""
+    bodies = computations(compiled("cpu", rows))
+    sorts = {name for name, body in bodies.items() if re.search(r" (sort|topk)\(|TopK", body)}
+    assert sorts <= reached(bodies, conditional=True) and sorts
+    assert not sorts & reached(bodies, conditional=False)

@@ -8,10 +8,22 @@ import pytest
 
 from colm_jax.checkpoints.team import load_base, make_gate
 from colm_jax.decoding import loop
-from colm_jax.decoding.engine import Engine, Request
-from colm_jax.decoding.schedule import SCHEDULES
-from colm_jax.decoding.strategies import STRATEGIES
-from tests.decoding.team import CONTEXT, EOS, WORDS, answers, by_oracle, decoders, engine_of, kernel, prompts, run
+from colm_jax.decoding.engine import Engine
+from colm_jax.settings.generation import SCHEDULE_NAMES
+from colm_jax.settings.strategies import STRATEGIES
+from tests.decoding.team import (
+    CONTEXT,
+    EOS,
+    WORDS,
+    answers,
+    by_oracle,
+    decoders,
+    engine_of,
+    kernel,
+    prompts,
+    request,
+    run,
+)
 
 REACH = 32  # unread tokens of one text that a pass inside the loop can read
 
@@ -20,7 +32,7 @@ def check(texts, strategy, threshold=0.5, new=40, experts=1, **settings):
     """Answers, equal to the oracle's."""
     found = answers(engine_of(experts), texts, strategy, threshold, new, **settings)
     for prompt, answer in zip(texts, found):
-        tokens, sources, rates = by_oracle(Request(prompt, threshold, new, 0), strategy, experts)
+        tokens, sources, rates = by_oracle(request(prompt, strategy, threshold, new), experts)
         assert answer.tokens == tokens
         assert answer.sources == sources
         if STRATEGIES[strategy].needs_gate:
@@ -50,11 +62,11 @@ def test_two_experts_equal_the_oracle(strategy):
 def test_thresholds_schedules_and_warm_ups_are_each_requests_own():
     rng = np.random.default_rng(0)
     requests = [
-        Request(p, float(rng.uniform(0.3, 0.7)), 50, i, schedule=i % len(SCHEDULES), warmup=int(rng.integers(0, 30)))
-        for i, p in enumerate(prompts([5, 9, 1, 30, 44, 70, 16, 22], seed=6))
+        request(p, "defer", float(rng.uniform(0.3, 0.7)), 50, i, schedule=name, warmup=int(rng.integers(0, 30)))
+        for (i, p), name in zip(enumerate(prompts([5, 9, 1, 30, 44, 70, 16, 22], seed=6)), 2 * SCHEDULE_NAMES)
     ]
-    for request, answer in zip(requests, run(engine_of(1), requests, "defer")):
-        tokens, sources, rates = by_oracle(request, "defer")
+    for each, answer in zip(requests, run(engine_of(1), requests)):
+        tokens, sources, rates = by_oracle(each)
         assert (answer.tokens, answer.sources) == (tokens, sources)
         np.testing.assert_allclose(answer.p_defer, rates, atol=1e-4)
 
@@ -99,11 +111,11 @@ def test_one_pass_serves_a_batch():
 
 
 def test_random_defers_at_its_rate():
-    requests = [Request(p, 0.5, 60, i) for i, p in enumerate(prompts([8] * 16, seed=2))]
-    found = run(engine_of(1), requests, "random", rate=0.3)
+    requests = [request(p, "random", new=60, key=i, rate=0.3) for i, p in enumerate(prompts([8] * 16, seed=2))]
+    found = run(engine_of(1), requests)
     share = np.mean([s > 0 for a in found for s in a.sources])
     assert 0.2 < share < 0.4
-    again = run(engine_of(1), requests[::-1], "random", rate=0.3)[::-1]
+    again = run(engine_of(1), requests[::-1])[::-1]
     assert [a.sources for a in again] == [a.sources for a in found]
 
 
@@ -174,6 +186,6 @@ def test_whoever_stops_it_within_a_scan_hears_what_stopped_it(monkeypatch):
     before, steps = engine.expert_passes.copy(), engine.base_steps
     monkeypatch.setattr("colm_jax.decoding.engine.run_turns", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run(engine, [Request(p, 0.5, 60, i) for i, p in enumerate(prompts([3, 9]))], "defer")
+        run(engine, [request(p, new=60, key=i) for i, p in enumerate(prompts([3, 9]))])
     assert len(scans) == 2
     assert engine.base_steps > steps and (engine.expert_passes > before).all()  # of the first

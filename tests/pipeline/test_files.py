@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from colm_jax.generation import Generation
+from colm_jax.decoding.requests import Generation
 from colm_jax.pipeline.files import GenerationFile
 from colm_jax.storage import read_lines, write_text
 

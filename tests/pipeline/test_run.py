@@ -15,13 +15,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from colm_jax import CoLM
-from colm_jax.decoding.correction import Correction
 from colm_jax.errors import UserError
 from colm_jax.pipeline.reporting import _answers, read_generations
 from colm_jax.pipeline.run import Run
 from colm_jax.pipeline.stage import Stage
 from colm_jax.pipeline.study import read_study
 from colm_jax.settings.calibration import Calibration
+from colm_jax.settings.generation import Correction
 from colm_jax.settings.run import STAGES, RunConfig
 from colm_jax.settings.training import GateInit, Training
 from colm_jax.storage import sha256_of
@@ -376,9 +376,9 @@ def test_settings_of_correction_reach_a_run(tmp_path, inputs, monkeypatch):
     )
     asked, answers = [], CoLM.answers
 
-    def noted(self, prompts, settings, strategy, *rest, **more):
-        asked.append((strategy, settings.correction))
-        return answers(self, prompts, settings, strategy, *rest, **more)
+    def noted(self, prompts, settings, **more):
+        asked.append((settings.strategy, settings.correction))
+        return answers(self, prompts, settings, **more)
 
     monkeypatch.setattr(CoLM, "answers", noted)
     for correction in (Correction(), Correction(candidates=5)):

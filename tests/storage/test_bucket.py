@@ -13,9 +13,9 @@ from safetensors.numpy import load
 from colm_jax import CoLM
 from colm_jax.cli.main import main
 from colm_jax.errors import UserError
-from colm_jax.generation import Settings
 from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.stage import Stage
+from colm_jax.settings.generation import GenerationSettings
 from colm_jax.storage import files_below, read_lines, write_text
 from tests.jobs import end, until
 from tests.pipeline.test_run import write_lines
@@ -147,7 +147,8 @@ def test_answers_go_on_from_the_bucket(tmp_path, bucket, tiny_model, monkeypatch
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(team, "answers", answers)
-    write = partial(write_answers, out, team, prompts, list("abcdef"), Settings(0.5, batch_size=2), "defer", "key")
+    settings = GenerationSettings("defer", 0.5, batch_size=2)
+    write = partial(write_answers, out, team, prompts, list("abcdef"), settings, "key")
     with pytest.raises(KeyboardInterrupt):
         write()
     assert not out.exists() and len((bucket / "answers.jsonl.part").read_text().splitlines()) == 2

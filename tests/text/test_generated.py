@@ -33,7 +33,7 @@ def readings(kind, ids):
     shown, spelled = [], []
     plain = GeneratedText(tokens)
     for i, token in enumerate(ids):
-        plain.extend(ids[: i + 1])
+        plain.extend([token])
         new = [(character, len(shown) + j) for j, character in enumerate(plain.pieces[i])]
         spelled += new or [(character, len(shown)) for character in tokens.special(token) or ""]
         shown += new
@@ -99,11 +99,13 @@ def test_just_what_may_become_a_stop_string_is_held_back(tokens, stops):
 @given(tokens=ids("bytes"), stops=stop_strings, cuts=st.lists(st.integers(0, 14), max_size=4))
 def test_what_is_settled_stays_however_the_tokens_come(tokens, stops, cuts):
     whole, growing = read("bytes", tokens, stops), GeneratedText(tokens_of("bytes")[1], (), stops)
+    read_so_far = 0
     for n in sorted(cuts):
-        growing.extend(tokens[:n])
+        growing.extend(tokens[read_so_far:n])
+        read_so_far = n
         count = growing.settled()
         assert growing.pieces[:count] == whole.pieces[:count]
-    growing.extend(tokens)
+    growing.extend(tokens[read_so_far:])
     growing.finish()
     assert growing.pieces == whole.pieces and growing.settled() == len(whole.pieces)
 
@@ -115,7 +117,7 @@ def test_an_unfinished_character_is_held_back_and_shown_at_the_end(kind):
     growing = GeneratedText(tokens_of(kind)[1])
     settled = []
     for n in range(len(start) + 1):
-        growing.extend([letter, *start][: n + 1])
+        growing.extend([letter, *start][n : n + 1])
         settled.append(growing.settled())
     assert settled == [1, 1, 2, 3, 5]  # all but the last token, whose text an end would still change
     assert growing.pieces == ["b", "", "", "", "😀"]

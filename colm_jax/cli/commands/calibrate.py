@@ -25,8 +25,8 @@ def run(flags: Flags) -> dict[str, Any]:
     from colm_jax.calibration.threshold import calibrate, decoded_prompts, references_of
     from colm_jax.checkpoints.outline import outline_team
     from colm_jax.data.records import read_jsonl
-    from colm_jax.decoding.strategies import find_strategy
     from colm_jax.parallel import is_first
+    from colm_jax.settings.strategies import find_strategy
     from colm_jax.storage import path_of, write_json
 
     out, records, settings = path_of(flags.out), read_jsonl(flags.data), flags.bindings.make(Calibration)

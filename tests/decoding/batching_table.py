@@ -1,10 +1,10 @@
-"""What parking saves: a simulation of batches in which texts defer at random, counted in steps of the base.
+"""What batching expert calls saves: a simulation of batches in which texts defer at random, counted in base steps.
 
-    python -m tests.decoding.parking_table
+    python -m tests.decoding.batching_table
 
 A step of the base costs 1 for all texts of the batch together, a pass of the expert `cost`. Each line gives the cost
 per token, as a ratio to that of the best fixed number of waiting texts, of calling the expert at once and of waiting as
-many steps as a pass costs (the default, `colm_jax.decoding.parking`).
+many steps as a pass costs (the default, `ExpertBatching`).
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ BATCHES, COSTS, RATES = (4, 8, 16, 32), (2, 4, 8, 16), (0.05, 0.2, 0.5)
 
 
 def cost_per_token(batch: int, cost: int, rate: float, texts: int, steps: float, seed: int = 0) -> float:
-    """Steps of the base per token written, with `Parking(texts, steps)`; the rules of `colm_jax.decoding.loop`."""
+    """Base steps per written token, with `ExpertBatching(texts, steps)`; the rules of `colm_jax.decoding.loop`."""
     rng = np.random.default_rng(seed)
     queue, spent = batch * (TEXTS - 1), 0
     written, waits, waited = np.zeros(batch, int), np.zeros(batch, bool), np.zeros(batch, int)

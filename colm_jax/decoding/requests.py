@@ -1,0 +1,146 @@
+"""Requests as the host sees them: what one asks for, what it has got so far, and the finished generation.
+
+Free of JAX: files, reports and servers read generations without it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from colm_jax.settings.generation import GenerationSettings
+from colm_jax.text.detokenizer import TokenBytes
+from colm_jax.text.generated import GeneratedText
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to one prompt.
+
+    Its random numbers follow from the settings' seed, `key` and `sample` alone, wherever and with whomever it runs.
+    """
+
+    prompt: Sequence[int]
+    settings: GenerationSettings = field(default_factory=GenerationSettings)  # without lists of a value for each prompt
+    key: int = 0  # of the prompt's random numbers
+    sample: int = 0  # which of the prompt's samples this is
+    stream: bool = False  # report tokens as they are written
+
+
+@dataclass(frozen=True)
+class Token:
+    """One written token."""
+
+    token: int
+    source: int  # 0 the base, 1..M an expert
+    p_defer: float | None  # None for strategies without a gate
+    threshold: float
+    text: str  # what it adds to the answer
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished answer; the lists have an entry per written token."""
+
+    prompt_ids: list[int]
+    text: str
+    tokens: list[int]
+    sources: list[int]  # 0 the base, 1..M an expert
+    p_defer: list[float] | None  # None for strategies without a gate
+    threshold: list[float]
+    finish_reason: str  # "eos", "stop" or "length"
+    expert_calls: int
+    sample: int = 0  # which of its prompt's samples this is
+    log_probs: list[list[float]] | None = None  # of each token under base and experts, nats; None where not asked for
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step brought a request."""
+
+    request: int  # its id
+    tokens: list[Token]  # of a streamed request: new ones that nothing can change any more
+    generation: Generation | None  # once it is finished
+
+
+class RunningSequence:
+    """The final part of a sequence in a slot: tokens that are not rolled back any more, and their text.
+
+    Grows by what is new, so that an answer of N tokens costs O(N) however often the host looks.
+    """
+
+    def __init__(self, number: int, request: Request, token_bytes: TokenBytes | None, has_gate: bool):
+        """Starts after the prompt; without `token_bytes` there is no text."""
+        self.number, self.request = number, request
+        self._has_gate = has_gate
+        self._columns: dict[str, list] = {name: [] for name in ("tokens", "sources", "p_defer", "threshold", "calls")}
+        self._reported = 0
+        stops, stop_ids = request.settings.stops, request.settings.stop_token_ids or ()
+        self._text = None if token_bytes is None else GeneratedText(token_bytes, request.prompt, stops, stop_ids)
+        self._watched = request.stream or bool(stops)  # the text is needed before the end
+
+    @property
+    def position(self) -> int:
+        """Of the first token whose decision is not read yet."""
+        return len(self.request.prompt) + len(self._columns["calls"])
+
+    def extend(self, columns: dict[str, np.ndarray], written: int) -> None:
+        """Append decided tokens.
+
+        Args:
+          columns: an array for each column, of the tokens from `position` on.
+          written: how many of them are part of the text: all, or all but an end-of-text token.
+        """
+        for name, values in columns.items():
+            self._columns[name] += (values if name == "calls" else values[:written]).tolist()
+        if self._text is not None and self._watched:
+            self._text.extend(columns["tokens"][:written].tolist())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self._watched and self._text is not None and self._text.stopped
+
+    def update(self, reason: str | None) -> Update | None:
+        """Return what is new since the last call; None where there is nothing to report.
+
+        Args:
+          reason: why the sequence ended; None: it has not.
+        """
+        text, columns, generation = self._text, self._columns, None
+        if reason is not None and text is not None:
+            if not self._watched:
+                text.extend(columns["tokens"])
+            text.finish()
+        if reason is not None:
+            count = len(columns["tokens"])
+            if text is not None and text.stopped:
+                count, reason = len(text.pieces), "stop"
+            generation = Generation(
+                prompt_ids=list(self.request.prompt),
+                text="" if text is None else text.text,
+                tokens=columns["tokens"][:count],
+                sources=columns["sources"][:count],
+                p_defer=columns["p_defer"][:count] if self._has_gate else None,
+                threshold=columns["threshold"][:count],
+                finish_reason=reason,
+                expert_calls=sum(columns["calls"][: count + (reason == "eos")]),
+                sample=self.request.sample,
+            )
+        tokens = self._settled() if self.request.stream else []
+        return Update(self.number, tokens, generation) if tokens or generation is not None else None
+
+    def _settled(self) -> list[Token]:
+        """Return the tokens to report: those whose text no later token can change."""
+        text, columns, first = self._text, self._columns, self._reported
+        self._reported = len(columns["tokens"]) if text is None else text.settled()
+        return [
+            Token(
+                token=columns["tokens"][i],
+                source=columns["sources"][i],
+                p_defer=columns["p_defer"][i] if self._has_gate else None,
+                threshold=columns["threshold"][i],
+                text="" if text is None else text.pieces[i],
+            )
+            for i in range(first, self._reported)
+        ]

@@ -1,0 +1,64 @@
+"""The decoding strategies by name: which models each needs, and whether a team can follow it."""
+
+from dataclasses import dataclass
+
+from colm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What a strategy needs; `colm_jax.decoding.strategies` defines how it chooses the next token."""
+
+    name: str
+    needs_gate: bool = False  # reports p_defer, follows the threshold
+    reads_base: bool = True
+    calls: str = "deferred"  # when experts are called: "never", "deferred", "always"
+    one_expert: bool = True  # a deferred step calls the most probable expert only
+    experts: tuple[int, int | None] = (1, None)  # fewest and most experts of a team
+    corrects: bool = False  # may retract tokens (colm_jax.decoding.correction)
+
+
+STRATEGIES = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy("defer", needs_gate=True),
+        Strategy("compose", needs_gate=True, one_expert=False),
+        Strategy("backtrack", needs_gate=True, corrects=True),
+        Strategy("lookahead", needs_gate=True, corrects=True),
+        Strategy("base", calls="never", experts=(0, None)),
+        Strategy("expert", calls="always", reads_base=False),
+        Strategy("random", experts=(1, 1)),
+        Strategy("confidence", calls="always"),
+        Strategy("contrastive", calls="always", experts=(1, 1)),
+        Strategy("contrastive_v2", calls="always", experts=(1, 1)),
+        Strategy("proxy", calls="always", experts=(2, 2)),
+    )
+}
+
+
+def find_strategy(name: str, experts: int, gate_experts: int | None) -> Strategy:
+    """Return the named strategy, if this team can follow it.
+
+    Args:
+      name: of the strategy.
+      experts: how many the team has.
+      gate_experts: for how many its gate was trained; None without a gate.
+
+    Raises:
+      UserError: no such strategy, too few or too many experts, or no gate for them where one is needed.
+    """
+    if not isinstance(name, str) or name not in STRATEGIES:
+        raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}")
+    strategy = STRATEGIES[name]
+    fewest, most = strategy.experts
+    if experts < fewest or (most is not None and experts > most):
+        wanted = f"{fewest}" if fewest == most else f"at least {fewest}"
+        raise UserError(f"strategy {name!r} needs {wanted} expert(s), this team has {experts}")
+    if strategy.needs_gate and gate_experts is None:
+        raise UserError(
+            f"strategy {name!r} needs a gate and this base has none; train one (colm train), or use strategy base, "
+            "expert, random or confidence"
+        )
+    if strategy.needs_gate and gate_experts != experts:
+        raise UserError(f"the gate was trained for {gate_experts} expert(s), {experts} given")
+    return strategy
