@@ -13,7 +13,7 @@ import numpy as np
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.checkpoints.outline import outline_team
-from colm_jax.checkpoints.team import EXPERT_DTYPES, Base, load_base, load_expert
+from colm_jax.checkpoints.team import EXPERT_DTYPES, Base, load_base, load_expert, threshold_of
 from colm_jax.data.records import Example, Examples, encode_examples
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.engine import Answer, Engine
@@ -285,9 +285,7 @@ class CoLM:
 
     def threshold(self, given: float | Sequence[float] | None) -> float | Sequence[float]:
         """η, or the calibrated one where none is given."""
-        if given is not None:
-            return given
-        return 0.5 if self.calibrated_threshold is None else self.calibrated_threshold
+        return threshold_of(self.facts) if given is None else given
 
     def _with_log_probs(self, answers: Iterator[tuple[int, Generation]]) -> Iterator[tuple[int, Generation]]:
         """Adds the log-probability of every written token under every model, over the shared vocabulary."""

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import read_config
-from colm_jax.checkpoints.team import load_tokenizers, pinned, read_facts, read_gate
+from colm_jax.checkpoints.team import load_tokenizers, pinned, read_facts, read_gate, threshold_of
 from colm_jax.data.records import Examples, encode_examples, encode_fitting_prompt
 from colm_jax.errors import UserError
 from colm_jax.text.tokenizer import Tokenizer, vocabulary_digest
@@ -40,8 +40,7 @@ class Outline:
     @property
     def threshold(self) -> float:
         """The calibrated threshold, or 0.5."""
-        found = self.facts.get("threshold")
-        return 0.5 if found is None else float(found)
+        return threshold_of(self.facts)
 
     def encode_prompts(self, prompts: Sequence[str | dict[str, Any]], places: Sequence[str]) -> list[list[int]]:
         """Ids of prompts. Raises UserError as `encode_fitting_prompt`, naming the prompt's place."""
