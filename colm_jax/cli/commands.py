@@ -3,24 +3,18 @@
 import json
 import shlex
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from colm_jax import console
 from colm_jax.calibration.threshold import Calibration, decoded_prompts, references_of
 from colm_jax.calibration.threshold import calibrate as calibrate_team
-from colm_jax.checkpoints.directory import resolve
-from colm_jax.checkpoints.huggingface import match_tensors, read_config
 from colm_jax.checkpoints.outline import outline_team
-from colm_jax.checkpoints.team import TEAM_FILE, load_base, load_expert, load_tokenizers, save_reference
+from colm_jax.checkpoints.team import TEAM_FILE, load_base, save_reference
 from colm_jax.cli.flags import Flags, mesh_of, mesh_sizes
 from colm_jax.cli.gin_edge import make, operative, parse
 from colm_jax.data.convert import convert as convert_records
-from colm_jax.data.records import read_jsonl, stream_records
-from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
+from colm_jax.data.records import read_jsonl
 from colm_jax.decoding.correction import Correction
 from colm_jax.decoding.strategies import find_strategy, known_strategy
 from colm_jax.errors import UserError
@@ -31,9 +25,10 @@ from colm_jax.models.lora import Lora
 from colm_jax.parallel import is_first, on_first, reshaped
 from colm_jax.pipeline.config import RunConfig
 from colm_jax.pipeline.files import write_answers
-from colm_jax.pipeline.run import Run
-from colm_jax.pipeline.stage import BOOKS, Stage, hash_model
-from colm_jax.scoring import score_to_directory
+from colm_jax.pipeline.refresh import refresh_settings, team_of_run
+from colm_jax.pipeline.run import run_pipeline
+from colm_jax.pipeline.score import score_model
+from colm_jax.pipeline.stage import BOOKKEEPING, hash_model
 from colm_jax.storage import (
     absolute,
     copy_file,
@@ -42,14 +37,12 @@ from colm_jax.storage import (
     make_directory,
     modified,
     path_of,
-    read_json,
     replacing_directory,
-    sha256_of,
     write_json,
     write_text,
 )
 from colm_jax.sweep.config import Sweep
-from colm_jax.sweep.runner import State, trial_command, trial_key
+from colm_jax.sweep.runner import InputHashes, TrialState, trial_command, trial_key
 from colm_jax.sweep.trials import Trial
 from colm_jax.team import CoLM
 from colm_jax.training.config import Training
@@ -77,29 +70,9 @@ def _config(flags: Flags, **more: Any) -> RunConfig:
     )
 
 
-def _write_config(pipeline: Run) -> None:
-    """The run's settings, for the same run again: `colm run --gin_file OUT/operative_config.gin`.
-
-    The first stage goes before it: where that finds the data wrong, nothing is left behind.
-    """
-    assert pipeline.training_examples
-    if is_first():
-        make_directory(pipeline.out)
-        write_text(pipeline.out / "operative_config.gin", operative())
-
-
-def _make_team(pipeline: Run) -> None:
-    _write_config(pipeline)
-    pipeline.make_team()
-    console.errors.print(f"team: {pipeline.out / 'team'}")
-
-
-def _trained_team(run: str) -> Path:
-    """The team directory of a run."""
-    team = path_of(run) / "team"
-    if not (team / "colm.json").exists():
-        raise UserError(f"{run}: no trained team in it (team/colm.json is missing); run colm train or colm run")
-    return team
+def _make_team(config: RunConfig, out: str) -> None:
+    run_pipeline(config, out, until="calibrate", config_text=operative())
+    console.errors.print(f"team: {path_of(out) / 'team'}")
 
 
 def demo(flags: Flags) -> None:
@@ -112,9 +85,7 @@ def demo(flags: Flags) -> None:
 def run(flags: Flags) -> None:
     """The whole pipeline."""
     config = _config(flags, dev=flags.dev, test=flags.test, task=flags.task)
-    pipeline = Run(config, flags.out, None if flags.store is None else Path(flags.store))
-    _write_config(pipeline)
-    pipeline.all(flags.until)
+    run_pipeline(config, flags.out, flags.store, flags.until, operative())
 
 
 def check(flags: Flags) -> None:
@@ -151,13 +122,14 @@ def sweep(flags: Flags) -> dict[str, Any] | None:
         for trial in trials:
             print(shlex.join(["colm", "sweep", *gin, "--out", flags.out, "--trial", trial.name]))
         return None
-    states = [_state_of(trial, files, bindings, out) for trial in trials]  # all are checked before any begins
+    hashes = InputHashes()
+    states = [_state_of(trial, files, bindings, out, hashes) for trial in trials]  # all are checked before any begins
     if flags.trial is not None:
         return run_trial(states[0], settings)
     return run_sweep(states, settings, out, " ".join(Path(file).stem for file in files) or "sweep")
 
 
-def _state_of(trial: Trial, files: list[str], bindings: list[str], out: Path) -> State:
+def _state_of(trial: Trial, files: list[str], bindings: list[str], out: Path, hashes: InputHashes) -> TrialState:
     """A trial, checked, with the hash of its settings and of what it reads.
 
     Raises:
@@ -169,15 +141,8 @@ def _state_of(trial: Trial, files: list[str], bindings: list[str], out: Path) ->
         config = _config(Flags(**none, objective=None, trainable=None, seed=None))
     except UserError as error:
         raise UserError(f"trial {trial.name}: {error}") from None
-    models = [path_of(model) for model in (config.base, *config.experts)]
-    data = [path_of(file) for file in (config.data, config.dev, config.test) if file is not None]
-    inputs = {str(path): _model_digest(path) for path in models if path.is_dir()}
-    inputs |= {str(path): _file_digest(path) for path in data if path.is_file()}
     command = trial_command(trial, files, bindings, out)
-    return State(trial, out / "trials" / trial.name, trial_key(operative(), inputs), command)
-
-
-_model_digest, _file_digest = cache(hash_model), cache(sha256_of)  # trials read the same
+    return TrialState(trial, out / "trials" / trial.name, trial_key(operative(), hashes.of(config)), command)
 
 
 def convert(flags: Flags) -> dict[str, Any]:
@@ -190,62 +155,21 @@ def convert(flags: Flags) -> dict[str, Any]:
 
 def train(flags: Flags) -> None:
     """The pipeline up to the trained team."""
-    _make_team(Run(_config(flags), flags.out))
+    _make_team(_config(flags), flags.out)
 
 
 def refresh(flags: Flags) -> None:
     """Other experts for a trained team: its base scored, a gate of its own, calibrated; the base is only read."""
-    team = _trained_team(flags.run)
+    settings = refresh_settings(flags.run, flags.dtype, flags.expert_dtype)
     if absolute(path_of(flags.out)) == absolute(path_of(flags.run)):
         raise UserError(f"--out {flags.out}: is the run itself; name another directory")
-    training = {
-        "base": str(team),
-        "dtype": flags.dtype or read_json(team / "config.json")["dtype"],
-        "expert_dtype": flags.expert_dtype or read_json(team / "colm.json").get("expert_dtype"),
-        "trainable": "gate",
-        "expert_scores": "cached",
-        "seed": None,
-    }
-    config = _config(Flags(**{**vars(flags), **training}), dev=flags.dev, task=flags.task)
-    _make_team(Run(config, flags.out))
+    settings |= {"trainable": "gate", "seed": None}
+    _make_team(_config(Flags(**{**vars(flags), **settings}), dev=flags.dev, task=flags.task), flags.out)
 
 
 def score(flags: Flags) -> dict[str, Any]:
     """Scores of one model."""
-    directory, data, mesh = resolve(flags.model), path_of(flags.data), mesh_of(flags)
-    config = read_config(directory)
-    (tokenizer,), allowed = load_tokenizers([directory])
-    next(stream_records(data))
-    match_tensors(directory)
-
-    def work(target: Path) -> None:
-        tokens = target / "tokens"
-        with console.bar("tokenising", bytes_=True) as bar:
-            arguments = data, tokenizer, config.context, tokens, allowed, bar.to
-            on_first(lambda: None if (tokens / SUMMARY).exists() else tokenise(*arguments))
-        console.note(f"{data}: {counts(tokens)}")
-        with console.bar("loading", bytes_=True) as bar:
-            decoder = load_expert(directory, tokenizer, "float32", flags.dtype, mesh, bar.to, stacked=True)
-        examples = open_tokens(tokens)
-        with console.bar("scoring", len(examples.items)) as bar:
-            scores = score_to_directory(decoder, examples, target, allowed, bar.to)
-        counted = examples.counted()
-        total = -float(np.concatenate(scores.log_prob)[counted].astype(np.float64).sum())
-        summary = {
-            "nats_per_token": total / int(counted.sum()),
-            "tokens": int(counted.sum()),
-            "accuracy": float(np.concatenate(scores.is_argmax)[counted].mean()),
-            "texts": len(examples.items),
-            "texts_cut": examples.cut,
-            "texts_left_out": sum(read_json(tokens / SUMMARY)["texts_left_out"].values()),
-        }
-        if is_first():
-            write_json(target / "summary.json", summary)
-
-    inputs = on_first(lambda: {"data": sha256_of(data), "model": hash_model(directory)})
-    stage = Stage("score", path_of(flags.out))
-    stage.run(inputs | {"tokenizer": tokenizer.digest}, {"dtype": flags.dtype}, work)
-    return read_json(stage.directory / "summary.json")
+    return score_model(flags.model, flags.data, flags.out, dtype=flags.dtype, mesh=mesh_of(flags))
 
 
 def _team(flags: Flags) -> CoLM:
@@ -367,13 +291,13 @@ def judge(flags: Flags) -> dict[str, Any]:
 
 def export(flags: Flags) -> None:
     """A run's team, as a directory of its own."""
-    team, out = _trained_team(flags.run), path_of(flags.out)
+    team, out = team_of_run(flags.run), path_of(flags.out)
     if entries(out):
         raise UserError(f"--out {flags.out}: is not empty; name a new directory")
     with replacing_directory(out, last=TEAM_FILE if flags.format == "colm" else "config.json") as beside:
         if flags.format == "colm":
             for name in files_below(team):
-                if name not in BOOKS:
+                if name not in BOOKKEEPING:
                     make_directory((beside / name).parent)
                     copy_file(team / name, beside / name)
         else:

@@ -1,4 +1,4 @@
-"""Generation lines: the files of answers, and how one goes on where it was stopped."""
+"""Files of generation lines, and how an interrupted one is resumed."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from colm_jax.text.tokenizer import Tokenizer
 
 
 def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any]:
-    """A generation line (the contract's), with "tools", "sample" and "log_probs" where there are any."""
+    """Return an answer as a generation line, with "tools", "sample" and "log_probs" if there are any."""
     key = prompt_key(prompt, str(name))
     line = {
         "id": name,
@@ -37,7 +37,7 @@ def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any
 
 
 def ids_of_prompt(line: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
-    """Ids of the prompt in a generation line, which is text, messages (with the line's tools) or ids.
+    """Return the ids of the prompt in a generation line: text, messages (with the line's tools) or ids.
 
     Raises:
       UserError: it is none of these.
@@ -50,27 +50,27 @@ def ids_of_prompt(line: dict[str, Any], tokenizer: Tokenizer, where: str) -> lis
 
 
 def write_generations(path: Path, prompts: Sequence[Any], answers: Sequence[Generation], names: Sequence[Any]) -> None:
-    """Writes a file of generation lines."""
+    """Write a file of generation lines."""
     make_directory(path.parent)
     lines = (generation_line(*each) for each in zip(prompts, answers, names, strict=True))
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 class GenerationFile:
-    """A file of generation lines, which appears when it is whole.
+    """A file of generation lines that appears when it is complete.
 
-    Until then what is finished lies in FILE.part, line by line as it came: a run that was stopped finds it there and
-    goes on. Its first line says what the answers belong to; where that has changed, they are made anew.
+    Until then FILE.part holds the finished answers, in the order in which they came; an interrupted run is resumed from
+    it. Its first line holds a key of all that decides the answers: under another key they are generated again.
     """
 
     def __init__(self, path: Path, prompts: Sequence[Any], names: Sequence[Any], samples: int, key: str):
-        """Finds what was written before.
+        """Read the answers that an interrupted run has left.
 
         Args:
           path: the file.
-          prompts: the records that are answered.
+          prompts: records to answer.
           names: the "id" of each.
-          samples: answers to each.
+          samples: number of answers to each.
           key: hash of all that decides the answers.
         """
         self._path, self._part = path, path.with_name(path.name + ".part")
@@ -79,13 +79,13 @@ class GenerationFile:
         self._head = json.dumps({"key": key}) + "\n"
         whole = self._part.read_bytes().decode("utf-8", "replace") if self._part.exists() else ""
         if whole.startswith(self._head):
-            for line in whole[len(self._head) :].split("\n")[:-1]:  # what follows the last end of line was cut off
+            for line in whole[len(self._head) :].split("\n")[:-1]:  # text after the last end of line was cut off
                 if (found := self._kept(line)) is None:
-                    break  # damaged, or another version's: from here on all is answered again
+                    break  # damaged, or of another version: this and later lines are generated again
                 self._lines[found[:2]] = found[2]
 
     def _kept(self, line: str) -> tuple[int, int, str] | None:
-        """A line of FILE.part: prompt, sample and generation line; None where it is something else."""
+        """Parse a line of FILE.part: prompt, sample and generation line; None if it is damaged."""
         number, _, rest = line.partition(" ")
         sample, _, text = rest.partition(" ")
         try:
@@ -97,32 +97,32 @@ class GenerationFile:
 
     @property
     def done(self) -> int:
-        """Answers that are finished."""
+        """Number of finished answers."""
         return len(self._lines)
 
     @property
     def missing(self) -> list[int]:
-        """Numbers of the prompts that are not answered in full."""
+        """Numbers of the prompts that lack an answer."""
         return [i for i in range(len(self._prompts)) if any((i, j) not in self._lines for j in range(self._samples))]
 
     def add(self, number: int, answer: Generation) -> None:
-        """Keeps an answer to prompt `number`."""
+        """Append an answer to prompt `number`."""
         line = generation_line(self._prompts[number], answer, self._names[number])
         self._lines[number, answer.sample] = text = json.dumps(line, ensure_ascii=False)
         self._growing.write(f"{number} {answer.sample} {text}\n")
 
     def begin(self) -> None:
-        """Starts FILE.part anew, with what was found in it."""
+        """Start FILE.part again, with the answers that were found in it."""
         make_directory(self._path.parent)
         found = (f"{number} {sample} {text}\n" for (number, sample), text in self._lines.items())
         self._growing = GrowingFile(self._part, "".join((self._head, *found)))
 
     def stop(self) -> None:
-        """Keeps what is finished."""
+        """Close FILE.part; its answers stay."""
         self._growing.close()
 
     def finish(self) -> None:
-        """Puts the whole file in its place, in the prompts' order."""
+        """Write the complete file, in the order of the prompts, and remove FILE.part."""
         ordered = [self._lines[place] for place in sorted(self._lines)]
         write_text(self._path, "".join(f"{text}\n" for text in ordered))
         self._part.unlink()
@@ -141,25 +141,25 @@ def write_answers(
     prompt_ids: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
-    """Answers prompts into a file of generation lines, going on where a stopped run was.
+    """Answer prompts into a file of generation lines, resuming an interrupted run.
 
-    Of several processes all compute every answer together, and the first writes.
+    With several processes all compute every answer together, and the first writes.
 
     Args:
       path: the file.
-      team: who answers.
+      team: the models.
       prompts: records.
       names: the "id" of each.
-      settings: one value for all prompts each.
+      settings: each with one value for all prompts.
       strategy: as in `CoLM.generate`.
-      key: hash of the models and of whatever else is not among the arguments and decides the answers.
+      key: hash of the models and of everything else that decides the answers and is not among the arguments.
       log_probs: as in `CoLM.generate`.
       places: name of each prompt in errors.
-      prompt_ids: of each prompt, where they are known already; None: they are tokenised here.
-      progress: told how many answers are finished.
+      prompt_ids: token ids of each prompt; None: they are encoded here.
+      progress: progress callback(finished answers).
 
     Returns:
-      The lines; none in processes other than the first, which need not see the file.
+      The lines; empty in processes other than the first, which may not see the file.
 
     Raises:
       UserError: as `CoLM.generate`, before anything is written.
@@ -168,8 +168,8 @@ def write_answers(
     whole = json.dumps([key, list(prompts), list(names), strategy, log_probs, deciding], sort_keys=True)
     file = GenerationFile(path, prompts, names, settings.samples, hashlib.sha256(whole.encode()).hexdigest())
     numbers = on_first(lambda: file.missing)
-    asked = prompts if prompt_ids is None else [{"input_ids": list(ids)} for ids in prompt_ids]
-    chosen, where = [asked[i] for i in numbers], None if places is None else [places[i] for i in numbers]
+    encoded = prompts if prompt_ids is None else [{"input_ids": list(ids)} for ids in prompt_ids]
+    chosen, where = [encoded[i] for i in numbers], None if places is None else [places[i] for i in numbers]
     answers = team.answers(chosen, settings, strategy, log_probs, where, keys=numbers)
     on_first(file.begin)
     progress(file.done)
@@ -186,7 +186,7 @@ def write_answers(
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for a file, so that weights are not stored twice; a copy where there are no links."""
+    """Make `target` a hard link to a file, so that weights are stored once; a copy if links are not supported."""
     if in_bucket(target):
         copy_file(source, target)
         return

@@ -12,7 +12,10 @@ from functools import partial
 import numpy as np
 
 from colm_jax.pipeline.config import RunConfig
-from colm_jax.pipeline.run import Run
+from colm_jax.pipeline.executor import StageContext
+from colm_jax.pipeline.inputs import RunInputs
+from colm_jax.pipeline.run import run_pipeline
+from colm_jax.pipeline.stages.opened import open_positions
 from colm_jax.training.gate_fit import (
     SOLVERS,
     Fit,
@@ -26,13 +29,10 @@ from colm_jax.training.gate_fit import (
 from colm_jax.training.positions import Positions
 
 
-def prepared(arguments: argparse.Namespace, data: str, out: str) -> tuple[Run, Positions]:
+def prepared(arguments: argparse.Namespace, data: str, out: str) -> tuple[RunInputs, Positions]:
     """A data file's positions under the pair."""
-    run = Run(RunConfig(arguments.base, (arguments.expert,), data), out)
-    run.labels(run.score())
-    hidden = run.hidden()
-    assert hidden is not None
-    return run, run._positions(hidden)
+    run = run_pipeline(RunConfig(arguments.base, (arguments.expert,), data), out, until="gate")
+    return run.inputs, open_positions(StageContext(run.inputs, run.stages))
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run, data = prepared(arguments, arguments.data, f"{folder}/data")
+        inputs, data = prepared(arguments, arguments.data, f"{folder}/data")
         _, test = prepared(arguments, arguments.test, f"{folder}/test")
 
         def mean(positions: Positions, loss, kernel: np.ndarray) -> float:
@@ -57,9 +57,9 @@ def main() -> None:
             return [f"{max(len(fit.losses) - (fit.passes > 1), 0)}", f"{fit.passes}", f"{seconds:.1f}"]
 
         for solver in SOLVERS:
-            initial_gate(data, GateInit(solver), run.head_mean)  # compiles
+            initial_gate(data, GateInit(solver), inputs.head_mean)  # compiles
             began = time.perf_counter()
-            fit = initial_gate(data, GateInit(solver), run.head_mean)
+            fit = initial_gate(data, GateInit(solver), inputs.head_mean)
             seconds = time.perf_counter() - began
             row = [solver, f"{mean(data, labelled, fit.kernel):.4f}", *cost(fit, seconds)]
             row += [f"{mean(test, _marginal_loss, fit.kernel):.4f}"]
