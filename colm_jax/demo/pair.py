@@ -40,7 +40,7 @@ LENGTH = 64  # tokens of a training text; every problem fits
 EXPERT_TEXTS = 28800  # number of the expert's training texts
 EXPERT_TRAINING = (32, 900, 6e-3)  # batch size, steps, learning rate
 _CHUNK = 10  # steps per dispatch
-_EMBEDDING_SCALE = 20.0  # tokens must be told apart from the first step of so short a training
+_EMBEDDING_SCALE = 20.0  # so that embeddings differ clearly from the first step of so short a training
 
 Texts = tuple[Int[np.ndarray, "N T+1"], Bool[np.ndarray, "N T"]]  # tokens; loss mask, entry t for token t + 1
 

@@ -148,7 +148,7 @@ class StageDirectory:
         if not ours and any(path.name != f"{STARTED}.tmp" for path in present):
             raise UserError(f"{self.directory}: holds files that are not this program's; name a new directory")
         if present and begun != identity:
-            write_json(started, {})  # marks the directory as ours: if emptying is interrupted, the next run goes on
+            write_json(started, {})  # marks the directory as ours: an interrupted removal is completed by the next run
             for path in present:
                 if path.is_dir():
                     remove_tree(path)

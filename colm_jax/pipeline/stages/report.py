@@ -21,6 +21,8 @@ from colm_jax.report.results import calibration_section, cost_section, interval
 from colm_jax.storage import read_json, read_lines
 from colm_jax.team import Generation
 
+SHOWN = ("tokens", "train", "calibrate", "team", "generate", "evaluate", "study")  # the stages that a report shows
+
 
 def study_key(run: RunContext) -> StageKey:
     """The team, its answers and the test lines."""

@@ -20,6 +20,11 @@ from colm_jax.storage import absolute, entries, read_json, write_json, write_tex
 CALIBRATION = "calibration.json"
 
 
+def calibrates(inputs: RunInputs) -> bool:
+    """Return whether a threshold is calibrated."""
+    return inputs.calibrates
+
+
 def calibrate_key(run: RunContext) -> StageKey:
     """The trained team and the dev lines."""
     inputs, config = run.inputs, run.inputs.config
