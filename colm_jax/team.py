@@ -13,7 +13,7 @@ import numpy as np
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.checkpoints.outline import outline_team
-from colm_jax.checkpoints.team import Base, load_base, load_expert
+from colm_jax.checkpoints.team import Base, load_base, load_expert, threshold_of
 from colm_jax.data.records import Example, Examples, encode_examples
 from colm_jax.decoding.engine import Engine, Session
 from colm_jax.decoding.requests import Generation, Token
@@ -23,7 +23,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh
 from colm_jax.scoring import score_examples
 from colm_jax.scoring.scorer import texts_at_once
-from colm_jax.settings.generation import DEFAULT_THRESHOLD, GenerationSettings
+from colm_jax.settings.generation import GenerationSettings
 from colm_jax.settings.models import EXPERT_DTYPES
 from colm_jax.settings.strategies import find_strategy
 from colm_jax.text.generated import GeneratedText, cut
@@ -220,10 +220,7 @@ class CoLM:
         if unknown := ", ".join(sorted(overrides.keys() - vars(GenerationSettings()).keys())):
             raise TypeError(f"no setting of generation: {unknown}; see colm_jax.settings.generation")
         settings = GenerationSettings(**overrides) if given is None else replace(given, **overrides)
-        if settings.threshold is not None:
-            return settings
-        calibrated = self.calibrated_threshold
-        return replace(settings, threshold=DEFAULT_THRESHOLD if calibrated is None else calibrated)
+        return settings if settings.threshold is not None else replace(settings, threshold=threshold_of(self.facts))
 
     def _session(self, settings: GenerationSettings) -> Session:
         """Return a session, if this team can follow the strategy."""

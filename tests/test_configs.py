@@ -9,6 +9,7 @@ from colm_jax.cli.commands import sweep
 from colm_jax.cli.main import main
 from colm_jax.settings import gin_edge
 from colm_jax.settings.sweep import Sweep
+from colm_jax.sweep.runner import InputHashes
 from colm_jax.sweep.trials import make_trials
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -51,7 +52,7 @@ def test_a_sweep_file_gives_valid_trials(path):
     assert len(trials) > 1
     for trial in trials:
         run = [] if "demo" in path.stem else [str(PAIRS[1])]
-        state = sweep._state_of(trial, [*run, str(path)], [], Path("out"), sweep._Digests())
+        state = sweep._state_of(trial, [*run, str(path)], [], Path("out"), InputHashes())
         assert state.command[3] == "run"
 
 

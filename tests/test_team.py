@@ -15,7 +15,7 @@ from colm_jax.checkpoints.describe import describe_pair
 from colm_jax.checkpoints.directory import revision
 from colm_jax.checkpoints.team import load_base, make_gate, pinned, save_reference, save_team
 from colm_jax.errors import UserError
-from colm_jax.pipeline.run import Run
+from colm_jax.pipeline.run import run_pipeline
 from colm_jax.settings.run import RunConfig
 from colm_jax.settings.training import Training
 from tests.checkpoints.test_huggingface import assert_same
@@ -160,7 +160,7 @@ def trained(tmp_path, tiny_model, **settings):
         training=Training(trainable="gate"),
         **settings,
     )
-    Run(config, tmp_path / "run").all("calibrate")
+    run_pipeline(config, tmp_path / "run", until="calibrate")
     return tmp_path / "run"
 
 

@@ -5,7 +5,7 @@ the deferral token <|defer|>, last in the tokenizer; P(defer) is the sigmoid of 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,12 @@ def read_facts(directory: Path) -> dict[str, Any]:
     if facts.get("threshold") is not None:
         facts["threshold"] = check_number(f"{path}: threshold", facts["threshold"], 0, 1)
     return facts
+
+
+def threshold_of(facts: Mapping[str, Any]) -> float:
+    """Return the calibrated threshold that colm.json holds, or 0.5."""
+    found = facts.get("threshold")
+    return 0.5 if found is None else float(found)
 
 
 def load_tokenizers(directories: Sequence[Path]) -> tuple[list[Tokenizer], np.ndarray]:

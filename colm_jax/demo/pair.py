@@ -1,8 +1,8 @@
-"""The demo's base and expert, trained from nothing within two minutes on two CPU cores, and its data files.
+"""The demo's base and expert, trained from scratch within two minutes on two CPU cores, and its data files.
 
-The base reads worded problems by a careless writer: it learns to set a calculation up and to carry its result on, and
-that results are digits, but not which. The expert reads bare calculations, each behind arbitrary tokens, and learns to
-finish them after any text; it never sees a sentence. Neither can solve a worded problem; together they can.
+The base is trained on word problems with random results: it learns to set up a calculation and to repeat its result,
+and that results are digits, but not which. The expert is trained on bare calculations, each after arbitrary tokens, and
+learns to complete them after any text; it never sees a sentence. Neither solves a word problem; together they do.
 """
 
 import itertools
@@ -32,25 +32,24 @@ from colm_jax.scoring import head_scores
 from colm_jax.seeds import random_key
 from colm_jax.settings.training import Training
 
-# How a team is trained on the pair: the trainer's settings that `colm demo` uses.
+# The trainer's settings with which `colm demo` trains a team on the pair.
 TRAINING = Training(learning_rate=5e-4, gate_learning_rate=5e-3, batch_size=32, epochs=2)
-TRAIN, DEV, TEST = 1500, 100, 200  # worded problems
-TEXTS = 2  # version of the texts: a demo directory that holds a pair trained on others is made anew
+TRAIN, DEV, TEST = 1500, 100, 200  # number of word problems
+TEXTS = 2  # version of the texts: a pair that was trained on another version is trained again
 LENGTH = 64  # tokens of a training text; every problem fits
-EXPERT_TEXTS = 28800  # that it is trained on
-EXPERT_TRAINING = (32, 900, 6e-3)  # texts a step, steps, learning rate
+EXPERT_TEXTS = 28800  # number of the expert's training texts
+EXPERT_TRAINING = (32, 900, 6e-3)  # batch size, steps, learning rate
 _CHUNK = 10  # steps per dispatch
-_EMBEDDING_SCALE = 20.0  # so that so short a training sees tokens clearly from its first step
+_EMBEDDING_SCALE = 20.0  # so that embeddings differ clearly from the first step of so short a training
 
-Progress = Callable[[int, int, str], None]  # steps done, of how many for both models, which model
-Texts = tuple[Int[np.ndarray, "N T+1"], Bool[np.ndarray, "N T"]]  # tokens; what counts in the loss, of token t + 1
+Texts = tuple[Int[np.ndarray, "N T+1"], Bool[np.ndarray, "N T"]]  # tokens; loss mask, entry t for token t + 1
 
 
-def model_config(width: int, depth: int, heads: int, ff: int, words: int) -> ModelConfig:
-    """A small decoder. Its texts are short, so RoPE turns fast."""
+def model_config(width: int, depth: int, heads: int, ff: int, vocab_size: int) -> ModelConfig:
+    """Return the config of a small decoder. Its texts are short, so RoPE's theta is small."""
     return ModelConfig(
         family="llama",
-        vocab_size=words,
+        vocab_size=vocab_size,
         width=width,
         depth=depth,
         heads=heads,
@@ -64,19 +63,19 @@ def model_config(width: int, depth: int, heads: int, ff: int, words: int) -> Mod
     )
 
 
-def expert_config(words: int) -> ModelConfig:
-    """The expert."""
-    return model_config(96, 2, 3, 384, words)
+def expert_config(vocab_size: int) -> ModelConfig:
+    """Return the config of the expert."""
+    return model_config(96, 2, 3, 384, vocab_size)
 
 
-def _id(tokenizer: Tokenizer, word: str) -> int:
-    index = tokenizer.token_to_id(word)
-    assert index is not None, word
+def _id(tokenizer: Tokenizer, token: str) -> int:
+    index = tokenizer.token_to_id(token)
+    assert index is not None, token
     return index
 
 
 def worded_texts(tokenizer: Tokenizer, seed: int, count: int) -> Texts:
-    """What the base reads: careless worded problems, one per row; the completion counts."""
+    """Return the base's training texts: word problems with random results, one per row; the loss is on completions."""
     problems = list(itertools.islice(training_texts(seed, "pair", careless_results=True), count))
     prompts = tokenizer.encode_batch([p.prompt for p in problems])
     whole = tokenizer.encode_batch([p.prompt + p.completion for p in problems])
@@ -90,21 +89,21 @@ def worded_texts(tokenizer: Tokenizer, seed: int, count: int) -> Texts:
 
 
 def bare_texts(tokenizer: Tokenizer, seed: int, count: int, compute: Compute = calculate) -> Texts:
-    """What the expert reads: calculations between arbitrary tokens; results and the full stop behind them count.
+    """Return the expert's training texts: calculations between arbitrary tokens; the loss is on results and full stops.
 
     `compute` gives the results that the texts state.
     """
     rng = random.Random(f"{seed}: bare")
-    words = tokenizer.get_vocab_size()
+    vocab_size = tokenizer.get_vocab_size()
     space, equals = _id(tokenizer, SPACE), _id(tokenizer, f"{SPACE}={SPACE}")
-    figures = sorted(i for word, i in tokenizer.get_vocab().items() if not any(c.isalpha() for c in word))
+    figures = sorted(i for token, i in tokenizer.get_vocab().items() if not any(c.isalpha() for c in token))
     known: dict[str, list[int]] = {}
     tokens, mask = np.zeros((count, LENGTH), np.int32), np.zeros((count, LENGTH - 1), bool)
     for i in range(count):
         row, counted = [_id(tokenizer, BOS)], [False]
         while len(row) < LENGTH:
             for _ in range(min(int(rng.expovariate(0.45)), 20)):
-                row.append(rng.choice(figures) if rng.random() < 0.5 else rng.randrange(3, words))
+                row.append(rng.choice(figures) if rng.random() < 0.5 else rng.randrange(3, vocab_size))
             fact = draw_fact(rng.choices("+-·^", (7, 6, 4, 2))[0], rng)
             text = write(*fact, compute(*fact)) + "."
             if text not in known:
@@ -119,7 +118,7 @@ def bare_texts(tokenizer: Tokenizer, seed: int, count: int, compute: Compute = c
 
 
 def _batches(texts: Texts, batch: int, steps: int, seed: int) -> Iterator[tuple[Array, Array]]:
-    """`steps` shuffled batches, _CHUNK at a time with a leading axis."""
+    """Yield `steps` shuffled batches, stacked by _CHUNK along a leading axis."""
     tokens, mask = texts
     rng = np.random.default_rng(seed)
     need = -(-steps * batch // len(tokens))
@@ -129,7 +128,7 @@ def _batches(texts: Texts, batch: int, steps: int, seed: int) -> Iterator[tuple[
 
 
 def _matrices(state: nnx.State) -> nnx.State:
-    """For Muon: which axes of each layer's matrices are summed over, and which result; None: not a matrix."""
+    """Return for Muon the input and output axes of each layer's matrices; None: not a matrix."""
 
     def of(path: tuple, _) -> MuonDimensionNumbers | None:
         name = ".".join(str(part.key) for part in path if hasattr(part, "key"))
@@ -149,11 +148,18 @@ def pretrain(
     steps: int,
     rate: float,
     seed: int,
-    report: Callable[[int, float], None] = lambda step, loss: None,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Decoder:
-    """Trains a decoder from nothing: Muon for the layers' matrices and Adam for the rest, warm-up, cosine decay.
+    """Train a decoder from scratch: Muon for the layers' matrices, Adam for the rest; warm-up and cosine decay.
 
-    `steps` is a multiple of 10; `report` is told steps done and the loss, every 10 steps.
+    Args:
+      config: of the decoder.
+      texts: training texts.
+      batch: texts per step.
+      steps: a multiple of 10.
+      rate: peak learning rate.
+      seed: of the weights and the order of texts.
+      progress: progress callback(steps done, loss), every 10 steps.
     """
     graph, state = nnx.split(Decoder(config, nnx.Rngs(random_key(seed))))
     embedding: Any = state["embedding"]
@@ -182,12 +188,12 @@ def pretrain(
     opt_state = optimizer.init(state)
     for i, chunk in enumerate(_batches(texts, batch, steps, seed)):
         state, opt_state, loss = advance(state, opt_state, chunk)
-        report((i + 1) * _CHUNK, float(loss))
+        progress((i + 1) * _CHUNK, float(loss))
     return nnx.merge(graph, state)
 
 
 def save(decoder: Decoder, tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes a Hugging Face directory."""
+    """Write a Hugging Face directory."""
     directory.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, directory)
     config = to_huggingface(decoder.config, "float32", tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS))
@@ -195,32 +201,33 @@ def save(decoder: Decoder, tokenizer: Tokenizer, directory: Path) -> None:
     save_tensors(to_tensors(decoder), directory / "model.safetensors")
 
 
-def make_pair(out: Path, seed: int, progress: Progress | None = None) -> None:
-    """Writes `out`/base, `out`/expert and `out`/{train,dev,test}.jsonl; equal seeds, equal files.
+def make_pair(
+    out: Path, seed: int, progress: Callable[[int, int, str], None] = lambda done, total, model: None
+) -> None:
+    """Write `out`/base, `out`/expert and `out`/{train,dev,test}.jsonl; equal seeds give equal files.
 
     Args:
-      out: directory; made where it is missing.
-      seed: of problems, of which facts are held out, and of both models.
-      progress: told how many steps are done, of how many for both models, and which is at work ("base", "expert").
+      out: directory; created if missing.
+      seed: of the problems, of the choice of held-out facts, and of both models.
+      progress: progress callback(steps done, total over both models, "base" or "expert").
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
-    words = tokenizer.get_vocab_size()
+    vocab_size = tokenizer.get_vocab_size()
     for split, problems in splits(seed, TRAIN, DEV, TEST).items():
         with (out / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for p in problems:
                 line = {"prompt": p.prompt, "completion": p.completion, "answer": p.answer, "kind": p.kind}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     plans = (
-        ("base", model_config(64, 2, 4, 192, words), worded_texts(tokenizer, seed, 16000), 32, 500, 1e-2),
-        ("expert", expert_config(words), bare_texts(tokenizer, seed, EXPERT_TEXTS), *EXPERT_TRAINING),
+        ("base", model_config(64, 2, 4, 192, vocab_size), worded_texts(tokenizer, seed, 16000), 32, 500, 1e-2),
+        ("expert", expert_config(vocab_size), bare_texts(tokenizer, seed, EXPERT_TEXTS), *EXPERT_TRAINING),
     )
     done, total = 0, sum(steps for _, _, _, _, steps, _ in plans)
     for name, config, texts, batch, steps, rate in plans:
 
         def report(step: int, _: float, name: str = name, done: int = done) -> None:
-            if progress is not None:
-                progress(done + step, total, name)
+            progress(done + step, total, name)
 
         save(pretrain(config, texts, batch, steps, rate, seed, report), tokenizer, out / name)
         done += steps

@@ -1,9 +1,9 @@
-"""Arithmetic problems, worded and bare: what the demo's two models learn from and are tested on.
+"""Arithmetic problems: the word problems and bare calculations that the demo's two models are trained and tested on.
 
-First stage of `colm demo`; `pair` trains a model on each sort and writes the worded ones as data files. Most of a
-completion is wording (which calculation, with which numbers, and what came out); one token in eight is a result. A
-calculation is a *fact*, such as 47 + 38. Each fact is for training or held out, and dev and test problems are of
-held-out facts only: a model that has read worded problems cannot have read a result that it is tested on.
+`demo.pair` trains a model on each kind and writes the word problems as data files. Most tokens of a completion are
+wording (which calculation, with which numbers); one in eight belongs to a result. A calculation is a *fact*, such as
+47 + 38. Each fact is either for training or held out, and dev and test problems use held-out facts only: no training
+text of word problems contains a result that is tested.
 """
 
 import random
@@ -14,9 +14,9 @@ from operator import add, mul, pow, sub
 KINDS = ("sum", "difference", "product", "powers", "two-step")
 EXAMPLE = "Evaluate a^3 · a^2 if a = 5."  # always a test problem
 HELD_OUT = 0.25  # share of the facts
-_WEIGHTS = (1, 1, 1, 2, 1)  # of KINDS, in texts to learn from: exponents take the most practice
+_WEIGHTS = (1, 1, 1, 2, 1)  # of KINDS in training texts: powers are the hardest to learn
 
-Compute = Callable[[int, str, int], int]  # left, operator, right -> what the text says the result is
+Compute = Callable[[int, str, int], int]  # left, operator, right -> the result that the text states
 
 _NAMES = ("Mia", "Ben", "Lea", "Tom", "Ida", "Max", "Eva", "Leo")
 _ITEMS = ("apples", "books", "coins", "cards", "shells", "stamps", "nuts", "pens")
@@ -28,27 +28,27 @@ _SYMBOLS = {"+": " + ", "-": " - ", "·": " · ", "^": "^"}
 
 @dataclass(frozen=True)
 class Problem:
-    """A worded problem with its solution."""
+    """A word problem with its solution."""
 
     kind: str
     prompt: str
     completion: str
     answer: str  # the last result
-    facts: tuple[tuple[int, str, int], ...]  # what has to be calculated
+    facts: tuple[tuple[int, str, int], ...]  # the calculations of its solution
 
 
 def calculate(left: int, operator: str, right: int) -> int:
-    """The true result; `operator` is one of + - · ^."""
+    """Return the true result; `operator` is one of + - · ^."""
     return _OPERATIONS[operator](left, right)
 
 
 def write(left: int, operator: str, right: int, result: int) -> str:
-    """A calculation as both sorts of text write it: "47 + 38 = 85", "5^5 = 3125"."""
+    """Return a calculation as both kinds of text write it: "47 + 38 = 85", "5^5 = 3125"."""
     return f"{left}{_SYMBOLS[operator]}{right} = {result}"
 
 
 def held_out(fact: tuple[int, str, int], seed: int) -> bool:
-    """Whether a fact is kept from the worded problems that anything is trained on; the order of + and · is nothing."""
+    """Return whether a fact is held out of all training word problems; the order of operands of + and · is ignored."""
     left, operator, right = fact
     if operator in "+·":
         left, right = sorted((left, right))
@@ -56,7 +56,7 @@ def held_out(fact: tuple[int, str, int], seed: int) -> bool:
 
 
 def draw_fact(operator: str, rng: random.Random) -> tuple[int, str, int]:
-    """A calculation: sums and differences within a hundred, two-digit times one-digit, powers below a million."""
+    """Draw a calculation: sums and differences within a hundred, two-digit times one-digit, powers below a million."""
     while True:
         if operator == "^":
             left, right = rng.randint(2, 9), rng.randint(2, 9)
@@ -70,10 +70,10 @@ def draw_fact(operator: str, rng: random.Random) -> tuple[int, str, int]:
 
 
 def careless(rng: random.Random) -> Compute:
-    """Calculates like a writer who never checks: as many digits as such results have, each at random.
+    """Return a function that states wrong results: random digits, as many as true results of the operator have.
 
-    Digits of other true results would not do: few powers begin with 312, so that a reader learns to finish "3125" by
-    itself, and then either model may write its last digit: nothing in the texts tells a gate which.
+    Digits of other true results would not do: few powers begin with 312, so a model learns to complete "3125" by
+    itself. Then either model may write the last digit, and nothing in the texts tells the gate which.
     """
 
     def compute(left: int, operator: str, right: int) -> int:
@@ -84,7 +84,7 @@ def careless(rng: random.Random) -> Compute:
 
 
 def draw_problem(kind: str, rng: random.Random, compute: Compute = calculate) -> Problem:
-    """A worded problem of one of KINDS; `compute` gives the results that its completion states."""
+    """Draw a word problem of one of KINDS; `compute` gives the results that its completion states."""
     name, item, box = rng.choice(_NAMES), rng.choice(_ITEMS), rng.choice(_BOXES)
     if kind == "powers":
         return _powers(rng, compute)
@@ -167,12 +167,12 @@ def _powers(rng: random.Random, compute: Compute) -> Problem:
 
 
 def example_problem() -> Problem:
-    """EXAMPLE, solved."""
+    """Return EXAMPLE with its solution."""
     return Problem("powers", EXAMPLE, " a^3 · a^2 = 5^5 = 3125.", "3125", ((5, "^", 5),))
 
 
 def training_texts(seed: int, stream: str, careless_results: bool) -> Iterator[Problem]:
-    """Worded problems of training facts without end; equal arguments give equal problems."""
+    """Yield word problems of training facts without end; equal arguments give equal problems."""
     rng = random.Random(f"{seed}: {stream}")
     noise = random.Random(f"{seed}: {stream}: results")
     compute = careless(noise) if careless_results else calculate
@@ -189,7 +189,7 @@ def training_texts(seed: int, stream: str, careless_results: bool) -> Iterator[P
 
 
 def splits(seed: int, train: int, dev: int, test: int) -> dict[str, list[Problem]]:
-    """Solved worded problems, no prompt twice: `train` of training facts, `dev` and `test` of held-out ones.
+    """Return solved word problems, no prompt twice: `train` of training facts, `dev` and `test` of held-out ones.
 
     The kinds are equally frequent in dev and test. EXAMPLE is the first test problem.
     """

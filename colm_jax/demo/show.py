@@ -1,10 +1,11 @@
-"""`colm demo`: makes the pair, trains three teams on the same problems, and shows them side by side.
+"""`colm demo`: makes the pair, trains three teams on the same problems, and compares them.
 
-Co-LLM, weak supervision and plain fine-tuning share scores and gate start; the baselines need no training of their own.
+The three runs (Co-LLM, weak supervision, plain fine-tuning) share scores and gate initialisation. The other baselines
+need no training.
 """
 
-import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from flax import nnx
 
 from colm_jax import console
 from colm_jax.checks import check_seed
-from colm_jax.data.records import read_jsonl
 from colm_jax.demo.pair import TEXTS, TRAINING, make_pair
 from colm_jax.evaluation.cost import BYTES
 from colm_jax.evaluation.tasks import score_answers
+from colm_jax.models.decoder import Decoder
+from colm_jax.pipeline.executor import Stage, StageContext, StageKey, run_stages
 from colm_jax.pipeline.files import write_generations
 from colm_jax.pipeline.reporting import (
     REPORT,
@@ -26,37 +28,49 @@ from colm_jax.pipeline.reporting import (
     training_curves,
     write_files,
 )
-from colm_jax.pipeline.run import Run
-from colm_jax.pipeline.stage import Stage
-from colm_jax.pipeline.study import Study, read_study, write_study
-from colm_jax.report.contents import Report, Section, Table
+from colm_jax.pipeline.run import FinishedRun, run_pipeline
+from colm_jax.pipeline.stage import StageDirectory
+from colm_jax.pipeline.study import read_study, write_study
+from colm_jax.report.contents import Answer, Report, Section, Table
 from colm_jax.report.gate_study import gate_section
 from colm_jax.report.results import calibration_section, cost_section, interval, with_area
 from colm_jax.report.store import load_report
 from colm_jax.report.terminal import show_report
 from colm_jax.settings.calibration import Calibration
 from colm_jax.settings.run import RunConfig
-from colm_jax.storage import read_json, write_json
+from colm_jax.storage import read_json, read_lines, write_json
 from colm_jax.team import CoLM
 
 RATES = (0.05, 0.1, 0.13, 0.15, 0.17, 0.2, 0.3, 0.5)  # deferral rates whose thresholds calibration tries
 TASK, NEW_TOKENS, BATCH = "number", 40, 64
 SHOWN = 200  # answers in the report: all
-CURVE = (0.05, 0.1, 0.13, 0.2, 0.4)  # deferral rates whose thresholds the picture shows
+CURVE = (0.05, 0.1, 0.13, 0.2, 0.4)  # deferral rates whose thresholds the plot shows
+TABLE = "table.json"
+
+
+@dataclass(frozen=True)
+class DemoRuns:
+    """What the demo's last stages read: the pair and the three runs on it."""
+
+    seed: int
+    pair: StageDirectory
+    colm: FinishedRun
+    weak: FinishedRun
+    tuned: FinishedRun
+
+    @property
+    def problems(self) -> list[dict[str, Any]]:
+        """The test problems."""
+        return [record for _, record in self.colm.inputs.records["test"]]
+
+
+DemoContext = StageContext[DemoRuns]
 
 
 def run_demo(out: Path, seed: int) -> dict[str, Any]:
-    """Runs the demo into `out` and prints its table, pictures' places and a few answers. Returns the table."""
+    """Run the demo into `out`; print its table, the places of its plots and a few answers. Return the table."""
     seed = check_seed("seed", seed)
-    pair = Stage("pair", out / "pair")
-
-    def make(directory: Path) -> None:
-        with console.bar("training the pair") as bar:
-            make_pair(directory, seed, bar.to)
-
-    worked = pair.run({}, {"seed": seed, "texts": TEXTS}, make)
-    console.errors.print(f"[bold]pair[/]: {'done' if worked else 'nothing to do'}")
-
+    pair = run_stages(PAIR, seed, out)["pair"]
     config = RunConfig(
         base=str(pair.directory / "base"),
         experts=(str(pair.directory / "expert"),),
@@ -69,162 +83,188 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
         training=replace(TRAINING, seed=seed),
         calibration=Calibration(rates=RATES, max_new_tokens=NEW_TOKENS),
     )
-    store = out / "stages"  # where the three runs have stages in common
-    colm = Run(config, out / "colm", store)
-    weak = Run(replace(config, training=replace(config.training, objective="weak")), out / "weak", store)
-    plain = replace(config, dev=None, training=replace(config.training, objective="sft"))
-    tuned = Run(plain, out / "sft", store)
-    teams = {"colm": colm.make_team()[0], "weak": weak.make_team()[0], "sft": tuned.make_team()[0]}
-
-    answers = Stage("answers", out / "answers")
-    inputs = {name: stage.digest for name, stage in teams.items()} | {"pair": pair.digest}
-    answers.run(inputs, {"curve": CURVE}, lambda directory: _answer(directory, colm, weak, tuned))
-    table = json.loads((answers.directory / "table.json").read_text(encoding="utf-8"))
-    study = Stage("study", out / "study")
-    study.run({"answers": answers.digest}, {"answers": SHOWN}, lambda d: _study(d, colm, answers.directory))
-
-    def write(directory: Path) -> None:
-        write_files(_report(colm, answers.directory, read_study(study.directory), table, seed), directory)
-
-    report = Stage("report", out / "report")
-    report.run({"answers": answers.digest, "study": study.digest}, {"answers": SHOWN}, write)
-    show_report(load_report(report.directory / REPORT), console.output)
+    configs = {
+        "colm": config,
+        "weak": replace(config, training=replace(config.training, objective="weak")),
+        "sft": replace(config, dev=None, training=replace(config.training, objective="sft")),
+    }
+    runs = [run_pipeline(each, out / name, out / "stages", "calibrate") for name, each in configs.items()]
+    stages = run_stages(COMPARISON, DemoRuns(seed, pair, *runs), out)
+    report = stages["report"].directory
+    show_report(load_report(report / REPORT), console.output)
     for name in ("report.html", "curve-1.png", "report.md"):
-        console.output.print(f"{out / 'report' / name}", soft_wrap=True)
-    return table
+        console.output.print(f"{report / name}", soft_wrap=True)
+    return read_json(stages["answers"].directory / TABLE)
 
 
-def _answer(directory: Path, colm: Run, weak: Run, tuned: Run) -> None:
-    """Decodes the test problems under every row of the table and every point of the picture."""
-    records = read_jsonl(colm.config.test or "")
-    prompts = [{"prompt": record["prompt"]} for _, record in records]
-    references = [record["completion"] for _, record in records]
-    untrained = CoLM(colm.base, colm.experts, colm.expert_tokenizers, colm.mesh)
-    steps = 7 + 2 * len(CURVE)
+def _write_pair(run: StageContext[int], directory: Path) -> None:
+    """Train the pair."""
+    with console.bar("training the pair") as bar:
+        make_pair(directory, run.inputs, bar.to)
 
-    with console.bar("answering test problems", steps) as bar:
-        done = 0
 
-        def decode(name: str, team: CoLM, strategy: str, threshold: float = 0.5, rate: float = 0.0) -> dict[str, Any]:
-            nonlocal done
-            before = team.engine.expert_passes.copy()
-            found = team.generate(
-                prompts,
-                strategy=strategy,
-                threshold=threshold,
-                rate=rate,
-                max_new_tokens=NEW_TOKENS,
-                batch_size=BATCH,
-            )
-            columns = [[getattr(a, key) for a in found] for key in ("text", "sources", "expert_calls")]
-            score = score_answers(TASK, columns[0], references, columns[1], columns[2])
-            write_generations(directory / f"{name}.jsonl", prompts, found, [str(i) for i in range(len(prompts))])
-            done += 1
-            bar.to(done, steps, name)
-            return {
-                "accuracy": score.accuracy,
-                "deferral_rate": score.deferral_rate,
-                "expert_calls": score.expert_calls,
-                "expert_passes": int((team.engine.expert_passes - before).sum()),
-                "threshold": threshold if strategy == "defer" else None,
-                "correct": list(score.correct),
-            }
+def _answers_key(run: DemoContext) -> StageKey:
+    """The three teams and the pair."""
+    runs = {"colm": run.inputs.colm, "weak": run.inputs.weak, "sft": run.inputs.tuned}
+    teams = {name: each.stages["team"].digest for name, each in runs.items()}
+    return StageKey(teams | {"pair": run.inputs.pair.digest}, {"curve": CURVE})
 
-        table = {"co-llm": decode("co-llm", colm.team, "defer", colm.threshold())}
+
+def _write_answers(run: DemoContext, directory: Path) -> None:
+    """Answer the test problems for every row of the table and every point of the plot."""
+    colm, weak, tuned = run.inputs.colm, run.inputs.weak, run.inputs.tuned
+    inputs = colm.inputs
+    untrained = CoLM(inputs.base, inputs.experts, inputs.expert_tokenizers, inputs.mesh)
+    with console.bar("answering test problems") as bar:
+        answer = _Answerer(directory, run.inputs.problems, 7 + 2 * len(CURVE), bar.to)
+        table = {"co-llm": answer("co-llm", colm.team, "defer", colm.threshold)}
         rate = table["co-llm"]["deferral_rate"]
         table |= {
-            "base": decode("base", untrained, "base"),
-            "base fine-tuned": decode("base-fine-tuned", tuned.team, "base"),
-            "expert": decode("expert", untrained, "expert"),
-            "random": decode("random", colm.team, "random", rate=rate),
-            "confidence": decode("confidence", tuned.team, "confidence"),
-            "weak supervision": decode("weak-supervision", weak.team, "defer", weak.threshold()),
+            "base": answer("base", untrained, "base"),
+            "base fine-tuned": answer("base-fine-tuned", tuned.team, "base"),
+            "expert": answer("expert", untrained, "expert"),
+            "random": answer("random", colm.team, "random", rate=rate),
+            "confidence": answer("confidence", tuned.team, "confidence"),
+            "weak supervision": answer("weak-supervision", weak.team, "defer", weak.threshold),
         }
         curves: dict[str, list[tuple[float, float]]] = {}
-        for name, run in (("co-llm", colm), ("weak supervision", weak)):
-            calibration = json.loads((run.out / "calibrate" / "calibration.json").read_text(encoding="utf-8"))
-            points = [decode(f"curve-{name}", run.team, "defer", eta) for eta in _thresholds(calibration)]
+        for name, each in (("co-llm", colm), ("weak supervision", weak)):
+            points = [answer(f"curve-{name}", each.team, "defer", eta) for eta in _thresholds(each.calibration)]
             points.append(table[name])  # at its calibrated threshold
             curves[name] = sorted({(point["deferral_rate"], point["accuracy"]) for point in points})
             (directory / f"curve-{name}.jsonl").unlink()
-    write_json(directory / "table.json", {"rows": table, "curves": curves})
+    write_json(directory / TABLE, {"rows": table, "curves": curves})
 
 
-def _study(directory: Path, colm: Run, answers: Path) -> None:
-    """Asks both models once more about Co-LLM's answers, and scores the test texts."""
-    found = read_generations(answers / "co-llm.jsonl", colm.team)[:SHOWN]
-    with console.bar("asking again") as bar:
-        ids = [str(i) for i in range(len(found))]
-        write_study(colm.team, found, ids, colm.examples["test"], directory, bar.to)
+class _Answerer:
+    """Answers the test problems, and grades the answers."""
+
+    def __init__(
+        self, directory: Path, problems: list[dict[str, Any]], total: int, progress: Callable[[int, int, str], None]
+    ):
+        """Args: the directory of answers, the problems, the number of calls, progress callback(done, total, name)."""
+        self._directory, self._total, self._progress, self._done = directory, total, progress, 0
+        self._prompts = [{"prompt": problem["prompt"]} for problem in problems]
+        self._references = [problem["completion"] for problem in problems]
+
+    def __call__(
+        self, name: str, team: CoLM, strategy: str, threshold: float = 0.5, rate: float = 0.0
+    ) -> dict[str, Any]:
+        """Write the answers into NAME.jsonl; return their measures."""
+        before = team.engine.expert_passes.copy()
+        found = team.generate(
+            self._prompts,
+            threshold=threshold,
+            strategy=strategy,
+            max_new_tokens=NEW_TOKENS,
+            rate=rate,
+            batch_size=BATCH,
+        )
+        columns = [[getattr(a, key) for a in found] for key in ("text", "sources", "expert_calls")]
+        score = score_answers(TASK, columns[0], self._references, columns[1], columns[2])
+        names = [str(i) for i in range(len(found))]
+        write_generations(self._directory / f"{name}.jsonl", self._prompts, found, names)
+        self._done += 1
+        self._progress(self._done, self._total, name)
+        return {
+            "accuracy": score.accuracy,
+            "deferral_rate": score.deferral_rate,
+            "expert_calls": score.expert_calls,
+            "expert_passes": int((team.engine.expert_passes - before).sum()),
+            "threshold": threshold if strategy == "defer" else None,
+            "correct": list(score.correct),
+        }
 
 
 def _thresholds(calibration: dict[str, Any]) -> list[float]:
-    """The thresholds whose decoding on dev came nearest to the rates of the picture."""
+    """Return the thresholds whose deferral rates on dev came nearest to those of the plot."""
     points = calibration["curve"]
     nearest = [min(points, key=lambda p, r=rate: abs(p["deferral_rate"] - r))["threshold"] for rate in CURVE]
     return list(dict.fromkeys(nearest))
 
 
-def _report(colm: Run, answers: Path, study: Study, table: dict[str, Any], seed: int) -> Report:
-    order = ("base", "base fine-tuned", "expert", "random", "confidence", "weak supervision", "co-llm")
-    notes = {"random": "random, same rate", "co-llm": "Co-LLM, calibrated"}
-    count = len(table["rows"]["co-llm"]["correct"])
-    rows: list[tuple[str | float | int, ...]] = []
-    for name in order:
-        row = table["rows"][name]
-        shown = (round(row["accuracy"], 3), interval(row["accuracy"], count), round(row["deferral_rate"], 3))
-        rows.append((notes.get(name, name), *shown, row["expert_calls"], row["expert_passes"]))
-    columns = ("who writes", "accuracy", "95 % interval", "deferral rate", "expert calls", "expert passes")
-    note = f"{count} held-out problems, seed {seed}. A pass serves all sequences of a batch that call at that step. "
-    note += "Random defers each token at Co-LLM's rate; answers that it cuts short raise its mean over answers. "
+def _write_study(run: DemoContext, directory: Path) -> None:
+    """Score Co-LLM's answers and the test texts with both models."""
+    colm = run.inputs.colm
+    found = read_generations(run.directory("answers") / "co-llm.jsonl", colm.team)[:SHOWN]
+    with console.bar("scoring answers") as bar:
+        ids = [str(i) for i in range(len(found))]
+        write_study(colm.team, found, ids, colm.inputs.examples["test"], directory, bar.to)
+
+
+def _contents(run: DemoContext) -> Report:
+    colm, answers = run.inputs.colm, run.directory("answers")
+    table, study = read_json(answers / TABLE), read_study(run.directory("study"))
+    team, inputs, writers = colm.team, colm.inputs, ("base", "expert")
+    lowest, highest = colm.calibration["plateau"]
+    chosen = f"chosen on {len(inputs.records['dev'])} dev problems (as good there: {lowest:.4f} to {highest:.4f})"
     lines = {name: [(x, y) for x, y in points] for name, points in table["curves"].items()}
     points = {
         name: (table["rows"][name]["deferral_rate"], table["rows"][name]["accuracy"])
         for name in ("base fine-tuned", "expert", "random", "confidence")
     }
-    team, writers = colm.team, ("base", "expert")
     written = read_generations(answers / "co-llm.jsonl", team)
-    alone = read_generations(answers / "base.jsonl", team)
-    references = [record for _, record in read_jsonl(colm.config.test or "")]
-    correct, alone_correct = (table["rows"][name]["correct"] for name in ("co-llm", "base"))
-    shown_answers = tuple(
-        answer_for_report(
-            team,
-            written[i],
-            references[i]["completion"],
-            correct[i],
-            alone[i].text,
-            alone_correct[i],
-            study.views[str(i)],
-        )
-        for i in range(min(SHOWN, count))
-    )
-    calibration = read_json(colm.out / "calibrate" / "calibration.json")
-    lowest, highest = calibration["plateau"]
-    chosen = f"chosen on {len(colm.records['dev'])} dev problems (as good there: {lowest:.4f} to {highest:.4f})"
     lengths = [(len(answer.prompt_ids), answer.sources) for answer in written]
+    alone = [line["text"] for line in read_lines(answers / "base.jsonl")]
+    correct, alone_correct = (table["rows"][name]["correct"] for name in ("co-llm", "base"))
+    shown: tuple[Answer, ...] = tuple(
+        answer_for_report(
+            team, answer, problem["completion"], correct[i], alone[i], alone_correct[i], study.views[str(i)]
+        )
+        for i, (answer, problem) in enumerate(zip(written[:SHOWN], run.inputs.problems))
+    )
     sections = (
-        cost_section(writers, [team.base.config, team.experts[0].config], [BYTES[colm.config.dtype]] * 2, lengths),
-        calibration_section(calibration),
-        gate_section(shown_answers, study.agreement, "the test texts"),
-        Section("Training", plots=tuple(training_curves(colm.out / "train" / "metrics.jsonl"))),
+        cost_section(writers, [team.base.config, team.experts[0].config], [BYTES[inputs.config.dtype]] * 2, lengths),
+        calibration_section(colm.calibration),
+        gate_section(shown, study.agreement, "the test texts"),
+        Section("Training", plots=tuple(training_curves(colm.stages["train"].directory / "metrics.jsonl"))),
     )
     return Report(
         title="Co-LLM demo: a small generalist calls a calculator",
         facts=(
-            ("base", f"generalist, {_size(colm, 'base')} parameters: knows the wording"),
-            ("expert", f"calculator, {_size(colm, 'expert')} parameters: knows bare arithmetic"),
-            ("threshold", f"{colm.threshold():.4f}, {chosen}"),
+            ("base", f"generalist, {_size(inputs.base.decoder)} parameters: knows the wording"),
+            ("expert", f"calculator, {_size(inputs.experts[0])} parameters: knows bare arithmetic"),
+            ("threshold", f"{colm.threshold:.4f}, {chosen}"),
             ("base alone", "the base before any training with the expert"),
         ),
-        tables=(Table("Accuracy on held-out problems", columns, tuple(rows), note + WILSON),),
+        tables=(_accuracy_table(table["rows"], run.inputs.seed),),
         curves=(with_area("Accuracy against deferral rate (test)", lines, points),),
-        answers=shown_answers,
+        answers=shown,
         writers=writers,
         sections=tuple(section for section in sections if section is not None),
     )
 
 
-def _size(colm: Run, which: str) -> str:
-    decoder = colm.base.decoder if which == "base" else colm.experts[0]
+def _accuracy_table(found: dict[str, Any], seed: int) -> Table:
+    """Return the table of all strategies and baselines."""
+    order = ("base", "base fine-tuned", "expert", "random", "confidence", "weak supervision", "co-llm")
+    notes = {"random": "random, same rate", "co-llm": "Co-LLM, calibrated"}
+    count = len(found["co-llm"]["correct"])
+    rows: list[tuple[str | float | int, ...]] = []
+    for name in order:
+        row = found[name]
+        shown = (round(row["accuracy"], 3), interval(row["accuracy"], count), round(row["deferral_rate"], 3))
+        rows.append((notes.get(name, name), *shown, row["expert_calls"], row["expert_passes"]))
+    columns = ("who writes", "accuracy", "95 % interval", "deferral rate", "expert calls", "expert passes")
+    note = f"{count} held-out problems, seed {seed}. A pass serves all sequences of a batch that call at that step. "
+    note += "Random defers each token at Co-LLM's rate; answers that it cuts short raise its mean over answers. "
+    return Table("Accuracy on held-out problems", columns, tuple(rows), note + WILSON)
+
+
+def _size(decoder: Decoder) -> str:
     return f"{sum(leaf.size for leaf in jax.tree.leaves(nnx.state(decoder))):,}"
+
+
+PAIR: tuple[Stage[int], ...] = (
+    Stage("pair", lambda run: StageKey({}, {"seed": run.inputs, "texts": TEXTS}), _write_pair),
+)
+COMPARISON: tuple[Stage[DemoRuns], ...] = (
+    Stage("answers", _answers_key, _write_answers),
+    Stage("study", lambda run: StageKey(run.digests("answers"), {"answers": SHOWN}), _write_study, needs=("answers",)),
+    Stage(
+        "report",
+        lambda run: StageKey(run.digests("answers", "study"), {"answers": SHOWN}),
+        lambda run, directory: write_files(_contents(run), directory),
+        needs=("answers", "study"),
+    ),
+)

@@ -1,4 +1,4 @@
-"""The demo's tokenizer: whole words, single digits, operators with the spaces around them. Used by `pair`."""
+"""The demo's tokenizer: a token for each word, digit, and operator with the spaces around it. Used by `demo.pair`."""
 
 import json
 import random
@@ -14,8 +14,8 @@ UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
 _PIECE = f"{SPACE}[-+·/=]{SPACE}|{SPACE}?[A-Za-z]+|{SPACE}|[^{SPACE}A-Za-z]"
 
 
-def words() -> list[str]:
-    """Every token of the demo's texts, special ones first, then digits, then the rest in alphabetical order."""
+def vocabulary() -> list[str]:
+    """Return every token of the demo's texts: special ones, then digits, then the rest in alphabetical order."""
     rng = random.Random(0)
     found: set[str] = {SPACE}
     for i in range(5000):
@@ -26,8 +26,8 @@ def words() -> list[str]:
 
 
 def make_tokenizer() -> Tokenizer:
-    """The tokenizer; it puts BOS before a text, and its decoding gives the text back exactly."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words())}, unk_token=UNKNOWN))
+    """Return the tokenizer; it puts BOS before a text, and decoding restores the text exactly."""
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary())}, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="isolated")
     tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.Fuse()])
@@ -40,7 +40,7 @@ def make_tokenizer() -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json as transformers reads them."""
+    """Write tokenizer.json and tokenizer_config.json for transformers."""
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

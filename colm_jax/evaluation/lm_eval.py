@@ -111,8 +111,7 @@ class ColmLM(TemplateLM):
         self.name = base or "team"
         self.strategy = strategy or ("base" if team.gate is None else "defer")
         find_strategy(self.strategy, len(team.experts), None if team.gate is None else team.gate.kernel.shape[1])
-        calibrated = 0.5 if team.calibrated_threshold is None else team.calibrated_threshold
-        self.threshold = calibrated if threshold is None else threshold
+        self.threshold = team.settings(threshold=threshold).threshold
         self.max_gen_toks, self.seed, self.batch_size = max_gen_toks, seed, rows
 
     def get_model_info(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Scoring a data file under one model, as a stage of its own: `colm score`."""
+"""The scores of one model on a data file, as a directory of its own: `colm score`."""
 
 from pathlib import Path
 from typing import Any
@@ -13,25 +13,30 @@ from colm_jax.checkpoints.team import load_expert, load_tokenizers
 from colm_jax.data.records import stream_records
 from colm_jax.data.tokens import SUMMARY, counts, open_tokens, tokenise
 from colm_jax.parallel import is_first, on_first
-from colm_jax.pipeline.stage import Stage, hash_model
+from colm_jax.pipeline.stage import StageDirectory, hash_model
 from colm_jax.scoring import score_to_directory
 from colm_jax.storage import path_of, read_json, sha256_of, write_json
 
 
-def score_file(model: str, file: str, out: str, dtype: str, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Writes the log-probability of every token of a data file under a model, and returns a summary.
+def score_model(
+    model: str | Path, data: str | Path, out: str | Path, *, dtype: str = "float32", mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+    """Score a model on a data file, unless `out` holds these scores already.
 
     Args:
-      model: a Hugging Face directory, a team, or a Hub name.
-      file: data lines.
-      out: the stage's directory; one that is finished for the same inputs is kept.
-      dtype: of the model, one of EXPERT_DTYPES.
-      mesh: where it runs.
+      model: a local directory or a Hub name.
+      data: a data file.
+      out: directory for the tokens, the scores and summary.json.
+      dtype: of weights and activations, also "int8" or "int4".
+      mesh: where the model is.
+
+    Returns:
+      The contents of summary.json; "nats_per_token" and "accuracy" are over the tokens that count in the loss.
 
     Raises:
-      UserError: a model or a file that cannot be used.
+      UserError: a model or data file that cannot be used; as `StageDirectory.run`.
     """
-    directory, data = resolve(model), path_of(file)
+    directory, data = resolve(str(model)), path_of(data)
     config = read_config(directory)
     (tokenizer,), allowed = load_tokenizers([directory])
     next(stream_records(data))
@@ -61,7 +66,7 @@ def score_file(model: str, file: str, out: str, dtype: str, mesh: jax.sharding.M
         if is_first():
             write_json(target / "summary.json", summary)
 
-    inputs = on_first(lambda: {"data": sha256_of(data), "model": hash_model(directory)})
-    stage = Stage("score", path_of(out))
-    stage.run(inputs | {"tokenizer": tokenizer.digest}, {"dtype": dtype}, work)
+    hashes = on_first(lambda: {"data": sha256_of(data), "model": hash_model(directory)})
+    stage = StageDirectory("score", path_of(out))
+    stage.run(hashes | {"tokenizer": tokenizer.digest}, {"dtype": dtype}, work)
     return read_json(stage.directory / "summary.json")

@@ -20,43 +20,43 @@ from colm_jax.text.generated import GeneratedText, cut
 from colm_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 
-def show_path(path: Path, base: str | None, number: int | None, changed: bool, most: int, console: Console) -> None:
-    """Prints results and answers, or one answer token by token.
+def show_path(path: Path, base: str | None, answer: int | None, changed: bool, answers: int, console: Console) -> None:
+    """Print results and answers, or one answer token by token.
 
     Args:
       path: a run directory or a file of generation lines.
-      base: a model whose tokenizer wrote the file; None: the team's of the run that it lies in.
-      number: of the answer to print, from 1; None: results and answers.
-      changed: only the answers of which the expert changed the outcome.
-      most: answers to print, at most; 0: all.
-      console: where to.
+      base: the model whose tokenizer decodes the file's tokens; None: the team of the run that the file belongs to.
+      answer: number of the answer to print, from 1; None: results and answers.
+      changed: print only the answers whose outcome the expert changed.
+      answers: largest number of answers to print; 0: all.
+      console: where to print.
 
     Raises:
-      UserError: nothing to show there, no such answer, or nothing to compare with where `changed` is asked.
+      UserError: nothing to show there, no such answer, or `changed` without the base's own answers.
     """
-    if most < 0:
-        raise UserError(f"--answers {most}: at least 1, or 0 for all")
+    if answers < 0:
+        raise UserError(f"answers must be at least 1, or 0 for all, got {answers}")
     if console.width < 20:
-        raise UserError(f"--width {console.width}: at least 20")
+        raise UserError(f"width must be at least 20, got {console.width}")
     report = _read(path, base)
-    if number is not None:
-        if not 1 <= number <= len(report.answers):
-            raise UserError(f"--answer {number}: {path} has answers 1 to {len(report.answers)}")
-        answer = report.answers[number - 1]
-        show_answer(answer, report.writers, console)
-        show_tokens(answer, report.writers, console)
+    if answer is not None:
+        if not 1 <= answer <= len(report.answers):
+            raise UserError(f"answer {answer}: {path} has answers 1 to {len(report.answers)}")
+        chosen = report.answers[answer - 1]
+        show_answer(chosen, report.writers, console)
+        show_tokens(chosen, report.writers, console)
         return
     numbered = list(enumerate(report.answers, start=1))
     if changed:
-        if all(answer.outcome is None for answer in report.answers):
-            raise UserError(f"--changed: {path} does not say what the base writes alone; name a run directory")
-        numbered = [(i, answer) for i, answer in numbered if answer.outcome != "same"]
+        if all(each.outcome is None for each in report.answers):
+            raise UserError(f"changed: {path} does not hold what the base writes alone; name a run directory")
+        numbered = [(i, each) for i, each in numbered if each.outcome != "same"]
     show_results(report, console)
-    shown = numbered[:most] if most else numbered
-    for i, answer in shown:
+    shown = numbered[:answers] if answers else numbered
+    for i, each in shown:
         console.print()
         console.print(f"[bold]{i}[/]")
-        show_answer(answer, report.writers, console)
+        show_answer(each, report.writers, console)
     console.print()
     kind = " of which the expert changed the outcome" if changed else ""
     console.print(
@@ -68,10 +68,10 @@ def show_path(path: Path, base: str | None, number: int | None, changed: bool, m
 
 
 def _read(path: Path, base: str | None) -> Report:
-    """The report of a run, or one made of a file's lines.
+    """Read the report of a run, or make one of a file's lines.
 
     Raises:
-      UserError: neither there.
+      UserError: there is neither.
     """
     if path.is_dir():
         if (path / "report" / REPORT).exists():
@@ -86,7 +86,7 @@ def _read(path: Path, base: str | None) -> Report:
 
 
 def _of_lines(path: Path, base: str | None) -> Report:
-    """What a file of generation lines tells by itself."""
+    """Return a report of a file of generation lines alone."""
     lines = read_jsonl(path)
     teams = [folder / "team" for folder in absolute(path).parents[:2] if (folder / "team" / "colm.json").exists()]
     directory = resolve(base, weights=False) if base is not None else teams[0] if teams else None
@@ -97,8 +97,8 @@ def _of_lines(path: Path, base: str | None) -> Report:
     written = sum(source > 0 for _, line in lines for source in line["sources"])
     rates = [sum(s > 0 for s in line["sources"]) / len(line["sources"]) for _, line in lines if line["sources"]]
     row = (len(answers), tokens, written, round(sum(rates) / len(rates), 4) if rates else None)
-    unknown = "not known without the tokenizer of the model that wrote them; name it by --base"
-    facts = (("file", str(path)), *((("who wrote which word", unknown),) if tokenizer is None else ()))
+    unknown = "not known without the base's tokenizer; give the model as base"
+    facts = (("file", str(path)), *((("writer of each token", unknown),) if tokenizer is None else ()))
     return Report(
         title=path.name,
         facts=facts,
@@ -110,7 +110,7 @@ def _of_lines(path: Path, base: str | None) -> Report:
 
 
 def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> Answer:
-    """A generation line as the report shows it; without a tokenizer, its text is one piece by nobody in particular.
+    """Return a generation line as the report shows it; without a tokenizer its text is one piece, without writers.
 
     Raises:
       UserError: a field of the contract is missing, or lists are not of one length.
@@ -148,13 +148,13 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> An
     pieces = cut(text.pieces, len(line["text"]))
     if "".join(pieces) != line["text"]:
         raise UserError(
-            f"{where}: the tokenizer of {tokenizer.directory} makes another text of these tokens; name the model that "
-            "wrote the file (--base)"
+            f"{where}: the tokenizer of {tokenizer.directory} decodes these tokens to another text; give the model "
+            "that wrote the file as base"
         )
     return Answer(prompt, tuple(map(Piece, pieces, sources, rates)), None, None, threshold)
 
 
 def _message(message: dict[str, Any]) -> str:
-    """A message of a prompt in a line or more: its content or, where it has none, its tool calls."""
-    said = message.get("content", message.get("tool_calls"))
-    return f"{message.get('role')}: {said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)}"
+    """Return a message of a prompt as text: its content or, if it has none, its tool calls."""
+    content = message.get("content", message.get("tool_calls"))
+    return f"{message.get('role')}: {content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)}"

@@ -1,6 +1,6 @@
-"""Beside the answers, for the report: what every model held likely at each written token; responsibilities, p_defer.
+"""The study of answers, for the report: likeliest tokens of each model at every written token; responsibilities.
 
-A stage of its own, since it asks the models again; bounded, so that a large test set does not make a large report.
+It is a stage of its own because it runs the models again. Its size is bounded, and so is the report's.
 """
 
 import json
@@ -26,9 +26,9 @@ END = "⟨end⟩"  # shown for the end-of-text token, which has no text
 
 @dataclass(frozen=True)
 class Study:
-    """What a study's directory holds."""
+    """The contents of a study's directory."""
 
-    views: dict[str, tuple[tuple[View, ...], ...]]  # by answer's id: of each token, each model's view
+    views: dict[str, tuple[tuple[View, ...], ...]]  # by the answer's id: for each token, each model's view
     agreement: Agreement | None
 
 
@@ -38,17 +38,17 @@ def write_study(
     ids: Sequence[Any],
     examples: Examples,
     directory: Path,
-    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, model: None,
 ) -> None:
-    """Writes candidates.jsonl, a line an answer, and agreement.json; what is there already is kept.
+    """Write candidates.jsonl, a line for each answer, and agreement.json; an existing file is kept.
 
     Args:
       team: the models.
-      answers: to be read again.
+      answers: every model scores their tokens.
       ids: the answers' ids in their file.
-      examples: texts to be scored, for responsibilities.
-      directory: where to.
-      progress: told answers done, their number (over all models), and which model reads.
+      examples: texts that are scored for responsibilities.
+      directory: where the files are written.
+      progress: progress callback(answers done, their total over all models, model's name).
     """
     if on_first(lambda: not (directory / CANDIDATES).exists()):
         decoders = [team.base, *team.experts]
@@ -57,11 +57,11 @@ def write_study(
         for m, decoder in enumerate(decoders):
             name = f"expert {m}" if m else "base"
 
-            def told(done: int, m: int = m, name: str = name) -> None:
+            def report(done: int, m: int = m, name: str = name) -> None:
                 progress(m * len(answers) + done, total, name)
 
             prompts, written = [a.prompt_ids for a in answers], [a.tokens for a in answers]
-            found.append(find_candidates(decoder, prompts, written, team.allowed, progress=told))
+            found.append(find_candidates(decoder, prompts, written, team.allowed, progress=report))
         lines = [_line(team.tokenizer, ids[i], answers[i], [views[i] for views in found]) for i in range(len(answers))]
         if is_first():
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -73,7 +73,7 @@ def write_study(
 
 
 def read_study(directory: Path) -> Study:
-    """What `write_study` wrote."""
+    """Read what `write_study` wrote."""
     lines = read_lines(directory / CANDIDATES)
     facts = read_json(directory / AGREEMENT)
     tuples = {key: _as_tuple(value) for key, value in facts.items()}
@@ -85,7 +85,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _views(models: Sequence[dict[str, Any]]) -> tuple[tuple[View, ...], ...]:
-    """Of each token, each model's view."""
+    """Return each model's view for each token."""
     by_model = []
     for model in models:
         rows = zip(model["texts"], model["probabilities"], model["written"], model["entropy"], strict=True)
@@ -94,9 +94,9 @@ def _views(models: Sequence[dict[str, Any]]) -> tuple[tuple[View, ...], ...]:
 
 
 def _line(tokenizer: Tokenizer, number: Any, answer: Generation, found: Sequence[Candidates]) -> dict[str, Any]:
-    """An answer's line: of each model, its likeliest tokens with texts and probabilities, and how sure it was."""
+    """Return an answer's line: each model's likeliest tokens with texts and probabilities, and its entropy."""
     before = [answer.prompt_ids[-1], *answer.tokens[:-1]]
-    text_of = partial(_text_behind, tokenizer, {})
+    text_of = partial(_added_text, tokenizer, {})
     return {
         "id": number,
         "models": [
@@ -116,8 +116,8 @@ def _rounded(array: Any) -> Any:
     return [[round(float(x), 6) for x in row] if row.ndim else round(float(row), 6) for row in array]
 
 
-def _text_behind(tokenizer: Tokenizer, known: dict[tuple[int, int], str], before: int, token: int) -> str:
-    """The text that a token adds behind another one (a tokenizer may trim the first space of a text read alone)."""
+def _added_text(tokenizer: Tokenizer, known: dict[tuple[int, int], str], before: int, token: int) -> str:
+    """Return the text that a token adds after token `before`: decoded alone, a token may lose its first space."""
     if (before, token) not in known:
         if token in tokenizer.eos_ids:
             text = END

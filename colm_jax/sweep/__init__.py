@@ -1,1 +1,1 @@
-"""`colm sweep`: many runs that differ in a few settings; what they have in common is computed once."""
+"""`colm sweep`: many runs that differ in a few settings; stages that they share are computed once."""

@@ -1,4 +1,4 @@
-"""What a sweep found: a row a trial and strategy, means over repeats, the best against the runner-up, plots."""
+"""Results of a sweep: a row for each trial and strategy, means over repeats, comparison with the best, plots."""
 
 import csv
 import io
@@ -8,37 +8,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from colm_jax.evaluation.compare import Difference, paired_bootstrap
-from colm_jax.pipeline.answering import GRADES
+from colm_jax.pipeline.stages.answers import GRADES
 from colm_jax.report.contents import Bars, Cell, Curve, Plot, Report, Table
 from colm_jax.settings.sweep import Sweep
 from colm_jax.storage import read_json
-from colm_jax.sweep.runner import State
+from colm_jax.sweep.runner import TrialState
 from colm_jax.sweep.trials import FILE, shown
 
-_TEXT = "text"  # the strategy's name where answers have no task
+_TEXT = "text"  # stands for the strategy if there is no task
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one strategy scored in one trial."""
+    """The measures of one strategy in one trial."""
 
-    state: State
+    state: TrialState
     strategy: str
     measures: dict[str, float]
-    grades: tuple[float, ...]  # of each answer, where there is a task
+    grades: tuple[float, ...]  # of each answer; empty without a task
 
 
 @dataclass(frozen=True)
 class Group:
-    """The rows that differ in nothing but repeats."""
+    """Rows that differ only in repeated bindings."""
 
-    axes: dict[str, Any]  # those that are no repeats
+    axes: dict[str, Any]  # without the repeated ones
     strategy: str
     rows: tuple[Row, ...]
 
     @property
     def name(self) -> str:
-        """What was tried, in words."""
+        """The values of its axes, as text."""
         parts = [
             shown(key, value) if key == FILE else f"{key.rpartition('.')[2]} {shown(key, value)}"
             for key, value in self.axes.items()
@@ -46,11 +46,11 @@ class Group:
         return ", ".join([*parts, *([] if self.strategy == _TEXT else [self.strategy])])
 
     def mean(self, measure: str) -> float:
-        """Over the repeats."""
+        """Return the mean of a measure over the repeats."""
         return statistics.fmean(row.measures[measure] for row in self.rows)
 
     def spread(self, measure: str) -> float | None:
-        """Standard deviation over the repeats; None of fewer than two."""
+        """Return the standard deviation of a measure over the repeats; None for fewer than two."""
         values = [row.measures[measure] for row in self.rows]
         return statistics.stdev(values) if len(values) > 1 else None
 
@@ -58,8 +58,8 @@ class Group:
 class Results:
     """The finished trials of a sweep."""
 
-    def __init__(self, states: Sequence[State], sweep: Sweep):
-        """Reads what the trials wrote."""
+    def __init__(self, states: Sequence[TrialState], sweep: Sweep):
+        """Read what the trials wrote."""
         self.states, self.sweep = states, sweep
         self.rows = [row for state in states for row in _rows(state)]
         has_task = any(row.strategy != _TEXT for row in self.rows)
@@ -68,7 +68,7 @@ class Results:
         self.axes = tuple(states[0].trial.axes)
 
     def groups(self) -> list[Group]:
-        """Trials and strategies, repeats taken together; the best first, those without the metric left out."""
+        """Return trials and strategies with repeats grouped, the best first; those without the metric are left out."""
         found: dict[Any, list[Row]] = {}
         for row in self.rows:
             if self.metric in row.measures:
@@ -80,15 +80,15 @@ class Results:
             groups.append(Group(axes, strategy, tuple(rows)))
         return sorted(groups, key=lambda group: group.mean(self.metric), reverse=not self.minimise)
 
-    def behind(self, group: Group, best: Group) -> Difference | None:
-        """The best group against another, answer by answer over all repeats; None where they cannot be paired."""
+    def difference(self, group: Group, best: Group) -> Difference | None:
+        """Compare the best group with another, answer by answer over all repeats; None if they cannot be paired."""
         if self.metric != "accuracy" or group is best:
             return None
         first, second = ([grade for row in each.rows for grade in row.grades] for each in (best, group))
         return paired_bootstrap(first, second) if first and len(first) == len(second) else None
 
     def csv(self) -> str:
-        """results.csv: a line a trial and strategy; failed and waiting trials too."""
+        """Return results.csv: a line for each trial and strategy; failed and waiting trials have a line too."""
         measures = sorted({name for row in self.rows for name in row.measures})
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
@@ -98,14 +98,14 @@ class Results:
             axes = [_plain(value) for value in state.trial.axes.values()]
             for row in own:
                 values = [row.measures.get(name, "") for name in measures]
-                writer.writerow([state.trial.name, state.state, *axes, row.strategy, *values, round(state.seconds, 1)])
+                writer.writerow([state.trial.name, state.status, *axes, row.strategy, *values, round(state.seconds, 1)])
             if not own:
-                writer.writerow([state.trial.name, state.state, *axes, "", *[""] * len(measures), ""])
+                writer.writerow([state.trial.name, state.status, *axes, "", *[""] * len(measures), ""])
         return file.getvalue()
 
     def report(self, title: str) -> Report:
-        """Tables and a plot for each swept binding."""
-        done, failed = ([s for s in self.states if s.state == state] for state in ("done", "failed"))
+        """Return tables, and a plot for each swept binding."""
+        done, failed = ([s for s in self.states if s.status == status] for status in ("done", "failed"))
         facts = [
             ("trials", f"{len(self.states)}: {len(done)} done, {len(failed)} failed"),
             ("metric", f"{self.metric}, {'lower' if self.minimise else 'higher'} is better"),
@@ -133,23 +133,23 @@ class Results:
         others = [name for name in others if name != self.metric]
         columns = [*kept, "strategy", self.metric, *(["± sd", "repeats"] if repeated else []), *others]
         rows: list[tuple[Cell, ...]] = []
-        behind = [self.behind(group, groups[0]) for group in groups]
-        for group, difference in zip(groups, behind):
+        differences = [self.difference(group, groups[0]) for group in groups]
+        for group, difference in zip(groups, differences):
             spread = group.spread(self.metric)
             again: list[Cell] = [None if spread is None else round(spread, 4), len(group.rows)] if repeated else []
             values: list[Cell] = [round(group.mean(name), 4) for name in others]
             names = [shown(axis, group.axes[axis]) for axis in kept]
             rows.append((*names, group.strategy, round(group.mean(self.metric), 4), *again, *values))
-            if any(behind):
+            if any(differences):
                 rows[-1] += ("" if difference is None else _interval(difference),)
-        columns += ["best − this"] if any(behind) else []
+        columns += ["best − this"] if any(differences) else []
         note = f"Means over {', '.join(self.sweep.repeats)}, with their standard deviation. " if repeated else ""
-        if any(behind):
+        if any(differences):
             note += "Best − this: 95 % interval and p of a paired bootstrap over all answers of all repeats."
         return Table(f"Trials by {self.metric}", tuple(columns), tuple(rows), note)
 
     def _plot(self, axis: str) -> Plot | None:
-        """The metric against one binding, each strategy's mean over all else that is swept."""
+        """Return the metric against one binding: each strategy's mean over everything else that is swept."""
         values: dict[str, dict[Any, list[float]]] = {}
         for row in self.rows:
             if self.metric in row.measures:
@@ -182,12 +182,12 @@ def _interval(found: Difference) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value that can stand in a table's cell and be a key."""
+    """Return a value that can be a table's cell and a key."""
     return value if isinstance(value, int | float | str | bool) else repr(value)
 
 
-def _rows(state: State) -> list[Row]:
-    if state.state != "done" or state.result is None:
+def _rows(state: TrialState) -> list[Row]:
+    if state.status != "done" or state.result is None:
         return []
     evaluation = state.result["evaluation"]
     if "task" not in evaluation:
@@ -203,9 +203,9 @@ def _rows(state: State) -> list[Row]:
 
 
 def summary(results: Results) -> dict[str, Any]:
-    """The sweep in a few numbers, for programs."""
+    """Return the main numbers of a sweep, for programs."""
     groups = results.groups()
-    difference = results.behind(groups[1], groups[0]) if len(groups) > 1 else None
+    difference = results.difference(groups[1], groups[0]) if len(groups) > 1 else None
 
     def facts(group: Group) -> dict[str, Any]:
         found = {"axes": group.axes, "strategy": group.strategy, "mean": group.mean(results.metric)}
@@ -213,8 +213,8 @@ def summary(results: Results) -> dict[str, Any]:
 
     return {
         "trials": len(results.states),
-        "done": sum(state.state == "done" for state in results.states),
-        "failed": [state.trial.name for state in results.states if state.state == "failed"],
+        "done": sum(state.status == "done" for state in results.states),
+        "failed": [state.trial.name for state in results.states if state.status == "failed"],
         "metric": results.metric,
         "best": facts(groups[0]) if groups else None,
         "runner_up": facts(groups[1]) if len(groups) > 1 else None,

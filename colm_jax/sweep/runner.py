@@ -1,4 +1,4 @@
-"""Runs a sweep's trials, each in a process of its own, several at a time; what is done is not done again."""
+"""Runs the trials of a sweep: each in its own process, several at a time; finished trials are not run again."""
 
 import hashlib
 import json
@@ -6,46 +6,48 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from colm_jax.errors import UserError
+from colm_jax.pipeline.stage import hash_model
+from colm_jax.settings.run import RunConfig
 from colm_jax.settings.sweep import Sweep
-from colm_jax.storage import locked, read_json, write_json
+from colm_jax.storage import locked, path_of, read_json, sha256_of, write_json
 from colm_jax.sweep.trials import Trial
 
 RESULT, LOG, STORE = "trial.json", "log.txt", "stages"
-_LOCK = ".trial.lock"  # in its directory: of the sweep, or the job of a cluster, that runs the trial
-_REFUSED = 2  # exit status of a run that found its input wrong
-_SPARE = 0.8  # of the free memory, what trials may take together
+_LOCK = ".trial.lock"  # in the trial's directory; held by the sweep or the cluster job that runs it
+_INVALID_INPUT = 2  # exit status of a run whose input is invalid
+_MEMORY_SHARE = 0.8  # share of the free memory that all trials together may use
 _POLL = 0.1  # seconds
 
 
 @dataclass
-class State:
-    """Where a trial stands."""
+class TrialState:
+    """A trial and how far it is."""
 
     trial: Trial
     directory: Path
-    key: str  # hash of all that decides its result
+    key: str  # hash of everything that decides its result
     command: Sequence[str]
-    state: str = "waiting"  # running, done, failed
+    status: str = "waiting"  # running, done, failed
     attempts: int = 0
     seconds: float = 0.0
-    error: str = ""  # the last line of a failed one's log
+    error: str = ""  # of a failed trial: its exit status and the last line of its log
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the finished trial wrote; None where it is not finished, or something has changed since."""
+        """The finished trial's trial.json; None if it is not finished, or was for another key."""
         path = self.directory / RESULT
         found = read_json(path) if path.exists() else {}
         return found if found.get("key") == self.key else None
 
     @property
-    def doing(self) -> str:
+    def last_line(self) -> str:
         """The last line of its log."""
         path = self.directory / LOG
         lines = _last_lines(path) if path.exists() else []
@@ -53,20 +55,46 @@ class State:
 
 
 def _last_lines(path: Path) -> list[str]:
-    """Lines near a file's end, without empty ones."""
+    """Return the last lines of a file, without empty ones."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 4096))
         text = file.read().decode("utf-8", "replace")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def trial_key(settings: str, inputs: dict[str, str]) -> str:
-    """Hash of a trial's settings (as a gin file) and of what it reads (name -> content hash)."""
+class InputHashes:
+    """Content hashes of what trials read; what several trials read is hashed once."""
+
+    def __init__(self):
+        self._found: dict[Path, str] = {}
+
+    def of(self, config: RunConfig) -> dict[str, str]:
+        """Return the hash of each local model and data file of a run, by path."""
+        models = [path_of(model) for model in (config.base, *config.experts)]
+        files = [path_of(file) for file in (config.data, config.dev, config.test) if file is not None]
+        found = {str(path): self._hash(path, hash_model) for path in models if path.is_dir()}
+        return found | {str(path): self._hash(path, sha256_of) for path in files if path.is_file()}
+
+    def _hash(self, path: Path, digest: Callable[[Path], str]) -> str:
+        if path not in self._found:
+            self._found[path] = digest(path)
+        return self._found[path]
+
+
+def trial_key(settings: str, inputs: Mapping[str, str]) -> str:
+    """Return the hash of a trial's settings (as a gin file) and of what it reads (see `InputHashes`)."""
     return hashlib.sha256(json.dumps([settings, inputs], sort_keys=True).encode()).hexdigest()
 
 
 def trial_command(trial: Trial, files: Sequence[str], bindings: Sequence[str], out: Path) -> list[str]:
-    """The `colm run` that a trial is, as a process's arguments."""
+    """Return the process arguments of the `colm run` of a trial.
+
+    Args:
+      trial: the trial.
+      files: gin files of the sweep.
+      bindings: NAME=VALUE of the sweep.
+      out: directory of the sweep.
+    """
     gin = [
         *(f"--gin_file={file}" for file in (*files, *trial.files)),
         *(f"--gin.{b}" for b in (*bindings, *trial.bindings)),
@@ -86,36 +114,41 @@ def trial_command(trial: Trial, files: Sequence[str], bindings: Sequence[str], o
 
 @dataclass
 class _Worker:
-    """A running trial."""
+    """The process of a running trial."""
 
-    state: State
+    state: TrialState
     process: subprocess.Popen
     begun: float
     held: ExitStack  # the trial's lock
 
 
-def run_trials(states: Sequence[State], sweep: Sweep, told: Callable[[], None]) -> None:
-    """Runs what is not done; `told` is called when something changed, and a few times a second.
+def run_trials(states: Sequence[TrialState], sweep: Sweep, on_change: Callable[[], None]) -> None:
+    """Run the trials that are not done; their states are updated in place.
 
-    A trial that ends with another status than 0 is tried again, unless it refused its input; one that another process
-    runs has failed here, and nothing of it is touched. When this process is
-    interrupted, running trials are asked to stop (training saves its step) and waited for.
+    A trial with another exit status than 0 is retried, unless its input is invalid. One that another process runs
+    counts as failed, and its files are left alone. When this process is interrupted, running trials get SIGTERM
+    (training saves its step) and are waited for.
+
+    Args:
+      states: the trials.
+      sweep: how many run at a time, and how often one is retried.
+      on_change: called after changes, and several times a second.
     """
     waiting = []
     for state in states:
         if state.result is not None:
-            state.state = "done"
+            state.status = "done"
             state.seconds = state.result["seconds"]
         else:
             waiting.append(state)
     peaks = [found["peak_gib"] for state in states if (found := state.result)]
-    memory = _SPARE * _free_gib()
+    memory = _MEMORY_SHARE * _free_gib()
     running: list[_Worker] = []
     try:
         while waiting or running:
             while waiting and len(running) < _places(sweep, peaks, memory):
                 running += _start(waiting.pop(0))
-            told()
+            on_change()
             for worker in list(running):
                 pid, status, usage = os.wait4(worker.process.pid, os.WNOHANG)
                 if pid == 0:
@@ -127,7 +160,7 @@ def run_trials(states: Sequence[State], sweep: Sweep, told: Callable[[], None]) 
                     again = _finish(worker, code, peak, sweep.retries)
                 if again:
                     waiting.append(worker.state)
-                elif worker.state.state == "done":
+                elif worker.state.status == "done":
                     peaks.append(peak)
             time.sleep(_POLL)
     finally:
@@ -136,20 +169,20 @@ def run_trials(states: Sequence[State], sweep: Sweep, told: Callable[[], None]) 
         for worker in running:
             with worker.held:
                 worker.process.wait()
-            worker.state.state = "waiting"
-        told()
+            worker.state.status = "waiting"
+        on_change()
 
 
-def _start(state: State) -> list[_Worker]:
-    """Starts a trial; none where another process runs it."""
+def _start(state: TrialState) -> list[_Worker]:
+    """Start a trial; return no worker if another process runs it."""
     with ExitStack() as held:
         try:
             held.enter_context(locked(state.directory / _LOCK, str(state.directory)))
         except UserError as error:
-            state.state, state.error = "failed", str(error)
+            state.status, state.error = "failed", str(error)
             return []
         (state.directory / RESULT).unlink(missing_ok=True)
-        state.state, state.attempts = "running", state.attempts + 1
+        state.status, state.attempts = "running", state.attempts + 1
         environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
         with (state.directory / LOG).open("wb") as log:
             process = subprocess.Popen(state.command, stdout=log, stderr=log, env=environment)
@@ -157,37 +190,37 @@ def _start(state: State) -> list[_Worker]:
 
 
 def _finish(worker: _Worker, code: int, peak: float, retries: int) -> bool:
-    """Writes down how a trial ended. Returns whether it is to be tried again."""
+    """Record how a trial ended; return whether to retry it."""
     state = worker.state
     state.seconds = time.monotonic() - worker.begun
     evaluation = state.directory / "evaluate" / "evaluation.json"
     if code == 0 and evaluation.exists():
         facts = {"key": state.key, "axes": dict(state.trial.axes), "seconds": round(state.seconds, 1)}
         write_json(state.directory / RESULT, {**facts, "peak_gib": round(peak, 3), "evaluation": read_json(evaluation)})
-        state.state = "done"
+        state.status = "done"
         return False
     lines = _last_lines(state.directory / LOG)
-    said = [line for line in lines if line.startswith("colm: ")] or lines or ["(no output)"]
+    messages = [line for line in lines if line.startswith("colm: ")] or lines or ["(no output)"]
     ending = f"signal {-code}" if code < 0 else f"exit status {code}"
-    state.error = f"{ending}: {said[-1]}" if code else "ended without an evaluation; it needs a dev or test file"
-    if code not in (0, _REFUSED) and state.attempts <= retries:
-        state.state = "waiting"
+    state.error = f"{ending}: {messages[-1]}" if code else "ended without an evaluation; it needs a dev or test file"
+    if code not in (0, _INVALID_INPUT) and state.attempts <= retries:
+        state.status = "waiting"
         return True
-    state.state = "failed"
+    state.status = "failed"
     return False
 
 
 def _places(sweep: Sweep, peaks: Sequence[float], memory: float) -> int:
-    """How many trials may run at a time: as many as are asked for, and as `memory` (GiB) holds."""
+    """Return how many trials may run at a time: those asked for, limited by `memory` in GiB and by their peaks."""
     wanted = sweep.parallel or (1 if _accelerator() else max(1, (os.cpu_count() or 1) // 2))
     if sweep.memory_gib is None and not peaks:
-        return 1  # the first one shows what a trial needs
+        return 1  # the first trial measures what one needs
     need = max(peaks) if sweep.memory_gib is None else sweep.memory_gib
     return max(1, min(wanted, int(memory / need)))
 
 
 def _accelerator() -> bool:
-    """Whether a TPU or an NVIDIA GPU is there, of which one process takes all; asked without starting JAX."""
+    """Return whether there is a TPU or NVIDIA GPU, which one process occupies; found without starting JAX."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return False
     devices = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0")
@@ -195,7 +228,7 @@ def _accelerator() -> bool:
 
 
 def _free_gib() -> float:
-    """Memory that new processes may take, in GiB; where the system does not say, half of all."""
+    """Return the memory available to new processes, in GiB; half of all if the system does not report it."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())

@@ -1,4 +1,4 @@
-"""The trials of a sweep: what each one binds, and its name."""
+"""The trials of a sweep: the bindings and the name of each."""
 
 import hashlib
 import itertools
@@ -15,28 +15,28 @@ from colm_jax.settings.sweep import Sweep
 from colm_jax.storage import path_of
 
 FILE, POINT = "gin_file", "point"
-_LONGEST = 100  # characters of a name; a longer one ends in a hash
+_LONGEST = 100  # characters of a name; a longer one is cut and ends in a hash
 
 
 @dataclass(frozen=True)
 class Trial:
     """One run of a sweep."""
 
-    name: str  # of its directory; says what it binds, so that it stays when the sweep grows
-    axes: Mapping[str, Any]  # what tells it from the others: binding, or "point", -> value
-    files: tuple[Path, ...]  # gin files, read behind the sweep's
-    bindings: tuple[str, ...]  # NAME=VALUE, which win over all
+    name: str  # of its directory, made of its bindings, so that it stays the same when the sweep grows
+    axes: Mapping[str, Any]  # where it differs from the others: binding, or "point", -> value
+    files: tuple[Path, ...]  # gin files, read after the sweep's
+    bindings: tuple[str, ...]  # NAME=VALUE, which override all others
 
 
 def make_trials(sweep: Sweep, folders: Sequence[Path]) -> list[Trial]:
-    """Every trial, in order: points, then the grid (its last binding fastest), then samples.
+    """Return every trial, in order: points, then the grid (its last binding varies fastest), then samples.
 
     Args:
-      sweep: what is tried.
-      folders: where gin files lie that are named relatively; the working directory comes last.
+      sweep: the swept settings.
+      folders: where relative names of gin files are looked up; the working directory comes last.
 
     Raises:
-      UserError: a gin file that is not there, or two trials that bind the same.
+      UserError: a missing gin file, or two trials with the same bindings.
     """
     points = [(_point_name(point, i), point) for i, point in enumerate(sweep.points)] or [("", {})]
     samples: Sequence[Mapping[str, Any]] = [_draw(sweep, i) for i in range(sweep.samples)] or [{}]
@@ -57,7 +57,7 @@ def make_trials(sweep: Sweep, folders: Sequence[Path]) -> list[Trial]:
 
 
 def shown(key: str, value: Any) -> str:
-    """A value of an axis in a few characters: of a file its stem."""
+    """Return a value of an axis as short text: the stem of a file."""
     if key == FILE:
         return Path(value).stem
     if isinstance(value, float):
@@ -70,7 +70,7 @@ def _point_name(point: Mapping[str, Any], number: int) -> str:
 
 
 def _name(axes: Mapping[str, Any]) -> str:
-    """A directory's name that says what the trial binds."""
+    """Return a directory's name, made of the trial's bindings."""
     parts = [
         value if key in (FILE, POINT) else f"{key.rpartition('.')[2]}={value}"
         for key, value in ((key, shown(key, value)) for key, value in axes.items())
@@ -83,7 +83,7 @@ def _name(axes: Mapping[str, Any]) -> str:
 
 
 def _draw(sweep: Sweep, number: int) -> dict[str, Any]:
-    """Sample `number` of the random bindings."""
+    """Draw sample `number` of the random bindings."""
     rng = np.random.default_rng((sweep.seed, number))
     found: dict[str, Any] = {}
     for name, (kind, *values) in sweep.random.items():

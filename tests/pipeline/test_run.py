@@ -16,15 +16,18 @@ from safetensors.numpy import load_file
 
 from colm_jax import CoLM
 from colm_jax.errors import UserError
-from colm_jax.pipeline.reporting import _answers, read_generations
-from colm_jax.pipeline.run import Run
-from colm_jax.pipeline.stage import Stage
-from colm_jax.pipeline.study import read_study
+from colm_jax.pipeline.executor import steps
+from colm_jax.pipeline.graph import run_graph
+from colm_jax.pipeline.run import run_pipeline
+from colm_jax.pipeline.stage import StageDirectory
+from colm_jax.report.store import load_report
 from colm_jax.settings.calibration import Calibration
 from colm_jax.settings.generation import Correction
+from colm_jax.settings.models import Model
 from colm_jax.settings.run import STAGES, RunConfig
 from colm_jax.settings.training import GateInit, Training
 from colm_jax.storage import sha256_of
+from tests.tiny import edit_json
 
 
 def write_lines(path, records):
@@ -66,7 +69,7 @@ def files(directory):
 def test_a_run_leaves_a_team_that_does_what_the_evaluation_says(tmp_path, inputs, trainable):
     training = Training(trainable=trainable, batch_size=8, learning_rate=1e-3)
     config = RunConfig(**inputs, task="exact", max_new_tokens=12, training=training)
-    result = Run(config, tmp_path / "run").all()
+    result = run_pipeline(config, tmp_path / "run").evaluation
     text = result["text"]
     assert text["oracle"] < text["team"] < text["base"] + 1
     team = CoLM.from_pretrained(tmp_path / "run/team")
@@ -89,7 +92,7 @@ def test_a_run_leaves_a_team_that_does_what_the_evaluation_says(tmp_path, inputs
     assert (tmp_path / "run/report/report.html").exists()
     if trainable == "gate":  # another setting makes the stage anew, and what hangs on it
         other = replace(config, calibration=Calibration(source="generations"))
-        Run(other, tmp_path / "run").all("calibrate")
+        run_pipeline(other, tmp_path / "run", until="calibrate")
         again = json.loads((tmp_path / "run/calibrate/calibration.json").read_text())
         assert (calibration["source"], again["source"]) == ("texts", "generations")
         assert json.loads((tmp_path / "run/team/colm.json").read_text())["calibration"] == again
@@ -98,7 +101,7 @@ def test_a_run_leaves_a_team_that_does_what_the_evaluation_says(tmp_path, inputs
 def test_a_run_with_two_experts(tmp_path, inputs, tiny_model):
     experts = (*inputs["experts"], str(tiny_model("third", seed=2)))
     config = RunConfig(**{**inputs, "experts": experts}, max_new_tokens=8, training=Training(trainable="gate"))
-    text = Run(config, tmp_path / "run").all()["text"]
+    text = run_pipeline(config, tmp_path / "run").evaluation["text"]
     assert len(text["experts"]) == 2
     assert text["oracle"] < text["team"]
     team = CoLM.from_pretrained(tmp_path / "run/team")
@@ -109,25 +112,29 @@ def test_a_run_with_two_experts(tmp_path, inputs, tiny_model):
 
 def test_the_stages_run_one_by_one_and_leave_what_a_whole_run_leaves(tmp_path, inputs):
     config = RunConfig(**inputs, max_new_tokens=8, training=Training(trainable="gate"))
-    Run(config, tmp_path / "whole").all()
+    run_pipeline(config, tmp_path / "whole")
     found = []
     for stage in STAGES:
-        Run(config, tmp_path / "steps").all(stage)
+        run_pipeline(config, tmp_path / "steps", until=stage)
         found.append(len(files(tmp_path / "steps")))
     assert found == sorted(set(found))  # each left something more
     assert files(tmp_path / "steps") == files(tmp_path / "whole")
 
 
+def test_the_steps_of_the_graph_are_those_that_until_may_name():
+    assert steps(run_graph(experts=2)) == STAGES
+
+
 def test_a_second_run_does_nothing_and_a_changed_input_only_what_depends_on_it(tmp_path, inputs):
     out = tmp_path / "run"
     config = RunConfig(**inputs, task="exact", max_new_tokens=8, training=TRAINING)
-    Run(config, out).all()
+    run_pipeline(config, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")}
-    Run(config, out).all()
+    run_pipeline(config, out)
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")}
     with open(inputs["test"], "a") as file:
         file.write(json.dumps({"prompt": "abc", "completion": "def"}) + "\n")
-    Run(config, out).all()
+    run_pipeline(config, out)
     changed = {p.parent.name for p, t in before.items() if p.stat().st_mtime_ns != t}
     assert changed == {"generate", "evaluate", "study", "report"}
 
@@ -139,13 +146,13 @@ def test_hidden_states_outlive_an_exchange_of_experts(tmp_path, inputs, tiny_mod
     def written():
         return {path.parent.name: path.stat().st_mtime_ns for path in out.rglob("manifest.json")}
 
-    Run(config, out).make_team()
+    run_pipeline(config, out, until="calibrate")
     before = written()
     experts = (str(tiny_model("third", seed=2)), *inputs["experts"])
-    Run(replace(config, experts=experts), out).make_team()
+    run_pipeline(replace(config, experts=experts), out, until="calibrate")
     assert {name for name, time in before.items() if written()[name] == time} == {"tokens", "base", "hidden"}
     shorter = (str(tiny_model("short", seed=3, context=16)),)
-    Run(replace(config, experts=shorter), out).make_team()  # texts are cut elsewhere
+    run_pipeline(replace(config, experts=shorter), out, until="calibrate")  # texts are cut elsewhere
     assert before["hidden"] != written()["hidden"]
 
 
@@ -162,7 +169,7 @@ def test_texts_in_which_nothing_counts_change_nothing_but_the_counts(tmp_path, i
     (tmp_path / "mixed.jsonl").write_text("\n".join(mixed))
     for name, data in (("plain", inputs["data"]), ("mixed", str(tmp_path / "mixed.jsonl"))):
         config = RunConfig(**{**inputs, "data": data}, max_new_tokens=8, training=TRAINING)
-        Run(config, tmp_path / name).all()
+        run_pipeline(config, tmp_path / name)
     for path in ("scores/base/shard-00000.npz", "labels/labels.npy", "hidden/shard-00000.npy", "gate/kernel.npy"):
         assert (tmp_path / "plain" / path).read_bytes() == (tmp_path / "mixed" / path).read_bytes()
     assert (tmp_path / "plain/train/metrics.jsonl").read_text() == (tmp_path / "mixed/train/metrics.jsonl").read_text()
@@ -178,34 +185,37 @@ def test_texts_in_which_nothing_counts_change_nothing_but_the_counts(tmp_path, i
 def test_texts_are_cut_at_length_and_the_cut_is_bound_to_the_scores(tmp_path, inputs):
     out = tmp_path / "run"
     config = RunConfig(**inputs, length=16, training=Training(trainable="gate"))
-    Run(config, out).all("score")
+    run_pipeline(config, out, until="score")
     summary = json.loads((out / "tokens/summary.json").read_text())
     assert summary["length"] == 16
     assert 0 < summary["texts_cut"] < 40
     before = {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")}
-    Run(replace(config, length=17), out).all("score")
+    run_pipeline(replace(config, length=17), out, until="score")
     assert all(path.stat().st_mtime_ns != time for path, time in before.items())
 
 
 def test_scores_of_other_data_are_not_read_even_where_a_manifest_says_they_belong(tmp_path, inputs):
-    """Scores carried into a run by hand, with their stage's manifest; lengths are the same."""
+    """Scores copied into a run by hand, and named in its manifest; lengths are the same."""
     swapped = tmp_path / "swapped.jsonl"
     swapped.write_text(Path(inputs["data"]).read_text().replace("a", "#").replace("b", "a").replace("#", "b"))
     config = RunConfig(**inputs, training=Training(trainable="gate"))
-    Run(config, tmp_path / "a").all("score")
-    Run(replace(config, data=str(swapped)), tmp_path / "b").all("score")
+    run_pipeline(config, tmp_path / "a", until="score")
+    run_pipeline(replace(config, data=str(swapped)), tmp_path / "b", until="score")
     for name in ("base", "expert-1"):
-        one, other = (tmp_path / run / "scores" / name / "shard-00000.npz" for run in ("a", "b"))
-        one.write_bytes(other.read_bytes())
+        carried, own = (tmp_path / run / "scores" / name for run in ("b", "a"))
+        files = json.loads((carried / "manifest.json").read_text())["files"]
+        for file in files:
+            (own / file).write_bytes((carried / file).read_bytes())
+        edit_json(own / "manifest.json", files=files)
     with pytest.raises(UserError, match=r"scores/base/shard-00000.npz: was made from other data"):
-        Run(config, tmp_path / "a").labels([])
+        run_pipeline(config, tmp_path / "a", until="labels")
 
 
 def test_hidden_states_are_made_where_they_are_read(tmp_path, inputs):
     config = RunConfig(**inputs, training=TRAINING, gate_init=GateInit(solver="zero"))
-    Run(config, tmp_path / "a").make_team()
+    run_pipeline(config, tmp_path / "a", until="calibrate")
     assert not (tmp_path / "a/hidden").exists()
-    Run(replace(config, training=Training(trainable="gate")), tmp_path / "b").make_team()
+    run_pipeline(replace(config, training=Training(trainable="gate")), tmp_path / "b", until="calibrate")
     assert (tmp_path / "b/hidden/manifest.json").exists()
 
 
@@ -213,9 +223,11 @@ def test_hidden_states_are_made_where_they_are_read(tmp_path, inputs):
 def test_experts_that_score_online_train_what_their_scores_train(tmp_path, inputs, expert_mesh):
     """The same team up to rounding, with no score of an expert on disk; experts may lie otherwise than the base."""
     config = RunConfig(**inputs, training=TRAINING, gate_init=GateInit(solver="zero"), max_new_tokens=8)
-    Run(config, tmp_path / "cached").all("train")
-    online = replace(config, expert_scores="online", mesh=(1, 4, 1), expert_mesh=expert_mesh, gate_init=GateInit())
-    Run(online, tmp_path / "online").all("generate")
+    run_pipeline(config, tmp_path / "cached", until="train")
+    expert = None if expert_mesh is None else Model(mesh=expert_mesh)
+    online = replace(config, expert_scores="online", base_model=Model(mesh=(1, 4, 1)), expert_model=expert)
+    online = replace(online, gate_init=GateInit())
+    run_pipeline(online, tmp_path / "online", until="generate")
     assert sorted(path.name for path in (tmp_path / "online/scores").iterdir()) == ["base"]
     assert json.loads((tmp_path / "online/gate/manifest.json").read_text())["settings"]["solver"] == "zero"
     assert not (tmp_path / "online/labels").exists()
@@ -224,30 +236,32 @@ def test_experts_that_score_online_train_what_their_scores_train(tmp_path, input
         for key in a:
             np.testing.assert_allclose(a[key], b[key], rtol=0, atol=1e-4)
     # Another expert is another team, though no score of it is on disk.
-    done = Run(online, tmp_path / "online").stage("train").digest
-    assert Run(online, tmp_path / "online").stage("train").digest == done
+    done = StageDirectory("train", tmp_path / "online" / "train").digest
+    assert StageDirectory("train", tmp_path / "online" / "train").digest == done
     other = replace(online, experts=(inputs["base"],))
-    Run(other, tmp_path / "online").all("train")
-    assert Run(other, tmp_path / "online").stage("train").digest != done
+    run_pipeline(other, tmp_path / "online", until="train")
+    assert StageDirectory("train", tmp_path / "online" / "train").digest != done
 
 
 def test_an_online_run_may_label_by_the_base_alone(tmp_path, inputs):
     start = GateInit(solver="newton", label_method="b")
-    Run(RunConfig(**inputs, training=TRAINING, expert_scores="online", gate_init=start), tmp_path).all("gate")
+    run_pipeline(
+        RunConfig(**inputs, training=TRAINING, expert_scores="online", gate_init=start), tmp_path, until="gate"
+    )
     assert np.abs(np.load(tmp_path / "gate/kernel.npy")).max() > 0
     labels, base = np.load(tmp_path / "labels/labels.npy"), np.load(tmp_path / "scores/base/shard-00000.npz")
     np.testing.assert_array_equal(labels[:, 0], ~base["is_argmax"])
     two = RunConfig(**{**inputs, "experts": inputs["experts"] * 2}, expert_scores="online", gate_init=start)
-    Run(two, tmp_path).all("gate")
+    run_pipeline(two, tmp_path, until="gate")
     assert np.load(tmp_path / "gate/kernel.npy").shape == (32, 2)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"training": Training(trainable="gate")}, "--trainable gate .*use --expert_scores cached"),
-        ({"training": Training(objective="weak")}, "--objective weak .*use --expert_scores cached"),
-        ({"gate_init": GateInit(solver="newton")}, r"GateInit.solver newton .*\(method a\)"),
+        ({"training": Training(trainable="gate")}, "Training.trainable 'gate' .* Run.expert_scores must be 'cached'"),
+        ({"training": Training(objective="weak")}, "Training.objective 'weak' .* Run.expert_scores must be 'cached'"),
+        ({"gate_init": GateInit(solver="newton")}, r"GateInit.solver 'newton' .*\(method a\)"),
         ({"expert_scores": "later"}, "expert_scores must be one of cached, online, got 'later'"),
     ],
 )
@@ -258,18 +272,20 @@ def test_what_an_online_run_cannot_do_is_refused(inputs, fields, message):
 
 def test_an_expert_mesh_takes_the_devices_of_the_base(tmp_path, inputs):
     with pytest.raises(UserError, match="--expert_mesh 1,2,4: has to take the 4 devices"):
-        Run(RunConfig(**inputs, mesh=(1, 4, 1), expert_mesh=(1, 2, 4)), tmp_path / "run")
+        run_pipeline(
+            RunConfig(**inputs, base_model=Model(mesh=(1, 4, 1)), expert_model=Model(mesh=(1, 2, 4))), tmp_path / "run"
+        )
 
 
 def test_what_is_said_of_the_data_is_of_this_data(tmp_path, inputs):
     """A line that leaves the tokens as they were trains nothing anew; the report and colm.json know of it."""
     config = RunConfig(**inputs, training=Training(trainable="gate"), max_new_tokens=4)
-    Run(config, tmp_path / "run").all()
-    trained = Run(config, tmp_path / "run").stage("train").digest
+    run_pipeline(config, tmp_path / "run")
+    trained = StageDirectory("train", tmp_path / "run" / "train").digest
     with open(inputs["data"], "a") as file:
         file.write(json.dumps({"text": ""}) + "\n")
-    Run(config, tmp_path / "run").all()
-    assert Run(config, tmp_path / "run").stage("train").digest == trained
+    run_pipeline(config, tmp_path / "run")
+    assert StageDirectory("train", tmp_path / "run" / "train").digest == trained
     assert "1 of a single token" in (tmp_path / "run/report/report.html").read_text()
     facts = json.loads((tmp_path / "run/team/colm.json").read_text())
     assert facts["provenance"]["data"]["data"]["sha256"] == sha256_of(Path(inputs["data"]))
@@ -321,7 +337,7 @@ def test_the_real_pair_reaches_the_plain_logistic_gate(tmp_path, shared):
         training=Training(trainable="gate"),
         max_new_tokens=16,
     )
-    text = Run(config, tmp_path).all()["text"]
+    text = run_pipeline(config, tmp_path).evaluation["text"]
     assert text["base"] == pytest.approx(0.615, abs=1e-3)
     assert text["experts"] == [pytest.approx(0.674, abs=1e-3)]
     assert text["uniform"] == pytest.approx(0.582, abs=1e-3)
@@ -333,13 +349,13 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path, inputs, tiny_mo
     words = ("<unk>", "<s>", "</s>", *"zyxwvutsrqponmlkjihgfedcba .?")
     other = tiny_model("other", words=words)
     with pytest.raises(UserError, match="tokenizers disagree: id 3"):
-        Run(RunConfig(**{**inputs, "experts": (str(other),)}), tmp_path / "run")
+        run_pipeline(RunConfig(**{**inputs, "experts": (str(other),)}), tmp_path / "run")
     with pytest.raises(UserError, match="--expert"):
         RunConfig(**{**inputs, "experts": ()})
     with pytest.raises(UserError, match=r"missing.jsonl"):
-        Run(RunConfig(**{**inputs, "dev": "missing.jsonl"}), tmp_path / "run")
+        run_pipeline(RunConfig(**{**inputs, "dev": "missing.jsonl"}), tmp_path / "run")
     with pytest.raises(UserError, match=r"missing.jsonl"):
-        Run(RunConfig(**{**inputs, "data": "missing.jsonl"}), tmp_path / "run")
+        run_pipeline(RunConfig(**{**inputs, "data": "missing.jsonl"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -347,7 +363,7 @@ def test_a_run_answers_by_every_strategy_that_it_is_asked_for(tmp_path, inputs):
     asked = ("compose", "untrained", "proxy", "random")
     training = Training(batch_size=8, learning_rate=1e-2)
     config = RunConfig(**inputs, task="exact", max_new_tokens=8, training=training, strategies=asked, random_rate=1.0)
-    result = Run(config, tmp_path / "run").all()
+    result = run_pipeline(config, tmp_path / "run").evaluation
     assert set(result["task"]) == {"name", *asked}
     grades = json.loads((tmp_path / "run/evaluate/grades.json").read_text())
     assert {name: len(found) for name, found in grades.items()} == dict.fromkeys(asked, 6)
@@ -376,27 +392,44 @@ def test_settings_of_correction_reach_a_run(tmp_path, inputs, monkeypatch):
     )
     asked, answers = [], CoLM.answers
 
-    def noted(self, prompts, settings, **more):
-        asked.append((settings.strategy, settings.correction))
-        return answers(self, prompts, settings, **more)
+    def noted(self, prompts, settings, strategy, *rest, **more):
+        asked.append((strategy, settings.correction))
+        return answers(self, prompts, settings, strategy, *rest, **more)
 
     monkeypatch.setattr(CoLM, "answers", noted)
     for correction in (Correction(), Correction(candidates=5)):
-        Run(replace(config, correction=correction), tmp_path / "run").all("generate")
+        run_pipeline(replace(config, correction=correction), tmp_path / "run", until="generate")
     assert asked == [("backtrack", Correction()), ("backtrack", Correction(candidates=5))]
+
+
+def test_all_strategies_answer_the_prompts_that_were_encoded_at_the_start(tmp_path, inputs, monkeypatch):
+    training = replace(TRAINING, trainable="gate")
+    config = RunConfig(**inputs, max_new_tokens=2, strategies=("defer", "untrained", "proxy"), training=training)
+    asked, answers = [], CoLM.answers
+
+    def noted(self, prompts, *rest, **more):
+        asked.append([prompt["input_ids"] for prompt in prompts])
+        return answers(self, prompts, *rest, **more)
+
+    run_pipeline(config, tmp_path / "run", until="calibrate")  # which answers the dev prompts
+    monkeypatch.setattr(CoLM, "answers", noted)
+    run = run_pipeline(config, tmp_path / "run", until="generate")
+    assert asked == [run.inputs.prompt_ids] * 3
+    lines = [json.loads(line) for line in (tmp_path / "run/generate/defer.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [prompt["prompt"] for prompt in run.inputs.prompts]
 
 
 def test_the_report_shows_the_grades_that_evaluation_wrote(tmp_path, inputs):
     training = replace(TRAINING, trainable="gate")
     config = RunConfig(**inputs, task="exact", max_new_tokens=4, strategies=("defer", "base"), training=training)
-    run = Run(config, tmp_path / "run")
-    run.all()
+    run_pipeline(config, tmp_path / "run")
     grades = {"defer": [1, 1, 0, 0, 1, 0], "base": [1, 0, 1, 0, 0.5, 0]}
-    (tmp_path / "graded").mkdir()
-    (tmp_path / "graded/grades.json").write_text(json.dumps(grades))
-    generated, evaluated = run.stage("generate"), Stage("evaluate", tmp_path / "graded")
-    written = read_generations(generated.directory / "defer.jsonl", run.team)
-    answers = _answers(run, "test", generated, evaluated, written, read_study(run.stage("study").directory))
+    evaluated = tmp_path / "run/evaluate"
+    (evaluated / "grades.json").write_text(json.dumps(grades))
+    written = json.loads((evaluated / "manifest.json").read_text())["files"]
+    edit_json(evaluated / "manifest.json", files={name: sha256_of(evaluated / name) for name in written})
+    run_pipeline(config, tmp_path / "run")  # the manifest of `evaluate` is another, so the report is made again
+    answers = load_report(tmp_path / "run/report/report.json").answers
     assert [answer.correct for answer in answers] == [True, True, False, False, True, False]
     assert [answer.alone_correct for answer in answers] == [True, False, True, False, False, False]
 
@@ -404,7 +437,9 @@ def test_the_report_shows_the_grades_that_evaluation_wrote(tmp_path, inputs):
 def test_a_model_is_trained_alone(tmp_path, inputs):
     inputs = {**inputs, "experts": ()}
     training = Training(batch_size=8, learning_rate=1e-2, objective="sft", trainable="lora")
-    result = Run(RunConfig(**inputs, task="exact", max_new_tokens=4, training=training), tmp_path / "run").all()
+    result = run_pipeline(
+        RunConfig(**inputs, task="exact", max_new_tokens=4, training=training), tmp_path / "run"
+    ).evaluation
     assert set(result["task"]) == {"name", "base", "untrained"}
     team = CoLM.from_pretrained(tmp_path / "run/team")
     assert team.gate is None and team.experts == []
@@ -434,15 +469,15 @@ def test_strategies_that_the_team_could_not_follow_are_refused_at_once(inputs, s
 
 def test_runs_with_a_store_share_stages_and_no_others(tmp_path, inputs):
     store, one = tmp_path / "store", RunConfig(**inputs, training=replace(TRAINING, trainable="gate"))
-    Run(one, tmp_path / "a", store).all("train")
+    run_pipeline(one, tmp_path / "a", store, "train")
     times = {path: path.stat().st_mtime_ns for path in store.rglob("manifest.json")}
-    Run(replace(one, training=replace(one.training, objective="em")), tmp_path / "b", store).all("train")
+    run_pipeline(replace(one, training=replace(one.training, objective="em")), tmp_path / "b", store, "train")
     assert {path: path.stat().st_mtime_ns for path in times} == times
     new = {path.parent.parent.name for path in store.rglob("manifest.json")} - {
         path.parent.parent.name for path in times
     }
     assert len(list((store / "train").glob("*/manifest.json"))) == 2 and not new
     assert (tmp_path / "b/scores/base").resolve() == (tmp_path / "a/scores/base").resolve()
-    with pytest.raises(UserError, match="is a stage of a run that shares none"):
-        Run(one, tmp_path / "plain").all("tokens")
-        Run(one, tmp_path / "plain", store).all("tokens")
+    with pytest.raises(UserError, match="is a stage of a run without a store"):
+        run_pipeline(one, tmp_path / "plain", until="tokens")
+        run_pipeline(one, tmp_path / "plain", store, "tokens")

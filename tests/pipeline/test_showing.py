@@ -43,7 +43,7 @@ def test_the_shown_pieces_are_the_lines_text(answer_file):
 
 def test_another_models_tokenizer_is_refused(answer_file):
     write, directory = answer_file
-    with pytest.raises(UserError, match=r"answers.jsonl:1: the tokenizer of .*--base"):
+    with pytest.raises(UserError, match=r"answers.jsonl:1: the tokenizer of .* as base"):
         shown(write("the😀b "), directory)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from colm_jax.errors import MachineError, UserError
-from colm_jax.pipeline.stage import STAGE_LOCK, Stage, run_in_store
+from colm_jax.pipeline.stage import STAGE_LOCK, StageDirectory, run_in_store
 from colm_jax.storage import save_array, write_text
 
 
@@ -21,7 +21,7 @@ def work(log):
 
 
 def test_a_finished_stage_is_skipped_until_something_differs(tmp_path):
-    stage, log = Stage("s", tmp_path / "s"), []
+    stage, log = StageDirectory("s", tmp_path / "s"), []
     assert stage.run({"data": "1"}, {"x": (1, 2)}, work(log))
     digest = stage.digest
     assert not stage.run({"data": "1"}, {"x": (1, 2)}, work(log))
@@ -36,7 +36,7 @@ def test_a_finished_stage_is_skipped_until_something_differs(tmp_path):
 
 
 def test_a_broken_off_stage_keeps_its_files_only_for_the_same_request(tmp_path):
-    stage, log = Stage("s", tmp_path / "s"), []
+    stage, log = StageDirectory("s", tmp_path / "s"), []
 
     def breaks(directory):
         (directory / "half").write_text("h")
@@ -54,7 +54,7 @@ def test_a_broken_off_stage_keeps_its_files_only_for_the_same_request(tmp_path):
 
 
 def test_a_kill_while_a_stage_begins_or_is_emptied_leaves_it_to_be_begun_again(tmp_path, monkeypatch):
-    stage, log = Stage("s", tmp_path / "s"), []
+    stage, log = StageDirectory("s", tmp_path / "s"), []
     stage.directory.mkdir()
     (stage.directory / "started.json.tmp").write_text('{"sch')
     stage.run({"data": "1"}, {}, work(log))
@@ -85,16 +85,16 @@ def test_inputs_that_are_wrong_leave_no_directory_but_what_was_written_stays(tmp
     (tmp_path / "there").mkdir()
     for directory, left in ((tmp_path / "new/run/s", tmp_path / "new"), (tmp_path / "there/s", tmp_path / "there/s")):
         with pytest.raises(UserError, match="line 3"):
-            Stage("s", directory).run({}, {}, refuses)
+            StageDirectory("s", directory).run({}, {}, refuses)
         assert not left.exists()
     assert (tmp_path / "there").exists()
     with pytest.raises(UserError, match="loss"):
-        Stage("s", tmp_path / "s").run({}, {}, writes)
+        StageDirectory("s", tmp_path / "s").run({}, {}, writes)
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"checkpoint", "started.json"}
 
 
 def test_the_manifest_names_files_settings_and_packages(tmp_path):
-    stage = Stage("s", tmp_path / "s")
+    stage = StageDirectory("s", tmp_path / "s")
     stage.run({"data": "1"}, {"x": 1}, work([]))
     manifest = json.loads((stage.directory / "manifest.json").read_text())
     assert manifest["stage"] == "s"
@@ -104,7 +104,7 @@ def test_the_manifest_names_files_settings_and_packages(tmp_path):
 
 
 def test_files_count_wherever_the_run_lies(tmp_path):
-    stage = Stage("a", tmp_path / "logs/a")
+    stage = StageDirectory("a", tmp_path / "logs/a")
     stage.run({}, {}, lambda directory: (directory / "x").write_text("1"))
     assert list(stage.manifest["files"]) == ["x"]
     (stage.directory / "x").write_text("2")
@@ -114,12 +114,12 @@ def test_files_count_wherever_the_run_lies(tmp_path):
 def test_a_directory_of_the_users_is_never_emptied(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="name a new directory"):
-        Stage("s", tmp_path).run({}, {}, work([]))
+        StageDirectory("s", tmp_path).run({}, {}, work([]))
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
 def test_a_stage_at_which_another_run_works_is_refused_and_stays_the_others(tmp_path):
-    stage = Stage("s", tmp_path / "s")
+    stage = StageDirectory("s", tmp_path / "s")
 
     def meanwhile(directory):
         (directory / "a.txt").write_text("mine")
@@ -144,11 +144,11 @@ def test_runs_that_share_a_stage_wait_for_each_other(tmp_path):
 
     def second():
         begun.wait()
-        log.append(run_in_store(Stage("s", tmp_path / "two/s"), tmp_path / "store", {}, {}, work(log)))
+        log.append(run_in_store(StageDirectory("s", tmp_path / "two/s"), tmp_path / "store", {}, {}, work(log)))
 
     other = threading.Thread(target=second)
     other.start()
-    assert run_in_store(Stage("s", tmp_path / "one/s"), tmp_path / "store", {}, {}, slow)
+    assert run_in_store(StageDirectory("s", tmp_path / "one/s"), tmp_path / "store", {}, {}, slow)
     other.join()
     assert log == [["started.json"], False]  # the second has found it done
     assert (tmp_path / "two/s/a.txt").read_text() == "a"
@@ -156,21 +156,21 @@ def test_runs_that_share_a_stage_wait_for_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", '{"schema": 1, "sta', "[]", None])
-def test_damaged_books_are_one_line_and_nothing_is_removed(tmp_path, content):
-    stage = Stage("s", tmp_path / "s")
+def test_damaged_bookkeeping_files_are_one_line_and_nothing_is_removed(tmp_path, content):
+    stage = StageDirectory("s", tmp_path / "s")
     stage.run({"data": "1"}, {}, work([]))
     for name in ("manifest.json", "started.json"):
-        book = stage.directory / name
-        book.unlink(missing_ok=True)
-        book.mkdir() if content is None else book.write_text(content)
+        damaged = stage.directory / name
+        damaged.unlink(missing_ok=True)
+        damaged.mkdir() if content is None else damaged.write_text(content)
         with pytest.raises(UserError, match=rf"{name}: .*; delete .*/s, or name another directory"):
             stage.run({"data": "2"}, {}, work([]))
         assert (stage.directory / "a.txt").exists()
-        book.rmdir() if content is None else book.unlink()
+        damaged.rmdir() if content is None else damaged.unlink()
 
 
 def test_a_manifest_of_another_schema_is_done_again_and_one_of_another_program_is_left_alone(tmp_path):
-    stage = Stage("s", tmp_path / "s")
+    stage = StageDirectory("s", tmp_path / "s")
     stage.run({"data": "1"}, {}, work([]))
     for changes in ({"schema": 0}, {"files": None}, {"files": {"a.txt": 3}}):
         (stage.directory / "manifest.json").write_text(json.dumps(stage.manifest | changes))
@@ -182,8 +182,8 @@ def test_a_manifest_of_another_schema_is_done_again_and_one_of_another_program_i
 
 
 @pytest.mark.parametrize("write", [write_text, lambda path, text: save_array(path, np.zeros(len(text)))])
-def test_a_full_disk_is_one_line_and_the_stage_goes_on_where_it_was(tmp_path, write):
-    stage, log = Stage("s", tmp_path / "s"), []
+def test_a_full_disk_is_one_line_and_the_stage_resumes(tmp_path, write):
+    stage, log = StageDirectory("s", tmp_path / "s"), []
 
     def fills(directory):
         (directory / "half").write_text("h")

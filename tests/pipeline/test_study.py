@@ -96,7 +96,7 @@ def test_probabilities_are_those_of_scoring(finished):
     np.testing.assert_allclose(written, np.exp(log_probs), atol=2e-6)
 
 
-def test_an_expert_held_likeliest_what_it_wrote_and_what_stands_is_not_made_again(finished, tmp_path):
+def test_an_expert_held_likeliest_what_it_wrote_and_an_existing_study_is_kept(finished, tmp_path):
     team = CoLM.from_pretrained(finished / "run/team")
     (answer,) = team.generate(["abc"], threshold=0.0, max_new_tokens=5)
     assert set(answer.sources) == {1}
@@ -140,7 +140,7 @@ def test_the_terminal_shows_generation_lines(finished, tmp_path, capsys):
     assert main(["show", str(elsewhere)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert first["text"] in shown
-    assert "name it by --base" in shown
+    assert "give the model as base" in shown
     assert "by expert 1 (" not in shown
     assert main(["show", str(elsewhere), "--base", str(finished / "base"), "--answer", "1"]) == 0
     shown = capsys.readouterr().out
@@ -161,10 +161,10 @@ LINE = {
 @pytest.mark.parametrize(
     "line, options, said",
     [
-        (LINE, ["--answer", "2"], "--answer 2: {path} has answers 1 to 1"),
-        (LINE, ["--changed"], "--changed: {path} does not say what the base writes alone"),
-        (LINE, ["--answers", "-1"], "--answers -1"),
-        (LINE, ["--width", "5"], "--width 5"),
+        (LINE, ["--answer", "2"], "answer 2: {path} has answers 1 to 1"),
+        (LINE, ["--changed"], "changed: {path} does not hold what the base writes alone"),
+        (LINE, ["--answers", "-1"], "answers must be at least 1, or 0 for all, got -1"),
+        (LINE, ["--width", "5"], "width must be at least 20, got 5"),
         ({**LINE, "sources": [0]}, [], "{path}:1: tokens, sources and p_defer have 2, 1, 2 entries"),
         ({"prompt": "a"}, [], "{path}:1: no 'text'"),
         (None, [], "{path}: no such file"),

@@ -14,7 +14,7 @@ import pytest
 from colm_jax.settings.sweep import Sweep
 from colm_jax.storage import locked
 from colm_jax.sweep import runner
-from colm_jax.sweep.runner import RESULT, State, run_trials
+from colm_jax.sweep.runner import RESULT, TrialState, run_trials
 from colm_jax.sweep.trials import Trial
 
 SWEEP = Sweep(grid={"Training.seed": (0,)}, parallel=2, memory_gib=0.01)
@@ -43,7 +43,7 @@ def state(tmp_path):
     def make(name, what="work", key="k"):
         directory = tmp_path / "trials" / name
         trial = Trial(name, {"name": name}, (), ())
-        return State(trial, directory, key, [sys.executable, "-c", PROGRAM, str(directory), what])
+        return TrialState(trial, directory, key, [sys.executable, "-c", PROGRAM, str(directory), what])
 
     return make
 
@@ -55,23 +55,23 @@ def tries(state):
 def test_trials_run_side_by_side_and_are_not_run_again(state):
     states = [state(str(i)) for i in range(4)]
     seen = set()
-    run_trials(states, SWEEP, lambda: seen.add(sum(s.state == "running" for s in states)))
+    run_trials(states, SWEEP, lambda: seen.add(sum(s.status == "running" for s in states)))
     assert max(seen) == 2
-    assert [s.state for s in states] == ["done"] * 4
+    assert [s.status for s in states] == ["done"] * 4
     texts = [s.result["evaluation"]["text"] for s in states]
     assert any(a["begun"] < b["begun"] < a["ended"] for a in texts for b in texts)  # at the same time
     again = [state(str(i)) for i in range(4)]
     run_trials(again, SWEEP, lambda: None)
-    assert [(s.state, tries(s)) for s in again] == [("done", 1)] * 4
+    assert [(s.status, tries(s)) for s in again] == [("done", 1)] * 4
     changed = state("0", key="other")  # other settings or inputs: the result no longer counts
     run_trials([changed], SWEEP, lambda: None)
     assert tries(changed) == 2
 
 
-def test_what_crashed_is_tried_again_and_what_refused_is_not(state):
+def test_a_crashed_trial_is_retried_and_one_with_invalid_input_is_not(state):
     crash, once, refuse = state("a", "crash"), state("b", "crash once"), state("c", "refuse")
     run_trials([crash, once, refuse], SWEEP, lambda: None)
-    assert [s.state for s in (crash, once, refuse)] == ["failed", "done", "failed"]
+    assert [s.status for s in (crash, once, refuse)] == ["failed", "done", "failed"]
     assert [tries(s) for s in (crash, once, refuse)] == [2, 2, 1]
     assert crash.error == "exit status 1: boom"
     assert refuse.error == "exit status 2: colm: no such file"
@@ -94,12 +94,12 @@ def test_one_at_a_time_where_there_is_an_accelerator(monkeypatch):
     assert runner._places(Sweep(grid={"Training.seed": (0,)}), [0.1], 64.0) == 1
 
 
-def test_a_stopped_sweep_stops_its_trials_and_goes_on(tmp_path, state):
+def test_a_stopped_sweep_stops_its_trials_and_resumes(tmp_path, state):
     program = textwrap.dedent(f"""
         import signal, sys
         from pathlib import Path
         from colm_jax.settings.sweep import Sweep
-        from colm_jax.sweep.runner import State, run_trials
+        from colm_jax.sweep.runner import TrialState, run_trials
         from colm_jax.sweep.trials import Trial
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -107,7 +107,7 @@ def test_a_stopped_sweep_stops_its_trials_and_goes_on(tmp_path, state):
         work = "import os, pathlib, sys, time; pid = pathlib.Path(sys.argv[1], 'pid'); "
         work += "pid.write_text(str(os.getpid())); time.sleep(60)"
         command = lambda name: [sys.executable, "-c", work, str(out / name)]
-        states = [State(Trial(n, {{}}, (), ()), out / n, "k", command(n)) for n in "ab"]
+        states = [TrialState(Trial(n, {{}}, (), ()), out / n, "k", command(n)) for n in "ab"]
         run_trials(states, Sweep(grid={{"x": (0,)}}, parallel=2, memory_gib=0.01), lambda: None)
     """)
     sweep = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
@@ -131,9 +131,9 @@ def test_a_trial_that_another_process_runs_is_left_alone(state):
     (others.directory / RESULT).write_text("{}")
     with locked(others.directory / runner._LOCK, "it"):
         run_trials([mine, others], SWEEP, lambda: None)
-    assert (mine.state, others.state) == ("done", "failed")
+    assert (mine.status, others.status) == ("done", "failed")
     assert f"{others.directory}: in use by process {os.getpid()} on " in others.error
     assert [path.name for path in others.directory.iterdir()] == [RESULT]
     run_trials([others], SWEEP, lambda: None)
-    assert others.state == "done"
+    assert others.status == "done"
     assert not (others.directory / runner._LOCK).exists()

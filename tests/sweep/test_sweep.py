@@ -10,7 +10,7 @@ import pytest
 from colm_jax.cli.main import main
 from colm_jax.settings.sweep import Sweep
 from colm_jax.sweep.results import Results, summary
-from colm_jax.sweep.runner import State
+from colm_jax.sweep.runner import TrialState
 from colm_jax.sweep.trials import Trial
 from tests.pipeline.test_run import write_lines
 
@@ -100,7 +100,7 @@ def results(tmp_path, found, **settings):
         task = {strategy: {"accuracy": sum(g) / len(g), "deferral_rate": 0.5} for strategy, g in grades.items()}
         evaluation = {"text": {"team": 1.0}, "task": {"name": "exact", **task}}
         (directory / "trial.json").write_text(json.dumps({"key": "k", "seconds": 1, "evaluation": evaluation}))
-        states.append(State(Trial(name, axes, (), ()), directory, "k", [], state="done"))
+        states.append(TrialState(Trial(name, axes, (), ()), directory, "k", [], status="done"))
     axes = {key: tuple(dict.fromkeys(s.trial.axes[key] for s in states)) for key in states[0].trial.axes}
     return Results(states, Sweep(grid=axes, **settings))
 
@@ -116,7 +116,7 @@ def test_means_over_repeats_and_the_best_against_the_next(tmp_path):
     best, second = tested.groups()
     assert (best.axes, best.mean("accuracy"), best.spread("accuracy")) == ({"rate": 0.2}, 0.9, 0.0)
     assert len(best.rows) == 2
-    difference = tested.behind(second, best)
+    difference = tested.difference(second, best)
     assert difference.difference == pytest.approx(0.5)
     assert (difference.better, difference.worse) == (10, 0)
     assert summary(tested)["best"]["trials"] == ["0.2-0", "0.2-1"]

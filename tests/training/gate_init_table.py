@@ -11,20 +11,20 @@ from functools import partial
 
 import numpy as np
 
-from colm_jax.pipeline.run import Run
+from colm_jax.pipeline.executor import StageContext
+from colm_jax.pipeline.inputs import RunInputs
+from colm_jax.pipeline.run import run_pipeline
+from colm_jax.pipeline.stages.opened import open_positions
 from colm_jax.settings.run import RunConfig
 from colm_jax.settings.training import SOLVERS, GateInit
-from colm_jax.training.gate_fit import Fit, MeanLoss, _label_loss, _marginal_loss, initial_gate, train_gate
+from colm_jax.training.gate_fit import Fit, MeanLoss, _label_loss, _latent_loss, initial_gate, train_gate
 from colm_jax.training.positions import Positions
 
 
-def prepared(arguments: argparse.Namespace, data: str, out: str) -> tuple[Run, Positions]:
+def prepared(arguments: argparse.Namespace, data: str, out: str) -> tuple[RunInputs, Positions]:
     """A data file's positions under the pair."""
-    run = Run(RunConfig(arguments.base, (arguments.expert,), data), out)
-    run.labels(run.score())
-    hidden = run.hidden()
-    assert hidden is not None
-    return run, run._positions(hidden)
+    run = run_pipeline(RunConfig(arguments.base, (arguments.expert,), data), out, until="gate")
+    return run.inputs, open_positions(StageContext(run.inputs, run.stages))
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run, data = prepared(arguments, arguments.data, f"{folder}/data")
+        inputs, data = prepared(arguments, arguments.data, f"{folder}/data")
         _, test = prepared(arguments, arguments.test, f"{folder}/test")
 
         def mean(positions: Positions, loss, kernel: np.ndarray) -> float:
@@ -49,16 +49,16 @@ def main() -> None:
             return [f"{max(len(fit.losses) - (fit.passes > 1), 0)}", f"{fit.passes}", f"{seconds:.1f}"]
 
         for solver in SOLVERS:
-            initial_gate(data, GateInit(solver), run.head_mean)  # compiles
+            initial_gate(data, GateInit(solver), inputs.head_mean)  # compiles
             began = time.perf_counter()
-            fit = initial_gate(data, GateInit(solver), run.head_mean)
+            fit = initial_gate(data, GateInit(solver), inputs.head_mean)
             seconds = time.perf_counter() - began
             row = [solver, f"{mean(data, labelled, fit.kernel):.4f}", *cost(fit, seconds)]
-            row += [f"{mean(test, _marginal_loss, fit.kernel):.4f}"]
+            row += [f"{mean(test, _latent_loss, fit.kernel):.4f}"]
             began = time.perf_counter()
             trained = train_gate(data, fit.kernel, "marginal", 5.0)
             row += cost(trained, time.perf_counter() - began)
-            print("|", " | ".join([*row, f"{mean(test, _marginal_loss, trained.kernel):.4f}"]), "|", flush=True)
+            print("|", " | ".join([*row, f"{mean(test, _latent_loss, trained.kernel):.4f}"]), "|", flush=True)
 
 
 if __name__ == "__main__":

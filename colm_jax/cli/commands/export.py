@@ -19,17 +19,17 @@ def run(flags: Flags) -> None:
     """Copy the team, or write it in the original's format."""
     from colm_jax import console
     from colm_jax.checkpoints.team import TEAM_FILE, load_base, save_reference
-    from colm_jax.pipeline.run import trained_team
-    from colm_jax.pipeline.stage import BOOKS
+    from colm_jax.pipeline.refresh import team_of_run
+    from colm_jax.pipeline.stage import BOOKKEEPING
     from colm_jax.storage import copy_file, entries, files_below, make_directory, path_of, replacing_directory
 
-    team, out = trained_team(flags.run), path_of(flags.out)
+    team, out = team_of_run(flags.run), path_of(flags.out)
     if entries(out):
         raise UserError(f"--out {flags.out}: is not empty; name a new directory")
     with replacing_directory(out, last=TEAM_FILE if flags.format == "colm" else "config.json") as beside:
         if flags.format == "colm":
             for name in files_below(team):
-                if name not in BOOKS:
+                if name not in BOOKKEEPING:
                     make_directory((beside / name).parent)
                     copy_file(team / name, beside / name)
         else:

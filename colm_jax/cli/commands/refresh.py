@@ -36,19 +36,14 @@ def add_flags(parser: Parser) -> None:
 
 def run(flags: Flags) -> None:
     """Score the experts, fit the gate, calibrate."""
-    from colm_jax.pipeline.run import run_pipeline, trained_team
-    from colm_jax.storage import absolute, path_of, read_json
+    from colm_jax import console
+    from colm_jax.pipeline.refresh import refresh_settings
+    from colm_jax.pipeline.run import run_pipeline
+    from colm_jax.storage import absolute, path_of
 
-    team = trained_team(flags.run)
+    fixed = refresh_settings(flags.run, flags.dtype, flags.expert_dtype)
     if absolute(path_of(flags.out)) == absolute(path_of(flags.run)):
         raise UserError(f"--out {flags.out}: is the run itself; name another directory")
-    values = {
-        **vars(flags),
-        "base": str(team),
-        "dtype": flags.dtype or read_json(team / "config.json")["dtype"],
-        "expert_dtype": flags.expert_dtype or read_json(team / "colm.json").get("expert_dtype"),
-        "trainable": "gate",
-        "expert_scores": "cached",
-    }
-    config = make_run(flags.bindings, values)
-    run_pipeline(config, flags.out, until="team", operative=flags.bindings.text())
+    config = make_run(flags.bindings, {**vars(flags), **fixed})
+    run_pipeline(config, flags.out, until="calibrate", config_text=flags.bindings.text())
+    console.errors.print(f"team: {flags.out}/team")

@@ -21,6 +21,6 @@ def add_flags(parser: Parser) -> None:
 
 def run(flags: Flags) -> dict[str, Any]:
     """Score the file; a rerun resumes."""
-    from colm_jax.pipeline.score import score_file
+    from colm_jax.pipeline.score import score_model
 
-    return score_file(flags.model, flags.data, flags.out, flags.dtype, mesh_of(flags))
+    return score_model(flags.model, flags.data, flags.out, dtype=flags.dtype, mesh=mesh_of(flags))

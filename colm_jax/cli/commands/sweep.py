@@ -1,7 +1,6 @@
 """`colm sweep`: many runs that differ in a few settings."""
 
 import shlex
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ def add_flags(parser: Parser) -> None:
 def run(flags: Flags) -> dict[str, Any] | None:
     """Run the trials, after all of them have been validated."""
     from colm_jax.storage import path_of
+    from colm_jax.sweep.runner import InputHashes
     from colm_jax.sweep.sweep import run_sweep, run_trial
     from colm_jax.sweep.trials import make_trials
 
@@ -48,41 +48,26 @@ def run(flags: Flags) -> dict[str, Any] | None:
         for trial in trials:
             print(shlex.join(["colm", "sweep", *gin, "--out", flags.out, "--trial", trial.name]))
         return None
-    digests = _Digests()
-    states = [_state_of(trial, files, bindings, out, digests) for trial in trials]
+    hashes = InputHashes()
+    states = [_state_of(trial, files, bindings, out, hashes) for trial in trials]
     if flags.trial is not None:
         return run_trial(states[0], settings)
     return run_sweep(states, settings, out, " ".join(Path(file).stem for file in files) or "sweep")
 
 
-class _Digests:
-    """Hashes of models and files, each read once: trials read the same."""
-
-    def __init__(self):
-        from colm_jax.pipeline.stage import hash_model
-        from colm_jax.storage import sha256_of
-
-        self.model, self.file = cache(hash_model), cache(sha256_of)
-
-
-def _state_of(trial: Any, files: list[str], bindings: list[str], out: Path, digests: _Digests) -> Any:
-    """Return a trial, validated, with the hash of its settings and of what it reads.
+def _state_of(trial: Any, files: list[str], bindings: list[str], out: Path, hashes: Any) -> Any:
+    """Return the state of a trial, validated, with the hash of its settings and of what it reads.
 
     Raises:
       UserError: naming the trial: settings that no run could have.
     """
     from colm_jax.settings.gin_edge import read
-    from colm_jax.storage import path_of
-    from colm_jax.sweep.runner import State, trial_command, trial_key
+    from colm_jax.sweep.runner import TrialState, trial_command, trial_key
 
     try:
         held = read([*files, *map(str, trial.files)], [*bindings, *trial.bindings])
         config = make_run(held)
     except UserError as error:
         raise UserError(f"trial {trial.name}: {error}") from None
-    models = [path_of(model) for model in (config.base, *config.experts)]
-    data = [path_of(file) for file in (config.data, config.dev, config.test) if file is not None]
-    inputs = {str(path): digests.model(path) for path in models if path.is_dir()}
-    inputs |= {str(path): digests.file(path) for path in data if path.is_file()}
     command = trial_command(trial, files, bindings, out)
-    return State(trial, out / "trials" / trial.name, trial_key(held.text(), inputs), command)
+    return TrialState(trial, out / "trials" / trial.name, trial_key(held.text(), hashes.of(config)), command)

@@ -21,7 +21,9 @@ def check(flags: Flags) -> None:
 
 def run(flags: Flags) -> None:
     """Run the pipeline up to the team."""
+    from colm_jax import console
     from colm_jax.pipeline.run import run_pipeline
 
     config = make_run(flags.bindings, vars(flags))
-    run_pipeline(config, flags.out, until="team", operative=flags.bindings.text())
+    run_pipeline(config, flags.out, until="calibrate", config_text=flags.bindings.text())
+    console.errors.print(f"team: {flags.out}/team")

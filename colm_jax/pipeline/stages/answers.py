@@ -1,0 +1,130 @@
+"""Stages `generate` and `evaluate`: answers to the test prompts under every strategy of a run, and their grades."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from colm_jax import console
+from colm_jax.calibration.threshold import references_of
+from colm_jax.checkpoints.team import load_base
+from colm_jax.evaluation.tasks import score_answers
+from colm_jax.evaluation.text import evaluate_text
+from colm_jax.parallel import is_first, on_first
+from colm_jax.pipeline.executor import StageKey
+from colm_jax.pipeline.files import write_answers
+from colm_jax.pipeline.inputs import RunInputs
+from colm_jax.pipeline.stages.opened import RunContext, run_threshold, trained_team
+from colm_jax.settings.generation import GenerationSettings
+from colm_jax.settings.run import UNTRAINED
+from colm_jax.storage import read_lines, write_json
+from colm_jax.team import CoLM
+
+GRADES = "grades.json"  # of every answer, by strategy
+EVALUATION = "evaluation.json"
+
+
+def has_prompts(inputs: RunInputs) -> bool:
+    """Return whether there are prompts to answer: a test or dev file."""
+    return inputs.test_split is not None
+
+
+def test_split(inputs: RunInputs) -> str:
+    """Return the split whose prompts are answered, of a run that has one."""
+    assert inputs.test_split is not None
+    return inputs.test_split
+
+
+def generate_key(run: RunContext) -> StageKey:
+    """The team, the test lines and the strategies."""
+    inputs, config = run.inputs, run.inputs.config
+    settings = {k: getattr(config, k) for k in ("max_new_tokens", "prompt_tokens", "random_rate")}
+    settings |= {"strategies": config.answered_by, "correction": config.correction.__dict__}
+    return StageKey(run.digests("team") | {"test": inputs.hashes[test_split(inputs)]}, settings)
+
+
+def write_generated(run: RunContext, directory: Path) -> None:
+    """Answer the test prompts under every strategy of the configuration, each into STRATEGY.jsonl."""
+    inputs, config = run.inputs, run.inputs.config
+    places = [where for where, _ in inputs.records[test_split(inputs)]]
+    rate = config.random_rate or 0.0
+    for name in config.answered_by:
+        path = directory / f"{name}.jsonl"
+        if on_first(lambda path=path: not path.exists()):
+            team, strategy = _answering_team(run, name)
+            settings = GenerationSettings(
+                strategy=strategy,
+                threshold=run_threshold(run),
+                rate=rate,
+                max_new_tokens=config.max_new_tokens,
+                batch_size=config.batch_size,
+                correction=config.correction,
+            )
+            with console.bar(f"generating: {name}", len(places)) as bar:
+                write_answers(
+                    path,
+                    team,
+                    inputs.prompts,
+                    [str(i) for i in range(len(places))],
+                    settings,
+                    key=run.digests("team")["team"],
+                    places=places,
+                    prompt_ids=inputs.prompt_ids,
+                    progress=bar.to,
+                )
+        if name == "defer" and config.random_rate is None:
+            rate = _deferral_rate(path)
+
+
+def _answering_team(run: RunContext, strategy: str) -> tuple[CoLM, str]:
+    """Return the team that answers under a strategy of the configuration, and its decoding strategy."""
+    inputs = run.inputs
+    if strategy not in (UNTRAINED, "proxy"):
+        return trained_team(run), strategy
+    given = load_base(inputs.base_directory, inputs.config.dtype, inputs.mesh, stacked=False)
+    if strategy == UNTRAINED:
+        return CoLM(given, [], [], inputs.mesh), "base"
+    experts, tokenizers = [*inputs.experts, given.decoder], [*inputs.expert_tokenizers, inputs.tokenizer]
+    return CoLM(inputs.trained_base(run.directory("train") / "team"), experts, tokenizers, inputs.mesh), strategy
+
+
+def _deferral_rate(path: Path) -> float:
+    """Return the mean over answers of the share of tokens that experts wrote; 0 without any token."""
+    shares = [np.mean(np.array(line["sources"]) > 0) for line in read_lines(path) if line["sources"]]
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def evaluate_key(run: RunContext) -> StageKey:
+    """The team, its answers and the test lines."""
+    inputs = run.inputs
+    hashes = run.digests("team", "generate") | {"test": inputs.hashes[test_split(inputs)]}
+    return StageKey(hashes, {"task": inputs.config.task})
+
+
+def write_evaluation(run: RunContext, directory: Path) -> None:
+    """Write nats per token on the test texts and, if there is a task, its accuracy and each answer's grade."""
+    inputs, task = run.inputs, run.inputs.config.task
+    split = test_split(inputs)
+    scores = evaluate_text(trained_team(run).score_examples(inputs.examples[split]))
+    result: dict[str, Any] = {"split": split, "text": scores.__dict__}
+    if task is not None:
+        references = references_of(inputs.records[split], task)
+        result["task"] = {"name": task}
+        grades: dict[str, Sequence[float]] = {}
+        for name in inputs.config.answered_by:
+            lines = read_lines(run.directory("generate") / f"{name}.jsonl")
+            columns = [[line[key] for line in lines] for key in ("text", "sources", "expert_calls")]
+            score = score_answers(task, columns[0], references, columns[1], columns[2])
+            grades[name] = score.grades
+            result["task"][name] = {
+                "accuracy": score.accuracy,
+                "interval": score.interval,
+                "deferral_rate": score.deferral_rate,
+                "expert_calls": score.expert_calls,
+                **score.measures,
+            }
+        if is_first():
+            write_json(directory / GRADES, grades)
+    if is_first():
+        write_json(directory / EVALUATION, result)
