@@ -1,4 +1,4 @@
-"""Generation as callers see it: streams, samples, stop strings, log-probabilities, and files that go on."""
+"""Generation as callers see it: streams, samples, stop strings, log-probabilities, and files that resume."""
 
 import json
 from types import SimpleNamespace

@@ -46,7 +46,7 @@ _TORCH = "PyTorch's loop"
 
 
 @dataclass(frozen=True)
-class Written:
+class DecodedBatch:
     """What the engine wrote."""
 
     tokens: Int[np.ndarray, "B N"]
@@ -75,7 +75,7 @@ class Ours:
         rate: float = 0.0,
         new_tokens: int | None = None,
         look: Callable[[], None] | None = None,
-    ) -> Written:
+    ) -> DecodedBatch:
         """Decodes the first `batch` prompts together; a threshold of 1, so that no gate ever defers."""
         new = self.new_tokens if new_tokens is None else new_tokens
         settings = GenerationSettings(strategy, 1.0, new, rate=rate, seed=self.seed, batch_size=batch)
@@ -91,7 +91,7 @@ class Ours:
             if look is not None:
                 look()
         rows = [found[number] for number in range(batch)]
-        return Written(
+        return DecodedBatch(
             tokens=np.array([row.tokens for row in rows]),
             deferred=np.array([row.sources for row in rows]) > 0,
             passes=int(self.engine.expert_passes.sum() - before),
@@ -238,7 +238,7 @@ def _cache_bytes(model, batch: int, positions: int, dtype: str) -> int:
 
 
 def _others(
-    pair: TorchPair, ours: Ours, written: Mapping[tuple[float, int], Written], settings: DecodeBench, tell: Tell
+    pair: TorchPair, ours: Ours, written: Mapping[tuple[float, int], DecodedBatch], settings: DecodeBench, tell: Tell
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """What the engine is compared with, each in the way that is fastest here; and the seconds of every way tried.
 
@@ -293,7 +293,7 @@ def _others(
 def _figures(
     settings: DecodeBench,
     seconds: Mapping[str, list[float]],
-    written: Mapping[tuple[float, int], Written],
+    written: Mapping[tuple[float, int], DecodedBatch],
     memory: Mapping[int, Mapping[str, int]],
     read: Mapping[str, int],
     bandwidth: float,

@@ -35,7 +35,7 @@ from colm_jax.decoding.state import (
     unread,
 )
 from colm_jax.decoding.strategies import CHOOSE, Step, called
-from colm_jax.models.cache import BLOCK, KVCache, Rows, no_rows
+from colm_jax.models.cache import BLOCK, KVCache, KVRows, no_rows
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import p_defer
 from colm_jax.models.ragged import Ragged
@@ -152,7 +152,7 @@ def _expert_pass(
     state: DecodingState,
     expert: int,
     calls: Bool[Array, "B"],
-) -> tuple[Float[Array, "B V"], Rows, Ragged, Bool[Array, "B"]]:
+) -> tuple[Float[Array, "B V"], KVRows, Ragged, Bool[Array, "B"]]:
     """Run one pass of an expert, if it is called, in the smallest size that holds the callers' unread tokens.
 
     Room that is left goes to sequences that do not call it but are partly in its cache: their tokens cost nothing extra

@@ -1,6 +1,6 @@
 """The KV cache: what a model has read of each sequence, and how far.
 
-A pass over new tokens only *reads* the cache and returns the keys and values of those tokens (`Rows`); `write` stores
+A pass over new tokens only *reads* the cache and returns the keys and values of those tokens (`KVRows`); `write` stores
 them afterwards. So a pass can stand inside `lax.cond` while the write stands outside, and no branch ever returns (and
 copies) a cache. Rows at or beyond a sequence's length are never read: writing rubbish there is harmless.
 """
@@ -22,7 +22,7 @@ BLOCK = 8  # rows that are stored at once, of several texts in one line
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Rows:
+class KVRows:
     """Keys and values of T newly read tokens, one pair per layer."""
 
     keys: tuple[Float[Array, "B K T h"], ...]
@@ -60,7 +60,7 @@ class KVCache:
             lengths=jnp.zeros((batch,), jnp.int32),
         )
 
-    def write(self, rows: Rows, count: Int[Array, "N"], slots: Int[Array, "N"] | None = None) -> "KVCache":
+    def write(self, rows: KVRows, count: Int[Array, "N"], slots: Int[Array, "N"] | None = None) -> "KVCache":
         """Stores `rows` behind the texts' lengths and lengthens them by `count` (0..T, the valid rows).
 
         The rows are those of all texts in order, or of the texts in `slots`. One slice update per text, in a loop: as a
@@ -81,7 +81,7 @@ class KVCache:
         keys, values = jax.lax.fori_loop(0, rounds, put_row, (self.keys, self.values))
         return KVCache(keys, values, self.lengths.at[slots].set(self.lengths[slots] + count))
 
-    def write_line(self, rows: Rows, ragged: Ragged) -> "KVCache":
+    def write_line(self, rows: KVRows, ragged: Ragged) -> "KVCache":
         """Stores the rows of several texts in one line, in blocks of BLOCK behind each text's length.
 
         No more blocks than hold tokens: where nothing was read, nothing is written. The line is BLOCK places longer
@@ -109,8 +109,8 @@ class KVCache:
         return jax.tree.map(lambda x: x[slots], self)
 
 
-def no_rows(config: ModelConfig, batch: int, time: int, dtype: jnp.dtype) -> Rows:
+def no_rows(config: ModelConfig, batch: int, time: int, dtype: jnp.dtype) -> KVRows:
     """Rows of a pass that did not happen: what the idle branch of a `lax.cond` returns."""
     shape = (batch, config.kv_heads, time, config.head_dim)
     zeros = tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
-    return Rows(keys=zeros, values=zeros)
+    return KVRows(keys=zeros, values=zeros)

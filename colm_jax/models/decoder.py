@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.models.attention import attend, positions_in, rope_angles, rotate
-from colm_jax.models.cache import KVCache, Rows
+from colm_jax.models.cache import KVCache, KVRows
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.feed_forward import FeedForward, MixtureFeedForward
 from colm_jax.models.layers import Linear, Maker, RMSNorm, precision_of
@@ -137,7 +137,7 @@ class Decoder(nnx.Module):
         segments: Int[Array, "B T"] | None = None,
         spread: jax.sharding.Sharding | None = None,
         ragged: Ragged | None = None,
-    ) -> tuple[Float[Array, "B T D"], Rows | None]:
+    ) -> tuple[Float[Array, "B T D"], KVRows | None]:
         """Reads T tokens behind what the cache holds (from position 0 without one).
 
         Args:
@@ -182,7 +182,7 @@ class Decoder(nnx.Module):
             x, new = layer(x, everywhere if window is None else local, window, past, segments, ragged)
             x = kept(x)
             rows.append(new)
-        return self.norm(x), None if cache is None else Rows(*map(tuple, zip(*rows)))
+        return self.norm(x), None if cache is None else KVRows(*map(tuple, zip(*rows)))
 
     def _scan(self, x: Float[Array, "B T D"], everywhere, local, segments, policy, kept) -> Float[Array, "B T D"]:
         """The stacked layers, one after the other."""

@@ -141,7 +141,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Example:
+class Excerpt:
     """A part of an answer that shows something."""
 
     title: str
@@ -156,7 +156,7 @@ class Section:
     text: str = ""
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
-    examples: tuple[Example, ...] = ()
+    examples: tuple[Excerpt, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from colm_jax.evaluation import gate
-from colm_jax.report.contents import Answer, Bars, Cell, Curve, Example, Plot, Section, Table
+from colm_jax.report.contents import Answer, Bars, Cell, Curve, Excerpt, Plot, Section, Table
 
 _EXAMPLES = 4  # of each kind
 _AROUND = 10  # tokens shown before and behind an example
@@ -22,7 +22,7 @@ def gate_section(answers: Sequence[Answer], agreement: gate.Agreement | None, te
         return None
     tables: list[Table] = []
     plots: list[Plot] = []
-    examples: list[Example] = []
+    examples: list[Excerpt] = []
     said: list[str] = []
     if written:
         fillings, calls = gate.template_fillings(written), gate.calculator_calls(written)
@@ -93,14 +93,14 @@ def _bars(name: str, shares: Sequence[gate.Share]) -> Bars:
     return Bars(f"Deferral by {name}", "share of tokens by experts", tuple(bars))
 
 
-def _examples(title: str, found: Sequence[gate.Found], answers: Sequence[tuple[int, Answer]]) -> list[Example]:
+def _examples(title: str, found: Sequence[gate.Found], answers: Sequence[tuple[int, Answer]]) -> list[Excerpt]:
     """The first of different answers, with some tokens around each."""
     firsts = list({place.answer: place for place in reversed(found)}.values())[::-1][:_EXAMPLES]
     examples = []
     for place in firsts:
         number, answer = answers[place.answer]
         pieces = answer.pieces[max(0, place.start - _AROUND) : place.stop + _AROUND]
-        examples.append(Example(f"{title} ({len(found):,} in all), answer {number}", pieces))
+        examples.append(Excerpt(f"{title} ({len(found):,} in all), answer {number}", pieces))
     return examples
 
 

@@ -77,7 +77,7 @@ def unread_at_calls(answer, prompt):
     return np.diff(places, prepend=0)
 
 
-def test_the_expert_is_read_only_when_called():
+def test_an_expert_pass_runs_only_when_called():
     engine = engine_of(1)
     (prompt,) = prompts([40])
     before = engine.expert_passes.copy()
@@ -91,7 +91,7 @@ def test_the_expert_is_read_only_when_called():
     assert engine.expert_passes - before == some.expert_calls + apart
 
 
-def test_a_text_that_sleeps_long_is_caught_up_with():
+def test_more_unread_tokens_than_a_pass_reads_are_prefilled():
     """Between two calls of the expert more is written than one pass inside the loop reads."""
     engine = engine_of(1)
     (prompt,) = prompts([4], seed=3)
@@ -172,7 +172,7 @@ def test_a_sharded_team_writes_the_same(expert_mesh):
         assert one.tokens == two.tokens
 
 
-def test_whoever_stops_it_within_a_scan_hears_what_stopped_it(monkeypatch):
+def test_an_interrupt_within_a_scan_is_raised_and_counts_are_kept(monkeypatch):
     """A signal may come when the state has been given to the devices and the next one is not there yet."""
     real, scans = loop.run_turns, []
 

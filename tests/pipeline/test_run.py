@@ -350,7 +350,7 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path, inputs, tiny_mo
     other = tiny_model("other", words=words)
     with pytest.raises(UserError, match="tokenizers disagree: id 3"):
         run_pipeline(RunConfig(**{**inputs, "experts": (str(other),)}), tmp_path / "run")
-    with pytest.raises(UserError, match="--expert"):
+    with pytest.raises(UserError, match=r"Run\.experts: name at least one"):
         RunConfig(**{**inputs, "experts": ()})
     with pytest.raises(UserError, match=r"missing.jsonl"):
         run_pipeline(RunConfig(**{**inputs, "dev": "missing.jsonl"}), tmp_path / "run")
@@ -453,11 +453,11 @@ def test_a_model_is_trained_alone(tmp_path, inputs):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strategies": ("defer", "best")}, "strategy must be one of"),
-        ({"strategies": ("random", "defer")}, "random defers as often as defer does, which must stand before it"),
-        ({"strategies": ("random",)}, "bind Run.random_rate"),
+        ({"strategies": ("defer", "best")}, "Run.strategies must be one of"),
+        ({"strategies": ("random", "defer")}, "random defers as often as defer does, which must come before it"),
+        ({"strategies": ("random",)}, "or set Run.random_rate"),
         ({"random_rate": 1.5}, "random_rate must be a number from 0 to 1"),
-        ({"experts": ()}, "needs at least one --expert"),
+        ({"experts": ()}, "name at least one"),
         ({"experts": ("a", "b"), "strategies": ("proxy",)}, "proxy takes one expert"),
         ({"experts": ("a", "b"), "strategies": ("contrastive",)}, "'contrastive' needs 1 expert"),
     ],

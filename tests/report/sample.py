@@ -1,6 +1,6 @@
 """A report in which everything that users write would do harm if it were not escaped."""
 
-from colm_jax.report.contents import Answer, Bars, Curve, Example, Piece, Report, Section, Table, View
+from colm_jax.report.contents import Answer, Bars, Curve, Excerpt, Piece, Report, Section, Table, View
 
 PIECES = (
     Piece("is", 0, 0.1),
@@ -20,7 +20,7 @@ SECTION = Section(
     "An *expert* is_called.",
     (Table("By <class>", ("class", "share"), (("a|b", 0.5),)),),
     (Bars("Shares <1>", "share", (("numbers", 0.5, "50 % of 4"), ("<words>", None, "none")), "of $4"),),
-    (Example("Calculator <1>", PIECES[:4]),),
+    (Excerpt("Calculator <1>", PIECES[:4]),),
 )
 REPORT = Report(
     title="A <run> [red]",
