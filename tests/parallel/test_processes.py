@@ -143,10 +143,10 @@ def local_cluster(*words, script="launch/local_cluster.sh"):
 
 def test_local_cluster_arguments():
     for words, line in [
-        (["two", "--", "colm", "score"], "two: write how many processes"),
+        (["two", "--", "colm", "score"], "two: must be the number of processes"),
         (["2", "--devices", "0", "--", "colm", "score"], "--devices 0: must be a whole number"),
-        (["2", "--device", "1", "--", "colm", "score"], "--device: is not among its flags"),
-        (["2", "--devices", "4"], "write the command behind --"),
+        (["2", "--device", "1", "--", "colm", "score"], "--device: no such flag"),
+        (["2", "--devices", "4"], "write the command after --"),
         (["2", "--", "colm", "export"], "colm export: only run, score, train, calibrate and generate"),
     ]:
         done = local_cluster(*words)
