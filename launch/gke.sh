@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC2153  # the environment file sets the names in capitals
-# A colm command on a TPU slice of a GKE cluster, as a JobSet (docs/launch/tpu.md).
+# Runs a colm command on a TPU slice of a GKE cluster, as a JobSet (docs/launch/tpu.md).
 usage='usage: launch/gke.sh COMMAND [--env FILE] [--dry_run] [-- colm ARGUMENTS...]
 
   render -- colm train ...   print the manifest; --distributed auto is added
-  apply -- colm train ...    give it to the cluster
-  xpk -- colm train ...      the same by XPK, on a cluster that XPK made (CLUSTER)
-  array COMMANDS.txt         a JobSet for each line of the file, NAME-1 and so on, each on one host (GKE_HOSTS=1)
-  status                     of the JobSets and their pods
-  logs [--follow]            of all pods
-  delete                     the JobSets and their pods; files and the cluster stay'
+  apply -- colm train ...    apply the manifest to the cluster
+  xpk -- colm train ...      the same with XPK, on a cluster made by XPK (CLUSTER)
+  array COMMANDS.txt         apply a JobSet for each line of the file, NAME-1 and so on, each on one host (GKE_HOSTS=1)
+  status                     print the status of the JobSets and their pods
+  logs [--follow]            print the logs of all pods
+  delete                     delete the JobSets and their pods, not files or the cluster'
 
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -21,11 +21,11 @@ for word in "${WORDS[@]:1}"; do
   case "${WORDS[0]} $word" in
     'logs --follow') follow=true ;;
     'array '*) commands=$word ;;
-    *) fail "${WORDS[0]}: $word is not among its flags; $0 --help" ;;
+    *) fail "${WORDS[0]}: $word: no such flag; $0 --help" ;;
   esac
 done
 
-# A string of JSON, which is one of YAML too.
+# A JSON string, which is also a YAML string.
 json() {
   local text=${1//\\/\\\\}
   text=${text//\"/\\\"}
@@ -34,15 +34,15 @@ json() {
   printf '"%s"' "${text//$'\r'/\\r}"
 }
 
-# The command's words as a list. Kubernetes reads $(VAR) in them and takes $$ for $.
+# The command's words as a YAML list. Kubernetes expands $(VAR) in them and reads $$ as $.
 words() {
   local word list=''
   for word in "$@"; do list+="${list:+, }$(json "${word//\$/\$\$}")"; done
   printf '[%s]' "$list"
 }
 
-# What is at MOUNT: the bucket, or the claim of a volume. Pods read what others have just written: of a bucket's files
-# nothing may be remembered.
+# The volume at MOUNT: the bucket, or a volume claim. Pods read what others have just written, so a bucket's metadata
+# must not be cached.
 files() {
   local options=implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0
   if [[ -n ${CLAIM:-} ]]; then
@@ -71,11 +71,11 @@ render() { # NAME COMMAND...
   manifest=${manifest//@LABEL@/"$(json "$NAME")"}
   if [[ -n ${MOUNT:-} ]]; then manifest=${manifest//@FILES@/"$(files)"} manifest=${manifest//@MOUNT@/"$(json "$MOUNT")"}; fi
   for name in NAMESPACE SERVICE_ACCOUNT IMAGE; do manifest=${manifest//@$name@/"$(json "${!name}")"}; done
-  manifest=${manifest/@COMMAND@/"$(words "$@")"} # last: it may hold anything
+  manifest=${manifest/@COMMAND@/"$(words "$@")"} # last: it may contain any text
   printf '%s\n' "$manifest"
 }
 
-# Gives a manifest to the cluster; with --dry_run, prints the command with all of it.
+# Applies a manifest to the cluster; with --dry_run, prints the whole command.
 apply() {
   local command=(kubectl "--context=$KUBE_CONTEXT" apply -f -)
   if $DRY_RUN; then
@@ -95,11 +95,11 @@ case ${WORDS[0]} in
       fail "$ENV_FILE: GKE_TOPOLOGY=$GKE_TOPOLOGY: has $chips chips, and GKE_HOSTS=$GKE_HOSTS times GKE_CHIPS=$GKE_CHIPS is $((GKE_HOSTS * GKE_CHIPS))"
     if [[ ${WORDS[0]} == array ]]; then
       check_commands "$commands"
-      [[ -n ${CLAIM:-} ]] || fail "$ENV_FILE: CLAIM is not set: trials lock the stages that they share, and a bucket has no locks"
-      ((GKE_HOSTS == 1)) || fail "$ENV_FILE: GKE_HOSTS=$GKE_HOSTS: must be 1 for an array: a trial is one process"
-      ((${#NAME} <= 45)) || fail "$ENV_FILE: NAME=$NAME: at most 45 characters for an array, which adds the line's number"
+      [[ -n ${CLAIM:-} ]] || fail "$ENV_FILE: CLAIM is not set: trials lock shared stages, and a bucket has no locks"
+      ((GKE_HOSTS == 1)) || fail "$ENV_FILE: GKE_HOSTS=$GKE_HOSTS: must be 1 for an array of trials"
+      ((${#NAME} <= 45)) || fail "$ENV_FILE: NAME=$NAME: at most 45 characters for an array"
       number=0
-      while IFS= read -r line || [[ -n $line ]]; do # the last one may lack its end
+      while IFS= read -r line || [[ -n $line ]]; do # the last line may lack a newline
         number=$((number + 1))
         apply "$(render "$NAME-$number" bash -c "$line")"
       done <"$commands"

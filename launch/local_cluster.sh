@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# N processes on this machine's CPU as one job, joined by jax.distributed over loopback: what a slice of N hosts does,
-# tried before one is paid for (docs/launch/laptop.md).
+# Runs N processes on this machine's CPU as one job, connected by jax.distributed over loopback: a rehearsal of a slice
+# of N hosts (docs/launch/laptop.md).
 usage='usage: launch/local_cluster.sh N [--devices D] [--dry_run] -- colm train|score|calibrate|generate|run ARGUMENTS...
 
   N             processes
-  --devices D   CPU devices of each, 1 by default; --mesh of the command names all N x D of them
+  --devices D   CPU devices per process, 1 by default; the --mesh of the command must cover all N x D
 
-Process 0 writes as it would alone; lines of process 1 begin with [1]. Ends with the first status that is not 0.'
+Output lines of process 1 begin with [1], and so on. Exits with the first status that is not 0.'
 
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,11 +15,11 @@ case ${WORDS[0]:-} in '' | help | -h | --help) echo "$usage" && exit 0 ;; esac
 count=${WORDS[0]} devices=1
 case ${#WORDS[@]} in
   1) ;;
-  3) [[ ${WORDS[1]} == --devices ]] || fail "${WORDS[1]}: is not among its flags; $0 --help" && devices=${WORDS[2]} ;;
-  *) fail "${WORDS[*]}: write a number of processes, and the command behind --; $0 --help" ;;
+  3) [[ ${WORDS[1]} == --devices ]] || fail "${WORDS[1]}: no such flag; $0 --help" && devices=${WORDS[2]} ;;
+  *) fail "${WORDS[*]}: write the number of processes, and the command after --; $0 --help" ;;
 esac
-[[ $count =~ ^[1-9][0-9]*$ ]] || fail "$count: write how many processes, as in $0 2 -- colm score ..."
-[[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices $devices: must be a whole number from 1 on"
+[[ $count =~ ^[1-9][0-9]*$ ]] || fail "$count: must be the number of processes, as in $0 2 -- colm score ..."
+[[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices $devices: must be a whole number, at least 1"
 check_command
 
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
@@ -39,7 +39,7 @@ for ((i = 0; i < count; i++)); do
   fi
 done
 
-# Nobody is stopped for another's sake: the processes notice by themselves, as they would on machines of their own.
+# If a process dies, this script does not stop the others: they notice by themselves, as on separate machines.
 stopped=false
 trap 'stopped=true; kill -TERM "${pids[@]}" 2>/dev/null' INT TERM
 outcome=0
@@ -47,7 +47,7 @@ for i in "${!pids[@]}"; do
   while :; do
     status=0
     wait "${pids[i]}" || status=$?
-    if $stopped && kill -0 "${pids[i]}" 2>/dev/null; then continue; fi # the signal ended the waiting, not the process
+    if $stopped && kill -0 "${pids[i]}" 2>/dev/null; then continue; fi # the signal ended wait, not the process
     break
   done
   if ((status != 0)); then

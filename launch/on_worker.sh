@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# What is done on a TPU VM itself, by tpu_vm.sh and skypilot.yaml; one copy of it lies on every worker.
+# Runs on each TPU VM, for tpu_vm.sh and skypilot.yaml; every worker has a copy.
 #
-#   on_worker.sh install REQUIREMENT      Python 3.12 and the package, in ~/colm-venv
-#   on_worker.sh mount BUCKET DIR         the bucket as a directory
-#   on_worker.sh start COMMAND...         in the background, so that it outlives the connection; once at a time
-#   on_worker.sh same COMMAND...       whether that is what was started
-#   on_worker.sh status                   colm-status: none, running, lost, or the exit status of what was started
-#   on_worker.sh stop                     SIGTERM: training saves first; the job ends with 143
-#   on_worker.sh log [--follow]           what it wrote
+#   on_worker.sh install REQUIREMENT      install Python 3.12 and the package in ~/colm-venv
+#   on_worker.sh mount BUCKET DIR         mount the bucket at DIR
+#   on_worker.sh start COMMAND...         run one command in the background, independent of the connection
+#   on_worker.sh same COMMAND...          exit with 0 if this command was started last
+#   on_worker.sh status                   print colm-status: none, running, lost, or the command's exit status
+#   on_worker.sh stop                     send SIGTERM: training saves first; the job exits with 143
+#   on_worker.sh log [--follow]           print the command's output
 set -euo pipefail
 
 job=$HOME/colm-run
 
 install() {
-  # The runtime images have an older Python than the package needs; uv brings one.
+  # The Python of the runtime images is too old; uv installs another.
   command -v uv >/dev/null || export PATH="$HOME/.local/bin:$PATH"
   command -v uv >/dev/null || python3 -m pip install --quiet --user uv
   [[ -x $HOME/colm-venv/bin/python ]] || uv venv --quiet --python 3.12 "$HOME/colm-venv"
@@ -33,20 +33,20 @@ mount_bucket() {
   fi
   sudo mkdir -p "$directory"
   sudo chown "$(id -u):$(id -g)" "$directory"
-  # Workers read what others have just written: nothing about files, or about their absence, may be remembered. The
-  # default remembers for a minute, and on machines as large as these for ever.
+  # Workers read what others have just written, so metadata of files, or of their absence, must not be cached. The
+  # default is a minute, on machines as large as these for ever.
   gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$bucket" "$directory"
 }
 
 alive() { [[ -e $job/pid ]] && kill -0 "$(<"$job/pid")" 2>/dev/null; }
 
-# Whether this is the command that was started last.
+# Succeeds if this command was started last.
 same() { [[ -e $job/command && $(printf '%q ' "$@") == "$(<"$job/command")" ]]; }
 
 start() {
   local command
   command=$(printf '%q ' "$@")
-  if alive && [[ ! -e $job/status ]]; then # with a status it is about to end
+  if alive && [[ ! -e $job/status ]]; then # with a status, it is about to exit
     if same "$@"; then
       echo "already running"
       return
@@ -61,9 +61,9 @@ start() {
   echo $! >"$job/pid"
 }
 
-# The background process: runs the command and keeps its exit status.
+# The background process: runs the command and stores its exit status.
 supervise() {
-  trap : TERM  # the whole group gets it; the command answers, and this one waits for it
+  trap : TERM  # the whole process group gets it; the command handles it, and this script waits
   local status=0
   "$@" || status=$?
   echo "$status" >"$job/status.tmp"
@@ -75,7 +75,7 @@ status() {
     echo "colm-status: $(<"$job/status")"
   elif alive; then
     echo "colm-status: running"
-  elif [[ -e $job/status ]]; then  # it ended between the two looks
+  elif [[ -e $job/status ]]; then  # it ended between the two checks
     echo "colm-status: $(<"$job/status")"
   elif [[ -e $job/pid ]]; then
     echo "colm-status: lost"

@@ -29,9 +29,9 @@ class Sweep:
         "b, ...)",
     )
     samples: int = setting(0, help="draws of random", least=0)
-    seed: int = seed_setting("of the draws; sample i is the same however many there are")
+    seed: int = seed_setting("seed of the draws; sample i is the same however many there are")
     repeats: tuple[str, ...] = setting(
-        (), help='bindings, or "point", that only repeat a trial, as seeds do: means are taken over them'
+        (), help='bindings, or "point", that only repeat a trial, as seeds do: results are averaged over them'
     )
     metric: str | None = setting(
         None, help="of the answers; unset: accuracy with a task, else team, nats per token of the team"
@@ -43,7 +43,7 @@ class Sweep:
     memory_gib: float | None = setting(
         None, help="memory of one trial; unset: as the first one needed, which then runs alone", above=0
     )
-    retries: int = setting(1, help="of a trial that crashed; one that refused its input is not tried again", least=0)
+    retries: int = setting(1, help="runs again of a trial that crashed; not of one that refused its input", least=0)
 
     def __post_init__(self):
         """Validate the settings."""

@@ -56,7 +56,7 @@ class GateInit:
     positive_weight: float = setting(8.0, help="weight of positive labels in the loss", above=0)
     ridge: float = setting(1e-4, help="L2 penalty in nats per token; keeps the fit of separable labels finite", least=0)
     max_steps: int = setting(100, help="steps of the solver, at most", least=1, most=INT32)
-    seed: int = seed_setting("order of the texts in the reference solver's pass")
+    seed: int = seed_setting("seed of the order of the texts in the reference solver's pass")
 
     def __post_init__(self):
         """Validate the settings."""
@@ -96,7 +96,7 @@ class Training:
         choices=SCHEDULES,
     )
     warmup_fraction: float = setting(0.04, help="share of the steps in which the rate rises from 0", least=0, below=1)
-    weight_decay: float = setting(0.0, help="of AdamW", least=0)
+    weight_decay: float = setting(0.0, help="weight decay of AdamW", least=0)
     clip_norm: float | None = setting(None, help="largest global gradient norm; unset: no clipping", above=0)
     batch_size: int = setting(128, help="rows a step", least=1, most=INT32)
     packing: bool = setting(False, help="several texts a row, as many as fit beside the longest; else one, padded")
@@ -109,7 +109,7 @@ class Training:
         choices=REMAT,
     )
     epochs: int = setting(2, help="passes over the training texts", least=1, most=INT32)
-    seed: int = seed_setting("order of the training texts")
+    seed: int = seed_setting("seed of the order of the training texts")
     label_method: str = setting("a", help="weak labels of the objective weak", choices=LABEL_METHODS)
     positive_weight: float = setting(5.0, help="weight of positive labels in the objective weak", above=0)
     checkpoint_every: int = setting(100, help="steps between checkpoints", least=1, most=INT32)

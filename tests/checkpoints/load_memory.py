@@ -1,4 +1,4 @@
-"""Peak resident memory of loading a checkpoint that is made on the spot, as JSON; a process of its own.
+"""Measure the peak resident memory of loading a generated checkpoint, in a separate process; prints JSON.
 
     python -m tests.checkpoints.load_memory DIR [DATA FSDP TENSOR]
 
@@ -36,7 +36,7 @@ CONFIG = ModelConfig(
 
 
 def write_zeros(directory: Path) -> int:
-    """Writes the checkpoint; returns the bytes of its largest tensor."""
+    """Write the checkpoint and return the bytes of its largest tensor."""
     directory.mkdir(parents=True)
     config = to_huggingface(CONFIG, "bfloat16", 1, 2)
     (directory / "config.json").write_text(json.dumps(config))
@@ -61,13 +61,13 @@ def write_zeros(directory: Path) -> int:
 
 
 def resident(kind: str) -> int:
-    """VmRSS (now) or VmHWM (the most so far), in bytes."""
+    """Return VmRSS (current) or VmHWM (peak), in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
     return 1024 * int(line.split()[1])
 
 
 def main(folder: Path, mesh_sizes: list[int]) -> None:
-    """Prints what loading took."""
+    """Print the memory that loading took."""
     largest, mesh = write_zeros(folder / "big"), make_mesh(*mesh_sizes)
     load_model(write_model(folder / "small"), "bfloat16", mesh)  # imports, compiler, thread pools
     before = resident("VmRSS")

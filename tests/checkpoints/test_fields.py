@@ -1,6 +1,6 @@
-"""Which fields of config.json may stand there: each is read, or changes nothing, or is refused.
+"""Fields of config.json: each is read, or is harmless, or is an error.
 
-The reference's classes need no PyTorch. With it, transformers' own logits show that what is called harmless is.
+The reference's classes need no PyTorch. With PyTorch, transformers' logits show that the harmless fields are harmless.
 """
 
 import importlib.util
@@ -22,20 +22,20 @@ from tests.tiny import edit_json
 
 
 def known_to(name):
-    """Every field that the reference's class for this configuration declares, and its default."""
+    """Return every field that the reference's configuration class declares, with its default."""
     made = reference_class(CONFIGS[name]["model_type"])
     return {key: parameter.default for key, parameter in inspect.signature(made).parameters.items()}
 
 
 def asked_for(name):
-    """Every field that the family reads."""
+    """Return every field that the family reads."""
     fields = Fields(CONFIGS[name], "config.json")
     FAMILIES[fields.model_type].read(fields)
     return fields.asked
 
 
 def another(value):
-    """A value of the same type."""
+    """Return a different value of the same type."""
     match value:
         case bool():
             return not value
@@ -53,7 +53,7 @@ def another(value):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_field_of_the_reference_changes_the_model_or_is_harmless_or_is_refused(name):
+def test_every_reference_field_changes_the_model_or_is_harmless_or_an_error(name):
     before, asked = from_huggingface(CONFIGS[name], "config.json"), asked_for(name)
     for key, default in known_to(name).items():
         changed = {**CONFIGS[name], key: another(CONFIGS[name].get(key, default))}
@@ -67,13 +67,13 @@ def test_every_field_of_the_reference_changes_the_model_or_is_harmless_or_is_ref
         assert (key in asked) != (key in CHANGES_NOTHING), key
 
 
-# Fields that shared code of transformers' models reads although no class of these families declares them.
+# Fields that shared code of transformers reads, although no class of these families declares them.
 _OF_OTHER_MODELS = {
     "image_token_id",  # Gemma 3 with images
     "mm_tokens_per_image",
     "vision_config",
     "number_of_conv_states",  # layers other than attention
-    "rope_theta",  # moved into rope_parameters when the class is made
+    "rope_theta",  # moved into rope_parameters by the constructor
     "partial_rotary_factor",
     "default_theta",  # attributes of the classes
     "block_size",
@@ -81,7 +81,7 @@ _OF_OTHER_MODELS = {
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_field_that_the_references_code_reads_is_known_here(model_type):
+def test_every_field_read_by_the_references_code_is_known(model_type):
     folder = "gemma3" if model_type == "gemma3_text" else model_type
     modules = [f"models.{folder}.modeling_{folder}", "masking_utils", "cache_utils", "modeling_rope_utils"]
     root = Path(importlib.util.find_spec("transformers").origin).parent
@@ -113,7 +113,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_fields_that_the_reference_does_not_know_change_nothing(name):
+def test_fields_unknown_to_the_reference_change_nothing(name):
     expected = from_huggingface(CONFIGS[name], "config.json")
     assert from_huggingface({**CONFIGS[name], **UNKNOWN}, "config.json") == expected
 
@@ -125,7 +125,7 @@ def test_fields_with_the_references_default_change_nothing(name):
     assert from_huggingface({**CONFIGS[name], **defaults}, "config.json") == expected
 
 
-def test_inspecting_a_model_with_harmless_fields(tiny_model, capsys):
+def test_inspect_accepts_harmless_fields(tiny_model, capsys):
     directory, shown = tiny_model(), []
     for fields in {}, {**UNKNOWN, "pad_token_id": -1, "attention_dropout": 0.1, "pretraining_tp": 4}:
         edit_json(directory / "config.json", **fields)
@@ -134,7 +134,7 @@ def test_inspecting_a_model_with_harmless_fields(tiny_model, capsys):
     assert shown[0] == shown[1] != ""
 
 
-# What is refused: (family, field, value, what the error says besides the field and the value).
+# Errors: (family, field, value, the message besides the field and the value).
 WRONG = [
     ("llama", "chunk_size_feed_forward", 4, "LlamaConfig knows it (its default is 0)"),
     ("qwen3", "is_encoder_decoder", True, "Qwen3Config knows it (its default is False)"),
@@ -173,7 +173,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "key", "value", "reason"), WRONG)
-def test_a_field_that_could_matter_is_refused_and_named(name, key, value, reason):
+def test_field_that_could_matter_is_an_error_that_names_it(name, key, value, reason):
     changed = {**CONFIGS[name], key: value}
     if reason is None:
         assert from_huggingface(changed, "config.json") == from_huggingface(CONFIGS[name], "config.json")
@@ -186,14 +186,14 @@ def test_a_field_that_could_matter_is_refused_and_named(name, key, value, reason
     assert "\n" not in message
 
 
-def test_a_value_that_the_references_class_refuses_is_one_line():
+def test_value_invalid_in_the_reference_is_a_one_line_error():
     with pytest.raises(
         UserError, match=r"^config\.json: field '__class__' is 'x', which .* LlamaConfig refuses: [^\n]+$"
     ):
         from_huggingface({**CONFIGS["llama"], "__class__": "x"}, "config.json")
 
 
-def test_a_pattern_that_the_reference_never_reads_is_refused():
+def test_layer_pattern_unused_by_the_reference_is_an_error():
     config = {key: value for key, value in CONFIGS["gemma3"].items() if key != "layer_types"}
     six = from_huggingface(config, "config.json")
     assert from_huggingface({**config, "_sliding_window_pattern": 6}, "config.json") == six
@@ -202,7 +202,7 @@ def test_a_pattern_that_the_reference_never_reads_is_refused():
         from_huggingface({**config, "_sliding_window_pattern": 3}, "config.json")
 
 
-# By numbers.
+# Numerically.
 
 
 HARMLESS = {
@@ -246,7 +246,7 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize(("name", "change"), SPELLINGS)
-def test_a_file_in_another_spelling_means_the_same_to_transformers(name, change, tmp_path):
+def test_alternative_spelling_gives_transformers_the_same_model(name, change, tmp_path):
     pytest.importorskip("torch", reason="needs PyTorch")
-    directory = write_family(tmp_path / name, name, **change)  # None leaves a field out
+    directory = write_family(tmp_path / name, name, **change)  # None omits a field
     assert parity_error(directory, transformers_logits(directory, tokens()), np.arange(len(tokens()))) < 1e-4

@@ -1,4 +1,4 @@
-"""Damaged directories: whatever is wrong with them, loading them is right or one clear line that names the file."""
+"""Damaged directories: loading is correct, or a one-line error that names the file."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.models.families import CONFIGS, write_family
 
 
 def survives(load, directory):
-    """Whether it loads; if not, the error is one line that names something in the directory."""
+    """Return whether it loads; if not, check that the error is one line that names a file of the directory."""
     try:
         load()
     except UserError as error:
@@ -27,7 +27,7 @@ def header_size(data):
     return 8 + int.from_bytes(data[:8], "little")
 
 
-def test_a_flipped_byte_anywhere_in_a_header(tiny_model, mesh):
+def test_flipped_header_byte_is_harmless_or_an_error(tiny_model, mesh):
     directory = tiny_model()
     file = directory / "model.safetensors"
     whole, rng = file.read_bytes(), np.random.default_rng(0)
@@ -38,10 +38,10 @@ def test_a_flipped_byte_anywhere_in_a_header(tiny_model, mesh):
         flipped[place] ^= 1 << int(rng.integers(8))
         file.write_bytes(flipped)
         refused += not survives(lambda: load_model(directory, "float32", mesh), directory)
-    assert refused > len(places) * 0.8  # what is left: padding, metadata, blanks
+    assert refused > len(places) * 0.8  # the rest: padding, metadata, blanks
 
 
-def test_a_file_cut_anywhere(tiny_model, mesh):
+def test_truncated_file_is_an_error(tiny_model, mesh):
     directory = tiny_model()
     file = directory / "model.safetensors"
     whole = file.read_bytes()
@@ -51,7 +51,7 @@ def test_a_file_cut_anywhere(tiny_model, mesh):
 
 
 @pytest.mark.parametrize("name", ["llama-3", "mixtral", "qwen3", "gemma3"])
-def test_any_value_in_any_field_of_config_json(name, tmp_path, mesh):
+def test_any_value_of_any_config_field_is_loaded_or_an_error(name, tmp_path, mesh):
     directory = write_family(tmp_path / name, name)
     config = json.loads((directory / "config.json").read_text())
     odd = [None, True, 0, -1, 1.5, 10**30, "x", [None], {"rope_type": []}, float("nan")]
@@ -86,7 +86,7 @@ INDEXES = {
 
 
 @pytest.mark.parametrize("case", INDEXES)
-def test_a_wrong_index(case, tiny_model, capsys):
+def test_invalid_index_is_an_error(case, tiny_model, capsys):
     directory, content = tiny_model(), INDEXES[case]
     text = content if isinstance(content, str) else json.dumps(content)
     (directory / "model.safetensors.index.json").write_text(text)
@@ -99,12 +99,12 @@ def test_a_wrong_index(case, tiny_model, capsys):
 @pytest.mark.parametrize(
     "content", ["", "{}", '{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}}', "[1]"]
 )
-def test_an_empty_or_odd_tokenizer(content, tiny_model):
+def test_invalid_tokenizer_is_an_error(content, tiny_model):
     directory = tiny_model()
     (directory / "tokenizer.json").write_text(content)
     assert not survives(lambda: load_tokenizer(directory), directory)
 
 
-def test_the_families_configs_themselves_load(tmp_path, mesh):
+def test_unchanged_family_configs_load(tmp_path, mesh):
     for name in CONFIGS:
         assert survives(lambda name=name: load_model(write_family(tmp_path / name, name), "float32", mesh), tmp_path)

@@ -1,4 +1,4 @@
-"""Loading is exact, strict in both directions, and each thing wrong with a directory is one error that names it."""
+"""Loading is exact and strict; each problem of a directory is an error that names it."""
 
 import json
 import re
@@ -33,14 +33,14 @@ def assert_same(tensors, stored):
 
 
 def edit_weights(directory, change):
-    """Rewrites model.safetensors; `change` edits the dictionary in place."""
+    """Rewrite model.safetensors; `change` edits the dictionary in place."""
     tensors = load_file(directory / "model.safetensors")
     change(tensors)
     save_file(tensors, directory / "model.safetensors")
 
 
 def shard(directory, parts, weight_map):
-    """Replaces model.safetensors by the named files, each with the tensors listed, and an index."""
+    """Replace model.safetensors by the named files with the listed tensors, and an index."""
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     for file, names in parts.items():
@@ -58,7 +58,7 @@ def map_of(parts):
 
 
 def error_of(directory, mesh, dtype="float32", **settings):
-    """The one line that loading fails with."""
+    """Return the one-line error of loading."""
     with pytest.raises(UserError) as caught:
         load_model(directory, dtype, mesh, **settings)
     message = str(caught.value)
@@ -66,7 +66,7 @@ def error_of(directory, mesh, dtype="float32", **settings):
     return message
 
 
-# What is right.
+# Valid checkpoints.
 
 
 @pytest.mark.parametrize("name", [name for name in SHARED_MODELS if not name.endswith("-colm")])
@@ -83,7 +83,7 @@ def test_real_models_round_trip_bit_for_bit(name, shared, mesh, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_type_round_trips_bit_for_bit(dtype, tied, tiny_model, mesh):
+def test_every_dtype_round_trips_bit_for_bit(dtype, tied, tiny_model, mesh):
     directory = tiny_model(dtype=dtype, tied=tied, head_dim=6)
     stored = load_file(directory / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {np.dtype(DTYPES[dtype])}
@@ -92,7 +92,7 @@ def test_every_type_round_trips_bit_for_bit(dtype, tied, tiny_model, mesh):
     assert_same(to_tensors(decoder), stored)
 
 
-def test_weights_are_converted_on_loading_and_on_leaving(tiny_model, mesh):
+def test_weights_are_converted_on_loading_and_on_saving(tiny_model, mesh):
     directory = tiny_model()
     stored = load_file(directory / "model.safetensors")
     half = {name: value.astype(ml_dtypes.bfloat16) for name, value in stored.items()}
@@ -100,7 +100,7 @@ def test_weights_are_converted_on_loading_and_on_leaving(tiny_model, mesh):
     assert_same(to_tensors(load_model(directory, "float32", mesh)[0], "bfloat16"), half)
 
 
-def test_shards_with_an_index_are_one_checkpoint(tiny_model, mesh):
+def test_sharded_checkpoint_equals_single_file(tiny_model, mesh):
     directory = tiny_model()
     stored = load_file(directory / "model.safetensors")
     parts = halves(directory)
@@ -109,7 +109,7 @@ def test_shards_with_an_index_are_one_checkpoint(tiny_model, mesh):
     assert_same(to_tensors(load_model(directory, "float32", mesh)[0]), stored)
 
 
-def test_original_format_comes_apart_into_base_and_gate(shared, mesh):
+def test_original_format_is_split_into_base_and_gate(shared, mesh):
     directory = shared / "models" / "babyllama-105-colm"
     stored = load_file(directory / "model.safetensors")
     decoder, deferral = load_model(directory, "float32", mesh, tokenizer_size=105)
@@ -122,20 +122,20 @@ def test_original_format_comes_apart_into_base_and_gate(shared, mesh):
     assert decoder.config.vocab_size == read_config(directory).vocab_size - 1 == 105
 
 
-def test_deferral_row_keeps_float32_beside_a_bfloat16_base(shared, mesh):
+def test_deferral_row_stays_float32_with_a_bfloat16_base(shared, mesh):
     directory = shared / "models" / "babyllama-105-colm"
     _, deferral = load_model(directory, "bfloat16", mesh, tokenizer_size=105)
     np.testing.assert_array_equal(deferral.gate, load_file(directory / "model.safetensors")["lm_head.weight"][-1])
 
 
-def test_every_parameter_is_written_by_its_checkpoint(tiny_model, mesh):
+def test_every_parameter_is_set_by_the_checkpoint(tiny_model, mesh):
     first, second = (load_model(tiny_model(f"{seed}", seed=seed), "float32", mesh)[0] for seed in (0, 1))
     for (path, one), (_, other) in zip(*(nnx.to_flat_state(nnx.state(d)) for d in (first, second)), strict=True):
         assert "scale" in path or not np.array_equal(one[...], other[...]), path
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_head_that_repeats_a_tied_table_changes_nothing(dtype, tiny_model, mesh):
+def test_head_equal_to_a_tied_table_changes_nothing(dtype, tiny_model, mesh):
     directory, tokens = tiny_model(tied=True), np.array([[1, 5, 9]])
     _, before = run(load_model(directory, "float32", mesh)[0], tokens)
     edit_weights(directory, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].astype(dtype)}))
@@ -151,8 +151,8 @@ OTHER_HEADS = {
 
 
 @pytest.mark.parametrize("change", OTHER_HEADS)
-@pytest.mark.parametrize("flag", [True, None])  # None: left out; the class of Gemma ties
-def test_a_tied_model_with_a_head_of_its_own_is_refused(change, flag, tiny_model, mesh):
+@pytest.mark.parametrize("flag", [True, None])  # None: omitted; Gemma's default is tied
+def test_tied_model_with_a_different_head_is_an_error(change, flag, tiny_model, mesh):
     directory = tiny_model(tied=True)
     edit_weights(directory, lambda w: w.update({"lm_head.weight": OTHER_HEADS[change](w["model.embed_tokens.weight"])}))
     if flag is None:
@@ -166,13 +166,13 @@ def test_a_tied_model_with_a_head_of_its_own_is_refused(change, flag, tiny_model
     assert "set tie_word_embeddings to false" in message
 
 
-def test_an_untied_model_without_a_head_is_refused(tiny_model, mesh):
+def test_untied_model_without_a_head_is_an_error(tiny_model, mesh):
     directory = tiny_model(tied=True)
     edit_json(directory / "config.json", tie_word_embeddings=False)
     assert "'lm_head.weight' is missing" in error_of(directory, mesh)
 
 
-def test_rotary_buffers_of_old_checkpoints_are_no_weights(tiny_model, mesh):
+def test_rotary_buffers_of_old_checkpoints_are_ignored(tiny_model, mesh):
     directory = tiny_model()
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
     edit_weights(directory, lambda w: w.update(buffer))
@@ -186,14 +186,14 @@ def test_rope_theta_is_read_in_both_spellings(field, tiny_model):
     assert read_config(directory).rope == Rope(321.0)
 
 
-def test_missing_kv_heads_and_head_dim_follow_from_the_rest(tiny_model):
+def test_missing_kv_heads_and_head_dim_have_the_references_defaults(tiny_model):
     directory = tiny_model()
     edit_json(directory / "config.json", num_key_value_heads=None, head_dim=None)
     config = read_config(directory)
     assert (config.kv_heads, config.head_dim) == (4, 8)
 
 
-# What is wrong with the weights.
+# Invalid weights.
 
 WRONG_WEIGHTS = {
     "unknown": (lambda w: w.update({"model.layers.0.self_attn.q_proj.bias": w["model.norm.weight"]}), "q_proj.bias"),
@@ -211,14 +211,14 @@ WRONG_WEIGHTS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_WEIGHTS)
-def test_wrong_weights_are_named(wrong, tiny_model, mesh):
+def test_invalid_weights_are_an_error_that_names_them(wrong, tiny_model, mesh):
     change, named = WRONG_WEIGHTS[wrong]
     directory = tiny_model()
     edit_weights(directory, change)
     assert re.search(named, error_of(directory, mesh))
 
 
-def test_weights_that_a_narrower_type_cannot_hold_are_named(tiny_model, mesh):
+def test_weights_that_overflow_a_narrower_dtype_are_an_error(tiny_model, mesh):
     directory = tiny_model()
     edit_weights(directory, lambda w: w[KEY].__setitem__((3, 4), 1e6))
     load_model(directory, "bfloat16", mesh)
@@ -226,32 +226,32 @@ def test_weights_that_a_narrower_type_cannot_hold_are_named(tiny_model, mesh):
 
 
 @pytest.mark.parametrize("kept", [0, 4, 1000, -1])
-def test_truncated_file_is_named(kept, tiny_model, mesh):
+def test_truncated_file_is_an_error_that_names_it(kept, tiny_model, mesh):
     file = tiny_model() / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
     assert f"{file}: not a readable safetensors file" in error_of(file.parent, mesh)
 
 
-def test_missing_file_is_named(tiny_model, mesh):
+def test_missing_file_is_an_error_that_names_it(tiny_model, mesh):
     directory = tiny_model()
     (directory / "model.safetensors").unlink()
     assert "model.safetensors: weights file is missing" in error_of(directory, mesh)
 
 
-def test_pickled_weights_are_refused(tiny_model, mesh):
+def test_pickled_weights_are_an_error(tiny_model, mesh):
     directory = tiny_model()
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     assert "pickled" in error_of(directory, mesh)
 
 
-def test_shard_that_is_not_there_is_named(tiny_model, mesh):
+def test_missing_shard_is_an_error_that_names_it(tiny_model, mesh):
     directory = tiny_model()
     parts = halves(directory)
     shard(directory, {"model-1.safetensors": parts["model-1.safetensors"]}, map_of(parts))
     assert "model-2.safetensors: weights file is missing" in error_of(directory, mesh)
 
 
-def test_a_tensor_that_its_file_of_the_index_lacks_is_named(tiny_model, mesh):
+def test_tensor_missing_from_its_indexed_file_is_an_error(tiny_model, mesh):
     directory = tiny_model()
     parts = halves(directory)
     shard(directory, parts, {name: "model-1.safetensors" for name in map_of(parts)})
@@ -259,16 +259,16 @@ def test_a_tensor_that_its_file_of_the_index_lacks_is_named(tiny_model, mesh):
     assert f"model-1.safetensors: holds no tensor '{parts['model-2.safetensors'][0]}'" in message
 
 
-def test_an_index_may_list_buffers_that_are_no_weights_and_forget_a_tensor(tiny_model, mesh):
+def test_index_may_list_buffers_and_omit_tensors(tiny_model, mesh):
     directory = tiny_model()
     stored, parts = load_file(directory / "model.safetensors"), halves(directory)
     listed = map_of(parts) | {"model.layers.0.self_attn.rotary_emb.inv_freq": "model-2.safetensors"}
-    del listed["model.norm.weight"]  # transformers reads every tensor of the files that are listed
+    del listed["model.norm.weight"]  # transformers reads every tensor of the listed files
     shard(directory, parts, listed)
     assert_same(to_tensors(load_model(directory, "float32", mesh)[0]), stored)
 
 
-def test_tensor_in_two_shards_is_named(tiny_model, mesh):
+def test_tensor_in_two_shards_is_an_error_that_names_it(tiny_model, mesh):
     directory = tiny_model()
     parts = halves(directory)
     twice = parts["model-1.safetensors"][0]
@@ -280,19 +280,19 @@ def test_tensor_in_two_shards_is_named(tiny_model, mesh):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
-def test_wrong_index_is_named(content, tiny_model, mesh):
+def test_invalid_index_is_an_error_that_names_it(content, tiny_model, mesh):
     directory = tiny_model()
     (directory / "model.safetensors.index.json").write_text(content)
     assert "model.safetensors.index.json: " in error_of(directory, mesh)
 
 
-def test_original_format_needs_its_extra_row(shared, mesh):
+def test_original_format_without_the_deferral_row_is_an_error(shared, mesh):
     message = error_of(shared / "models" / "babyllama-105", mesh, tokenizer_size=105)
     assert "106 rows" in message
     assert "vocab_size=105" in message
 
 
-# What is wrong with config.json.
+# Invalid config.json.
 
 WRONG_CONFIGS = {
     "another family": ({"model_type": "gpt2"}, "model_type 'gpt2' is none of llama, mistral"),
@@ -320,7 +320,7 @@ WRONG_CONFIGS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_CONFIGS)
-def test_wrong_config_is_named(wrong, tiny_model, mesh):
+def test_invalid_config_is_an_error_that_names_the_field(wrong, tiny_model, mesh):
     fields, named = WRONG_CONFIGS[wrong]
     directory = tiny_model()
     edit_json(directory / "config.json", **fields)
@@ -332,30 +332,30 @@ def test_wrong_config_is_named(wrong, tiny_model, mesh):
 @pytest.mark.parametrize(
     ("content", "named"), [(b"{,}", "not valid JSON"), (b"\xff", "not UTF-8 text"), (b"[1]", "got list")]
 )
-def test_broken_json_is_named(content, named, tmp_path):
+def test_invalid_json_is_an_error_that_names_the_file(content, named, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=f"config.json:.* {named}"):
         read_config(tmp_path)
 
 
-def test_missing_json_is_named(tmp_path):
+def test_missing_json_is_an_error_that_names_it(tmp_path):
     with pytest.raises(UserError, match=r"config\.json: file is missing"):
         read_json(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])
-def test_model_that_is_neither_directory_nor_hub_name(name):
+def test_model_must_be_a_directory_or_hub_name(name):
     with pytest.raises(UserError, match=f"model '{name}': no such directory"):
         resolve(name)
 
 
-def test_hub_name_that_cannot_be_fetched():
+def test_unavailable_hub_name_is_an_error():
     with pytest.raises(UserError, match=r"model 'nobody/nothing': .*the Hub"):
         resolve("nobody/nothing")
 
 
 @pytest.mark.parametrize(("name", "revision"), [("a/b", None), ("a/b@v1.0", "v1.0")])
-def test_hub_names_are_fetched_at_their_revision_and_without_pickles(name, revision, monkeypatch, tmp_path):
+def test_hub_models_are_downloaded_at_their_revision_without_pickles(name, revision, monkeypatch, tmp_path):
     asked = {}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **k: asked.update(repo=repo, **k) or tmp_path)
     assert resolve(name) == tmp_path
@@ -363,7 +363,7 @@ def test_hub_names_are_fetched_at_their_revision_and_without_pickles(name, revis
     assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in asked["allow_patterns"])
 
 
-def test_inspecting_a_hub_name_downloads_no_weights(monkeypatch, tiny_model):
+def test_inspect_of_a_hub_name_downloads_no_weights(monkeypatch, tiny_model):
     directory = tiny_model()
     local = describe(directory, jax.sharding.AbstractMesh((1, 1, 1), MESH_AXES))
     (directory / "model.safetensors").unlink()
@@ -381,7 +381,7 @@ def test_inspecting_a_hub_name_downloads_no_weights(monkeypatch, tiny_model):
     assert facts["bytes"] == local["bytes"]
 
 
-def test_model_that_is_a_file(tmp_path):
+def test_model_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "model").touch()
     with pytest.raises(UserError, match="no such directory"):
         resolve(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Loading a large checkpoint takes little more memory than the model itself."""
+"""Loading a large checkpoint takes little more memory than the model."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.parametrize("mesh", ["1 1 1", "1 2 4"])
-def test_peak_memory_is_the_model_and_a_little(mesh, tmp_path):
+def test_peak_memory_is_little_more_than_the_model(mesh, tmp_path):
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc")
     command = [sys.executable, "-m", "tests.checkpoints.load_memory", str(tmp_path / "work"), *mesh.split()]

@@ -1,4 +1,4 @@
-"""A team's outline says, without weights, what the loaded team says."""
+"""A team's outline, read without weights, equals the loaded team."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def models(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["model", "team", "reference"])
-def test_the_outline_equals_the_loaded_team(models, tmp_path, mesh, form):
+def test_outline_equals_the_loaded_team(models, tmp_path, mesh, form):
     base, expert, team = models
     if form == "reference":
         save_reference(tmp_path / "reference", load_base(team, "float32", mesh), "float32")
@@ -34,14 +34,14 @@ def test_the_outline_equals_the_loaded_team(models, tmp_path, mesh, form):
     assert found.encode_prompts(["abc"], ["p"]) == [loaded.tokenizer.encode("abc")]
 
 
-def test_what_does_not_pair_is_refused_without_weights(models, tmp_path):
+def test_models_that_do_not_pair_are_an_error_before_weights_are_read(models, tmp_path):
     base, expert, team = models
     other = write_model(tmp_path / "other", words=(*WORDS[:3], *reversed(WORDS[3:])))
     for directory in (base, expert, team, other):
         (directory / "model.safetensors").unlink()
     with pytest.raises(UserError, match="tokenizers disagree: id 3"):
         outline_team(base, [other])
-    with pytest.raises(UserError, match="p:1: token 1 is 31"):  # which the expert does not know
+    with pytest.raises(UserError, match="p:1: token 1 is 31"):  # which is not in the expert's vocabulary
         outline_team(base, [expert]).encode_prompts(["?"], ["p:1"])
     edit_json(team / "colm.json", shared_vocabulary={"sha256": "0"})
     with pytest.raises(UserError, match="another shared vocabulary"):

@@ -1,4 +1,4 @@
-"""Rotary positions in config.json: both spellings, and what is refused because they disagree."""
+"""Rotary positions in config.json: both spellings, and errors if they disagree."""
 
 import pytest
 
@@ -19,17 +19,17 @@ def without(fields, *keys):
 
 
 def read(name, **fields):
-    """A family's file with its rope replaced."""
+    """Read a family's config.json with its RoPE fields replaced."""
     return from_huggingface({**without(CONFIGS[name], "rope_parameters"), **fields}, "config.json")
 
 
 def reread(name, **fields):
-    """The same file as transformers' configuration class understands and writes it."""
+    """Read the same file after transformers' configuration class has loaded and saved it."""
     made = reference_class(CONFIGS[name]["model_type"])(**{**without(CONFIGS[name], "rope_parameters"), **fields})
     return from_huggingface(made.to_dict(), "config.json")
 
 
-# Right: (family, fields, rope).
+# Valid: (family, fields, rope).
 ACCEPTED = {
     "one description": ("mistral", {"rope_parameters": LINEAR}, Rope(200.0, 3.0)),
     "old spelling": ("qwen2", {"rope_theta": 200, "rope_scaling": {"type": "linear", "factor": 3}}, Rope(200.0, 3.0)),
@@ -68,7 +68,7 @@ def test_ropes_that_agree_are_read(case):
 
 
 @pytest.mark.parametrize("case", [case for case in ACCEPTED if case != "bands, theirs beside"])
-def test_a_rope_means_what_transformers_class_makes_of_it(case):
+def test_rope_equals_that_of_transformers(case):
     name, fields, _ = ACCEPTED[case]
     assert reread(name, **fields) == read(name, **fields)
 
@@ -116,13 +116,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_ropes_that_disagree_are_refused(case):
+def test_ropes_that_disagree_are_an_error(case):
     fields, reason = REFUSED[case]
     with pytest.raises(UserError, match=rf"^config\.json: .*{reason}"):
         read("llama", **fields)
 
 
-# Gemma 3: a rope for layers without, and one for layers with a window.
+# Gemma 3: separate RoPEs for layers without and with a sliding window.
 
 FULL, LOCAL = {"rope_type": "linear", "factor": 3.0, "rope_theta": 700.0}, {"rope_type": "default", "rope_theta": 60.0}
 BOTH = {"full_attention": FULL, "sliding_attention": LOCAL}
@@ -154,7 +154,7 @@ BY_LAYER = {
 
 
 @pytest.mark.parametrize("case", BY_LAYER)
-def test_ropes_by_layer_are_read(case):
+def test_ropes_by_layer_type_are_read(case):
     fields, full, windowed = BY_LAYER[case]
     config = read("gemma3", **fields)
     assert (config.rope, config.window_rope) == (full, windowed)
@@ -176,7 +176,7 @@ REFUSED_BY_LAYER = {
 
 
 @pytest.mark.parametrize("case", REFUSED_BY_LAYER)
-def test_ropes_by_layer_that_disagree_are_refused(case):
+def test_ropes_by_layer_type_that_disagree_are_an_error(case):
     fields, reason = REFUSED_BY_LAYER[case]
     with pytest.raises(UserError, match=rf"^config\.json: .*{reason}"):
         read("gemma3", **fields)

@@ -1,4 +1,4 @@
-"""Padding, and the order in which examples are read."""
+"""Padding, packing, and the order of examples."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def example(*ids, targets=None):
 EXAMPLES = [example(1, 5, 6), example(1, 7, targets=[False, False]), example(1, 8, 9, 10, 11), example(1)]
 
 
-def test_collate_pads_on_the_right_and_shifts_the_mask_onto_the_predicting_position():
+def test_collate_pads_right_and_shifts_the_mask_to_the_predicting_position():
     batch = collate(EXAMPLES, [[2], [0], [1]], batch_size=4, length=6)
     np.testing.assert_array_equal(
         batch.tokens, [[1, 8, 9, 10, 11, 0], [1, 5, 6, 0, 0, 0], [1, 7, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]
@@ -26,13 +26,13 @@ def test_collate_pads_on_the_right_and_shifts_the_mask_onto_the_predicting_posit
     np.testing.assert_array_equal(batch.segments, batch.tokens > 0)
 
 
-def test_collate_takes_a_text_that_fills_the_row_and_one_of_a_single_token():
+def test_collate_accepts_a_full_row_and_a_single_token():
     batch = collate(EXAMPLES, [[2], [3]], batch_size=2, length=5)
     np.testing.assert_array_equal(batch.tokens, [[1, 8, 9, 10, 11], [1, 0, 0, 0, 0]])
     np.testing.assert_array_equal(batch.mask.sum(-1), [4, 0])
 
 
-def test_collate_puts_the_texts_of_a_row_one_behind_the_other():
+def test_collate_concatenates_the_texts_of_a_row():
     batch = collate(EXAMPLES, [[0, 3, 1], [2]], batch_size=2, length=8)
     np.testing.assert_array_equal(batch.tokens, [[1, 5, 6, 1, 1, 7, 0, 0], [1, 8, 9, 10, 11, 0, 0, 0]])
     np.testing.assert_array_equal(batch.segments, [[1, 1, 1, 2, 3, 3, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0]])
@@ -48,7 +48,7 @@ def epochs(dataset, count):
     return np.array([number for i in range(len(dataset)) for row in dataset[i] for number in row]).reshape(-1, count)
 
 
-def test_each_epoch_is_a_permutation_of_its_own():
+def test_each_epoch_is_a_different_permutation():
     first, second, third = epochs(shuffled(23, 4, epochs=3, seed=0), 23)
     for epoch in (first, second, third):
         np.testing.assert_array_equal(np.sort(epoch), np.arange(23))
@@ -63,7 +63,7 @@ def test_short_last_batch_is_kept(count, sizes):
     assert [len(dataset[i]) for i in range(len(dataset))] == sizes
 
 
-def test_element_depends_on_seed_and_step_alone():
+def test_element_depends_only_on_seed_and_step():
     forwards = shuffled(23, 4, epochs=2, seed=5)
     expected = [np.array(forwards[i]) for i in range(len(forwards))]
     for step in (7, 2, 11, 0, 2):
@@ -73,24 +73,24 @@ def test_element_depends_on_seed_and_step_alone():
     assert any(not np.array_equal(other[i], rows) for i, rows in enumerate(expected))
 
 
-def test_more_epochs_leave_the_earlier_ones_as_they_were():
+def test_more_epochs_do_not_change_earlier_ones():
     short, long = (epochs(shuffled(24, 4, epochs=n, seed=1), 24) for n in (1, 3))
     np.testing.assert_array_equal(short[0], long[0])
 
 
-def test_each_epoch_is_packed_with_every_text_once_and_no_row_overfull():
+def test_packed_epoch_has_every_text_once_and_no_overfull_row():
     lengths = np.random.default_rng(0).integers(1, 30, 200)
     batches = packed(lengths, 40, batch_size=8, epochs=2, seed=0)
     rows = [row for batch in batches for row in batch]
     assert all(len(batch) == 8 for batch in batches[:-1])
     assert all(sum(lengths[row]) <= 40 for row in rows)
     numbers = np.array([number for row in rows for number in row])
-    for epoch in range(2):  # rows are filled in another order than the texts come, but never across epochs
+    for epoch in range(2):  # rows are filled in another order than that of the texts, but never across epochs
         half = numbers[epoch * 200 : (epoch + 1) * 200]
         np.testing.assert_array_equal(np.sort(half), np.arange(200))
-    assert len(rows) < 1.1 * 2 * lengths.sum() / 40  # little room is left
+    assert len(rows) < 1.1 * 2 * lengths.sum() / 40  # rows are nearly full
 
 
-def test_first_fit_takes_the_first_open_row_with_room():
+def test_first_fit_uses_the_first_open_row_with_room():
     assert first_fit(iter(range(5)), [5, 4, 3, 2, 8], 8) == [[0, 2], [1, 3], [4]]
     assert packed([5, 4, 3, 2, 8], 8, 2, 1, seed=1) == packed([5, 4, 3, 2, 8], 8, 2, 1, seed=1)

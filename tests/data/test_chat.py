@@ -1,4 +1,4 @@
-"""Conversations through chat templates: what counts in the loss, what is refused, and how."""
+"""Conversations through chat templates: the loss mask, and errors."""
 
 import json
 
@@ -22,7 +22,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 
 @pytest.fixture
 def chat(tmp_path):
-    """A tokenizer with this template that adds BOS and EOS to texts; <|im_end|> ends a text too."""
+    """Return a maker of tokenizers with a template; they add BOS and EOS to texts, and <|im_end|> also ends a text."""
 
     def make(template, ends=("</s>", "<|im_end|>")):
         words = (*WORDS, *TURNS)
@@ -34,13 +34,13 @@ def chat(tmp_path):
 
 
 def talk(*turns, **more):
-    """A record: of each turn the role's first letter and the content."""
+    """Make a record from turns, each the first letter of the role and the content."""
     roles = {"s": "system", "u": "user", "a": "assistant"}
     return {"messages": [{"role": roles[turn[0]], "content": turn[2:]} for turn in turns], **more}
 
 
 def shown(record, tokenizer):
-    """The tokens of a record, with what counts in the loss in brackets."""
+    """Return the tokens of a record; those that count in the loss are in brackets."""
     ids, targets = encode_example(record, tokenizer, "f:1")
     text, inside = "", False
     for token, target in zip(ids, targets):
@@ -49,7 +49,7 @@ def shown(record, tokenizer):
     return text + ("]" if inside else "")
 
 
-def test_one_end_of_a_turn_counts_and_nothing_after_it(chat):
+def test_one_end_token_per_turn_counts_and_nothing_after_it(chat):
     record = talk("s be", "u hi", "a yes", "u so", "a ok")
     assert shown(record, chat(CHATML)) == (
         "<|im_start|>system.be<|im_end|> <|im_start|>user.hi<|im_end|> <|im_start|>assistant.[yes<|im_end|>] "
@@ -57,7 +57,7 @@ def test_one_end_of_a_turn_counts_and_nothing_after_it(chat):
     )
 
 
-def test_template_decides_on_bos_and_eos(chat):
+def test_template_determines_bos_and_eos(chat):
     for bos, eos in (("", ""), ("<s>", ""), ("", "</s>"), ("<s>", "</s>")):
         tokenizer = chat(CHAT_TEMPLATE.replace("<s>", bos).replace("</s>", eos))
         assert shown(talk("u hi", "a yes"), tokenizer) == f"{bos}u?hia?[yes{eos}]"
@@ -65,23 +65,23 @@ def test_template_decides_on_bos_and_eos(chat):
         assert "".join(tokenizer.words[i] for i in prompt) == f"{bos}u?hia?"
 
 
-def test_what_follows_a_spelled_out_end_does_not_count(chat):
+def test_text_after_a_spelled_out_end_does_not_count(chat):
     assert shown(talk("u a", "a b</s>c"), chat(CHAT_TEMPLATE)) == "<s>u?aa?[b</s>]c</s>"
 
 
-def test_conversation_opened_by_the_assistant_masks_its_header(chat):
+def test_header_of_an_opening_assistant_message_does_not_count(chat):
     record = talk("a hello", "u hi", "a yes")
     rest = "<|im_start|>user.hi<|im_end|> <|im_start|>assistant.[yes<|im_end|>] "
     opened = "<|im_start|>assistant.[hello<|im_end|>] "
     assert shown(record, chat(CHATML)) == opened + rest
     assert shown(talk("a hello"), chat(CHATML)) == opened
-    # Behind a text of the template's own that spells the assistant's letter; an empty message counts its end.
+    # After the template's own text with the assistant's letter; of an empty message the end counts.
     template = CHAT_TEMPLATE.replace("{{ '<s>' }}", "{{ '<s>a?say. ' }}")
     assert shown(talk("a hello", "u hi", "a yes"), chat(template)) == "<s>a?say. a?[hello</s>]u?hia?[yes</s>]"
     assert shown(talk("a ", "u hi", "a yes"), chat(template)) == "<s>a?say. a?[</s>]u?hia?[yes</s>]"
 
 
-def test_template_that_needs_a_user_masks_every_assistant_message(chat):
+def test_template_that_requires_a_user_message_counts_every_assistant_message(chat):
     tokenizer = chat(NEEDS_USER + CHATML)
     expected = "<|im_start|>user.hi<|im_end|> <|im_start|>assistant.[yes<|im_end|>] "
     assert shown(talk("s be", "u hi", "a yes"), tokenizer) == "<|im_start|>system.be<|im_end|> " + expected
@@ -89,8 +89,8 @@ def test_template_that_needs_a_user_masks_every_assistant_message(chat):
     assert shown(talk("s be", "a hello", "u hi", "a yes"), tokenizer) == opened + expected
 
 
-def test_template_that_writes_the_last_answer_otherwise_is_masked_by_its_ends(chat):
-    """As templates do that leave earlier reasoning out: the header of the last answer has no part in the others."""
+def test_template_with_a_different_last_answer_is_masked_by_end_tokens(chat):
+    """Like templates that drop earlier reasoning: only the last answer's header differs."""
     thinks = "{% if loop.last and m['role'] == 'assistant' %}{{ '<think>' }}{% endif %}"
     template = CHAT_TEMPLATE.replace("{{ m['role'][0] + '?'", "{{ m['role'][0] + '?' }}" + thinks + "{{ ''")
     record = talk("u hi", "a yes", "u so", "a ok")
@@ -99,7 +99,7 @@ def test_template_that_writes_the_last_answer_otherwise_is_masked_by_its_ends(ch
         shown(record, chat(template.replace("{{ '</s>' }}", ".")))
 
 
-def test_end_that_a_template_adds_to_every_finished_conversation_counts_no_second_time(chat):
+def test_end_token_added_after_the_conversation_does_not_count_twice(chat):
     template = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
     assert shown(talk("u hi", "a yes", "u so", "a ok"), chat(template)) == (
         "<|im_start|>user.hi<|im_end|> <|im_start|>assistant.[yes<|im_end|>] "
@@ -107,7 +107,7 @@ def test_end_that_a_template_adds_to_every_finished_conversation_counts_no_secon
     )
 
 
-def test_marks_of_the_template_say_what_counts(chat):
+def test_generation_tags_of_the_template_determine_the_mask(chat):
     marked = "{%- generation -%}{{ m['content'] + '</s>' }}{%- endgeneration -%}"
     template = (
         "{% for m in messages %}{{ m['role'][0] + (messages | length | string | replace('4', 'z')) }}"
@@ -132,7 +132,7 @@ RAISING = {
 
 
 @pytest.mark.parametrize("template", RAISING)
-def test_whatever_a_template_raises_is_one_line_that_names_the_record(template, chat):
+def test_template_error_is_one_line_that_names_the_record(template, chat):
     tokenizer = chat(template)
     for call, record in ((encode_example, talk("u a", "a b")), (encode_prompt, talk("u a"))):
         with pytest.raises(UserError, match=f"^data.jsonl:7: .*{RAISING[template]}") as caught:
@@ -149,7 +149,7 @@ def test_named_templates(chat):
     assert shown(talk("u a", "a b", tools=TOOLS), tokenizer) == "tq<s>u?aa?[b</s>]"
 
 
-def test_tools_are_handed_on_or_refused(chat):
+def test_tools_are_passed_to_the_template_or_an_error(chat):
     tokenizer = chat("{% for t in tools or [] %}{{ t['function']['name'] }}{% endfor %}" + CHAT_TEMPLATE)
     assert shown(talk("u a", "a b", tools=TOOLS * 2), tokenizer) == "ff<s>u?aa?[b</s>]"
     assert shown(talk("u a", "a b", tools=[]), tokenizer) == "<s>u?aa?[b</s>]"
@@ -163,7 +163,7 @@ def test_tools_are_handed_on_or_refused(chat):
             call(record, ignoring, "f:1")
 
 
-def test_fields_of_messages_are_handed_on_or_refused(chat):
+def test_message_fields_are_passed_to_the_template_or_an_error(chat):
     calls = "{% for c in m['tool_calls'] or [] %}{{ c['name'] }}{% endfor %}"
     tokenizer = chat(CHAT_TEMPLATE.replace("m['content'] }}", "(m['content'] or '') }}" + calls))
     message = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}, {"name": "g"}]}
@@ -183,7 +183,7 @@ def test_fields_of_messages_are_handed_on_or_refused(chat):
     assert shown(record, reasons) == "<s>u?aa?[so.b</s>]"
 
 
-def test_text_parts_are_one_content(chat):
+def test_text_parts_are_concatenated(chat):
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     record = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "c"}]}
     assert shown(record, chat(CHAT_TEMPLATE)) == "<s>u?aba?[c</s>]"
@@ -201,11 +201,11 @@ def test_text_parts_are_one_content(chat):
         "a",
     ],
 )
-def test_message_of_another_form_is_refused(message, chat):
+def test_invalid_message_is_an_error(message, chat):
     with pytest.raises(UserError, match=r"^f:1: a message needs 'role' and 'content' strings"):
         encode_prompt({"messages": [message]}, chat(CHAT_TEMPLATE), "f:1")
 
 
-def test_prompt_that_ends_with_the_assistant_is_refused(chat):
+def test_prompt_that_ends_with_an_assistant_message_is_an_error(chat):
     with pytest.raises(UserError, match=r"^f:1: a prompt cannot end with an assistant message"):
         encode_prompt(talk("u a", "a b"), chat(CHAT_TEMPLATE), "f:1")

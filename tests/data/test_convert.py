@@ -1,4 +1,4 @@
-"""Official files as data lines, which the tasks' references read."""
+"""Conversion of official files to data lines that the tasks read as references."""
 
 import json
 
@@ -23,7 +23,7 @@ FACTOID = {"type": "factoid", "body": "Which?", "exact_answer": ["x"]}
     ("form", "file"),
     [("gsm8k", "gsm8k/test.jsonl"), ("math", "math/MATH500.jsonl"), ("pubmedqa", "pubmedqa/ori_pqal.json")],
 )
-def test_completions_are_right_answers_by_the_tasks_own_grading(shared, form, file):
+def test_completions_are_graded_correct_by_their_task(shared, form, file):
     lines = convert(read_records(shared / "data" / file), form, "0:60")
     assert len(lines) == 60
     task = find_task(form)
@@ -34,7 +34,7 @@ def test_completions_are_right_answers_by_the_tasks_own_grading(shared, form, fi
     assert len({line["id"] for line in lines}) == 60
 
 
-def test_bioasq_has_an_instruction_and_an_answer_of_each_type():
+def test_bioasq_questions_of_each_type_have_instruction_and_answer():
     lines = convert([("q", record) for record in BIOASQ], "bioasq")
     assert [line["completion"] for line in lines] == [" yes", " X", " A\nB", " It is so."]
     assert lines[0]["prompt"].startswith("It is. So.\n\nQuestion: Is it? Answer yes or no.")
@@ -43,14 +43,14 @@ def test_bioasq_has_an_instruction_and_an_answer_of_each_type():
     assert score.grades == (1.0, 1.0, 1.0, 1.0)
 
 
-def test_what_is_null_is_as_if_it_were_not_there():
+def test_null_fields_count_as_missing():
     (line,) = convert([("q", FACTOID | {"id": None, "snippets": None})], "bioasq")
     assert (line["id"], line["prompt"][:9]) == ("0", "Question:")
     (line,) = convert([("q", {"problem": "p", "solution": "s", "answer": None})], "math")
     assert "answer" not in line
 
 
-def test_a_lone_surrogate_is_named(tmp_path, capsys):
+def test_lone_surrogate_is_an_error_that_names_the_record(tmp_path, capsys):
     (tmp_path / "x.json").write_text(json.dumps([{"question": "q \ud800", "answer": "#### 1"}]))
     command = ["convert", "--format", "gsm8k", "--data", str(tmp_path / "x.json"), "--out", str(tmp_path / "out.jsonl")]
     assert main(command) == 2
@@ -58,7 +58,7 @@ def test_a_lone_surrogate_is_named(tmp_path, capsys):
     assert "x.json" in said and "half of a surrogate pair" in said
 
 
-def test_rows_are_a_slice_and_ids_count_on(tmp_path, capsys):
+def test_rows_are_a_slice_and_keep_their_ids(tmp_path, capsys):
     source = tmp_path / "x.jsonl"
     source.write_text("".join(json.dumps({"question": f"q{i}", "answer": f"#### {i}"}) + "\n" for i in range(5)))
     out = tmp_path / "data/out.jsonl"
@@ -94,7 +94,7 @@ def test_rows_are_a_slice_and_ids_count_on(tmp_path, capsys):
         ("gsm8k", {"question": "q", "answer": "a"}, "1:", "--rows 1:: none; the file has 1"),
     ],
 )
-def test_what_is_missing_is_named(form, record, rows, message):
+def test_missing_field_is_an_error_that_names_it(form, record, rows, message):
     with pytest.raises(UserError, match=message):
         convert([("file:1", record)], form, rows)
 
@@ -118,7 +118,7 @@ def test_what_is_missing_is_named(form, record, rows, message):
         ),
     ],
 )
-def test_official_files_are_read_as_strictly_as_data_files(form, name, content, said, tmp_path, capsys):
+def test_invalid_official_file_is_an_error(form, name, content, said, tmp_path, capsys):
     (tmp_path / name).write_text(content)
     files = ["--data", str(tmp_path / name), "--out", str(tmp_path / "out.jsonl")]
     assert main(["convert", "--format", form, *files]) == 2
@@ -126,7 +126,7 @@ def test_official_files_are_read_as_strictly_as_data_files(form, name, content, 
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_the_command_knows_every_format(capsys):
+def test_help_lists_every_format(capsys):
     assert main(["convert", "--format", "none", "--data", "x", "--out", "y"]) == 2
     said = capsys.readouterr().err
     assert all(name in said for name in FORMATS)

@@ -1,4 +1,4 @@
-"""Every form of data line becomes the right ids and the right mask; every bad line is named by file and line."""
+"""Every form of data line gives the right ids and mask; an invalid line is an error with file and line."""
 
 import json
 
@@ -28,38 +28,38 @@ def tokenizer(tmp_path):
 
 @pytest.fixture
 def plain_tokenizer(tmp_path):
-    """No chat template, no BOS."""
+    """Return a tokenizer without chat template and BOS."""
     return load_tokenizer(write_tokenizer(tmp_path / "plain", bos=False))
 
 
 def counted(record, tokenizer):
-    """The ids, and as text those that count in the loss (an EOS as !)."""
+    """Return the ids, and the tokens that count in the loss as text (EOS as !)."""
     ids, targets = encode_example(record, tokenizer, "here")
     assert len(ids) == len(targets)
     kept = [WORDS[i] for i, target in zip(ids, targets) if target]
     return ids, "".join("!" if word == "</s>" else word for word in kept)
 
 
-def test_all_of_a_text_counts_but_its_first_token(tokenizer, plain_tokenizer):
+def test_all_tokens_of_a_text_count_except_the_first(tokenizer, plain_tokenizer):
     assert counted({"text": "ab c"}, tokenizer) == ([BOS, *ids_of("ab c")], "ab c")
     assert counted({"text": "ab c"}, plain_tokenizer) == (ids_of("ab c"), "b c")
 
 
-def test_only_the_completion_counts_and_eos_ends_it(tokenizer, plain_tokenizer):
+def test_only_completion_and_eos_count(tokenizer, plain_tokenizer):
     record = {"prompt": "ab?", "completion": " cd."}
     assert counted(record, tokenizer) == ([BOS, *ids_of("ab? cd."), EOS], " cd.!")
     assert counted(record, plain_tokenizer) == ([*ids_of("ab? cd."), EOS], " cd.!")
 
 
-def test_empty_completion_counts_its_eos(tokenizer):
+def test_eos_of_an_empty_completion_counts(tokenizer):
     assert counted({"prompt": "ab", "completion": ""}, tokenizer) == ([BOS, *ids_of("ab"), EOS], "!")
 
 
-def test_completion_without_a_prompt_counts_all(tokenizer):
+def test_all_of_a_completion_without_prompt_counts(tokenizer):
     assert counted({"prompt": "", "completion": "ab"}, tokenizer) == ([BOS, *ids_of("ab"), EOS], "ab!")
 
 
-def test_pair_of_a_real_tokenizer_is_read_as_one_text(shared):
+def test_prompt_and_completion_are_tokenised_as_one_text(shared):
     tokenizer = load_tokenizer(shared / "models" / "stories260k")
     prompt, completion = "Once upon a time, there was a lit", "tle girl named Lily."
     ids, targets = encode_example({"prompt": prompt, "completion": completion}, tokenizer, "here")
@@ -69,7 +69,7 @@ def test_pair_of_a_real_tokenizer_is_read_as_one_text(shared):
     assert tokenizer.decode([i for i, target in zip(ids, targets) if target]).strip() == "little girl named Lily."
 
 
-def test_only_what_the_assistant_wrote_counts(tokenizer):
+def test_only_assistant_messages_count(tokenizer):
     turns = ["user", "hi"], ["assistant", "yes."], ["user", "so"], ["assistant", "ok"]
     messages = [{"role": role, "content": content} for role, content in turns]
     ids, kept = counted({"messages": messages}, tokenizer)
@@ -77,8 +77,8 @@ def test_only_what_the_assistant_wrote_counts(tokenizer):
     assert kept == "yes.!ok!"
 
 
-def test_what_counts_is_where_the_template_puts_the_answer_not_where_its_words_are(tokenizer):
-    """The assistant's words, its opening included, stand in the system's and users' messages too, before and after."""
+def test_mask_follows_the_template_and_not_the_words(tokenizer):
+    """System and user messages also contain the assistant's words and header, before and after."""
     turns = ["system", "yes"], ["user", "a?yes"], ["assistant", "yes"], ["user", "yes"], ["assistant", "yes a?yes"]
     ids, targets = encode_example({"messages": [{"role": r, "content": c} for r, c in turns]}, tokenizer, "here")
     pieces = [("s?yes", 0), ("u?a?yes", 0), ("a?", 0), ("yes", 1), (EOS, 1), ("u?yes", 0)]
@@ -107,7 +107,7 @@ def test_system_and_last_user_messages_do_not_count(tokenizer):
         ("{{ raise_exception('roles must alternate') }}", "refuses these messages: roles must alternate"),
     ],
 )
-def test_template_that_cannot_be_masked_is_refused(template, message, tmp_path):
+def test_template_without_a_clear_mask_is_an_error(template, message, tmp_path):
     words = [*WORDS, *"0123456789"]
     tokenizer = load_tokenizer(write_tokenizer(tmp_path, words, template))
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -120,7 +120,7 @@ def test_messages_need_a_template(plain_tokenizer):
         encode_example({"messages": [{"role": "user", "content": "a"}]}, plain_tokenizer, "here")
 
 
-def test_ids_are_taken_as_they_are(tokenizer):
+def test_input_ids_are_unchanged(tokenizer):
     assert counted({"input_ids": [4, 5, 6]}, tokenizer) == ([4, 5, 6], "bc")
     labels = [-100, -100, 6, 2]
     assert counted({"input_ids": [4, 5, 6, 2], "labels": labels}, tokenizer) == ([4, 5, 6, 2], "c!")
@@ -142,7 +142,7 @@ def test_file_of_all_forms(tokenizer, tmp_path):
     assert {(e.ids.dtype, e.targets.dtype) for e in examples.items} == {(np.dtype("int32"), np.dtype("bool"))}
 
 
-def test_texts_longer_than_the_context_are_cut_and_counted(tokenizer, tmp_path):
+def test_long_texts_are_truncated_and_counted(tokenizer, tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text('{"text": "abcdefg"}\n{"text": "abc"}\n')
     examples = read_examples(file, tokenizer, context=4)
@@ -187,7 +187,7 @@ WRONG_LINES = {
 
 
 @pytest.mark.parametrize("line", WRONG_LINES)
-def test_bad_line_is_named(line, tokenizer, tmp_path):
+def test_invalid_line_is_an_error_with_file_and_line(line, tokenizer, tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text(f'{{"text": "a"}}\n\n{line}\n{{"text": "b"}}\n')
     with pytest.raises(UserError, match=f"^{file}:3: {WRONG_LINES[line]}") as caught:
@@ -204,14 +204,14 @@ def test_bad_line_is_named(line, tokenizer, tmp_path):
         (b'{"text": ""}', "no token in it counts"),
     ],
 )
-def test_file_without_data_is_named(content, message, tokenizer, tmp_path):
+def test_file_without_data_is_an_error(content, message, tokenizer, tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_bytes(content)
     with pytest.raises(UserError, match=rf"^{file}: ?{message}"):
         read_examples(file, tokenizer, 64)
 
 
-def test_missing_file_is_named(tmp_path):
+def test_missing_file_is_an_error_that_names_it(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.jsonl: cannot be read"):
         read_jsonl(tmp_path / "nowhere.jsonl")
 
@@ -228,25 +228,25 @@ def test_prompts_of_every_form(tokenizer):
     ("prompt", "message"),
     [({}, "a prompt needs"), ({"prompt": 3}, "must be a string"), ({"input_ids": []}, "no token"), ("", "no token")],
 )
-def test_bad_prompt_is_named(prompt, message, plain_tokenizer):
+def test_invalid_prompt_is_an_error(prompt, message, plain_tokenizer):
     with pytest.raises(UserError, match=f"prompts.jsonl:2: .*{message}"):
         encode_prompt(prompt, plain_tokenizer, "prompts.jsonl:2")
 
 
-def test_special_words_in_a_text_do_not_shift_the_border(tokenizer):
+def test_special_tokens_in_a_text_do_not_shift_the_completion(tokenizer):
     ids, targets = encode_example({"prompt": "a</s>b", "completion": "c"}, tokenizer, "here")
     assert ids == [BOS, *ids_of("a"), SPECIAL.index("</s>"), *ids_of("bc"), EOS]
     assert targets == [False] * 4 + [True, True]
 
 
-def test_prompt_ends_where_its_text_does(tmp_path):
+def test_completion_begins_at_the_end_of_the_prompts_text(tmp_path):
     tokenizer = load_tokenizer(write_tokenizer(tmp_path, eos=True))
     assert encode_prompt("ab", tokenizer, "here") == [BOS, *ids_of("ab")]
     assert counted({"text": "ab"}, tokenizer) == ([BOS, *ids_of("ab"), EOS], "ab!")
     assert counted({"prompt": "a", "completion": "b"}, tokenizer) == ([BOS, *ids_of("ab"), EOS], "b!")
 
 
-def test_prompt_that_spells_out_its_end_is_refused_but_where_that_begins_texts(tokenizer, tmp_path):
+def test_prompt_ending_in_eos_is_an_error_unless_eos_begins_texts(tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"^p.txt:document 2: the prompt ends with '</s>', the end of text; remove it"):
         encode_prompt({"text": "ab</s>"}, tokenizer, "p.txt:document 2")
     assert encode_prompt({"prompt": "a</s>b"}, tokenizer, "here") == [BOS, *ids_of("a"), EOS, *ids_of("b")]
@@ -272,7 +272,7 @@ HALF = "half of a surrogate pair"
         ('{"text": "a", "x": ' + "[" * 100000 + "]" * 100000 + "}", "not valid JSON: nested too deeply"),
     ],
 )
-def test_what_could_not_be_written_again_is_refused_where_it_is_read(line, said, tmp_path):
+def test_values_that_json_cannot_write_are_an_error_when_read(line, said, tmp_path):
     file = tmp_path / "d.jsonl"
     file.write_text(f'{{"text": "a"}}\n{line}\n')
     with pytest.raises(UserError, match=rf"^{file}:2: {said}") as caught:
@@ -280,7 +280,7 @@ def test_what_could_not_be_written_again_is_refused_where_it_is_read(line, said,
     assert str(caught.value).isprintable()
 
 
-def test_whole_pairs_and_escaped_backslashes_are_read(tmp_path):
+def test_surrogate_pairs_and_escaped_backslashes_are_read(tmp_path):
     file = tmp_path / "d.jsonl"
     file.write_text('{"text": "\\ud83d\\ude00 \\\\ud83d"}\n')
     assert read_jsonl(file)[0][1] == {"text": "\N{GRINNING FACE} \\ud83d"}
@@ -294,7 +294,7 @@ def test_whole_pairs_and_escaped_backslashes_are_read(tmp_path):
         {"messages": [{"role": "user", "content": "a\udc00"}, {"role": "assistant", "content": "b"}]},
     ],
 )
-def test_half_a_surrogate_pair_from_python_is_refused(record, tokenizer):
+def test_lone_surrogate_from_python_is_an_error(record, tokenizer):
     with pytest.raises(UserError, match=rf"^here: .* holds '\\ud.*', {HALF}"):
         encode_example(record, tokenizer, "here")
     if "completion" not in record:
@@ -304,7 +304,7 @@ def test_half_a_surrogate_pair_from_python_is_refused(record, tokenizer):
 
 
 @pytest.mark.parametrize("name, text", [("a.jsonl", '{"text": "ab"}\n'), ("a.txt", "ab")])
-def test_a_byte_order_mark_is_no_part_of_the_data_and_another_encoding_is_one_line(tmp_path, name, text):
+def test_byte_order_mark_is_ignored_and_other_encodings_are_an_error(tmp_path, name, text):
     (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
     assert [record for _, record in read_jsonl(tmp_path / name)] == [{"text": "ab"}]
     for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):

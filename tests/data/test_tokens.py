@@ -1,4 +1,4 @@
-"""The tokenised form on disk: the texts that are read in memory, without being held there; what is left out is said."""
+"""Tokenised texts on disk equal those read in memory; truncated and skipped texts are counted."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ RECORDS = [
     {"prompt": "ab", "completion": "cd"},
     {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     {"input_ids": [1, 4, 5, 6], "labels": [-100, 4, -100, 6]},
-    {"input_ids": [0, 0, 0]},  # the id 0 has a sign too
+    {"input_ids": [0, 0, 0]},  # id 0 must keep its sign
 ]
 EMPTY = [
     {"input_ids": [7]},
-    {"text": ""},  # BOS alone
+    {"text": ""},  # only BOS
     {"input_ids": [4, 5], "labels": [-100, -100]},
-    {"input_ids": [4, 5], "labels": [4, -100]},  # nothing predicts a first token
+    {"input_ids": [4, 5], "labels": [4, -100]},  # a first token is never predicted
     {"messages": [{"role": "user", "content": "a"}]},
     {"prompt": "abcdefghijklmnop", "completion": "q"},
 ]
@@ -47,7 +47,7 @@ def same(one: Example, two: Example) -> bool:
     return np.array_equal(one.ids, two.ids) and np.array_equal(one.targets, two.targets)
 
 
-def test_what_is_read_from_disk_is_what_is_read_in_memory(tokenizer, tmp_path):
+def test_texts_on_disk_equal_texts_in_memory(tokenizer, tmp_path):
     source = write(tmp_path / "d.jsonl", RECORDS)
     tokenise(source, tokenizer, 8, tmp_path / "tokens")
     stored, held = open_tokens(tmp_path / "tokens"), encode_examples(read_jsonl(source), tokenizer, 8, "d")
@@ -63,7 +63,7 @@ def test_what_is_read_from_disk_is_what_is_read_in_memory(tokenizer, tmp_path):
     np.testing.assert_array_equal(one.mask, two.mask)
 
 
-def test_texts_are_numbers_slices_and_pickles(tokenizer, tmp_path):
+def test_texts_support_indices_slices_and_pickle(tokenizer, tmp_path):
     tokenise(write(tmp_path / "d.jsonl", RECORDS), tokenizer, 64, tmp_path / "tokens")
     texts = open_tokens(tmp_path / "tokens").items
     assert same(texts[-1], texts[4])
@@ -73,7 +73,7 @@ def test_texts_are_numbers_slices_and_pickles(tokenizer, tmp_path):
     assert all(same(one, two) for one, two in zip(pickle.loads(pickle.dumps(texts)), texts))
 
 
-def test_the_digest_knows_every_id_and_every_mask():
+def test_digest_depends_on_every_id_and_mask():
     text = Example(np.array([1, 5, 6], np.int32), np.array([False, True, True]))
     others = [
         Example(np.array([1, 5, 7], np.int32), text.targets),
@@ -85,7 +85,7 @@ def test_the_digest_knows_every_id_and_every_mask():
     assert Examples((Example(text.ids.copy(), text.targets.copy()),), 3).digest([0]) in digests
 
 
-def test_texts_in_which_nothing_counts_are_left_out_and_counted(tokenizer, tmp_path):
+def test_texts_without_counted_tokens_are_skipped_and_counted(tokenizer, tmp_path):
     source = write(tmp_path / "d.jsonl", [EMPTY[0], RECORDS[0], *EMPTY[1:], RECORDS[3]])
     tokenise(source, tokenizer, 6, tmp_path / "tokens")
     examples = open_tokens(tmp_path / "tokens")
@@ -107,7 +107,7 @@ def test_texts_in_which_nothing_counts_are_left_out_and_counted(tokenizer, tmp_p
     )
 
 
-def test_documents_have_their_numbers(tokenizer, tmp_path):
+def test_documents_of_a_text_file_are_numbered(tokenizer, tmp_path):
     (tmp_path / "d.txt").write_text("ab\nc<|endoftext|>\n<|endoftext|>d e<|endoftext|>f\n", newline="")
     tokenise(tmp_path / "d.txt", tokenizer, 64, tmp_path / "tokens")
     examples = open_tokens(tmp_path / "tokens")
@@ -115,7 +115,7 @@ def test_documents_have_their_numbers(tokenizer, tmp_path):
     assert [tokenizer.decode(text.ids.tolist()) for text in examples.items] == ["ab\nc".replace("\n", ""), "d e", "f"]
 
 
-def test_the_same_file_becomes_the_same_bytes(tokenizer, tmp_path):
+def test_same_file_gives_the_same_bytes(tokenizer, tmp_path):
     rng = np.random.default_rng(0)
     records = [{"input_ids": rng.integers(0, 32, rng.integers(2, 300)).tolist()} for _ in range(500)]
     source = write(tmp_path / "d.jsonl", records)
@@ -155,20 +155,20 @@ def test_threads_share_a_reader(tokenizer, tmp_path):
         (['{"text": ""}', '{"prompt": "abc", "completion": ""}'], r"no token in it counts .*context 3, 1 examples cut"),
     ],
 )
-def test_a_bad_file_leaves_nothing(lines, said, tokenizer, tmp_path):
+def test_invalid_file_leaves_no_output(lines, said, tokenizer, tmp_path):
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     with pytest.raises(UserError, match=said):
         tokenise(tmp_path / "d.jsonl", tokenizer, 3, tmp_path / "tokens", allowed=np.arange(32) < 31)
     assert not (tmp_path / "tokens").exists()
 
 
-def test_the_line_that_is_no_utf_8_is_named(tokenizer, tmp_path):
+def test_invalid_utf8_is_an_error_with_the_line(tokenizer, tmp_path):
     (tmp_path / "d.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
     with pytest.raises(UserError, match=r"d.jsonl:2: not UTF-8 text"):
         tokenise(tmp_path / "d.jsonl", tokenizer, 8, tmp_path / "tokens")
 
 
-def test_progress_ends_at_the_files_size(tokenizer, tmp_path):
+def test_progress_ends_at_the_size_of_the_file(tokenizer, tmp_path):
     source = write(tmp_path / "d.jsonl", [{"text": "abcdefgh" * 100}] * 200)
     told = []
     tokenise(source, tokenizer, 64, tmp_path / "tokens", progress=lambda done, total: told.append((done, total)))
@@ -178,7 +178,7 @@ def test_progress_ends_at_the_files_size(tokenizer, tmp_path):
     assert sorted(told) == told
 
 
-def test_files_that_do_not_belong_together_are_refused(tokenizer, tmp_path):
+def test_mismatched_files_are_an_error(tokenizer, tmp_path):
     tokenise(write(tmp_path / "d.jsonl", RECORDS), tokenizer, 64, tmp_path / "tokens")
     index = np.load(tmp_path / "tokens/index.npy")
     assert index.dtype == INDEX

@@ -1,4 +1,4 @@
-"""Tokenising a large file and reading it takes no more memory than a few texts."""
+"""Tokenising and reading a large file takes the memory of a few texts."""
 
 import json
 import subprocess

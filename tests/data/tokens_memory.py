@@ -1,8 +1,8 @@
-"""Peak resident memory of tokenising a large data file and reading it once, as JSON; a process of its own.
+"""Measure the peak resident memory of tokenising and reading a large file, in a separate process; prints JSON.
 
     python -m tests.data.tokens_memory DIR
 
-The file is made on the spot: 120 MB of texts of random tokens, a third of them longer than the context.
+The generated file has 120 MB of texts of random tokens, a third of them longer than the context.
 """
 
 import json
@@ -24,7 +24,7 @@ BATCH = 8
 
 
 def write_texts(path: Path, size: int, words: int) -> None:
-    """A JSONL file of `input_ids`, about `size` bytes, a text at a time."""
+    """Write a JSONL file of `input_ids` with about `size` bytes, one text at a time."""
     rng, written = np.random.default_rng(0), 0
     with path.open("w") as file:
         while written < size:
@@ -33,7 +33,7 @@ def write_texts(path: Path, size: int, words: int) -> None:
 
 
 def read_through(source: Path, tokenizer: Tokenizer, directory: Path) -> tuple[Examples, int]:
-    """Tokenises, opens, and makes every batch of one shuffled epoch; the texts and the tokens read."""
+    """Tokenise, open, and make every batch of a shuffled epoch; return the texts and the number of tokens."""
     allowed = np.ones(tokenizer.size, bool)
     tokenise(source, tokenizer, CONTEXT, directory, allowed)
     examples, read = open_tokens(directory), 0
@@ -44,7 +44,7 @@ def read_through(source: Path, tokenizer: Tokenizer, directory: Path) -> tuple[E
 
 
 def main(folder: Path) -> None:
-    """Prints what it took."""
+    """Print the memory used."""
     words = [*SPECIAL, *(f"w{i}" for i in range(3000))]
     tokenizer = load_tokenizer(write_tokenizer(folder / "tokenizer", words))
     for name, size in (("small", 200_000), ("large", BYTES)):

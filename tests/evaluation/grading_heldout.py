@@ -1,10 +1,10 @@
-"""A held-out comparison of our grader of MATH with math-verify on MATH-500; prints one table of Markdown:
+"""Compare our MATH grader with math-verify on held-out variants of MATH-500; prints a Markdown table:
 
 COLM_SHARED=DIR python -m tests.evaluation.grading_heldout
 
-`grading_table` holds the pairs on which our grader was developed. The variants here imitate how language models write
-answers; they were written without reading the grader or those pairs, and before either grader was run on them. A kind
-that applies to more than MOST gold answers keeps at most MOST of them, evenly spaced.
+`grading_table` has the pairs on which our grader was developed. The variants here imitate how language models write
+answers. They were written without reading the grader or those pairs, and before either grader was run on them. A kind
+keeps at most MOST of the gold answers to which it applies, evenly spaced.
 """
 
 import os
@@ -33,7 +33,7 @@ def _integer(gold: str) -> int | None:
 
 
 def _fraction(gold: str) -> tuple[str, int, int] | None:
-    """Sign, numerator and denominator."""
+    """Return sign, numerator and denominator."""
     match = re.fullmatch(r"(-?)\\d?frac ?(?:\{(\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))", gold)
     return (match[1], int(match[2] or match[3]), int(match[4] or match[5])) if match else None
 
@@ -44,7 +44,7 @@ def _ratio(gold: str) -> Fraction | None:
 
 
 def _decimal(value: Fraction) -> str | None:
-    """The exact decimal of a fraction with at most six digits after the point."""
+    """Return the exact decimal of a fraction, if it has at most six digits after the point."""
     shifted = value * 10**6
     if shifted.denominator != 1:
         return None
@@ -53,7 +53,7 @@ def _decimal(value: Fraction) -> str | None:
 
 
 def _elements(gold: str) -> list[str] | None:
-    """The numbers of a bare list; 58,500 is one number."""
+    """Return the numbers of a bare list; 58,500 is one number."""
     if re.fullmatch(r"-?\d+(, ?-?\d+)+", gold) and not re.fullmatch(r"\d{1,3}(,\d{3})+", gold):
         return re.split(", ?", gold)
     return None
@@ -65,14 +65,14 @@ def _plus_minus(gold: str) -> tuple[str, str] | None:
 
 
 def _coordinates(gold: str) -> list[str] | None:
-    """The parts of one pair of round brackets with commas."""
+    """Return the comma-separated parts of one pair of round brackets."""
     match = re.fullmatch(r"(?:\\left)?\(([^()\[\]]*)(?:\\right)\)|\(([^()\[\]]*)\)", gold)
     parts = [part.strip() for part in (match[1] or match[2]).split(",")] if match else []
     return parts if len(parts) > 1 else None
 
 
 def _interval(gold: str) -> tuple[str, str, str, str] | None:
-    """Bracket, ends, bracket of what is an interval and cannot be a point."""
+    """Return bracket, ends, bracket of an interval that cannot be a point."""
     bare = gold.replace("\\left", "").replace("\\right", "").replace("x \\in", "").strip()
     match = re.fullmatch(r"([(\[])([^,()\[\]]*),([^,()\[\]]*)([)\]])", bare)
     if match is None or (match[1] + match[4] == "()" and "infty" not in bare):
@@ -96,12 +96,12 @@ def _inequality(gold: str) -> str | None:
 
 
 def _where(parse: Callable, write: Callable) -> Change:
-    """`write` of what `parse` finds in a gold answer, where it finds anything."""
+    """Return a change that applies `write` to what `parse` finds in a gold answer, if anything."""
     return lambda gold: None if (found := parse(gold)) is None else write(found)
 
 
 def _all(*parses: Callable) -> Callable[[str], str | None]:
-    """The gold answer itself where one of `parses` finds something."""
+    """Return a change that keeps the gold answer if one of `parses` finds something."""
     return lambda gold: gold if any(parse(gold) is not None for parse in parses) else None
 
 
@@ -114,7 +114,7 @@ def _degrees(gold: str) -> str | None:
 
 
 def _powers(gold: str) -> str | None:
-    """Roots as powers; 3\\sqrt{13} becomes 3 \\cdot 13^{1/2}."""
+    """Write roots as powers; 3\\sqrt{13} becomes 3 \\cdot 13^{1/2}."""
     spaced = re.sub(r"(\d) ?\\sqrt\{(\d+)\}", r"\1 \\cdot \\sqrt{\2}", gold)
     return _sub(r"\\sqrt\{(\d+)\}", r"\1^{1/2}")(spaced)
 
@@ -125,7 +125,7 @@ def _imaginary_first(match: re.Match) -> str:
 
 
 def _rectangular(gold: str) -> list[str] | None:
-    """The coordinates of a point that is neither polar nor possibly an interval."""
+    """Return the coordinates of a point that is neither polar nor possibly an interval."""
     return None if re.search("infty|sqrt|pi", gold) else _coordinates(gold)
 
 
@@ -138,7 +138,7 @@ def _over(parts: tuple[str, int, int], form: str) -> str:
 
 
 def _thousands(separator: str) -> Change:
-    """A number of at least five digits, grouped."""
+    """Return a change that groups the digits of a number of at least five digits."""
 
     def change(gold: str) -> str | None:
         bare = re.sub(r",\\! ?|,(?=\d{3})", "", gold)
@@ -164,14 +164,14 @@ def _exact_chain(gold: str) -> str | None:
 
 
 def _bare_point(gold: str) -> str | None:
-    """A fraction below one as a decimal without the zero."""
+    """Write a fraction below one as a decimal without the zero."""
     value = _ratio(gold)
     decimal = None if value is None else _decimal(value)
     return decimal.replace("0.", ".", 1) if decimal and abs(value) < 1 else None
 
 
 def _zeros(gold: str) -> str | None:
-    """A fraction as a decimal with two more zeros."""
+    """Write a fraction as a decimal with two more zeros."""
     value = _ratio(gold)
     decimal = None if value is None else _decimal(value)
     return f"{decimal}00" if decimal else None
@@ -303,7 +303,7 @@ NOTATION: dict[str, Change] = {
     ),
 }
 
-# Texts around the answer, which stands for @. Without a formula or a box, only answers without macros.
+# Texts around the answer, @. Without a formula or a box, only answers without macros.
 TEXTS: dict[str, str] = {
     "display box on several lines": "Adding the two equations, we get\n\\[\n\\boxed{\n  @\n}\n\\]",
     "box at the end of `align*`": "\\begin{align*}\nS &= a + b \\\\\n&= \\boxed{@}.\n\\end{align*}",
@@ -351,7 +351,7 @@ TEXTS: dict[str, str] = {
 
 
 def _boxes(gold: str) -> str | None:
-    """Each element of a list in a box of its own."""
+    """Write each element of a list in a separate box."""
     parts = _elements(gold)
     return "The solutions are " + " and ".join(f"$\\boxed{{{part}}}$" for part in parts) + "." if parts else None
 
@@ -363,7 +363,7 @@ def _negated(gold: str) -> str | None:
 
 
 def _other_end(gold: str) -> str | None:
-    """The first bracket of an interval that is not beside infinity, open for closed and closed for open."""
+    """Swap open and closed at the first finite end of an interval."""
     if (parts := _interval(gold)) is None:
         return None
     left, low, high, right = parts
@@ -375,7 +375,7 @@ def _other_end(gold: str) -> str | None:
 
 
 def _mirrored(gold: str) -> str | None:
-    """The half-line on the other side."""
+    """Return the half-line on the other side."""
     if (parts := _interval(gold)) is None or "infty" not in gold:
         return None
     left, low, high, right = parts
@@ -385,7 +385,7 @@ def _mirrored(gold: str) -> str | None:
 
 
 def _rounded(gold: str) -> str | None:
-    """A fraction to two digits after the point, where that is not exact."""
+    """Round a fraction to two digits after the point, if that is not exact."""
     value = _ratio(gold)
     if value is None or (value * 100).denominator == 1:
         return None
@@ -442,7 +442,7 @@ WRONG: dict[str, Change] = {
     "another base": _where(_match(_BASE), lambda match: f"{match[1]}_{{{int(match[2]) - 1}}}"),
     "no answer in the box": lambda gold: "\\text{no answer}",
 }
-# Wrong answers stand in one of these in turn.
+# Texts for wrong answers, used in turn.
 WRONG_TEXTS = (
     "Therefore, the final answer is $\\boxed{@}$.",
     "The sum telescopes.\n\n**Final Answer:**\n\n\\[ @ \\]",
@@ -453,12 +453,12 @@ Kinds = Iterator[tuple[str, list[tuple[str, str]]]]
 
 
 def _spaced(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """At most MOST of the pairs, evenly spaced."""
+    """Return at most MOST of the pairs, evenly spaced."""
     return pairs[:: -(-len(pairs) // MOST)] if pairs else pairs
 
 
 def right_pairs(answers: list[str]) -> Kinds:
-    """Of each kind of right answer: texts and the gold answers that they give."""
+    """Return, for each kind of right answer, texts with the gold answers that they give."""
     for name, change in NOTATION.items():
         changed = [(change(gold), gold) for gold in answers]
         yield name, _spaced([(WRONG_TEXTS[0].replace("@", new), gold) for new, gold in changed if new is not None])
@@ -469,7 +469,7 @@ def right_pairs(answers: list[str]) -> Kinds:
 
 
 def wrong_pairs(answers: list[str]) -> Kinds:
-    """Of each kind of wrong answer: texts and the gold answers that they do not give."""
+    """Return, for each kind of wrong answer, texts with the gold answers that they do not give."""
     for name, change in WRONG.items():
         changed = [(new, gold) for gold in answers if (new := change(gold)) is not None]
         texts = [(WRONG_TEXTS[i % 3].replace("@", new), gold) for i, (new, gold) in enumerate(changed)]
@@ -494,7 +494,7 @@ def wrong_pairs(answers: list[str]) -> Kinds:
 
 
 def main() -> None:
-    """Prints how many pairs each grader accepts: by kind, and of all."""
+    """Print how many pairs each grader accepts, by kind and in total."""
     answers = golds(Path(os.environ.get("COLM_SHARED", "shared")))
     graders = [same_boxed, math_verify()]
     print("| kind | pairs | ours | math-verify |", "| --- | --- | --- | --- |", sep="\n")

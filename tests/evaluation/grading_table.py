@@ -1,10 +1,10 @@
-"""Measures our grader of MATH and Hugging Face's math-verify on MATH-500, and writes the table of docs/evaluation.md:
+"""Compare our MATH grader with Hugging Face's math-verify on MATH-500, and write the table of docs/evaluation.md:
 
 COLM_SHARED=DIR python -m tests.evaluation.grading_table
 
-DIR holds data/math/MATH500.jsonl; math-verify comes from `pip install math-verify`. Both grade a text in
-which the answer stands in a box, or is said without one. Right: a gold answer against other ways to write it. Wrong:
-against another problem's, and against what nearly is the answer.
+DIR has data/math/MATH500.jsonl; install math-verify with `pip install math-verify`. Both grade texts with the answer in
+a box or in a phrase. Right answers: a gold answer written in other ways. Wrong answers: another problem's answer, and
+near misses.
 """
 
 import json
@@ -19,14 +19,14 @@ from colm_jax.evaluation.math_answers import same_boxed
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 BEGIN, END = "<!-- grading -->", "<!-- end of grading -->"
-Change = Callable[[str], str | None]  # of a gold answer; None where it does not apply
+Change = Callable[[str], str | None]  # of a gold answer; None if it does not apply
 Grader = Callable[[str, str], bool]  # of a text and a gold answer
 
 _FRACTION = re.compile(r"(-?)\\d?frac\{(\d+)\}\{(\d+)\}")
 
 
 def _changed(pattern: str, value: str) -> Change:
-    """A substitution, where it changes anything."""
+    """Return a substitution that gives None if it changes nothing."""
     return lambda gold: new if (new := re.sub(pattern, value, gold)) != gold else None
 
 
@@ -76,7 +76,7 @@ def _mixed(gold: str) -> str | None:
 
 
 def _terms(gold: str) -> str | None:
-    """A sum of terms without brackets, its terms in the other order."""
+    """Reverse the terms of a sum without brackets."""
     if (
         "matrix" in gold
         or not re.fullmatch(r"-?[\w^\\{} ]+(?:[+-][\w^\\{} ]+)+", gold)
@@ -214,7 +214,7 @@ WRONG: dict[str, Change] = {
 
 @dataclass(frozen=True)
 class Row:
-    """How many pairs of one kind there are, and how many of them each grader calls the same."""
+    """The number of pairs of one kind, and how many of them each grader calls equivalent."""
 
     pairs: int
     ours: int
@@ -222,18 +222,18 @@ class Row:
 
 
 def golds(shared: Path) -> list[str]:
-    """The 500 right answers."""
+    """Return the 500 gold answers."""
     lines = (shared / "data/math/MATH500.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["answer"] for line in lines]
 
 
 def boxed(answer: str) -> str:
-    """A text that ends in an answer."""
+    """Return a text that ends in the answer."""
     return rf"We add both sides, so that $\boxed{{{answer}}}$."
 
 
 def right_pairs(answers: list[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Of each way of writing: texts that give the gold answer, each with that answer."""
+    """Yield, for each notation, texts that give the gold answer, with that answer."""
     for name, change in RIGHT.items():
         yield name, [(boxed(new), gold) for gold in answers if (new := change(gold)) is not None]
     for form in SAID:
@@ -243,7 +243,7 @@ def right_pairs(answers: list[str]) -> Iterator[tuple[str, list[tuple[str, str]]
 
 
 def wrong_pairs(answers: list[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Of each kind of wrong answer: texts that give it, each with the gold answer."""
+    """Yield, for each kind of wrong answer, texts that give it, with the gold answer."""
     bare = [re.sub(r"^[a-z] ?= ?|\s|\\[!,]|\^\\circ", "", gold) for gold in answers]
     others = []
     for i, gold in enumerate(answers):
@@ -255,7 +255,7 @@ def wrong_pairs(answers: list[str]) -> Iterator[tuple[str, list[tuple[str, str]]
 
 
 def math_verify() -> Grader:
-    """math-verify with its defaults: it searches the text itself, the gold answer stands in a box."""
+    """Return math-verify with its defaults: it searches the text; the gold answer is in a box."""
     import logging
 
     import math_verify as package
@@ -265,7 +265,7 @@ def math_verify() -> Grader:
 
 
 def measure(pairs: Iterator[tuple[str, list[tuple[str, str]]]], graders: list[Grader]) -> dict[str, Row]:
-    """How many pairs of each kind the graders call the same."""
+    """Count the pairs of each kind that the graders call equivalent."""
     return {
         name: Row(len(texts), *(sum(bool(grade(text, gold)) for text, gold in texts) for grade in graders))
         for name, texts in pairs
@@ -273,7 +273,7 @@ def measure(pairs: Iterator[tuple[str, list[tuple[str, str]]]], graders: list[Gr
 
 
 def table(head: str, rows: dict[str, Row], wanted: Callable[[Row], int]) -> list[str]:
-    """Lines of Markdown: the kinds that a grader does not get right throughout, the others together, and all."""
+    """Return Markdown lines: kinds that a grader does not get all right, the others together, and all."""
     shown = {name: row for name, row in rows.items() if not row.ours == row.theirs == wanted(row)}
     others = [row for name, row in rows.items() if name not in shown]
     shown |= {f"{len(others)} other kinds": _sum(others), "**all**": _sum(list(rows.values()))}
@@ -286,7 +286,7 @@ def _sum(rows: list[Row]) -> Row:
 
 
 def main() -> None:
-    """Writes the tables into the page."""
+    """Write the tables into the page."""
     answers = golds(Path(os.environ.get("COLM_SHARED", "shared")))
     graders = [same_boxed, math_verify()]
     right, wrong = (measure(pairs(answers), graders) for pairs in (right_pairs, wrong_pairs))

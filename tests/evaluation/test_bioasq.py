@@ -25,7 +25,7 @@ ANSWERS = {
 }
 
 
-def test_measures_by_hand(tmp_path):
+def test_measures_equal_those_by_hand(tmp_path):
     (tmp_path / "q.json").write_text(json.dumps({"questions": QUESTIONS}))
     lines = [{"id": key, "text": text} for key, text in ANSWERS.items()]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -38,7 +38,7 @@ def test_measures_by_hand(tmp_path):
         "questions": 2,
     }
     assert result["factoid"] == {"strict": 0.0, "lenient": 0.5, "mrr": 0.25, "questions": 2}
-    # Aspirin counts once, by its first name; its second, and paracetamol, are wrong.
+    # Aspirin counts once, by its first name; its second name and paracetamol are wrong.
     listed = result["list"]
     assert (listed["precision"], listed["recall"]) == (0.5, pytest.approx(2 / 3))
     assert listed["f1"] == pytest.approx(4 / 7)
@@ -49,7 +49,7 @@ def test_measures_by_hand(tmp_path):
     assert 0 <= low < result["mean_grade"] < high <= 1
 
 
-def test_a_submission_in_the_challenges_format_is_graded_alike(tmp_path):
+def test_submission_in_the_challenges_format_gets_the_same_grade(tmp_path):
     (tmp_path / "q.json").write_text(json.dumps({"questions": QUESTIONS}))
     answers = [
         {"id": "a", "exact_answer": "yes", "ideal_answer": "It does."},
@@ -64,13 +64,13 @@ def test_a_submission_in_the_challenges_format_is_graded_alike(tmp_path):
 
 
 @pytest.mark.parametrize("answer", [5, True, {"name": "x"}, [["x"], None], [[]], [7]])
-def test_a_submission_of_another_form_is_named(tmp_path, answer):
+def test_invalid_submission_is_an_error(tmp_path, answer):
     (tmp_path / "p.json").write_text(json.dumps({"questions": [{"id": "a", "exact_answer": answer}]}))
     with pytest.raises(UserError, match=r"p\.json: item 1: an answer must be a string, or a list of them"):
         read_predictions(tmp_path / "p.json", "bioasq")
 
 
-def test_candidates():
+def test_candidates_of_an_answer():
     assert candidates("- BRCA1\n* BRCA2.\n\n(3) p53\n", commas=False) == ["brca1", "brca2", "p53"]
     assert candidates("alpha, beta", commas=False) == ["alpha, beta"]
     assert candidates("a, b; c", commas=True) == ["a, b", "c"]
@@ -79,7 +79,7 @@ def test_candidates():
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_an_empty_answer_is_worth_nothing(question):
+def test_empty_answer_scores_zero(question):
     assert grade("", question_of(question, "q")) == 0
 
 
@@ -100,12 +100,12 @@ def test_an_empty_answer_is_worth_nothing(question):
         ({"type": "summary", "exact_answer": "x"}, "needs 'ideal_answer'"),
     ],
 )
-def test_a_bad_question_is_named(record, said):
+def test_invalid_question_is_an_error(record, said):
     with pytest.raises(UserError, match=f"q.json: item 1: .*{said}"):
         question_of(record, "q.json: item 1")
 
 
-def test_rouge_by_hand():
+def test_rouge_equals_values_by_hand():
     # Lin (2004): "police killed the gunman" against "police kill the gunman".
     found = rouge_2("police kill the gunman", ["police killed the gunman"])
     assert (found.precision, found.recall, found.f1) == (
@@ -116,14 +116,14 @@ def test_rouge_by_hand():
     # Of 6 skip-bigrams and 4 unigrams each, 3 and 3 are shared: police the, police gunman, the gunman.
     found = rouge_su4("police kill the gunman", ["police killed the gunman"])
     assert (found.precision, found.recall) == (0.6, 0.6)
-    # At most four words lie between: a and g are too far apart, a and f are not.
+    # At most four words between: a and g are too far apart, a and f are not.
     assert rouge_su4("a g", ["a b c d e f g"]).recall == pytest.approx(2 / (7 + 6 + 5 + 4 + 3 + 2))
     assert rouge_su4("a f", ["a b c d e f g"]).recall == pytest.approx(3 / (7 + 6 + 5 + 4 + 3 + 2))
     assert rouge_2("", ["a b"]).f1 == rouge_2("a", ["a"]).f1 == 0
-    assert rouge_2("a b a b", ["a b"]).precision == pytest.approx(1 / 3)  # a bigram is matched as often as it is there
+    assert rouge_2("a b a b", ["a b"]).precision == pytest.approx(1 / 3)  # a bigram is matched as often as it occurs
 
 
-def test_rouge_2_is_that_of_rouge_score():
+def test_rouge_2_equals_rouge_score():
     package = pytest.importorskip("rouge_score.rouge_scorer", reason="needs rouge-score (extra eval)")
     scorer = package.RougeScorer(["rouge2"], use_stemmer=False)
     texts = "The cat sat on the mat.", "A cat is on the mat; the mat is red", "TP53-mutated cells, IL-6 and p<0.05", ""

@@ -22,11 +22,11 @@ from colm_jax.evaluation.choices import choice_measures, decision, f1
         ("", None),
     ],
 )
-def test_decision(text, said):
+def test_decision_of_an_answer(text, said):
     assert decision(text) == said
 
 
-def test_macro_f1_by_hand():
+def test_macro_f1_equals_value_by_hand():
     found = choice_measures(["yes", "yes", "no", ""], ["yes", "no", "no", "maybe"])
     assert found["f1"] == {"yes": pytest.approx(2 / 3), "no": pytest.approx(2 / 3), "maybe": 0.0}
     assert found["macro_f1"] == pytest.approx(4 / 9)

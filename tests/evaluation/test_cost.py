@@ -1,4 +1,4 @@
-"""Costs by hand, and weights against those of real decoders."""
+"""Costs compared with values by hand, and weights with those of decoders."""
 
 import jax
 import pytest
@@ -12,7 +12,7 @@ from tests.tiny import tiny_config, tiny_decoder
 SMALL = tiny_config(vocab_size=5, width=2, depth=1, heads=1, kv_heads=1, head_dim=2, ff=3)
 
 
-def test_weights_are_those_of_the_decoder_without_norms_and_embedding():
+def test_weights_equal_the_decoders_without_norms_and_embedding():
     assert weights_met(SMALL) == 44
     for fields in ({}, {"kv_heads": 4, "head_dim": 16}, {"mixture": Mixture(4, 2)}):
         decoder = tiny_decoder(**fields)
@@ -22,32 +22,32 @@ def test_weights_are_those_of_the_decoder_without_norms_and_embedding():
         assert weights_met(config, active=False) == total - norms - config.width * config.vocab_size
 
 
-def test_of_a_mixture_a_token_meets_the_active_networks():
+def test_mixture_of_experts_counts_the_active_networks():
     plain, mixed = tiny_config(), tiny_config(mixture=Mixture(4, 2))
     router, network = mixed.depth * mixed.width * 4, mixed.depth * 3 * mixed.width * mixed.ff
     assert weights_met(mixed) == weights_met(plain) + network + router
     assert weights_met(mixed, active=False) == weights_met(plain) + 3 * network + router
 
 
-def test_a_pass_reads_its_weights_once_and_attends_to_what_came_before():
+def test_pass_reads_weights_once_and_attends_to_earlier_tokens():
     assert read(SMALL, 0, 3, 4) == Work(3 * 88 + 4 * 2 * (1 + 2 + 3), 176, 1)
     assert read(SMALL, 2, 4, 0.5) == Work(2 * 88 + 8 * (3 + 4), 22, 1)
     assert read(SMALL, 3, 3, 4) == Work()
 
 
-def test_a_window_bounds_what_a_token_attends_to():
+def test_sliding_window_limits_attention():
     layers = tiny_config(vocab_size=5, width=2, depth=2, heads=1, kv_heads=1, head_dim=2, ff=3, windows=(2, None))
     attention = read(layers, 0, 4, 4).flops - 2 * weights_met(layers) * 4
     assert attention == 8 * ((1 + 2 + 2 + 2) + (1 + 2 + 3 + 4))
 
 
-def test_one_model_reads_all_but_the_last_token():
+def test_single_model_reads_all_but_the_last_token():
     work = alone(SMALL, 3, 2, 4)
     assert work == read(SMALL, 0, 3, 4) + read(SMALL, 3, 4, 4)
     assert work.passes == 2
 
 
-def test_an_expert_reads_at_a_call_what_it_has_not_seen():
+def test_expert_call_reads_all_unread_tokens():
     large = tiny_config()
     work = together([SMALL, large], 3, [0, 1, 1, 0], [4, 2])
     expert = read(large, 0, 4, 2) + read(large, 4, 5, 2)
@@ -56,7 +56,7 @@ def test_an_expert_reads_at_a_call_what_it_has_not_seen():
     assert expert.passes == 2
 
 
-def test_two_experts_have_caches_of_their_own():
+def test_two_experts_have_separate_caches():
     work = together([SMALL, SMALL, SMALL], 2, [1, 2, 1], [4, 4, 4])
     calls = [read(SMALL, 0, 2, 4), read(SMALL, 0, 3, 4), read(SMALL, 2, 4, 4)]
     assert work.flops == pytest.approx(sum(calls, alone(SMALL, 2, 3, 4)).flops)

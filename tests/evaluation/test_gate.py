@@ -1,4 +1,4 @@
-"""What the gate learned, on answers small enough to count by hand."""
+"""Statistics of the gate, on answers counted by hand."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from colm_jax.team import Scored
 
 
 def written(text, entropy=None):
-    """Tokens apart by |; an expert's begin with a star."""
+    """Make an answer from tokens separated by |; an expert's begin with a star."""
     tokens = text.split("|")
     sources = [int(token.startswith("*")) for token in tokens]
     return Written(
@@ -42,11 +42,11 @@ def counts(shares):
         ("é|é| é|-|é", "word start,word continuation,word start,operator or punctuation,word start"),
     ],
 )  # fmt: skip
-def test_classes(text, classes):
+def test_token_classes(text, classes):
     assert ",".join(token_classes(text.split("|"))) == classes
 
 
-def test_a_byte_of_a_character_does_not_end_a_word():
+def test_one_byte_of_a_character_does_not_end_a_word():
     assert token_classes(["caf", "", "é", "s"])[1:] == ["word continuation"] * 3
 
 
@@ -61,7 +61,7 @@ def test_deferral_by_class_counts_tokens_and_means():
     number = shares[0]
     assert number.rate == pytest.approx(2 / 3)
     assert number.mean_p_defer == pytest.approx((0.9 + 0.9 + 0.1) / 3)
-    assert [share.rate for share in shares if not share.tokens] == [None]  # no continuation of a word
+    assert [share.rate for share in shares if not share.tokens] == [None]  # no token continues a word
 
 
 def test_deferral_by_position():
@@ -75,22 +75,22 @@ def test_deferral_by_position():
     assert by_position([]) == []
 
 
-def test_deferral_by_entropy_takes_the_answers_of_which_it_is_known():
+def test_deferral_by_entropy_uses_answers_with_known_entropy():
     shares = by_entropy([written("a|*b|*c|d", [0.0, 3.0, 0.5, 0.499]), written("*a")])
     assert counts(shares) == {"0–0.01": (1, 0), "0.1–0.5": (1, 0), "0.5–1": (1, 1), "2–": (1, 1)}
 
 
-def test_without_a_gate_there_is_no_mean():
+def test_no_mean_without_a_gate():
     assert by_class([Written(["a"], [1])])[2].mean_p_defer is None
 
 
-def test_template_filling_is_one_whole_word_or_number_between_the_bases():
+def test_template_filling_is_one_whole_word_or_number_between_base_tokens():
     answers = [
         written("The| drug| is|* aspirin|.| Take|* 3| a| day|*."),
-        written("*It| is|* two"),  # at the ends there is nothing to fill
-        written("1|*2|3"),  # a part of a number
+        written("*It| is|* two"),  # at the ends nothing is filled
+        written("1|*2|3"),  # part of a number
         written("a|* b|* c| d"),  # two tokens
-        written("a|* b|c"),  # a part of a word
+        written("a|* b|c"),  # part of a word
         written("a|*b| c"),  # likewise
         written("(|*5|)"),
         written("a|* +| b"),  # no content
@@ -98,14 +98,14 @@ def test_template_filling_is_one_whole_word_or_number_between_the_bases():
     assert template_fillings(answers) == [Found(0, 3, 4), Found(0, 6, 7), Found(6, 1, 2)]
 
 
-def test_calculator_calls_begin_behind_the_bases_equals_sign():
+def test_calculator_calls_begin_after_the_bases_equals_sign():
     answers = [
         written("3| ·| 4| =|* 1|*2|."),
         written("3| ·| 4| =| |*1|*2|."),
         written("a| = |$|-|*5"),
-        written("x| =|* 1|2"),  # begun, not whole
-        written("x|* =|* 1|*2"),  # the equals sign is the expert's
-        written("x| =| y|* 1"),  # not right behind
+        written("x| =|* 1|2"),  # begun, not complete
+        written("x|* =|* 1|*2"),  # the equals sign is by the expert
+        written("x| =| y|* 1"),  # not directly after it
         written("5^2| =|* 5|^|5| =|*25"),  # the first 5 is part of a calculation
         written("x| =|* 3|*.|*5| and"),
         written("x| =|*1|*2|* 3"),  # another number begins
@@ -121,7 +121,7 @@ def test_calculator_calls_begin_behind_the_bases_equals_sign():
     assert [found.answer for found in results(answers)] == [0, 1, 2, 3, 6, 7, 8]
 
 
-def test_responsibilities_against_p_defer_by_hand():
+def test_responsibilities_and_p_defer_equal_values_by_hand():
     # p_defer 1/2 everywhere but last; r = p_e / (p_e + p_b): 0.8, 0.2, 0.5; last p 0.9, r = 0.9 / (0.9 + 0.1) = 0.9.
     logits = np.log([[1.0], [1.0], [1.0], [9.0]]).astype(np.float32)
     base, experts = np.log([0.1, 0.4, 0.2, 0.4]), np.log([[0.4], [0.1], [0.2], [0.4]])
@@ -133,7 +133,7 @@ def test_responsibilities_against_p_defer_by_hand():
     assert found.correlation == pytest.approx(np.corrcoef(p, r)[0, 1], abs=1e-5)
 
 
-def test_of_several_experts_all_together_count():
+def test_several_experts_are_summed():
     logits = np.zeros((1, 2), np.float32)  # 1/3 each
     found = agreement_of(logits, np.zeros(1, np.float32), np.log(np.full((1, 2), 2.0, np.float32)), bins=5)
     assert found.mean_p_defer[3] == pytest.approx(2 / 3)
@@ -141,7 +141,7 @@ def test_of_several_experts_all_together_count():
     assert found.correlation is None
 
 
-def test_only_what_counts_is_scored_and_only_with_a_gate():
+def test_only_counted_tokens_are_scored_and_only_with_a_gate():
     def scored(gate):
         mask = np.array([False, True, True])
         zeros = np.zeros((3, 1), np.float32)

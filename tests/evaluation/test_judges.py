@@ -14,7 +14,7 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_mt_bench_asks_twice_and_its_judge_reads_both_answers(shared, tmp_path, capsys):
+def test_mt_bench_has_two_turns(shared, tmp_path, capsys):
     questions = str(shared / "data/mtbench/question.jsonl")
     asked = read(shared / "data/mtbench/question.jsonl")
     prompts, answers, out = tmp_path / "p.jsonl", [], tmp_path / "model_answer" / "team.jsonl"
@@ -44,7 +44,7 @@ def test_mt_bench_asks_twice_and_its_judge_reads_both_answers(shared, tmp_path, 
     assert "all are answered" in capsys.readouterr().err
 
 
-def test_alpaca_eval(tmp_path, capsys):
+def test_alpaca_eval_prompts_and_answers(tmp_path, capsys):
     questions, out = tmp_path / "q.json", tmp_path / "outputs.json"
     records = [{"instruction": "Say a", "output": "x", "generator": "text_davinci_003", "dataset": "koala"}]
     questions.write_text(json.dumps([*records, {"instruction": "Say b"}]))
@@ -75,14 +75,14 @@ def test_alpaca_eval(tmp_path, capsys):
         ("alpaca_eval", {"instruction": ["a"]}, "needs 'instruction'"),
     ],
 )
-def test_a_file_of_other_questions_is_named(tmp_path, capsys, judge, line, said):
+def test_invalid_question_file_is_an_error_that_names_it(tmp_path, capsys, judge, line, said):
     questions = write(tmp_path / "q.jsonl", line)
     options = ["--judge", judge, "--questions", questions, "--out", str(tmp_path / "p.jsonl")]
     assert main(["judge", "prompts", *options]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_an_answer_whose_id_is_null_is_named(tmp_path, capsys):
+def test_answer_with_a_null_id_is_an_error(tmp_path, capsys):
     questions = write(tmp_path / "q.jsonl", {"question_id": 81, "turns": ["Why?"]})
     answers = write(tmp_path / "a.jsonl", {"id": None, "text": "so"})
     options = ["--judge", "mt_bench", "--questions", questions, "--predictions", answers]

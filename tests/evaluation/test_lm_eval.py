@@ -1,4 +1,4 @@
-"""The harness's tasks over our engine, offline: likelihoods against `CoLM.score`, GSM8K against `colm evaluate`."""
+"""lm-evaluation-harness with our engine, offline: likelihoods equal `CoLM.score`, GSM8K equals `colm evaluate`."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ from colm_jax.objectives import marginal_nll
 from colm_jax.text.tokenizer import load_tokenizer
 from tests.tiny import SPECIAL, edit_json, write_model, write_team, write_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's and its dependencies' own
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and its dependencies
 
 if importlib.util.find_spec("lm_eval") is None:
     reason = "needs lm-evaluation-harness: pip install 'colm-jax[eval]'"
@@ -35,7 +35,7 @@ WORDS = (*SPECIAL, *"0123456789abcdefghijklmnopqrs")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> tuple[Path, Path]:
-    """A team of digits and letters, and its expert."""
+    """Save a team of digits and letters, and its expert."""
     directory = tmp_path_factory.mktemp("models")
     base = write_model(directory / "base", words=WORDS)
     expert = write_model(directory / "expert", words=WORDS, seed=1)
@@ -52,7 +52,7 @@ def request(*arguments):
 
 
 def marginal(team, ids, context: int, threshold: float | None = None):
-    """Of ids behind `context` tokens: the team's marginal log-probability, written out."""
+    """Return the team's marginal log-probability of the ids after `context` tokens, computed directly."""
     (scored,) = team.score([{"input_ids": ids, "labels": [-100] * context + ids[context:]}])
     arguments = scored.gate_logits, scored.base_log_prob, scored.expert_log_probs, scored.mask
     total, count = marginal_nll(*(np.asarray(a)[None] for a in arguments))
@@ -60,14 +60,14 @@ def marginal(team, ids, context: int, threshold: float | None = None):
     return -float(total)
 
 
-def test_likelihoods_are_the_teams(team):
+def test_likelihoods_equal_the_teams_scores(team):
     pairs = [("abc12", "de"), ("q", "0123456789"), ("", "ab"), ("ab ", "cd")]
     found = ColmLM(team=team).loglikelihood([request(*pair) for pair in pairs])
     encode = team.tokenizer.encode
     for (context, text), (log_prob, _) in zip(pairs[:3], found):
         prompt = encode(context)
         assert log_prob == pytest.approx(marginal(team, [*prompt, *encode(text)[1:]], len(prompt)), abs=1e-4)
-    # A context's last space belongs to what follows it.
+    # The last space of a context belongs to the continuation.
     ids = encode("ab cd")
     assert found[3][0] == pytest.approx(marginal(team, ids, 3), abs=1e-4)
     (scored,) = team.score([{"input_ids": encode("abc12de"), "labels": [-100] * 6 + encode("abc12de")[6:]}])
@@ -82,7 +82,7 @@ def test_likelihoods_are_the_teams(team):
 
 @pytest.fixture(scope="module")
 def merging(tmp_path_factory) -> ColmLM:
-    """A base whose tokenizer reads "ab" and "abc" as one token each."""
+    """Make a base whose tokenizer has the tokens "ab" and "abc"."""
     directory = write_model(tmp_path_factory.mktemp("models") / "merging", words=(*SPECIAL, *" abcdq", "ab", "abc"))
     split = {"type": "Split", "pattern": {"Regex": "abc|ab|."}, "behavior": "Isolated", "invert": False}
     edit_json(directory / "tokenizer.json", pre_tokenizer=split)
@@ -92,7 +92,7 @@ def merging(tmp_path_factory) -> ColmLM:
 @pytest.mark.parametrize(
     "context, continuation, read, scored",
     [
-        ("qa", "d", "<s> q a", "d"),  # no token spans the place: the harness's own cut
+        ("qa", "d", "<s> q a", "d"),  # no token spans the boundary: as in the harness
         ("qa", "b", "<s> q", "ab"),
         ("qa", "bc", "<s> q", "abc"),
         ("qa", "bd", "<s> q", "ab d"),
@@ -105,13 +105,13 @@ def merging(tmp_path_factory) -> ColmLM:
         ("", "<s>d", "<s>", "d"),
     ],
 )
-def test_a_token_across_the_seam_belongs_to_the_continuation(merging, context, continuation, read, scored):
+def test_token_across_the_boundary_belongs_to_the_continuation(merging, context, continuation, read, scored):
     ids = merging.team.tokenizer.backend.get_vocab()
     wanted = [[ids[token.replace("_", " ")] for token in tokens.split()] for tokens in (read, scored)]
     assert list(merging._encode_pair(context, continuation)) == wanted
 
 
-def test_a_choice_that_melts_into_the_context_is_no_certainty(merging):
+def test_choice_merged_with_the_context_has_a_probability_below_one(merging):
     asked = [("qa", "b"), ("qa", "bd"), ("qa", "d")]
     for (context, continuation), (log_prob, _) in zip(
         asked, merging.loglikelihood([request(*pair) for pair in asked]), strict=True
@@ -123,24 +123,24 @@ def test_a_choice_that_melts_into_the_context_is_no_certainty(merging):
 
 
 @pytest.mark.parametrize("context", ["qa", "qa ", ""])
-def test_a_continuation_without_a_token_is_refused(merging, context):
+def test_continuation_without_a_token_is_an_error(merging, context):
     with pytest.raises(UserError, match="test: request 2: the continuation '' has no token of its own"):
         merging.loglikelihood([request("q", "a"), request(context, "")])
 
 
 @pytest.mark.parametrize("text", ["", "<s>"])
-def test_an_empty_text_is_refused(merging, text):
+def test_empty_text_is_an_error(merging, text):
     with pytest.raises(UserError, match="test: request 1: an empty text has no likelihood"):
         merging.loglikelihood_rolling([request(text)])
 
 
-def test_a_text_that_begins_with_bos_has_one(merging):
+def test_text_that_begins_with_bos_has_a_single_bos(merging):
     plain, marked = merging.loglikelihood_rolling([request("qad"), request("<s>qad")])
     assert plain == pytest.approx(marked)
 
 
 @pytest.mark.parametrize("strategy", ["defer", "base", "expert"])
-def test_what_the_team_writes_is_greedy_and_nothing_else_is(team, strategy):
+def test_only_the_strategys_own_continuation_is_greedy(team, strategy):
     (answer,) = team.generate(["abc1"], threshold=0.5, strategy=strategy, max_new_tokens=12)
     if strategy == "defer":
         assert {0, 1} == set(answer.sources)
@@ -150,7 +150,7 @@ def test_what_the_team_writes_is_greedy_and_nothing_else_is(team, strategy):
     assert [greedy for _, greedy in found] == [True, False]
 
 
-def test_contexts_have_one_bos_and_no_end(team, tmp_path, monkeypatch):
+def test_contexts_have_one_bos_and_no_eos(team, tmp_path, monkeypatch):
     monkeypatch.setattr(team, "tokenizer", load_tokenizer(write_tokenizer(tmp_path, eos=True)))
     model = ColmLM(team=team)
     assert model.tok_encode("ab") == model.tok_encode("<s>ab") == model.tok_encode("ab", add_special_tokens=True)
@@ -161,17 +161,17 @@ def test_contexts_have_one_bos_and_no_end(team, tmp_path, monkeypatch):
         model.apply_chat_template([{"role": "user", "content": "a"}])
 
 
-def test_a_long_text_is_read_in_windows(team):
+def test_long_text_is_scored_in_windows(team):
     rng = np.random.default_rng(0)
     text = "".join(rng.choice(list("abcdef0123"), 300))
     (found,) = ColmLM(team=team).loglikelihood_rolling([request(text)])
-    ids = team.tokenizer.encode(text)  # BOS and 300 more; a window holds 128, and predicts 127 of them
+    ids = team.tokenizer.encode(text)  # BOS and 300 more; a window holds 128 and predicts 127 of them
     total = marginal(team, ids[:128], 1) + marginal(team, ids[127:255], 1)
-    total += marginal(team, ids[-128:], 128 - 46)  # the last one's context is full
+    total += marginal(team, ids[-128:], 128 - 46)  # the last window has full context
     assert found == pytest.approx(total, abs=1e-3)
 
 
-def test_generation_settings(team):
+def test_generation_settings_are_used(team):
     model = ColmLM(team=team, threshold=0.5)
     settings = [
         {"until": ["zz"], "max_gen_toks": 9, "do_sample": False, "temperature": 0.7},
@@ -201,7 +201,7 @@ def test_generation_settings(team):
         ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0}),
     ],
 )
-def test_generation_settings_are_read_as_the_harness_writes_them(given, settings):
+def test_generation_settings_of_the_harness_are_parsed(given, settings):
     assert settings.items() <= _generation(given, 256).items()
 
 
@@ -217,7 +217,7 @@ def test_generation_settings_are_read_as_the_harness_writes_them(given, settings
         ({"top_k": float("inf")}, "top_k must be a whole number"),
     ],
 )
-def test_a_wrong_generation_setting_is_named(given, said):
+def test_invalid_generation_setting_is_an_error(given, said):
     with pytest.raises(UserError, match=f"generation_kwargs: .*{said}"):
         _generation(given, 256)
 
@@ -232,13 +232,13 @@ def test_a_wrong_generation_setting_is_named(given, said):
         ({"base": "x", "mesh": "1,2"}, "mesh=1,2: three whole numbers"),
     ],
 )
-def test_a_wrong_argument_is_named(arguments, said):
+def test_invalid_model_argument_is_an_error(arguments, said):
     with pytest.raises(UserError, match=re.escape(said)):
         ColmLM(**arguments)
 
 
 def gsm8k(directory: Path, lines) -> TaskManager:
-    """The harness's own gsm8k, prompts and filters as they are, over a local file and without examples."""
+    """Return the harness's gsm8k task with its prompts and filters, on a local file, without examples."""
     theirs = Path(lm_eval.__file__).parent / "tasks/gsm8k/gsm8k.yaml"
     data = directory / "test.jsonl"
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -251,7 +251,7 @@ def gsm8k(directory: Path, lines) -> TaskManager:
 
 
 class Replay(LM):
-    """Answers that are known beforehand."""
+    """A model with given answers."""
 
     def __init__(self, texts):
         super().__init__()
@@ -267,7 +267,7 @@ class Replay(LM):
         raise NotImplementedError
 
 
-def test_gsm8k_is_graded_alike_to_the_last_digit(shared, tmp_path):
+def test_gsm8k_grades_equal_those_of_the_harness(shared, tmp_path):
     lines = [json.loads(line) for line in (shared / "data/gsm8k/test.jsonl").read_text().splitlines()][:300]
     lines += [{"question": f"more {i}", "answer": f"so\n#### {n}"} for i, n in enumerate(("-10", "0", "1,450,000"))]
     texts = {}
@@ -288,7 +288,7 @@ def test_gsm8k_is_graded_alike_to_the_last_digit(shared, tmp_path):
     assert [by_answer[line["question"]] for line in lines] == ours["by_answer"]
 
 
-def test_colm_lm_eval_runs_a_task_as_colm_generate_and_evaluate_do(models, team, tmp_path, capsys):
+def test_colm_lm_eval_equals_colm_generate_and_evaluate(models, team, tmp_path, capsys):
     questions = [f"{i}a{i}b{i * i}" for i in range(12)]
     prompts = [f"Question: {question}\nAnswer:" for question in questions]
     options = {"threshold": 0.5, "max_new_tokens": 24, "stop": ["Question:", "</s>", "<|im_end|>"]}

@@ -37,7 +37,7 @@ from colm_jax.evaluation.numbers import last_number, number_in, same_number
         ("", None),
     ],
 )
-def test_last_number(text, number):
+def test_last_number_of_a_text(text, number):
     assert last_number(text) == number
 
 
@@ -66,11 +66,11 @@ def test_last_number(text, number):
         ("none", None),
     ],
 )
-def test_the_number_that_is_named_counts_before_the_last(text, number):
+def test_named_number_precedes_the_last_one(text, number):
     assert number_in(text) == number
 
 
-def test_long_numbers_are_compared_to_the_last_digit():
+def test_long_numbers_are_compared_exactly():
     number = "-1234567890123456789012345678901234567890"
     assert same_number(number, number)
     assert not same_number(number, number[:-1] + "1")

@@ -21,7 +21,7 @@ from colm_jax.evaluation.said import answer_of, last_boxed, last_formula, marked
         ("", None),
     ],
 )
-def test_the_last_box_that_is_closed_counts(text, answer):
+def test_last_closed_box_is_the_answer(text, answer):
     assert last_boxed(text) == answer
 
 
@@ -32,12 +32,12 @@ def test_the_last_box_that_is_closed_counts(text, answer):
         (r"Hence\n\[ \frac{1}{2} \]", r"\[ \frac{1}{2} \]"),
         ("The roots are $1$ and $-2$, as wanted.", "$1$ and $-2$"),
         ("The sum telescopes to `16`.", "16"),
-        ("$1$ or $3$", None),  # an answer itself
+        ("$1$ or $3$", None),  # a one-line answer
         ("no formula", None),
         (r"words \(" * 30_000, None),
     ],
 )
-def test_the_last_formula_counts_where_nothing_else_does(text, answer):
+def test_last_formula_is_the_fallback_answer(text, answer):
     assert last_formula(text) == answer
 
 
@@ -51,7 +51,7 @@ def test_the_last_formula_counts_where_nothing_else_does(text, answer):
         ("no mark", None),
     ],
 )
-def test_a_text_ends_at_its_first_mark_and_headings_are_none(text, answer):
+def test_first_mark_is_the_answer_and_headings_are_not_marks(text, answer):
     assert marked(text) == answer
 
 
@@ -93,11 +93,11 @@ def test_a_text_ends_at_its_first_mark_and_headings_are_none(text, answer):
         ("", None),
     ],
 )
-def test_an_answer_is_said_in_the_usual_ways(text, answer):
+def test_usual_answer_phrases(text, answer):
     assert said(text) == answer
 
 
-def test_a_box_counts_before_a_mark_and_a_mark_before_what_is_said():
+def test_box_precedes_mark_and_mark_precedes_phrase():
     assert answer_of("#### 1\nthe answer is 2, \\boxed{3}") == "3"
     assert answer_of("the answer is 2\n#### 1") == "1"
     assert answer_of("the answer is 2") == "2"

@@ -13,7 +13,7 @@ def write(path, *lines):
     return path
 
 
-def test_gsm8k_reads_what_stands_behind_the_marks():
+def test_gsm8k_reference_is_the_number_after_the_mark():
     assert TASKS["gsm8k"].grade("I think 18.0", "9 * 2 = <<9*2=18>>18\n#### 18")
     assert TASKS["gsm8k"].grade("#### -10", "so it fell\n#### -10")
     assert TASKS["gsm8k"].grade("that makes $109,200,000.", "#### 109,200,000")
@@ -22,11 +22,11 @@ def test_gsm8k_reads_what_stands_behind_the_marks():
     assert not TASKS["gsm8k"].grade("", "#### 18")
 
 
-def test_the_help_names_every_task():
+def test_help_lists_every_task():
     assert tuple(TASKS) == settings.TASKS
 
 
-def test_files_pair_by_id_or_by_order(tmp_path):
+def test_predictions_match_references_by_id_or_order(tmp_path):
     predictions = write(tmp_path / "p.jsonl", {"id": 1, "text": "7", "sources": [1, 0]}, {"id": 2, "text": "9"})
     references = write(tmp_path / "r.jsonl", {"id": "2", "answer": "9"}, {"id": 1, "answer": "8"}, {"id": 3})
     result = evaluate_files("number", predictions, references)
@@ -45,7 +45,7 @@ def test_files_pair_by_id_or_by_order(tmp_path):
         evaluate_files("bleu", predictions, references)
 
 
-def test_against_another_file_the_order_does_not_matter(tmp_path):
+def test_against_matches_in_any_order(tmp_path):
     references = write(tmp_path / "r.jsonl", *({"id": i, "answer": str(i)} for i in range(40)))
     ours = write(tmp_path / "a.jsonl", *({"id": i, "text": str(i if i < 30 else -1)} for i in range(40)))
     theirs = write(tmp_path / "b.jsonl", *({"id": i, "text": str(i if i < 10 else -1)} for i in reversed(range(40))))
@@ -60,7 +60,7 @@ def test_against_another_file_the_order_does_not_matter(tmp_path):
         evaluate_files("number", ours, references, theirs)
 
 
-def test_official_files_of_references(tmp_path):
+def test_official_reference_files(tmp_path):
     predictions = write(tmp_path / "p.jsonl", {"id": "21", "text": "Answer: no"}, {"id": "22", "text": "maybe"})
     references = tmp_path / "r.json"
     for content in ({"22": "maybe", "21": "yes"}, {"22": {"final_decision": "maybe"}, "21": {"final_decision": "yes"}}):
@@ -76,7 +76,7 @@ def test_official_files_of_references(tmp_path):
         read_records(references)
 
 
-def test_references_score_full_marks_against_themselves(shared, tmp_path):
+def test_references_are_correct_answers_to_themselves(shared, tmp_path):
     lines = [json.loads(line) for line in (shared / "data/gsm8k/test.jsonl").read_text().splitlines()]
     predictions = write(tmp_path / "p.jsonl", *({"text": line["answer"]} for line in lines))
     assert evaluate_files("gsm8k", predictions, shared / "data/gsm8k/test.jsonl")["accuracy"] == 1.0
@@ -90,7 +90,7 @@ def test_references_score_full_marks_against_themselves(shared, tmp_path):
         assert (result["accuracy"], result["macro_f1"], result["references_without_answer"]) == (1.0, 1.0, left)
 
 
-def test_an_answer_of_no_token_counts_as_not_deferred():
+def test_empty_answer_counts_as_not_deferred():
     assert score_answers("exact", ["", "a"], ["", "a"], [[], [1]], [0, 1]).deferral_rate == 0.5
 
 
@@ -105,11 +105,11 @@ def test_an_answer_of_no_token_counts_as_not_deferred():
         (2.0, "2.0"),
     ],
 )
-def test_a_reference_is_text_or_a_number_in_plain_digits(value, text):
+def test_reference_is_text_or_a_number(value, text):
     assert reference_of({"answer": value}, "line") == text
 
 
-def test_a_reference_that_is_null_is_as_if_it_were_not_there():
+def test_null_reference_counts_as_missing():
     assert reference_of({"answer": None, "completion": "7"}, "line") == "7"
     assert TASKS["math"].reference({"answer": None, "solution": r"\boxed{7}"}, "line") == r"\boxed{7}"
     assert TASKS["pubmedqa"].reference({"final_decision": None, "answer": "Yes"}, "line") == "yes"
@@ -133,7 +133,7 @@ def test_a_reference_that_is_null_is_as_if_it_were_not_there():
         ("pubmedqa", {"final_decision": 1}, "must say yes, no or maybe"),
     ],
 )
-def test_a_reference_that_nothing_can_match_is_refused(task, record, said):
+def test_reference_that_no_answer_can_match_is_an_error(task, record, said):
     with pytest.raises(UserError, match=f"r.jsonl:3: .*{said}"):
         TASKS[task].reference(record, "r.jsonl:3")
 
@@ -150,26 +150,26 @@ def test_a_reference_that_nothing_can_match_is_refused(task, record, said):
         ({"text": "\ud83d"}, "half of a surrogate pair"),
     ],
 )
-def test_a_bad_prediction_is_named(tmp_path, line, said):
+def test_invalid_prediction_is_an_error_that_names_it(tmp_path, line, said):
     predictions = write(tmp_path / "p.jsonl", {"text": "1"}, line)
     references = write(tmp_path / "r.jsonl", {"answer": "1"}, {"answer": "7"})
     with pytest.raises(UserError, match=rf"p\.jsonl:2: .*{said}"):
         evaluate_files("number", predictions, references)
 
 
-def test_fields_that_are_null_are_as_if_they_were_not_there(tmp_path):
+def test_null_fields_count_as_missing(tmp_path):
     predictions = write(tmp_path / "p.jsonl", {"id": None, "text": "7", "sources": None, "expert_calls": None})
     result = evaluate_files("number", predictions, write(tmp_path / "r.jsonl", {"id": 1, "answer": 7}))
     assert (result["accuracy"], result["deferral_rate"], result["expert_calls"]) == (1, 0, 0)
 
 
-def test_json_that_is_nested_too_deep_is_named(tmp_path):
+def test_too_deeply_nested_json_is_an_error(tmp_path):
     (tmp_path / "r.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"r\.json: .*nested too deep"):
         read_records(tmp_path / "r.json")
 
 
-SAMPLES = {"a": ["7", "8", "7", "7"], "b": ["9", "1", "1", "none"], "c": ["4", "5", "6", "4"]}  # right: 7, 9, 5
+SAMPLES = {"a": ["7", "8", "7", "7"], "b": ["9", "1", "1", "none"], "c": ["4", "5", "6", "4"]}  # correct: 7, 9, 5
 
 
 @pytest.mark.parametrize("order", ["prompts", "samples"])
@@ -193,10 +193,10 @@ def test_samples_of_a_prompt_share_its_reference(tmp_path, order, ids):
     assert result["by_answer"] == [line["text"] == {"a": "7", "b": "9", "c": "5"}[line["id"]] for line in lines]
     assert result["against"]["difference"] == 0
     low, high = result["interval"]
-    assert 0.25 <= low < result["accuracy"] < high <= 0.75  # of the prompts' means, which are not 0 or 1
+    assert 0.25 <= low < result["accuracy"] < high <= 0.75  # interval of the prompts' means, which are not 0 or 1
 
 
-def test_samples_without_ids_begin_anew_with_each_prompt(tmp_path):
+def test_samples_without_ids_restart_with_each_prompt(tmp_path):
     lines = [{"text": "7"}, {"text": "8", "sample": 1}, {"text": "1"}, {"text": "9", "sample": 1}]
     references = write(tmp_path / "r.jsonl", {"answer": 7}, {"answer": 9})
     result = evaluate_files("number", write(tmp_path / "p.jsonl", *lines), references)
@@ -204,7 +204,7 @@ def test_samples_without_ids_begin_anew_with_each_prompt(tmp_path):
     assert result["by_answer"] == [True, False, False, True]
 
 
-def test_majority_counts_answers_that_mean_the_same(tmp_path):
+def test_majority_counts_equivalent_answers_together(tmp_path):
     texts = [r"\boxed{3}", r"\boxed{\frac12}", r"the answer is 0.5", "nothing\nsaid"]
     lines = [{"id": 1, "text": text, "sample": i} for i, text in enumerate(texts)]
     references = write(tmp_path / "r.jsonl", {"id": 1, "answer": ".5"})
@@ -220,7 +220,7 @@ def test_majority_counts_answers_that_mean_the_same(tmp_path):
         ([{"id": 3}], r"p\.jsonl:1: no reference has id '3' in .*r\.jsonl; generate from prompts with its ids"),
     ],
 )
-def test_samples_that_do_not_pair_are_named(tmp_path, lines, said):
+def test_invalid_samples_are_an_error(tmp_path, lines, said):
     predictions = write(tmp_path / "p.jsonl", *({"text": "7", **line} for line in lines))
     references = write(tmp_path / "r.jsonl", {"id": 1, "answer": 7}, {"id": 2, "answer": 7})
     with pytest.raises(UserError, match=said):

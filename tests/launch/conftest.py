@@ -1,4 +1,4 @@
-"""An environment file, and every tool of a cloud or cluster replaced by `fake.py`."""
+"""Fixture `desk`: an environment file, and `fake.py` in place of every tool of a cloud or cluster."""
 
 import json
 import os
@@ -42,7 +42,7 @@ VALUES = {
 
 
 class Desk:
-    """Where a user sits: an environment file, and the fakes on PATH."""
+    """Runs launch scripts with an environment file and the fakes on PATH."""
 
     def __init__(self, directory: Path):
         self.directory, self.fake = directory, directory / "fake"
@@ -87,12 +87,12 @@ class Desk:
 
     @property
     def calls(self) -> list[list[str]]:
-        """What the tools were asked for, in order."""
+        """The calls of the tools, in order."""
         path = self.fake / "calls"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def says(self, file: str, *lines: str) -> None:
-        """What a tool answers: `states`, `nodes`; `colm.sh` is what colm does."""
+    def set_output(self, file: str, *lines: str) -> None:
+        """Set what gcloud prints (`states`, `nodes`), which calls fail (`refusals`), or what colm does (`colm.sh`)."""
         (self.fake / file).write_text("\n".join(lines) + "\n")
 
 
@@ -100,6 +100,6 @@ class Desk:
 def desk(tmp_path):
     desk = Desk(tmp_path)
     yield desk
-    for pid in desk.fake.glob("workers/*/colm-run/pid"):  # whatever a failed test left running
+    for pid in desk.fake.glob("workers/*/colm-run/pid"):  # of a failed test
         with suppress(ProcessLookupError):
             os.killpg(int(pid.read_text()), 9)

@@ -1,7 +1,7 @@
-"""Stands for gcloud, kubectl, sbatch, srun and the rest: records its arguments as a line of JSON, and acts a little.
+"""Substitute for gcloud, kubectl, sbatch, srun and the others: appends its arguments to a file as a line of JSON.
 
-gcloud keeps machines as directories, in which what is sent over ssh is run by a shell, as it would be there. What it
-says of their state is read from files, a line a question; the last line stays.
+gcloud's machines are directories, in which a shell runs the commands sent over ssh. Their states are read from files,
+one line per query; the last line is repeated.
 """
 
 import json
@@ -45,8 +45,8 @@ def ssh() -> int:
     return max(results, default=255)
 
 
-def refused(what: str) -> bool:
-    """Whether this one is to fail: a line of `refusals` each."""
+def fails(what: str) -> bool:
+    """Return whether this call must fail: `refusals` has a line for each."""
     path = here / "refusals"
     if not path.exists() or what not in path.read_text().splitlines():
         return False
@@ -58,7 +58,7 @@ def refused(what: str) -> bool:
 
 def gcloud() -> int:
     command = arguments[2:4]
-    if refused(command[1]):
+    if fails(command[1]):
         return 1
     if command == ["queued-resources", "create"]:
         for number in range(2):
@@ -84,15 +84,15 @@ def gcloud() -> int:
     return 0
 
 
-if name == "colm" and arguments[:1] == ["check"]:  # by the scripts, before anything else
+if name == "colm" and arguments[:1] == ["check"]:  # called by the scripts first
     with (here / "checks").open("a") as file:
         file.write(json.dumps(arguments[1:]) + "\n")
-    sys.exit(2 if refused("check") else 0)
+    sys.exit(2 if fails("check") else 0)
 with (here / "calls").open("a") as file:
     file.write(json.dumps([name, *arguments]) + "\n")
 if name == "gcloud":
     sys.exit(gcloud())
-if refused(name):
+if fails(name):
     sys.exit(1)
 if name == "kubectl" and "apply" in arguments:
     with (here / "applied").open("a") as file:
@@ -105,5 +105,5 @@ if name == "uv" and arguments[0] == "venv":
     (Path(arguments[-1]) / "bin").mkdir(parents=True)
     (Path(arguments[-1]) / "bin" / "python").touch(0o755)
     (Path(arguments[-1]) / "bin" / "colm").symlink_to(here / "bin" / "colm")
-if name == "colm":  # what it does is the test's: a script of the shell
+if name == "colm":  # the test sets a shell script
     sys.exit(subprocess.run(["bash", str(here / "colm.sh"), *arguments]).returncode)

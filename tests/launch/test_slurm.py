@@ -1,4 +1,4 @@
-"""Slurm: what is submitted, and what the batch scripts do when the time limit is near."""
+"""Slurm: submitted jobs, and the batch scripts near the time limit."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ from tests.launch.conftest import LAUNCH
 COLM = ["colm", "train", "--base", "/data/a model", "--data", "it's $HOME.jsonl", "--out", 'a "b"']
 
 
-def test_submit(desk):
+def test_submit_passes_flags_and_command_to_sbatch(desk):
     desk.values |= {"ACCOUNT": "my lab", "SBATCH_FLAGS": "(--constraint='a|b')"}
     dry = desk("slurm.sh", "submit", "--dry_run", "--", *COLM)
     assert not (desk.directory / "my logs").exists()
@@ -30,16 +30,16 @@ def test_submit(desk):
 
 
 @pytest.mark.parametrize("mesh, takes", [("1,8,1", 8), ("2,16,1", 32)])
-def test_a_mesh_that_is_not_all_gpus_is_refused(desk, mesh, takes):
+def test_mesh_must_cover_all_gpus(desk, mesh, takes):
     done = desk("slurm.sh", "submit", "--", *COLM, "--mesh", mesh)
     assert (done.returncode, desk.calls) == (2, [])
     assert f"--mesh {mesh}: takes {takes} devices, and NODES=2 times GPUS_PER_NODE=8 has 16" in done.stderr
     assert desk("slurm.sh", "submit", "--", *COLM, "--mesh=1,16,1").returncode == 0
 
 
-def test_array(desk):
+def test_array_has_a_task_for_each_line(desk):
     commands = desk.directory / "my commands.txt"
-    commands.write_text("colm sweep --trial a\ncolm sweep --trial b")  # no end of line behind the last
+    commands.write_text("colm sweep --trial a\ncolm sweep --trial b")  # the last line has no newline
     done = desk("slurm.sh", "array", "my commands.txt")
     assert done.returncode == 0, done.stderr
     (call,) = desk.calls
@@ -48,9 +48,9 @@ def test_array(desk):
 
 
 @pytest.mark.parametrize(
-    "text, line", [(None, "no such file"), ("", "nothing in it"), ("colm a\n\ncolm b\n", ":2: is empty")]
+    "text, line", [(None, "no such file"), ("", "or empty"), ("colm a\n\ncolm b\n", ":2: empty line")]
 )
-def test_bad_command_files_are_one_line(desk, text, line):
+def test_invalid_command_file_is_a_one_line_error(desk, text, line):
     if text is not None:
         (desk.directory / "c.txt").write_text(text)
     done = desk("slurm.sh", "array", "c.txt")
@@ -59,7 +59,7 @@ def test_bad_command_files_are_one_line(desk, text, line):
 
 
 class Job:
-    """A batch script as Slurm would start it; srun and scancel act as far as signals go."""
+    """A batch script, started as by Slurm; the fakes of srun and scancel also run the step and signal it."""
 
     def __init__(self, desk, script, *arguments, **variables):
         self.desk = desk
@@ -80,8 +80,8 @@ class Job:
             command, env=environment, cwd=desk.directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def tell(self):
-        """Sends what Slurm sends before the time limit, once the step runs."""
+    def signal(self):
+        """Send Slurm's signal before the time limit, once the step runs."""
         end = time.monotonic() + 20
         while not (self.desk.directory / "begun").exists():
             assert time.monotonic() < end
@@ -96,11 +96,11 @@ class Job:
         return [call[1:] for call in self.desk.calls if call[0].removeprefix("record-") == name]
 
 
-TOLD = ["trap 'kill $pid; exit 143' TERM", "sleep 60 & pid=$!", "touch begun", "wait"]
+EXITS_ON_SIGTERM = ["trap 'kill $pid; exit 143' TERM", "sleep 60 & pid=$!", "touch begun", "wait"]
 
 
-def test_a_step_is_one_process_a_gpu_that_sees_all_gpus(desk):
-    desk.says("colm.sh", 'echo "CPUs of a step: $SRUN_CPUS_PER_TASK"')
+def test_step_is_one_process_per_gpu_that_sees_all_gpus(desk):
+    desk.set_output("colm.sh", 'echo "CPUs of a step: $SRUN_CPUS_PER_TASK"')
     job = Job(desk, "slurm.sbatch", *COLM, SLURM_CPUS_PER_TASK="6")
     status, output = job.end()
     assert status == 0 and "CPUs of a step: 6" in output
@@ -109,59 +109,59 @@ def test_a_step_is_one_process_a_gpu_that_sees_all_gpus(desk):
     assert job.calls("scontrol") == []
 
 
-def test_near_its_time_limit_a_job_is_told_and_requeued(desk):
-    (desk.fake / "bin" / "colm").write_text("\n".join(["#!/bin/bash", *TOLD]))
+def test_job_near_its_time_limit_is_signalled_and_requeued(desk):
+    (desk.fake / "bin" / "colm").write_text("\n".join(["#!/bin/bash", *EXITS_ON_SIGTERM]))
     job = Job(desk, "slurm.sbatch", *COLM)
-    job.tell()
+    job.signal()
     status, output = job.end()
     assert status == 143, output
     assert job.calls("scancel") == [["--signal=TERM", "77"]]
     assert job.calls("scontrol") == [["requeue", "Incomplete", "77"]]
 
 
-def test_a_job_is_not_requeued_for_ever(desk):
-    (desk.fake / "bin" / "colm").write_text("\n".join(["#!/bin/bash", *TOLD]))
+def test_job_is_requeued_at_most_restarts_times(desk):
+    (desk.fake / "bin" / "colm").write_text("\n".join(["#!/bin/bash", *EXITS_ON_SIGTERM]))
     job = Job(desk, "slurm.sbatch", *COLM, SLURM_RESTART_COUNT="3", COLM_RESTARTS="3")
-    job.tell()
+    job.signal()
     status, output = job.end()
     assert status == 143 and "requeued 3 times" in output
     assert job.calls("scontrol") == []
 
 
-def test_what_does_not_heed_the_signal_is_requeued_before_the_limit(desk):
+def test_job_that_ignores_the_signal_is_requeued_before_the_limit(desk):
     (desk.fake / "bin" / "colm").write_text(
         "#!/bin/bash\ntrap '' TERM\ntouch begun\nuntil grep -q scontrol $FAKE/calls; do sleep 0.1; done\n"
     )
     job = Job(desk, "slurm.sbatch", *COLM, COLM_PATIENCE="1")
-    job.tell()
+    job.signal()
     assert job.end()[0] == 0
     assert job.calls("scontrol") == [["requeue", "Incomplete", "77"]]
 
 
 @pytest.mark.parametrize("status", [1, 2, 143])
-def test_a_job_that_ends_by_itself_is_not_requeued(desk, status):
-    desk.says("colm.sh", f"exit {status}")
+def test_job_that_exits_by_itself_is_not_requeued(desk, status):
+    desk.set_output("colm.sh", f"exit {status}")
     job = Job(desk, "slurm.sbatch", *COLM)
     assert job.end()[0] == status
     assert job.calls("scontrol") == []
 
 
-def test_a_task_of_an_array_runs_its_line(desk):
-    desk.says("colm.sh", "exit 0")
+def test_array_task_runs_its_line(desk):
+    desk.set_output("colm.sh", "exit 0")
     (desk.directory / "c.txt").write_text("colm sweep --trial 'a b'\ncolm sweep --trial \"c's\"\n")
     job = Job(desk, "slurm_array.sbatch", "c.txt", SLURM_ARRAY_TASK_ID="2")
     assert job.end()[0] == 0
     assert desk.calls[-1] == ["colm", "sweep", "--trial", "c's"]
 
 
-def test_an_array_longer_than_its_file(desk):
+def test_array_task_without_a_line_is_an_error(desk):
     (desk.directory / "c.txt").write_text("colm a\n")
     status, output = Job(desk, "slurm_array.sbatch", "c.txt", SLURM_ARRAY_TASK_ID="2").end()
     assert (status, output.count("\n")) == (2, 1)
     assert "has no line 2" in output
 
 
-def test_the_scripts_ask_slurm_for_what_they_rely_on():
+def test_batch_scripts_have_the_required_sbatch_options():
     for name in ("slurm.sbatch", "slurm_array.sbatch"):
         lines = (LAUNCH / name).read_text().splitlines()
         assert {"#SBATCH --requeue", "#SBATCH --signal=B:TERM@300", "#SBATCH --open-mode=append"} <= set(lines)

@@ -1,4 +1,4 @@
-"""Cloud TPU VMs: what is asked for, in which order, and that a job whose machines are taken away goes on."""
+"""Cloud TPU VMs: the calls of gcloud and their order, and that a preempted job resumes."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ TPUS = ["gcloud", "compute", "tpus"]
 
 
 def kinds(calls):
-    """Of the calls of gcloud: what each does, without questions about states."""
+    """Return what each call of gcloud does, without queries of states."""
     found = []
     for call in calls:
         if call[0] != "gcloud" or call[4] == "describe":
@@ -40,9 +40,9 @@ def kinds(calls):
 SET_UP = ["ssh mkdir", "scp", "ssh install", "ssh mount", "ssh start"]
 
 
-def test_train_from_nothing_to_nothing(desk):
-    desk.says("states", "MISSING", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
-    desk.says("colm.sh", "exit 0")
+def test_train_creates_runs_and_deletes(desk):
+    desk.set_output("states", "MISSING", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
+    desk.set_output("colm.sh", "exit 0")
     done = desk("tpu_vm.sh", "train", "--", *COLM)
     assert done.returncode == 0, done.stderr
     calls = desk.calls
@@ -52,7 +52,7 @@ def test_train_from_nothing_to_nothing(desk):
     assert [*TPUS, "queued-resources", "delete", "my-colm", *WHERE, "--force", "--quiet"] in calls
     script, there = str(LAUNCH / "on_worker.sh"), "my-colm:colm-launch/"
     assert [*TPUS, "tpu-vm", "scp", script, str(desk.wheel), there, *WHERE, "--worker=all"] in calls
-    # Each worker got the command to the letter, through the shells between.
+    # The command reaches each worker unchanged through all shells.
     assert [call for call in calls if call[0] == "colm"] == [[*COLM, "--distributed", "auto"]] * 2
     installs = [call for call in calls if call[:3] == ["uv", "pip", "install"]]
     assert len(installs) == 2
@@ -62,10 +62,10 @@ def test_train_from_nothing_to_nothing(desk):
     assert {"--metadata-cache-ttl-secs=0", "--metadata-cache-negative-ttl-secs=0"} < set(mount)
 
 
-def test_without_a_mount_the_bucket_is_no_directory(desk):
+def test_bucket_is_not_mounted_without_mount(desk):
     desk.values |= {"MOUNT": "", "BUCKET": ""}
-    desk.says("states", "MISSING", "ACTIVE")
-    desk.says("colm.sh", "exit 0")
+    desk.set_output("states", "MISSING", "ACTIVE")
+    desk.set_output("colm.sh", "exit 0")
     done = desk("tpu_vm.sh", "train", "--", *COLM, "--out", "gs://a-bucket/RUN")
     assert done.returncode == 0, done.stderr
     assert kinds(desk.calls) == ["create", *[step for step in SET_UP if step != "ssh mount"], "delete"]
@@ -81,48 +81,48 @@ def test_without_a_mount_the_bucket_is_no_directory(desk):
         ("v5litepod-16", "2,16,1", 16),
         ("v6e-8", "1,16,1", 8),
         ("v5p-16", "1,16,1", 8),  # cores
-        ("v5p-16", "1,4,1", 8),  # of two hosts
+        ("v5p-16", "1,4,1", 8),  # two hosts
         ("v3-8", "1,16,1", 8),
         ("v5litepod-16", "16", None),
     ],
 )
-def test_a_mesh_that_is_not_the_slice_s_is_refused_before_it_costs(desk, accelerator, mesh, has):
+def test_mesh_must_match_the_slice_before_anything_is_created(desk, accelerator, mesh, has):
     desk.values["ACCELERATOR"] = accelerator
     for command in ("train", "start"):
         done = desk("tpu_vm.sh", command, "--", "colm", "train", "--mesh", mesh)
         assert (done.returncode, desk.calls) == (2, [])
-        said = f"ACCELERATOR={accelerator} has {has}" if has else "three whole numbers"
-        assert f"--mesh {mesh}: " in done.stderr and said in done.stderr
+        expected = f"ACCELERATOR={accelerator} has {has}" if has else "three whole numbers"
+        assert f"--mesh {mesh}: " in done.stderr and expected in done.stderr
 
 
 @pytest.mark.parametrize("accelerator, mesh", [("v6e-8", "1,4,1"), ("v5p-8", "1,2,1"), ("v3-8", "1,8,1")])
-def test_one_host_may_use_a_part_of_its_chips(desk, accelerator, mesh):
+def test_one_host_may_use_some_of_its_chips(desk, accelerator, mesh):
     desk.values["ACCELERATOR"] = accelerator
     done = desk("tpu_vm.sh", "train", "--dry_run", "--", "colm", "train", f"--mesh={mesh}")
     assert done.returncode == 0, done.stderr
 
 
-def test_the_command_s_own_settings_are_checked_before_it_costs(desk):
+def test_settings_are_checked_before_anything_is_created(desk):
     gin = desk.directory / "run.gin"
     gin.write_text("")
     words = [*COLM, "--gin_file", str(gin), "--gin_file=gs://my-bucket/b.gin"]
-    desk.says("refusals", "check")
+    desk.set_output("refusals", "check")
     done = desk("tpu_vm.sh", "train", "--", *words)
     assert (done.returncode, desk.calls) == (2, [])
     assert [json.loads(line) for line in (desk.fake / "checks").read_text().splitlines()] == [words[1:]]
-    # What lies on the machines' side of the mount cannot be read here.
+    # A file on the machines' mount cannot be read here.
     done = desk("tpu_vm.sh", "train", "--dry_run", "--", *COLM, "--gin_file", "/mnt/colm/run.gin")
     assert done.returncode == 0
-    assert "/mnt/colm/run.gin is not seen from here" in done.stderr
+    assert "/mnt/colm/run.gin is not readable here" in done.stderr
     assert len((desk.fake / "checks").read_text().splitlines()) == 1
 
 
-def test_dry_run_prints_what_a_run_does_and_runs_nothing(desk):
+def test_dry_run_prints_the_commands_and_runs_none(desk):
     printed = desk("tpu_vm.sh", "train", "--dry_run", "--", *COLM)
     assert printed.returncode == 0, printed.stderr
     assert desk.calls == []
-    desk.says("states", "MISSING", "ACTIVE")
-    desk.says("colm.sh", "exit 0")
+    desk.set_output("states", "MISSING", "ACTIVE")
+    desk.set_output("colm.sh", "exit 0")
     desk("tpu_vm.sh", "train", "--", *COLM)
     commands = [shlex.split(line) for line in printed.stdout.splitlines() if not line.startswith("#")]
     done = [call for call in desk.calls if call[0] == "gcloud"]
@@ -131,12 +131,12 @@ def test_dry_run_prints_what_a_run_does_and_runs_nothing(desk):
 
 
 @pytest.mark.parametrize("gone", ["SUSPENDED", "FAILED"])
-def test_machines_taken_away_are_replaced_and_the_same_command_goes_on(desk, gone):
-    """The first machines never finish; what they left in the bucket is what the next ones find."""
-    desk.says("states", "MISSING", "ACTIVE", "ACTIVE", "SUSPENDING" if gone == "SUSPENDED" else gone, "ACTIVE")
+def test_preempted_machines_are_replaced_and_the_command_resumes(desk, gone):
+    """The first machines never finish; the next ones find their files in the bucket."""
+    desk.set_output("states", "MISSING", "ACTIVE", "ACTIVE", "SUSPENDING" if gone == "SUSPENDED" else gone, "ACTIVE")
     bucket = desk.directory / "bucket"
     bucket.mkdir()
-    desk.says(
+    desk.set_output(
         "colm.sh",
         f'B="{bucket}/$WORKER"; if [ -e "$B" ]; then echo resumed >>"$B"; else echo begun >"$B"; sleep 60; fi',
     )
@@ -149,30 +149,30 @@ def test_machines_taken_away_are_replaced_and_the_same_command_goes_on(desk, gon
     assert {path.read_text() for path in bucket.iterdir()} == {"begun\nresumed\n"}
 
 
-def test_a_preempted_node_counts_while_its_request_still_says_active(desk):
-    desk.says("states", "MISSING", "ACTIVE")
-    desk.says("nodes", "PREEMPTED", "READY")
+def test_preempted_node_is_replaced_while_its_request_is_active(desk):
+    desk.set_output("states", "MISSING", "ACTIVE")
+    desk.set_output("nodes", "PREEMPTED", "READY")
     flag = desk.directory / "flag"
-    desk.says("colm.sh", f'if [ -e "{flag}$WORKER" ]; then exit 0; fi; touch "{flag}$WORKER"; exit 1')
+    desk.set_output("colm.sh", f'if [ -e "{flag}$WORKER" ]; then exit 0; fi; touch "{flag}$WORKER"; exit 1')
     done = desk("tpu_vm.sh", "train", "--", *COLM)
     assert done.returncode == 0, done.stderr
     assert kinds(desk.calls).count("create") == 2
 
 
-def test_a_job_that_was_told_to_stop_starts_again_on_the_same_machines(desk):
-    desk.says("states", "MISSING", "ACTIVE")
+def test_stopped_job_is_restarted_on_the_same_machines(desk):
+    desk.set_output("states", "MISSING", "ACTIVE")
     flag = desk.directory / "flag"
-    desk.says("colm.sh", f'if [ -e "{flag}$WORKER" ]; then exit 0; fi; touch "{flag}$WORKER"; exit 143')
+    desk.set_output("colm.sh", f'if [ -e "{flag}$WORKER" ]; then exit 0; fi; touch "{flag}$WORKER"; exit 143')
     done = desk("tpu_vm.sh", "train", "--keep", "--", *COLM)
     assert done.returncode == 0, done.stderr
     assert kinds(desk.calls) == ["create", *SET_UP, "ssh mount", "ssh start"]
-    assert "cost" in done.stderr  # they were kept
+    assert "cost" in done.stderr  # they are kept
 
 
 @pytest.mark.parametrize("status", [1, 2])
-def test_a_job_that_fails_is_not_repeated(desk, status):
-    desk.says("states", "MISSING", "ACTIVE")
-    desk.says("colm.sh", f'echo "colm: data.jsonl:3: no text"; exit {status}')
+def test_failed_job_is_not_restarted(desk, status):
+    desk.set_output("states", "MISSING", "ACTIVE")
+    desk.set_output("colm.sh", f'echo "colm: data.jsonl:3: no text"; exit {status}')
     done = desk("tpu_vm.sh", "train", "--", *COLM)
     assert done.returncode == 1
     assert kinds(desk.calls) == ["create", *SET_UP, "ssh log"]
@@ -180,34 +180,34 @@ def test_a_job_that_fails_is_not_repeated(desk, status):
     assert "the job failed" in done.stderr and "cost" in done.stderr
 
 
-def test_it_gives_up_after_so_many_restarts(desk):
-    desk.says("states", "MISSING", "ACTIVE")
-    desk.says("colm.sh", "exit 143")
+def test_train_restarts_at_most_restarts_times(desk):
+    desk.set_output("states", "MISSING", "ACTIVE")
+    desk.set_output("colm.sh", "exit 143")
     desk.values["RESTARTS"] = "2"
     done = desk("tpu_vm.sh", "train", "--", *COLM)
     assert done.returncode == 1
     assert kinds(desk.calls).count("ssh start") == 3
 
 
-def test_a_request_that_is_refused_ends_it(desk):
-    desk.says("states", "MISSING", "FAILED")
+def test_failed_request_ends_train(desk):
+    desk.set_output("states", "MISSING", "FAILED")
     done = desk("tpu_vm.sh", "train", "--", *COLM)
     assert done.returncode == 1
     assert kinds(desk.calls) == ["create"]
     assert "quota" in done.stderr
 
 
-def test_nothing_is_made_anew_where_somebody_deletes(desk):
-    desk.says("states", "MISSING", "ACTIVE", "DELETING")
-    desk.says("colm.sh", "sleep 60")
+def test_deleted_machines_are_not_created_again(desk):
+    desk.set_output("states", "MISSING", "ACTIVE", "DELETING")
+    desk.set_output("colm.sh", "sleep 60")
     done = desk("tpu_vm.sh", "train", "--", *COLM)
     assert done.returncode == 1
     assert kinds(desk.calls) == ["create", *SET_UP]
 
 
-def test_called_again_it_watches_what_runs(desk):
-    desk.says("states", "ACTIVE")
-    desk.says("colm.sh", 'until grep -q "on_worker.sh same" "$FAKE/calls"; do sleep 0.05; done')
+def test_rerun_monitors_the_running_job(desk):
+    desk.set_output("states", "ACTIVE")
+    desk.set_output("colm.sh", 'until grep -q "on_worker.sh same" "$FAKE/calls"; do sleep 0.05; done')
     assert desk("tpu_vm.sh", "create").returncode == 0
     for command in (["install"], ["mount"], ["start", "--", *COLM]):
         done = desk("tpu_vm.sh", *command)
@@ -217,9 +217,9 @@ def test_called_again_it_watches_what_runs(desk):
     assert kinds(desk.calls) == ["create", *SET_UP, "ssh same", "delete"]
 
 
-def test_another_command_does_not_take_the_place_of_what_runs(desk):
-    desk.says("states", "ACTIVE")
-    desk.says("colm.sh", "sleep 60")
+def test_another_command_does_not_replace_the_running_one(desk):
+    desk.set_output("states", "ACTIVE")
+    desk.set_output("colm.sh", "sleep 60")
     for command in (["create"], ["install"], ["start", "--", *COLM]):
         assert desk("tpu_vm.sh", *command).returncode == 0
     done = desk("tpu_vm.sh", "train", "--", "colm", "generate", "--base", "B")
@@ -228,9 +228,9 @@ def test_another_command_does_not_take_the_place_of_what_runs(desk):
     assert "delete" not in kinds(desk.calls)
 
 
-def test_called_again_when_the_job_is_done_it_ends_it(desk):
-    desk.says("states", "ACTIVE")
-    desk.says("colm.sh", "exit 0")
+def test_rerun_of_a_finished_job_deletes_the_machines(desk):
+    desk.set_output("states", "ACTIVE")
+    desk.set_output("colm.sh", "exit 0")
     for command in (["create"], ["install"], ["mount"], ["start", "--", *COLM]):
         assert desk("tpu_vm.sh", *command).returncode == 0
     until(lambda: desk("tpu_vm.sh", "status").stdout.count("colm-status: 0") == 2)
@@ -239,52 +239,52 @@ def test_called_again_when_the_job_is_done_it_ends_it(desk):
     assert kinds(desk.calls) == ["create", *SET_UP, "ssh same", "delete"]
 
 
-def test_on_machines_that_are_there_everything_else_is_done(desk):
-    desk.says("states", "ACTIVE")
-    desk.says("colm.sh", "exit 0")
+def test_train_uses_existing_machines(desk):
+    desk.set_output("states", "ACTIVE")
+    desk.set_output("colm.sh", "exit 0")
     assert desk("tpu_vm.sh", "create").returncode == 0
     done = desk("tpu_vm.sh", "train", "--", *COLM)
     assert done.returncode == 0, done.stderr
     assert kinds(desk.calls) == ["create", *SET_UP, "delete"]
 
 
-def test_workers_out_of_reach_are_left_alone(desk):
-    desk.says("states", "ACTIVE")  # and there is nobody
+def test_unreachable_workers_are_not_touched(desk):
+    desk.set_output("states", "ACTIVE")  # but there are no workers
     done = desk("tpu_vm.sh", "train", "--", *COLM)
-    assert done.returncode == 1 and "out of reach" in done.stderr
+    assert done.returncode == 1 and "unreachable" in done.stderr
     assert kinds(desk.calls) == []
 
 
-def test_what_google_refuses_for_a_moment_is_asked_again(desk):
-    desk.says("states", "MISSING", "ACTIVE")
-    desk.says("colm.sh", "exit 0")
-    desk.says("refusals", "delete", "delete")
+def test_failed_delete_is_retried(desk):
+    desk.set_output("states", "MISSING", "ACTIVE")
+    desk.set_output("colm.sh", "exit 0")
+    desk.set_output("refusals", "delete", "delete")
     done = desk("tpu_vm.sh", "train", "--", *COLM)
     assert done.returncode == 0, done.stderr
     assert kinds(desk.calls) == ["create", *SET_UP, "delete", "delete", "delete"]
 
 
-def test_a_refused_request_is_not_repeated_when_called_again(desk):
-    desk.says("states", "FAILED")
+def test_rerun_does_not_repeat_a_failed_request(desk):
+    desk.set_output("states", "FAILED")
     done = desk("tpu_vm.sh", "train", "--", *COLM)
     assert done.returncode == 1 and "quota" in done.stderr
     assert kinds(desk.calls) == []
 
 
 @pytest.mark.parametrize("script, command", [("tpu_vm.sh", "train"), ("tpu_vm.sh", "start"), ("gke.sh", "apply")])
-def test_results_must_lie_in_a_bucket_or_under_the_mount(desk, script, command):
+def test_out_must_be_in_a_bucket_or_under_the_mount(desk, script, command):
     for mount in (desk.values["MOUNT"], ""):
         desk.values["MOUNT"] = mount
         for out in (["--out", "RUN"], ["--out", "gs://b/A", "--out=/tmp/RUN"], ["--out", "gs://bucket"]):
             done = desk(script, command, "--", "colm", "train", *out)
             assert (done.returncode, desk.calls) == (2, [])
             assert "must be gs://BUCKET/NAME" in done.stderr
-            assert (f"or lie under MOUNT ({mount})" in done.stderr) == bool(mount)
+            assert (f"or be under MOUNT ({mount})" in done.stderr) == bool(mount)
 
 
-def test_stop_lets_the_command_answer(desk):
-    desk.says("states", "ACTIVE")
-    desk.says("colm.sh", "trap 'echo saved; exit 143' TERM", "echo begun", "while :; do sleep 0.05; done")
+def test_stop_lets_the_command_handle_sigterm(desk):
+    desk.set_output("states", "ACTIVE")
+    desk.set_output("colm.sh", "trap 'echo saved; exit 143' TERM", "echo begun", "while :; do sleep 0.05; done")
     for command in (["create"], ["install"], ["start", "--", *COLM]):
         assert desk("tpu_vm.sh", *command).returncode == 0
     log = desk.fake / "workers" / "0" / "colm-run" / "log"
@@ -302,7 +302,7 @@ def until(condition):
         time.sleep(0.05)
 
 
-def test_more_flags(desk):
+def test_create_and_ssh_flags_are_passed_on(desk):
     desk.values |= {
         "SPOT": "false",
         "CREATE_FLAGS": "(--network='my net' --internal-ips)",
@@ -317,14 +317,14 @@ def test_more_flags(desk):
 @pytest.mark.parametrize(
     "command, line",
     [
-        (["train"], "write the command behind --"),
+        (["train"], "write the command after --"),
         (["train", "--", "colm", "export", "--run", "R"], "colm export: only run, score, train"),
         (["train", "--", "colm", "train", "--distributed", "auto"], "--distributed: is added by this script"),
-        (["train", "--kept", "--", *COLM], "--kept is not among its flags"),
+        (["train", "--kept", "--", *COLM], "--kept: no such flag"),
         (["begin"], "begin: no such command"),
     ],
 )
-def test_wrong_commands_are_one_line(desk, command, line):
+def test_invalid_command_is_a_one_line_error(desk, command, line):
     done = desk("tpu_vm.sh", *command)
     assert done.returncode == 2
     assert line in done.stderr and done.stderr.count("\n") == 1

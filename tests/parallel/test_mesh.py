@@ -18,7 +18,7 @@ from tests.tiny import tiny_decoder
 
 
 def parameters():
-    """Every parameter that is ever sharded: (axes, shape)."""
+    """Return every sharded parameter: (axes, shape)."""
     modules = [
         nnx.eval_shape(lambda: add_lora(tiny_decoder(), Lora(rank=2), 0)),
         nnx.eval_shape(lambda: tiny_decoder(mixture=Mixture(4, 2))),
@@ -30,7 +30,7 @@ def parameters():
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 2, 3)], ids=str)
-def test_mesh_has_the_sizes_asked_for(sizes):
+def test_mesh_has_the_given_sizes(sizes):
     mesh = make_mesh(*sizes)
     assert dict(mesh.shape) == dict(zip(MESH_AXES, sizes))
     assert list(mesh.devices.flat) == jax.devices()[: np.prod(sizes)]
@@ -44,55 +44,55 @@ def test_mesh_has_the_sizes_asked_for(sizes):
         ((-1, -1, 1), "data=-1.*at least 1"),
     ],
 )
-def test_impossible_mesh_is_refused(sizes, message):
+def test_invalid_mesh_is_an_error(sizes, message):
     with pytest.raises(UserError, match=message):
         make_mesh(*sizes)
 
 
-def test_rules_cover_every_axis_in_use_and_name_only_mesh_axes():
+def test_rules_cover_every_used_axis_and_name_only_mesh_axes():
     assert {axis for axes, _ in parameters() for axis in axes} | {"batch", *CACHE_AXES} == set(RULES)
     assert {axis for axes in RULES.values() for axis in axes} <= set(MESH_AXES)
 
 
-def test_every_parameter_names_as_many_axes_as_it_has():
+def test_every_parameter_has_a_name_per_axis():
     for axes, shape in parameters():
         assert len(axes) == len(shape), axes
 
 
-def test_no_parameter_is_split_twice_over_one_mesh_axis():
+def test_no_parameter_is_sharded_twice_over_one_mesh_axis():
     for axes, _ in parameters():
         split = [mesh_axis for axis in axes for mesh_axis in RULES[axis]]
         assert len(split) == len(set(split)), axes
 
 
-def test_axes_are_split_by_the_table():
+def test_axes_are_sharded_by_the_table():
     mesh = make_mesh(2, 2, 2)
     assert spec_of(mesh, ("vocab", "embed"), (32, 16)) == P(("tensor",), ("fsdp",))
     assert spec_of(mesh, ("batch", "layers"), (8, 2)) == P(("data", "fsdp"), None)
 
 
-def test_axis_that_the_mesh_does_not_divide_stays_whole():
+def test_axis_not_divisible_by_the_mesh_is_replicated():
     mesh = make_mesh(2, 2, 2)
     assert spec_of(mesh, ("vocab", "embed"), (33, 16)) == P(None, ("fsdp",))
     assert spec_of(mesh, ("batch",), (6,)) == P(None)
 
 
-def test_mesh_axis_of_one_device_splits_nothing():
+def test_mesh_axis_of_size_one_shards_nothing():
     assert spec_of(make_mesh(8, 1, 1), ("vocab", "embed"), (32, 16)) == P(None, None)
 
 
-def test_wrong_number_of_axes_is_refused():
+def test_wrong_number_of_axes_is_an_error():
     with pytest.raises(ValueError, match="argument"):
         spec_of(make_mesh(), ("vocab",), (32, 16))
 
 
-def test_shardings_are_those_of_the_table():
+def test_shardings_follow_the_table():
     mesh, state = make_mesh(1, 2, 4), nnx.state(nnx.eval_shape(tiny_decoder))
     for (_, sharding), (_, leaf) in zip(*map(nnx.to_flat_state, (shardings(mesh, state), state)), strict=True):
         assert sharding.get_value().mesh == mesh
         assert sharding.get_value().spec == spec_of(mesh, leaf.get_metadata()["axes"], leaf.shape)
 
 
-def test_replicated_puts_the_whole_on_each_device():
+def test_replicated_array_is_whole_on_each_device():
     value = jax.device_put(np.arange(6), replicated(make_mesh(2, 2, 2)))
     assert [shard.data.shape for shard in value.addressable_shards] == [(6,)] * 8

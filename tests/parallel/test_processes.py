@@ -1,4 +1,4 @@
-"""Two processes of one job, over loopback: they leave what one process leaves, end together, and go on."""
+"""Two processes of one job, over loopback: their files equal those of one process, they end together, and resume."""
 
 import json
 import os
@@ -39,31 +39,31 @@ def steps(out):
 
 
 def signalled(processes, out, at, number, what):
-    """The job's end after one process was sent a signal behind step `at`."""
+    """Send a signal to one process after step `at`, and wait for the end of the job."""
     until(lambda: len(steps(out)) >= at, processes)
     processes[number].send_signal(what)
     return end(processes)
 
 
-def test_two_processes_leave_what_one_leaves_and_resume_when_stopped(tmp_path, command, jobs):
+def test_two_processes_train_as_one_and_resume_after_sigterm(tmp_path, command, jobs):
     one, two, command = tmp_path / "one", tmp_path / "two", [*command, "--gin.Training.epochs=3"]
     assert main([*command, "--out", str(one), "--mesh", "1,4,2"]) == 0
-    # SIGTERM reaches one of them; both finish and save the same step.
+    # SIGTERM is sent to one of them; both finish and save the same step.
     codes, outputs = signalled(jobs(command, two, 2), two, 6, 1, signal.SIGTERM)
     assert codes == [128 + signal.SIGTERM] * 2, outputs
     stopped = len(steps(two))
     assert all(f"stopped by SIGTERM after step {stopped}, which is saved" in output for output in outputs)
     assert max(int(path.name) for path in (two / "train/checkpoints").iterdir()) == stopped
-    # They go on from there to the end.
+    # They resume from there and finish.
     codes, outputs = end(jobs(command, two, 2))
     assert codes == [0, 0], outputs
     assert_same_up_to_rounding(one, two)
-    assert (two / "scores/base/shard-00001.npz").exists()  # so both have written some
+    assert (two / "scores/base/shard-00001.npz").exists()  # so both have written shards
 
 
-# What follows the death of process 0 comes at once; that of process 1 is noticed by its missing heartbeats.
+# The death of process 0 ends the other at once; that of process 1 is noticed by its missing heartbeats.
 @pytest.mark.parametrize("dies", [0, pytest.param(1, marks=pytest.mark.soak)])
-def test_two_processes_score_as_one_does_also_where_one_was_killed(tmp_path, command, jobs, dies):
+def test_two_processes_score_as_one_also_after_a_kill(tmp_path, command, jobs, dies):
     one, two = tmp_path / "one", tmp_path / "two"
     score = ["score", "--model", command[2], "--data", command[command.index("--data") + 1]]
     assert main([*score, "--out", str(one), "--mesh", "1,4,2"]) == 0
@@ -72,7 +72,7 @@ def test_two_processes_score_as_one_does_also_where_one_was_killed(tmp_path, com
     processes[dies].kill()
     codes, outputs = end(processes, timeout=60)
     assert codes[dies] == -signal.SIGKILL and codes[1 - dies] not in (0, 2), outputs
-    for number, output in enumerate(outputs):  # also for the one that could not say anything any more
+    for number, output in enumerate(outputs):  # also for the killed one, which could not print anything
         assert f"colm: process {number} of 2 has ended before its work was done" in output.splitlines()[-1]
         assert "rerun the same command to resume from what is saved" in output.splitlines()[-1]
     codes, outputs = end(jobs(score, two, 2))
@@ -82,7 +82,7 @@ def test_two_processes_score_as_one_does_also_where_one_was_killed(tmp_path, com
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_sigterm_to_one_stops_all_while_they_score(tmp_path, command, jobs, count):
+def test_sigterm_to_one_stops_all_during_scoring(tmp_path, command, jobs, count):
     score = ["score", "--model", command[2], "--data", command[command.index("--data") + 1]]
     processes = jobs(score, tmp_path / "out", count)
     until(lambda: (tmp_path / "out/tokens/summary.json").exists(), processes)
@@ -90,7 +90,7 @@ def test_sigterm_to_one_stops_all_while_they_score(tmp_path, command, jobs, coun
 
 
 def stops(processes):
-    """SIGTERM to the last one ends all."""
+    """Send SIGTERM to the last one and check that all end."""
     processes[-1].terminate()
     codes, outputs = end(processes, timeout=60)
     assert codes == [128 + signal.SIGTERM] * len(processes), outputs
@@ -104,18 +104,18 @@ def team(tmp_path, tiny_model):
     return str(write_team(tmp_path / "team", base, expert))
 
 
-def test_a_local_cluster_generates_as_one_process_does(tmp_path, team):
+def test_local_cluster_generates_as_one_process(tmp_path, team):
     lines = [{"id": f"é{i}", "prompt": "abcdefgh"[i:]} for i in range(6)]
     prompts = write_lines(tmp_path / "some prompts.jsonl", lines)
     generate = ["generate", "--base", team, "--prompts", prompts, "--max_new_tokens", "12", "--mesh", "1,4,2"]
     generate += ["--log_probs", "--batch_size", "4", "--temperature", "1", "--seed", "3"]
     one, two = tmp_path / "one.jsonl", tmp_path / "it's two.jsonl"
     assert main([*generate, "--out", str(one)]) == 0
-    # What a stopped run left is gone on from, by both.
+    # Both resume from the files of an interrupted run.
     write_lines(tmp_path / "it's two.jsonl.part", [{"key": "another's"}])
     done = local_cluster("2", "--devices", "4", "--", "colm", *generate, "--out", str(two))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count('"answers": 6') == 1  # said by the first alone
+    assert done.stdout.count('"answers": 6') == 1  # only the first prints it
     for mine, theirs in zip(read_lines(one), read_lines(two), strict=True):
         for name in ("p_defer", "log_probs"):
             np.testing.assert_allclose(mine.pop(name), theirs.pop(name), atol=1e-5)
@@ -123,7 +123,7 @@ def test_a_local_cluster_generates_as_one_process_does(tmp_path, team):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_sigterm_to_one_stops_all_while_they_generate(tmp_path, team, jobs):
+def test_sigterm_to_one_stops_all_during_generation(tmp_path, team, jobs):
     prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "abcdefgh"}] * 400)
     part = tmp_path / "answers.jsonl.part"
     generate = ["generate", "--base", team, "--prompts", prompts, "--max_new_tokens", "40", "--batch_size", "2"]
@@ -131,22 +131,22 @@ def test_sigterm_to_one_stops_all_while_they_generate(tmp_path, team, jobs):
     until(lambda: part.exists() and part.read_text().count("\n") > 2, processes)
     stops(processes)
     kept = [line.split(" ", 1)[0] for line in part.read_text().splitlines()[1:]]
-    assert 0 < len(kept) == len(set(kept)) < 400  # each by the first alone
+    assert 0 < len(kept) == len(set(kept)) < 400  # only the first writes them
 
 
 def local_cluster(*words, script="launch/local_cluster.sh"):
-    """What the script did, with this environment's colm."""
+    """Run the script with this environment's colm."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = ["bash", script, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=250, env={**os.environ, "PATH": path})
 
 
-def test_a_local_cluster_s_words():
+def test_local_cluster_arguments():
     for words, line in [
-        (["two", "--", "colm", "score"], "two: write how many processes"),
+        (["two", "--", "colm", "score"], "two: must be the number of processes"),
         (["2", "--devices", "0", "--", "colm", "score"], "--devices 0: must be a whole number"),
-        (["2", "--device", "1", "--", "colm", "score"], "--device: is not among its flags"),
-        (["2", "--devices", "4"], "write the command behind --"),
+        (["2", "--device", "1", "--", "colm", "score"], "--device: no such flag"),
+        (["2", "--devices", "4"], "write the command after --"),
         (["2", "--", "colm", "export"], "colm export: only run, score, train, calibrate and generate"),
     ]:
         done = local_cluster(*words)
@@ -162,7 +162,7 @@ def test_a_local_cluster_s_words():
 
 @pytest.mark.soak
 def test_two_processes_run_every_stage(tmp_path, command, jobs):
-    """Training's sums are rounded otherwise, so that answers may part; what there is to read is the same."""
+    """Training rounds differently, so answers may differ; the set of files is the same."""
     dev = write_lines(tmp_path / "dev.jsonl", [{"prompt": "abcdefgh"[:i], "completion": " abc"} for i in range(3, 8)])
     command = ["run", *command[1:], "--dev", dev, "--task", "exact"]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -177,7 +177,7 @@ def test_two_processes_run_every_stage(tmp_path, command, jobs):
 
 
 @pytest.mark.soak
-def test_two_processes_calibrate_as_one_does(tmp_path, jobs, team):
+def test_two_processes_calibrate_as_one(tmp_path, jobs, team):
     lines = [{"prompt": "abcdefgh"[:i], "completion": " abc"} for i in range(3, 8)]
     data = write_lines(tmp_path / "dev.jsonl", lines)
     command = ["calibrate", "--base", team, "--data", data, "--task", "exact", "--gin.Calibration.max_new_tokens=8"]
@@ -199,7 +199,7 @@ def test_two_processes_calibrate_as_one_does(tmp_path, jobs, team):
     ],
     ids=lambda options: options[1],
 )
-def test_two_processes_train_in_every_other_way_too(tmp_path, command, jobs, options):
+def test_two_processes_train_as_one_with_other_settings(tmp_path, command, jobs, options):
     one, two = tmp_path / "one", tmp_path / "two"
     assert main([*command, *options, "--out", str(one), "--mesh", "1,4,2"]) == 0
     codes, outputs = end(jobs([*command, *options], two, 2))
@@ -208,7 +208,7 @@ def test_two_processes_train_in_every_other_way_too(tmp_path, command, jobs, opt
 
 
 def assert_same_up_to_rounding(one, two):
-    """Devices of two processes sum gradients in another order; what comes before training is the same to the bit."""
+    """Compare runs: two processes sum gradients in another order; files before training are equal bit for bit."""
     hashes, others = files(one), files(two)
     assert set(hashes) == set(others)
     rounded = {"train/metrics.jsonl", "train/manifest.json", "team/manifest.json"}
@@ -222,7 +222,7 @@ def assert_same_up_to_rounding(one, two):
             np.testing.assert_allclose(a[key], b[key], rtol=0, atol=1e-4)
 
 
-def test_what_one_process_refuses_all_refuse(tmp_path, command, jobs):
+def test_invalid_input_ends_all_processes(tmp_path, command, jobs):
     (tmp_path / "out/scores/base").mkdir(parents=True)
     (tmp_path / "out/scores/base/notes.txt").write_text("mine")
     codes, outputs = end(jobs(command, tmp_path / "out", 2))
@@ -231,24 +231,24 @@ def test_what_one_process_refuses_all_refuse(tmp_path, command, jobs):
     assert (tmp_path / "out/scores/base/notes.txt").read_text() == "mine"
 
 
-def test_several_processes_share_all_devices(monkeypatch):
+def test_mesh_of_several_processes_must_cover_all_devices(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="has 2 of 8 devices; several processes share all of them, as in --mesh 1,8,1"):
         make_mesh(1, 2, 1)
 
 
 @pytest.mark.parametrize("where", ["", "host", "host:80", "host:80,2", "host:80,2,2"])
-def test_bad_addresses_are_one_line(where):
+def test_invalid_address_is_a_one_line_error(where):
     with pytest.raises(UserError, match="--distributed"):
         join(where)
 
 
-def test_one_process_waits_for_nobody():
+def test_single_process_does_not_wait():
     barrier()
     assert on_first(lambda: [1, "a"]) == [1, "a"]
 
 
-def test_rows_lie_where_a_batch_is_split():
+def test_rows_of_a_process_follow_the_batch_sharding():
     mesh, batch = make_mesh(2, 2, 2), np.arange(24).reshape(8, 3)
     assert local_rows(mesh, 8) == list(range(8))
     here = [5, 2, 7, 0, 1, 6, 3, 4]

@@ -1,4 +1,4 @@
-"""Tokens a second that one process makes into training batches: the default of `colm plan --launch --input_rate`.
+"""Measure how many tokens per second one process makes into batches: the default of `colm plan --launch --input_rate`.
 
 python -m tests.plan.input_rate
 """

@@ -1,4 +1,4 @@
-"""Meshes that fit Llama-2 7B with a 70B expert, from 8 to 256 chips: the table of docs/meshes.md.
+"""Write the table of docs/meshes.md: meshes that fit Llama-2 7B with a 70B expert, from 8 to 256 chips.
 
 python -m tests.plan.mesh_table v5e:2x4 v5e:4x4 ...
 """
@@ -11,12 +11,12 @@ from colm_jax.plan.plan import Plan, compile_plan, topology_devices
 from colm_jax.settings.training import Training
 
 MODELS = Path(__file__).parents[2] / "configs/models"
-TENSOR = 8  # the 70B model's key and value heads
+TENSOR = 8  # the number of key and value heads of the 70B model
 PROGRAMS = ("train", "score expert-1", "decode")
 
 
 def rows_of(topology: str, base, expert):
-    """A row for each program: the base trains over fsdp with a text a chip, experts lie over fsdp and tensor."""
+    """Return a row per program: the base over fsdp with one text per chip, experts over fsdp and tensor."""
     chips = len(topology_devices(topology))
     for program in PROGRAMS:
         mesh = (1, chips, 1) if program == "train" else (1, chips // TENSOR, TENSOR)

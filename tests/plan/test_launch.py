@@ -1,4 +1,4 @@
-"""`colm plan --launch`: hours from costs and workload, against cases computed by hand."""
+"""`colm plan --launch`: hours from costs and workload, compared with cases computed by hand."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from colm_jax.settings.training import Training
 from colm_jax.text.tokenizer import load_tokenizer
 from tests.tiny import tiny_config, write_tokenizer
 
-# Round numbers: 100 products, 10 bytes of memory, 4 bytes of interconnect a second.
+# Round numbers per second: 100 products, 10 bytes of memory, 4 bytes of interconnect.
 CHIP = Chip(memory=1000, flops=100.0, bandwidth=10.0, interconnect=4.0)
 RATES = Rates(efficiency=0.5, disk_bandwidth=8e-9, input_rate=16.0, price_per_chip_hour=3.0)
 ON = Machine(CHIP, chips=8, hosts=2, rates=RATES)
@@ -51,16 +51,16 @@ COSTS = [
 ]
 
 
-def test_scoring():
+def test_scoring_costs():
     found = score_estimate(cost(), BASE, PLAN, WORK, ON, (1, 4, 2))
-    # 200 products at half of 100 a second; 30 bytes of each of four shares, read at 10; three shares that come and, of
-    # 3 layers, 2 sums of 2 texts of 10 positions, 4 wide, in 2 bytes, of which half goes out and half comes back.
+    # 200 products at half of 100 per second; 30 bytes of each of four shards, read at 10; three received shards and, in
+    # 3 layers, 2 all-reduces of 2 texts of 10 positions, width 4, in 2 bytes, half sent and half received.
     assert found.parts == {"products": 4.0, "memory": 12.0, "collectives": (3 * 30 + 3 * 2 * 2 * 0.5 * 160) / 4}
     assert (found.runs, found.bound) == (13, "collectives")
     assert found.hours == pytest.approx(13 * 262.5 / 3600)
 
 
-def test_a_mesh_of_one_sends_nothing():
+def test_one_device_has_no_collectives():
     assert score_estimate(cost(), BASE, PLAN, WORK, ON, (8, 1, 1)).parts["collectives"] == 0
 
 
@@ -69,11 +69,12 @@ def test_scoring_batches_do_not_cross_shards(texts, at_once, batches):
     assert scoring_batches(texts, at_once) == batches
 
 
-def test_training():
+def test_training_costs():
     plan = dataclasses.replace(PLAN, training=Training(batch_size=8, epochs=40, checkpoint_every=100))
     found = train_estimate(TRAIN, plan, WORK, ON, (1, 4, 2), (1, 4, 2))
     assert found.runs == 500
-    # Weights come twice, in half of float32's bytes, gradients once; sums of two passes of 2 texts a group of chips.
+    # Weights are gathered twice, in half of float32's bytes, gradients scattered once; all-reduces of two passes over 2
+    # texts per group of chips.
     sent = 2 * 3 * 30 + 3 * 60 + 2 * (3 * 2 * 2 * 0.5 * 160)
     assert found.parts == {
         "products": 80.0,
@@ -88,45 +89,45 @@ def test_training():
     assert parts["memory"] == (2 * 2 * 30 * 4 + 2 * 180) / 10
 
 
-def test_training_with_the_expert_in_the_step_and_copies_of_the_weights():
+def test_training_costs_with_online_experts_and_replicated_weights():
     train = dataclasses.replace(TRAIN, reads={"base": 60, "expert-1": 50})
     alone, online = (train_estimate(c, PLAN, WORK, ON, (2, 4, 1), (1, 2, 4)).parts for c in (TRAIN, train))
-    assert alone["collectives"] == (2 * 3 * 30 + 3 * 60 + 2 * 0.5 * 60) / 4  # gradients are summed along data
-    # The expert's other share comes, and sums of 4 texts of 10 positions, three quarters of which go each way.
+    assert alone["collectives"] == (2 * 3 * 30 + 3 * 60 + 2 * 0.5 * 60) / 4  # gradients are summed over data
+    # The expert's other shard is received, with all-reduces of 4 texts of 10 positions, three quarters each way.
     assert online["collectives"] - alone["collectives"] == pytest.approx((50 + 3 * 2 * 2 * 0.75 * 320) / 4)
     assert online["memory"] - alone["memory"] == pytest.approx(50 * 2 / 10)
 
 
-def test_lora_keeps_the_weights_as_they_lie():
+def test_lora_gathers_the_weights_in_their_stored_type():
     plan = dataclasses.replace(PLAN, training=Training(batch_size=8, trainable="lora"))
     train = dataclasses.replace(TRAIN, resident={"parameters": 60, "optimizer": 4})
     parts = train_estimate(train, plan, WORK, ON, (1, 8, 1), (1, 8, 1)).parts
     assert parts["collectives"] == (2 * 7 * 60 + 7 * 2) / 4
 
 
-def test_steps():
-    assert training_steps(WORK, PLAN) == 25  # two epochs of 100 texts, 8 at once
+def test_training_steps():
+    assert training_steps(WORK, PLAN) == 25  # two epochs of 100 texts, 8 per step
     packing = dataclasses.replace(PLAN, training=Training(batch_size=8, packing=True))
     assert training_steps(WORK, packing) == 18  # two epochs of 70 rows
 
 
-def test_no_checkpoint_is_written_where_the_run_ends_before():
+def test_no_checkpoint_cost_if_the_run_ends_first():
     assert train_estimate(TRAIN, PLAN, WORK, ON, (1, 4, 2), (1, 4, 2)).parts["checkpoints"] == 0
 
 
-def test_generating():
+def test_generation_costs():
     work = Workload(texts=1, tokens=1, prompts=10, prompt_tokens=100, new_tokens=50, deferral_rate=0.5)
     read, written = generate_estimates(COSTS[-1], {"base": 0.25, "expert-1": 2.5}, PLAN, work, ON)
     assert expert_passes(0.5, 4) == 0.9375
     assert written.runs == 3 * 50
     assert written.parts == pytest.approx({"products": 4 * (0.25 + 2.5) / 50, "memory": (40 + 0.9375 * 400) / 10})
-    assert read.runs == 2  # 1000 tokens, 512 at once
+    assert read.runs == 2  # 1000 tokens, 512 per pass
     assert read.parts == pytest.approx({"products": 512 * 2.75 / 50, "memory": 44.0})
     never = dataclasses.replace(work, deferral_rate=0.0)
     assert generate_estimates(COSTS[-1], {"base": 0.25, "expert-1": 2.5}, PLAN, never, ON)[1].parts["memory"] == 4.0
 
 
-def test_the_whole_run_and_its_price():
+def test_total_hours_and_price():
     work = dataclasses.replace(WORK, prompts=4)
     stages = estimate(COSTS, PLAN, work, ON, hidden=True)
     names = ["score base", "score expert-1", "hidden states", "train", "read prompts", "generate"]
@@ -138,12 +139,12 @@ def test_the_whole_run_and_its_price():
     assert [stage.stage for stage in online] == ["score base", "train"]
 
 
-def test_what_holds_up_is_said_with_its_number():
+def test_bottleneck_warnings_have_their_numbers():
     slow = dataclasses.replace(ON, chip=dataclasses.replace(CHIP, interconnect=1e9), rates=Rates(disk_bandwidth=1e-9))
     plan = dataclasses.replace(PLAN, training=Training(batch_size=8, checkpoint_every=5))
     stages = estimate(COSTS, plan, WORK, slow, hidden=True)
     said = held_up(COSTS, stages, plan, WORK, slow)
-    # 1600 bytes at 1 a second, 5 steps of 100 s (4000 products at 0.4 of 100): every 16 steps would do.
+    # 1600 bytes at 1 per second, 5 steps of 100 s (4000 products at 0.4 of 100): every 16 steps is enough.
     assert any(
         line.startswith("train: checkpoints would dominate: ") and "checkpoint_every=16 " in line for line in said
     )
@@ -164,16 +165,16 @@ def test_what_holds_up_is_said_with_its_number():
     assert of(calm) == []
 
 
-def test_texts_are_counted_as_training_would_read_them(tmp_path):
+def test_texts_are_counted_as_in_training(tmp_path):
     tokenizer, data = load_tokenizer(write_tokenizer(tmp_path / "tokenizer")), tmp_path / "data.jsonl"
     records = [{"text": "abc"}, {"text": "abcdefghij"}, {"text": ""}, {"prompt": "abcdefg", "completion": "h"}]
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
     texts, tokens, seconds = count_texts(data, tokenizer, length=8)
-    assert (texts, tokens) == (2, 4 + 8)  # one holds nothing but <s>, one ends before its completion
+    assert (texts, tokens) == (2, 4 + 8)  # one is only <s>, one is truncated before its completion
     assert seconds > 0
 
 
-def test_the_help_names_the_defaults(capsys):
+def test_help_shows_the_defaults(capsys):
     with pytest.raises(SystemExit):
         parse(["plan", "--help"])
     shown = " ".join(capsys.readouterr().out.split()).partition("what is assumed:")[2]
@@ -202,13 +203,13 @@ def test_the_help_names_the_defaults(capsys):
         (["--launch", "--data", "missing.jsonl"], "missing.jsonl: cannot be read"),
     ],
 )
-def test_bad_launches_are_one_line(capsys, tiny_model, options, message):
+def test_invalid_launch_options_are_a_one_line_error(capsys, tiny_model, options, message):
     models = ["--base", str(tiny_model("a")), "--expert", str(tiny_model("b"))]
     assert main(["plan", "--topology", "v5e:2x2", *models, *options]) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_a_base_without_a_tokenizer_wants_numbers(capsys, tiny_model):
+def test_base_without_tokenizer_needs_text_and_token_counts(capsys, tiny_model):
     base = tiny_model("a")
     (base / "tokenizer.json").unlink()
     options = ["--launch", "--topology", "v5e:2x2", "--base", str(base), "--expert", str(tiny_model("b"))]

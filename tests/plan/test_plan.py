@@ -1,4 +1,4 @@
-"""`colm plan` compiles by libtpu for TPUs that are not there; what it says is held to what can be counted."""
+"""`colm plan` compiles for TPU topologies without hardware (libtpu); its figures agree with those counted by hand."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def test_every_program_compiles_and_fits(changes):
     assert bool(found["train"].resident["experts"]) == changes.get("online", False)
 
 
-def test_memory_is_what_the_shapes_say():
+def test_memory_equals_that_of_the_shapes():
     found = costs(PLAN)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_decoder(TINY)))
     gate, norms = 128, TINY.width * (2 * TINY.depth + 1)
@@ -59,19 +59,19 @@ def test_memory_is_what_the_shapes_say():
     assert found["score base"].resident["parameters"] == pytest.approx(2 * count / 4, abs=2 * norms)  # bfloat16
 
 
-def test_flops_are_those_of_the_products():
-    """Of scoring: two a weight and token, and the attention's scores and mixtures; the same on any number of chips."""
+def test_flops_equal_those_of_the_products():
+    """Scoring: two per weight and token, plus attention; the same on any number of chips."""
     found = costs(PLAN)
     tokens = 8 * 127
     weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_decoder(TINY)))
-    products = weights - 512 * 128 - 128 * (2 * TINY.depth + 1)  # neither the embedding's table nor the norms
-    attention = 2 * 2 * 127 * 128 * TINY.depth  # each token with each of its row's
+    products = weights - 512 * 128 - 128 * (2 * TINY.depth + 1)  # without the embedding table and norms
+    attention = 2 * 2 * 127 * 128 * TINY.depth  # every pair of tokens of a row
     assert found["score base"].flops * 4 == pytest.approx(tokens * (2 * products + attention), rel=1e-6)
-    # Gradients take twice the forward pass, and `full` does the layers a second time.
+    # The backward pass takes twice the forward pass, and `full` repeats the layers.
     assert 3.6 < found["train"].flops / found["score base"].flops < 4.1
 
 
-def test_loops_are_counted_as_often_as_they_run():
+def test_loop_bodies_are_counted_once_per_iteration():
     def repeated(x):
         return jax.lax.scan(lambda x, _: (jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x), None), x, length=5)[0]
 
@@ -79,7 +79,7 @@ def test_loops_are_counted_as_often_as_they_run():
     assert matrix_flops(jaxpr.jaxpr) == 5 * 2 * 8**3
 
 
-def test_collectives_are_read_from_the_compiled_text():
+def test_collectives_are_parsed_from_the_compiled_text():
     text = """
   %all-gather.3 = bf16[4096,128]{1,0:T(8,128)} all-gather(%p), dimensions={0}
   %all-reduce-start.1 = f32[16]{0} all-reduce-start(%x), to_apply=%add
@@ -91,7 +91,7 @@ def test_collectives_are_read_from_the_compiled_text():
     assert found["all-reduce"] == {"count": 1, "largest_bytes": 64}
 
 
-def test_a_program_whose_text_cannot_be_read_is_still_measured(monkeypatch):
+def test_program_without_readable_text_is_still_measured(monkeypatch):
     def unreadable(self):
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
 
@@ -101,25 +101,25 @@ def test_a_program_whose_text_cannot_be_read_is_still_measured(monkeypatch):
     assert cost.fits
 
 
-def test_activations_are_split_by_texts_and_no_parameter_is_gathered_outside_its_layer():
-    """Left to itself the compiler splits the residual stream as the weights are, and needs a whole batch's logits."""
+def test_activations_are_sharded_by_texts_and_parameters_gathered_within_their_layer():
+    """Without constraints the compiler shards the residual stream like the weights and needs a whole batch's logits."""
     plan = dataclasses.replace(PLAN, length=2048, training=Training(batch_size=4, remat="full"))
     base = dataclasses.replace(read_config(MODELS / "llama2-7b"), depth=4)
     cost = costs_of_training(dataclasses.replace(plan, base=base, mesh=(1, 4, 1)))
     layer = base.width * base.ff * 2  # bytes of its largest kernel, bfloat16
     head = base.width * base.vocab_size * 2
-    assert layer < head < base.depth * layer  # so that layers gathered together would show
+    assert layer < head < base.depth * layer  # so layers gathered together would exceed the bound
     assert cost.collectives["all-gather"]["largest_bytes"] <= head
     rest = cost.peak - sum(cost.resident.values())
-    assert rest < 3 * 2**30  # 14 GiB where the stream is split along D
+    assert rest < 3 * 2**30  # 14 GiB if the stream is sharded over D
 
 
 def costs_of_training(plan):
     return next(cost for cost, _ in compile_plan(plan, only="train"))
 
 
-def test_work_a_chip_does_not_grow_with_the_chips():
-    """At constant texts a chip, flops a chip are the same on 4 and on 16."""
+def test_flops_per_chip_do_not_grow_with_the_chips():
+    """At constant texts per chip, flops per chip are the same on 4 and on 16."""
     few, many = (
         costs_of_training(
             dataclasses.replace(PLAN, topology=t, training=dataclasses.replace(TRAINING, batch_size=2 * n))
@@ -141,12 +141,12 @@ def test_llama_2_7b_with_70b_fits(topology, mesh, program):
     cost = next(cost for cost, _ in compile_plan(plan, only=program))
     assert cost.fits
     if program == "decode":
-        assert 140e9 / 16 < sum(cost.resident.values()) < 200e9 / 16  # 7 + 70 billion in two bytes, and caches
+        assert 140e9 / 16 < sum(cost.resident.values()) < 200e9 / 16  # 7 + 70 billion, two bytes each, and caches
     if program == "train":
         assert sum(cost.resident.values()) == pytest.approx(6.74e9 * 12 / 16, rel=0.01)  # float32 and two moments
 
 
-def test_what_does_not_fit_says_what_to_change():
+def test_program_that_does_not_fit_suggests_changes():
     base = read_config(MODELS / "llama2-7b")
     deep = dataclasses.replace(base, depth=2)
     plan = dataclasses.replace(PLAN, base=deep, length=2048, mesh=(4, 1, 1), training=Training(batch_size=32))
@@ -159,7 +159,7 @@ def test_what_does_not_fit_says_what_to_change():
     assert advice(dataclasses.replace(cost, fits=True), plan) == []
 
 
-def test_quantised_shapes_are_those_of_loading():
+def test_quantised_shapes_equal_those_of_loading():
     mesh = make_mesh(1, 2, 2)
     for stacked in (True, False):
         plain, small = (on_chip(model_split(kind, mesh, stacked)) for kind in ("bfloat16", "int8"))
@@ -170,7 +170,7 @@ def model_split(kind, mesh, stacked):
     return nnx.state(model_of(TINY, kind, "bfloat16", mesh, stacked))
 
 
-def test_the_command_prints_the_plan(capsys, tiny_model):
+def test_command_prints_the_plan(capsys, tiny_model):
     models = ["--base", str(tiny_model("a")), "--expert", str(tiny_model("b"))]
     options = ["--topology", "v5e:2x2", "--length", "64", "--gin.Training.batch_size=8", "--launch", "--texts", "400"]
     assert main(["plan", *models, *options, "--prompts", "9", "--price_per_chip_hour", "2"]) == 0
@@ -202,7 +202,7 @@ def test_the_command_prints_the_plan(capsys, tiny_model):
         (["--topology", "v5e:2x2", "--length", "0"], "at least 1"),
     ],
 )
-def test_bad_plans_are_one_line(capsys, tiny_model, options, message):
+def test_invalid_plan_options_are_a_one_line_error(capsys, tiny_model, options, message):
     models = ["--base", str(tiny_model("a")), "--expert", str(tiny_model("b"))]
     assert main(["plan", *models, *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""A report in which everything that users write would do harm if it were not escaped."""
+"""A report whose texts all need escaping."""
 
 from colm_jax.report.contents import Answer, Bars, Curve, Excerpt, Piece, Report, Section, Table, View
 

@@ -1,7 +1,7 @@
-"""The page in a real browser: no network, no sideways scrolling, keyboard, filters, search, contrast, both schemes.
+"""The page in a real browser: no network, no horizontal scrolling, keyboard, filters, search, contrast, both schemes.
 
 Needs Playwright's Python package (the extra `browser`) and a Chromium: the one at COLM_CHROMIUM, else the system's,
-else Playwright's own. Where one of them is missing the tests skip and say which; with COLM_CHROMIUM set they fail.
+else Playwright's own. If one is missing, the tests are skipped with a reason; with COLM_CHROMIUM set they fail.
 """
 
 import os
@@ -22,11 +22,11 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-LONG = "supercalifragilistic" * 12  # wider than a telephone
+LONG = "supercalifragilistic" * 12  # wider than a phone
 
 
 def answers():
-    """An answer put right, one spoilt, one too long for a line, and those of the hostile sample."""
+    """Return an answer that the expert corrected, one it spoiled, one too long for a line, and those of `sample`."""
     view = View((("7", 0.6), (" b\n", 0.2)), 0.6, 1.0)
     low = View((("7", 0.6),), 0.1, 1.0)
     pieces = [Piece("It", 0, 0.1, (view,) * 3), Piece(" is", 0, 0.2, (low, view, view))]
@@ -67,7 +67,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, address):
-    """Opens the report; what the page logs, throws or asks the network for fails the test."""
+    """Open the report; console messages, exceptions and network requests fail the test."""
     pages, complaints = [], []
 
     def open_it(width=1280, scheme="light"):
@@ -93,21 +93,21 @@ def _visible(page):
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_opens_and_does_not_scroll_sideways(open_page, width, scheme):
+def test_page_opens_without_horizontal_scrolling(open_page, width, scheme):
     page = open_page(width, scheme)
     inner, outer = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert inner <= outer == width
     assert page.title() == REPORT.title
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
     assert dark == (scheme == "dark")
-    page.locator("#answer-1 .word").nth(2).hover()  # what is told stays within the window too
+    page.locator("#answer-1 .word").nth(2).hover()  # the details also stay within the window
     box = page.locator("#details").bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= width
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_pointing_and_the_keyboard_tell_the_same(open_page):
+def test_mouse_and_keyboard_show_the_same_details(open_page):
     page = open_page()
     word = page.locator("#answer-1 .word").nth(2)
     details = page.locator("#details")
@@ -132,11 +132,11 @@ def test_pointing_and_the_keyboard_tell_the_same(open_page):
     assert details.is_hidden()
     page.keyboard.press("Home")
     assert details.is_visible()
-    page.keyboard.press("Tab")  # leaves the answer: one tab stop each
+    page.keyboard.press("Tab")  # leaves the answer: each is one tab stop
     assert page.evaluate("document.activeElement.closest('article').id") == "answer-2"
 
 
-def test_n_and_p_go_to_the_places_to_check(open_page):
+def test_n_and_p_move_between_the_places_to_check(open_page):
     page = open_page()
     where = "(w => w.closest('article').id + ' ' + w.textContent)(document.activeElement)"
     visited = []
@@ -149,7 +149,7 @@ def test_n_and_p_go_to_the_places_to_check(open_page):
     assert page.get_by_label("Search").input_value() == "np"
 
 
-def test_every_stop_of_the_keyboard_can_be_seen(open_page):
+def test_keyboard_focus_is_visible(open_page):
     page = open_page()
     stops = set()
     for _ in range(40):
@@ -165,7 +165,7 @@ def test_every_stop_of_the_keyboard_can_be_seen(open_page):
     assert {"A", "BUTTON", "INPUT", "SELECT", "SPAN", "DIV"} <= stops
 
 
-def test_filters_search_and_order(open_page):
+def test_filter_search_and_sort(open_page):
     page = open_page()
     assert _visible(page) == [1, 2, 3, 4, 5, 6]
     page.get_by_role("button", name="now right").press("Enter")
@@ -181,12 +181,12 @@ def test_filters_search_and_order(open_page):
     assert _visible(page) == [1, 2]
     page.get_by_label("Search").fill("")
     page.get_by_label("Sort").select_option("expert")
-    assert _visible(page) == [4, 1, 2, 3, 5, 6]  # 3, 2, 1, 1, 0, 0 tokens; equals as they were
+    assert _visible(page) == [4, 1, 2, 3, 5, 6]  # 3, 2, 1, 1, 0, 0 tokens; the sort is stable
     page.get_by_label("Sort").select_option("")
     assert _visible(page) == [1, 2, 3, 4, 5, 6]
 
 
-def test_colour_is_never_the_only_sign(open_page):
+def test_colour_is_not_the_only_mark(open_page):
     page = open_page()
     line = "e => [getComputedStyle(e).textDecorationLine, getComputedStyle(e).textDecorationStyle]"
     assert page.locator("#answer-1 .expert.w1").evaluate(line) == ["underline", "solid"]
@@ -198,8 +198,8 @@ def test_colour_is_never_the_only_sign(open_page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast(open_page, scheme):
-    """WCAG 2.2 AA, 4.5 to 1, for every element with a text of its own, on the backgrounds behind it."""
+def test_contrast_meets_wcag_aa(open_page, scheme):
+    """Check WCAG 2.2 AA, 4.5 to 1, for every element with its own text, over its backgrounds."""
     page = open_page(scheme=scheme)
     page.locator("#answer-1 .word").first.hover()
     found = page.evaluate("""() => [...document.querySelectorAll("body *")].filter(e => e.checkVisibility() &&
@@ -218,7 +218,7 @@ def test_contrast(open_page, scheme):
 
 
 def _over(color, ground):
-    """A CSS colour, which may be see-through, over another one; red, green, blue from 0 to 1."""
+    """Blend a CSS colour, which may be transparent, over another; return red, green, blue from 0 to 1."""
     numbers = [float(n) for n in re.findall(r"[\d.]+(?:e-?\d+)?", color)]
     scale = 1 if color.startswith("color(srgb") else 255
     alpha = numbers[3] if len(numbers) > 3 else 1.0
@@ -230,7 +230,7 @@ def _luminance(color):
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear))
 
 
-def test_it_is_read_without_scripts(browser, address):
+def test_page_is_readable_without_scripts(browser, address):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(address)

@@ -1,4 +1,4 @@
-"""Tables show numbers so that they line up; what does not fit together is refused."""
+"""Numbers in table columns align; inconsistent contents are errors."""
 
 import pytest
 
@@ -9,19 +9,19 @@ def _column(*cells):
     return [row[0] for row in Table("t", ("c",), tuple((cell,) for cell in cells)).shown]
 
 
-def test_floats_of_a_column_have_equally_many_decimals():
+def test_floats_of_a_column_have_equal_decimals():
     assert _column(0.25, 0.5, 1.0, None) == ["0.25", "0.50", "1.00", "–"]
     assert _column(-1234.5, 2.0) == ["-1,234.5", "2.0"]
     assert _column(3.0, 10.0) == ["3", "10"]
 
 
-def test_what_cannot_line_up_is_shown_as_it_is():
+def test_columns_that_cannot_align_are_unchanged():
     assert _column(1e-7, 0.5) == ["1e-07", "0.5"]
     assert _column(float("nan"), 0.5, float("inf")) == ["nan", "0.5", "inf"]
     assert _column(12345, "a", None) == ["12,345", "a", "–"]
 
 
-def test_columns_of_numbers_are_known():
+def test_numeric_columns_are_detected():
     table = Table("t", ("a", "b", "c"), (("x", 1, None), ("y", 2.0, 3)))
     assert table.numeric == (False, True, True)
     assert Table("t", ("a",), ()).numeric == (False,)
@@ -39,11 +39,11 @@ def test_columns_of_numbers_are_known():
         (True, None, None, None),
     ],
 )
-def test_what_the_expert_changed(correct, alone, alone_correct, outcome):
+def test_outcome_says_what_the_expert_changed(correct, alone, alone_correct, outcome):
     assert Answer("", (Piece("a", 1, None),), None, correct, None, alone, alone_correct).outcome == outcome
 
 
-def test_where_to_check():
+def test_places_to_check():
     sure, unsure = View((), 0.5, 1.0), View((), 0.49, 1.0)
     assert not Piece("a", 0, 0.9, (sure, unsure)).to_check
     assert Piece("a", 0, 0.1, (unsure, sure)).to_check
@@ -52,7 +52,7 @@ def test_where_to_check():
     assert not Piece("a", 0, 0.1).to_check
 
 
-def test_ragged_rows_and_nameless_writers_are_refused():
+def test_ragged_rows_and_unnamed_writers_are_errors():
     with pytest.raises(ValueError, match="has 2 columns"):
         Table("t", ("a", "b"), (("x",),))
     with pytest.raises(ValueError, match="by writer 1"):

@@ -1,4 +1,4 @@
-"""The part on the gate shows the figures of `evaluation.gate`, with examples from the answers."""
+"""The gate section shows the figures of `evaluation.gate`, with examples from the answers."""
 
 from colm_jax.evaluation.gate import Agreement
 from colm_jax.report.contents import Answer, Piece, View
@@ -12,7 +12,7 @@ def answer(views=()):
     return Answer("", tuple(Piece(text, source, 0.1 + 0.8 * source, views) for text, source in texts), None, None, None)
 
 
-def test_figures_and_examples():
+def test_gate_section_has_figures_and_examples():
     view = View((("7", 0.9),), 0.9, 1.5)
     section = gate_section([Answer("", (), None, None, None), answer((view, view)), answer()], AGREEMENT, "dev texts")
     assert "Of the 12 tokens of 2 answers, 2 are by experts (16.7%)." in section.text
@@ -34,7 +34,7 @@ def test_figures_and_examples():
     assert len(titles) == 4
 
 
-def test_what_is_not_known_is_left_out():
+def test_unknown_figures_are_omitted():
     assert gate_section([], None, "") is None
     section = gate_section([answer()], None, "")
     assert len(section.tables) == len(section.plots) == 2

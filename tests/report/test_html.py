@@ -1,4 +1,4 @@
-"""The page escapes what users wrote, needs no network, and marks experts' tokens."""
+"""The page escapes all texts, needs no network, and marks experts' tokens."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def page(tmp_path_factory):
 
 
 class _Tags(HTMLParser):
-    """Every tag with its attributes, and whether each is closed in its turn."""
+    """Collects every tag with its attributes, and checks that tags are closed in order."""
 
     def __init__(self, page):
         super().__init__()
@@ -39,7 +39,7 @@ class _Tags(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_what_users_wrote_is_escaped(page):
+def test_texts_are_escaped(page):
     assert "&lt;script&gt;alert" in page
     assert page.count("<script>") == page.count("</script>") - 1 == 1
     tags = _Tags(page)
@@ -48,7 +48,7 @@ def test_what_users_wrote_is_escaped(page):
     assert any(attributes.get("title") == 'mean p_defer 0.100 · written by the "base"' for _, attributes in tags.tags)
 
 
-def test_the_page_needs_no_network(page):
+def test_page_needs_no_network(page):
     assert not re.search(r"https?:|//\w|@import|@font-face", re.sub(r"  // .*|^// .*", "", page, flags=re.MULTILINE))
     for tag, attributes in _Tags(page).tags:
         assert tag not in ("link", "iframe", "object", "embed", "img", "base")
@@ -58,13 +58,13 @@ def test_the_page_needs_no_network(page):
     assert "default-src 'none'" in page
 
 
-def test_ids_are_unique_and_references_lead_somewhere(page):
+def test_ids_are_unique_and_references_resolve(page):
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
 
 
-def test_experts_tokens_are_marked_and_words_say_who_wrote_them(page):
+def test_expert_tokens_are_marked_and_words_name_their_writer(page):
     assert '<span class="expert w1">3</span><span class="expert w1">1</span>.</span>' in page
     assert '<span class="expert w2">&lt;b&gt;</span>' in page
     assert "mean p_defer 0.500 · written by the &#34;base&#34; + an &lt;expert&gt;" in page
@@ -74,7 +74,7 @@ def test_experts_tokens_are_marked_and_words_say_who_wrote_them(page):
     assert ".w2 { --color: var(--color-2); text-decoration-style: double; }" in page
 
 
-def test_the_page_knows_each_words_tokens(page):
+def test_page_has_the_tokens_of_each_word(page):
     known = json.loads(re.search(r'<script type="application/json" id="tokens">(.*)</script>', page)[1])
     places = [int(place) for place in re.findall(r'data-word="(\d+)"', page)]
     assert places == list(range(len(known["words"])))
@@ -88,25 +88,25 @@ def test_the_page_knows_each_words_tokens(page):
     assert known["words"][3] == [["no", 0, None, None, 0.1, views]]
 
 
-def test_outcomes_and_filters(page):
+def test_page_has_outcomes_and_filters(page):
     assert 'data-show="worse" aria-pressed="false">expert changed the outcome: now wrong (1)</button>' in page
     assert 'data-show="better"' not in page  # there is none
     assert "Base alone (✓ right): &lt;u&gt; yes" in page
     assert "▼ base alone was right" in page
 
 
-def test_sections_have_headings_that_can_be_reached(page):
+def test_section_headings_have_links(page):
     assert '<a href="#section-1">Gate &amp; &lt;co&gt;</a>' in page
     assert '<h2 id="section-1">Gate &amp; &lt;co&gt;</h2>' in page
     assert "Shares &lt;1&gt;: numbers: 0.5; &lt;words&gt;: none" in page
     assert "<figcaption>of $4</figcaption>" in page
 
 
-def test_numbers_are_flush_right(page):
+def test_numbers_are_right_aligned(page):
     assert '<td class="short">base</td><td class="number">0.25</td><td class="number">1,234</td>' in page
 
 
-def test_nothing_written_and_nothing_to_show(page, tmp_path):
+def test_empty_report_has_no_sections(page, tmp_path):
     assert page.count("(nothing written)") == 1
     write_html(EMPTY, tmp_path / "empty.html")
     assert "Answers" not in re.sub(r"<script>.*</script>", "", (tmp_path / "empty.html").read_text(), flags=re.DOTALL)

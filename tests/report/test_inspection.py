@@ -1,4 +1,4 @@
-"""What `colm inspect` prints: the facts of each model, its sharding, and whether several can pair."""
+"""Output of `colm inspect`: facts of each model, its sharding, and whether models pair."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def facts_of(*models, mesh=(1, 1, 1)):
 
 
 def rows(text):
-    """The cells of each row of the first table, by its name."""
+    """Return the cells of each row of the first table, by its name."""
     lines = text.split("Sharding of")[0].splitlines()
     cells = [[cell.strip() for cell in line.strip().split("  ") if cell.strip()] for line in lines]
     return {name: values for name, *values in filter(None, cells)}
@@ -42,7 +42,7 @@ def models(tmp_path):
     return base, write_model(tmp_path / "expert", seed=1, words=WORDS[:-1], context=64)
 
 
-def test_the_table_shows_the_facts_of_each_model(models):
+def test_table_shows_the_facts_of_each_model(models):
     found = rows(shown(facts_of(*models)))
     assert found["kind"] == ["model", "model"]
     assert found["family"] == ["llama", "llama"]
@@ -64,26 +64,26 @@ def test_a_team_names_its_experts(models, tmp_path):
     assert (found["kind"], found["experts"]) == (["team"], [str(expert)])
 
 
-def test_models_that_pair_show_what_they_share(models):
+def test_models_that_pair_show_the_shared_vocabulary(models):
     text = shown(facts_of(*models))
     assert "These models can pair: 31 shared tokens, context 64 tokens\n" in text
     assert f"{models[0]}: 1 of its token ids are never generated: 31\n" in text
 
 
-def test_models_that_cannot_pair_show_why(models, tmp_path):
+def test_models_that_do_not_pair_show_the_reason(models, tmp_path):
     other = write_model(tmp_path / "other", words=(*WORDS[:3], *reversed(WORDS[3:])))
     text = shown(facts_of(models[0], other))
     assert "These models cannot pair: tokenizers disagree: id 3 is ' ' in" in text
     assert "can pair:" not in text
 
 
-def test_long_lists_of_ids_are_cut(models):
+def test_long_lists_of_ids_are_shortened(models):
     facts = facts_of(*models)
     facts["pair"]["never_written"] = {"m": [[i, i + 1] for i in range(0, 21, 3)]}
     assert "m: 14 of its token ids are never generated: 0-1, 3-4, 6-7, 9-10, 12-13 and 2 more ranges\n" in shown(facts)
 
 
-def test_a_mesh_shows_how_each_parameter_is_sharded(models):
+def test_mesh_shows_the_sharding_of_each_parameter(models):
     facts = facts_of(models[0], mesh=(1, 2, 2))
     text = shown(facts)
     assert rows(text)["mesh"] == ["data=1 fsdp=2 tensor=2"]
@@ -98,13 +98,13 @@ def test_names_are_printed_as_text(tmp_path):
     assert "[bold]m\ufffd" in shown({**facts_of(write_model(tmp_path / "m")), "model": "[bold]m\x1b"})
 
 
-def test_weights_that_are_not_downloaded_are_named(models):
+def test_missing_weights_are_reported(models):
     text = shown({**facts_of(models[0]), "stored_as": None, "bytes_on_disk": None})
     assert rows(text)["type on disk"] == ["weights are not downloaded"] and rows(text)["size on disk"] == ["–"]
 
 
 def test_only_headers_of_weights_are_read(tmp_path, monkeypatch):
-    """Also where a tied model repeats its table as the head, which loading compares."""
+    """Also for a tied model with a stored head, whose values loading compares."""
     directory = write_model(tmp_path / "tied", tied=True)
     tensors = load_file(directory / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1

@@ -1,4 +1,4 @@
-"""Markdown shows the text as it was written, with experts' tokens in bold; read back by a CommonMark parser."""
+"""Markdown shows texts unchanged, with experts' tokens in bold, according to a CommonMark parser."""
 
 import re
 from html import unescape
@@ -24,7 +24,7 @@ def _answer(directory, *pieces):
     return html.partition("</blockquote>")[2].strip().replace("<b>", "<strong>").replace("</b>", "</strong>")
 
 
-def test_what_users_wrote_is_escaped(tmp_path):
+def test_texts_are_escaped(tmp_path):
     text, html = _read(REPORT, tmp_path, ["a 1.png", "b.png", "c.png"])
     assert "\\<script\\>" in text
     assert "<script>" not in html
@@ -37,7 +37,7 @@ def test_what_users_wrote_is_escaped(tmp_path):
     assert "<h3>2 ✗ wrong, base alone right</h3>" in html
 
 
-def test_sections_stand_behind_the_answers(tmp_path):
+def test_sections_follow_the_answers(tmp_path):
     text, html = _read(REPORT, tmp_path, ["a.png", "b.png", "c.png"])
     assert text.index("## Answers") < text.index("## Gate")
     assert "<h2>Gate &amp; &lt;co&gt;</h2>\n<p>An *expert* is_called.</p>\n<h3>By &lt;class&gt;</h3>" in html
@@ -45,7 +45,7 @@ def test_sections_stand_behind_the_answers(tmp_path):
     assert "<p>Calculator &lt;1&gt;:</p>\n<p>is <strong>31</strong>.</p>" in html
 
 
-def test_experts_tokens_are_bold(tmp_path):
+def test_expert_tokens_are_bold(tmp_path):
     _, html = _read(REPORT, tmp_path, ["a.png", "b.png", "c.png"])
     assert re.search(r"<p>is <strong>31</strong>\.<br />\s*<strong>&lt;b&gt;</strong></p>", html)
 
@@ -60,7 +60,7 @@ def test_experts_tokens_are_bold(tmp_path):
         [("&lt;", 0), (" \\", 1), ("`", 0), ("$x$", 1)],
     ],
 )
-def test_bold_begins_and_ends_where_the_expert_does(tmp_path, pieces):
+def test_bold_covers_exactly_the_expert_tokens(tmp_path, pieces):
     html = _answer(tmp_path, *pieces)
     assert unescape(re.sub(r"<[^>]+>", "", html)) == "".join(text for text, _ in pieces).strip()
     bold = "".join(re.findall(r"<strong>(.*?)</strong>", html))
@@ -69,16 +69,16 @@ def test_bold_begins_and_ends_where_the_expert_does(tmp_path, pieces):
     )
 
 
-def test_lines_stay_lines_and_become_no_lists(tmp_path):
+def test_lines_are_kept_and_do_not_become_lists(tmp_path):
     html = _answer(tmp_path, ("1.", 0), (" one\n\n", 0), ("- two\n#", 0), (" three", 1), ("\n---", 0))
     lines = [line.strip() for line in re.sub(r"</?(p|strong)>", "", html).split("<br />")]
     assert lines == ["1. one", "- two", "# three", "---"]
 
 
-def test_every_curve_needs_an_image(tmp_path):
+def test_missing_image_of_a_curve_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="3 plots"):
         write_markdown(REPORT, tmp_path / "report.md", ["a.png"])
 
 
-def test_nothing_to_show(tmp_path):
+def test_empty_report_is_a_heading(tmp_path):
     assert _read(EMPTY, tmp_path)[0] == "# nothing\n\n"

@@ -1,4 +1,4 @@
-"""Plots are the same each time, name what they show, and change no global state."""
+"""Plots are deterministic, labelled, and change no global state."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from colm_jax.report.plots import draw, to_svg, write_png
 from tests.report.sample import CURVE
 
 
-def test_pictures_are_written_and_the_same_each_time(tmp_path):
+def test_images_are_deterministic(tmp_path):
     before = dict(matplotlib.rcParams)
     write_png(CURVE, tmp_path / "a.png")
     write_png(CURVE, str(tmp_path / "b.png"))
@@ -21,7 +21,7 @@ def test_pictures_are_written_and_the_same_each_time(tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_svg_takes_the_pages_colours():
+def test_svg_uses_the_colours_of_the_page():
     svg = to_svg(CURVE)
     assert "currentColor" in svg
     assert "var(--color-0, #0072B2)" in svg
@@ -29,7 +29,7 @@ def test_svg_takes_the_pages_colours():
     assert "<!--" not in svg
 
 
-def test_names_stand_beside_what_they_name_and_apart():
+def test_labels_are_near_their_lines_and_do_not_overlap():
     line = [(0.0, 0.41), (0.05, 0.58), (0.2, 0.71), (0.7, 0.694)]
     near = [(x, y - 0.01) for x, y in line]
     points = {"expert": (1.0, 0.69), "random": (0.1, 0.5), "base": (0.0, 0.47)}
@@ -41,7 +41,7 @@ def test_names_stand_beside_what_they_name_and_apart():
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
-def test_bars_are_as_long_as_their_shares_and_named():
+def test_bars_have_the_length_of_their_shares_and_labels():
     shares = (("numbers", 0.5, "50 % of 4"), ("$words$", 0.0, "0 % of 2"), ("none", None, "no tokens"))
     axes = draw(Bars("b", "share", shares)).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.0, 0.0]
@@ -51,7 +51,7 @@ def test_bars_are_as_long_as_their_shares_and_named():
     assert to_svg(Bars("b", "share", ())).startswith("<svg")
 
 
-def test_the_diagonal_is_drawn_where_asked_for():
+def test_diagonal_is_drawn_on_request():
     def dashed(diagonal):
         curve = Curve("c", "x", "y", {"a": [(0.2, 0.3), (0.4, 0.5)]}, {}, diagonal=diagonal)
         return [line.get_xydata().tolist() for line in draw(curve).axes[0].lines if line.get_linestyle() == "--"]
@@ -69,6 +69,6 @@ def test_the_diagonal_is_drawn_where_asked_for():
         ({"a": [(0.1, math.nan), (0.2, 0.3)]}, {"b": (0.1, math.inf)}),
     ],
 )
-def test_little_to_draw(lines, points):
+def test_plots_of_few_points(lines, points):
     assert draw(Curve("c", "x", "y", lines, points)).axes
     assert to_svg(Curve("c", "x", "y", lines, points)).startswith("<svg")

@@ -1,4 +1,4 @@
-"""Areas, intervals and costs as tables show them; calibration plots where the calibration holds their figures."""
+"""Areas, intervals and costs of the tables; calibration plots if the calibration has their figures."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from colm_jax.report.results import area_under, calibration_section, cost_sectio
 from tests.tiny import tiny_config
 
 
-def test_the_area_is_the_mean_height_over_the_range():
+def test_area_is_the_mean_height_over_the_range():
     assert area_under([(0.0, 0.0), (1.0, 1.0)]) == pytest.approx(0.5)
     assert area_under([(0.4, 1.0), (0.2, 0.0), (0.6, 1.0)]) == pytest.approx(0.75)  # in any order
     assert area_under([(0.5, 1.0)]) is None
@@ -17,13 +17,13 @@ def test_the_area_is_the_mean_height_over_the_range():
     assert area_under([]) is None
 
 
-def test_a_curve_names_its_areas():
+def test_curve_legend_has_the_areas():
     curve = with_area("t", {"team": [(0.0, 0.0), (0.5, 1.0)], "one": [(0.1, 0.1)]}, {})
     assert curve.note.endswith("spans: team 0.500 from deferral rate 0.00 to 0.50.")
     assert not with_area("t", {}, {}).note
 
 
-def test_an_interval_is_of_the_counted_answers():
+def test_interval_of_an_accuracy():
     assert interval(0.995, 200) == "0.972–0.999"
     assert interval(0.0, 200) == "0.000–0.019"
 
@@ -40,7 +40,7 @@ CALIBRATION = {
 }
 
 
-def test_roc_and_reliability_are_drawn_where_present():
+def test_roc_and_reliability_are_drawn_if_present():
     (plot,) = calibration_section(CALIBRATION).plots
     assert plot.lines == {"team": [(0.0, 0.5), (0.25, 0.75)]}
     assert plot.points == {"η = 0.500": (0.25, 0.75)}
@@ -56,12 +56,12 @@ def test_roc_and_reliability_are_drawn_where_present():
     (marked,) = drawn.points.values()
     assert marked == (more["roc"]["youden"]["fpr"], more["roc"]["youden"]["tpr"])
     same = {"roc": roc(p_defer, np.zeros(4, bool)), "reliability": more["reliability"]}
-    assert len(calibration_section(CALIBRATION | same).plots) == 2  # nothing to tell apart, no ROC
+    assert len(calibration_section(CALIBRATION | same).plots) == 2  # without differences there is no ROC
 
 
-def test_costs_are_means_against_the_dearest_expert_alone():
+def test_costs_are_means_relative_to_the_most_expensive_expert_alone():
     small, large, larger = tiny_config(), tiny_config(depth=4), tiny_config(depth=8)
-    answers = [(5, [0, 1, 0]), (3, [0, 0]), (4, [])]  # an empty answer costs nothing and is no answer to take a mean of
+    answers = [(5, [0, 1, 0]), (3, [0, 0]), (4, [])]  # empty answers are not part of the mean
     section = cost_section(("base", "one", "two"), (small, large, larger), (4, 2, 4), answers)
     (table,) = section.tables
     assert [row[0] for row in table.rows] == ["base alone", "one alone", "two alone", "team"]
@@ -76,5 +76,5 @@ def test_costs_are_means_against_the_dearest_expert_alone():
     assert table.rows[3][1] * unit == pytest.approx(team.flops / 2, rel=1e-2)
 
 
-def test_no_answers_have_no_cost():
+def test_no_answers_give_no_cost():
     assert cost_section(("base", "one"), (tiny_config(),) * 2, (4, 4), [(3, [])]) is None

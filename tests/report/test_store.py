@@ -1,4 +1,4 @@
-"""The report comes back from its file as it was; another file is refused in one line."""
+"""A stored report is loaded unchanged; any other file is a one-line error."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.report.sample import EMPTY, REPORT
 
 
 @pytest.mark.parametrize("report", [REPORT, EMPTY])
-def test_a_report_comes_back(tmp_path, report):
+def test_report_round_trips(tmp_path, report):
     save_report(report, tmp_path / "report.json")
     assert load_report(tmp_path / "report.json") == report
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
@@ -21,7 +21,7 @@ def _changed(path, **fields):
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def test_other_versions_and_other_files_are_refused(tmp_path):
+def test_other_versions_and_files_are_errors(tmp_path):
     path = tmp_path / "report.json"
     _changed(path, schema=0)
     with pytest.raises(UserError, match=r"report.json: schema 0 of another version"):

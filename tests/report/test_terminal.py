@@ -1,4 +1,4 @@
-"""The terminal shows markup as text, obeys no control characters, and makes experts' tokens stand out."""
+"""The terminal output shows markup as text, escapes control characters, and highlights experts' tokens."""
 
 import io
 import re
@@ -29,7 +29,7 @@ def test_markup_is_shown_as_text():
         assert text in shown
 
 
-def test_experts_tokens_stand_out_and_are_named_without_colours():
+def test_expert_tokens_are_highlighted_with_and_without_colours():
     answer = REPORT.answers[0]
     shown = _shown(lambda console: show_answer(answer, REPORT.writers, console))
     assert re.search(r"is \x1b\[1;4;7;[\d;]*m3", shown)
@@ -39,24 +39,24 @@ def test_experts_tokens_stand_out_and_are_named_without_colours():
     assert "✓ right" in plain
 
 
-def test_control_characters_are_not_obeyed():
+def test_control_characters_are_escaped():
     answer = Answer("\x1b[2J", (Piece("a\x1b]0;title\x07", 1, 0.5),), "\x9b2J", False, None)
     shown = _shown(lambda console: show_answer(answer, ("base", "expert"), console), colors=None)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
 
 
-def test_as_many_answers_as_asked_for():
+def test_number_of_answers():
     assert "quoted" not in _shown(lambda console: show_report(REPORT, console, answers=1))
     assert "(nothing written)" in _shown(lambda console: show_report(REPORT, console, answers=3))
 
 
-def test_what_was_unsure_and_what_the_base_writes_alone_is_said():
+def test_unsure_tokens_and_the_base_alone_are_shown():
     shown = _shown(lambda console: show_answer(REPORT.answers[1], REPORT.writers, console), colors=None)
     assert "base alone was right: <u> yes" in shown
     assert "unsure (least probability): no (0.10)" in shown
 
 
-def test_tokens_with_what_each_model_held_likely():
+def test_tokens_are_shown_with_each_models_candidates():
     shown = _shown(lambda console: show_tokens(REPORT.answers[1], REPORT.writers, console), colors=None)
     assert "“</script>” 0.70" in shown
     assert "“ b↵” 0.20" in shown
@@ -73,7 +73,7 @@ def test_sections_show_their_tables():
     assert "a|b" in shown
 
 
-def test_nothing_is_lost_where_a_table_is_too_wide():
+def test_wide_tables_lose_nothing():
     table = Table("t", tuple(f"column {c}" for c in "abcdefghijkl"), ((*"ABCDEFGHIJK", "supercalifragilistic"),))
     console = Console(file=io.StringIO(), width=60)
     show_report(Report("r", (), (table,), (), (), ("base",)), console)
@@ -83,5 +83,5 @@ def test_nothing_is_lost_where_a_table_is_too_wide():
     assert "…" not in shown
 
 
-def test_nothing_to_show():
+def test_empty_report():
     assert "nothing" in _shown(lambda console: show_report(EMPTY, console))

@@ -1,4 +1,4 @@
-"""A bucket on loopback: the emulator gcp-storage-emulator, which gcsfs, etils, TensorStore and Orbax all speak to."""
+"""A bucket on loopback, from gcp-storage-emulator, for gcsfs, etils, TensorStore and Orbax."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ _SERVER = (
 
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory):
-    """The whole session's, since clients remember where Cloud Storage is."""
+    """Start one emulator per session, since clients cache the address of Cloud Storage."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -30,7 +30,7 @@ def emulator(tmp_path_factory):
         STORAGE_EMULATOR_HOST=where,
         TENSORSTORE_GCS_HTTP_URL=where,
         GOOGLE_AUTH_TOKEN_FOR_TESTING="of nobody",  # else TensorStore looks for credentials
-        GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # asks by gRPC of what kind a bucket is
+        GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # queries the type of a bucket by gRPC
         NO_GCE_CHECK="true",
         COLM_CACHE=str(folder / "cache"),
     )
@@ -48,7 +48,7 @@ def emulator(tmp_path_factory):
 
 @pytest.fixture
 def bucket(emulator, request):
-    """A directory of the bucket that no other test writes to."""
+    """Return a directory of the bucket for this test alone."""
     return path_of(f"gs://bucket/{request.node.name.translate(str.maketrans('[]', '()'))} é")
 
 

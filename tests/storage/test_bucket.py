@@ -1,4 +1,4 @@
-"""Models, data and whole runs in a bucket: what they leave is what they leave on disk, also where they were stopped."""
+"""Models, data and whole runs in a bucket equal those on disk, also after an interruption."""
 
 import json
 import os
@@ -22,20 +22,20 @@ from tests.pipeline.test_run import write_lines
 from tests.storage.conftest import by_others
 from tests.tiny import write_team
 
-# Of where a run lies, and of the hashes by which its models are known: the bucket's own.
+# These depend on the location of the run and on the bucket's own hashes of its models.
 _OF_ITS_PLACE = {"manifest.json", "colm.json", "README.md", "operative_config.gin"}
 _OF_ITS_TIME = {"checkpoints", "logs"}
 
 
 def put(source, target):
-    """A file or directory in the bucket, as another program uploads it."""
+    """Upload a file or directory as another program does."""
     for name in files_below(source) if source.is_dir() else [""]:
         by_others(target / name, (source / name).read_bytes())
     return str(target)
 
 
 def kept(directory):
-    """What a run leaves, by name."""
+    """Return the files of a run by name."""
     names = [name for name in files_below(directory) if not _OF_ITS_TIME & set(name.split("/"))]
     return {name: (directory / name).read_bytes() for name in names}
 
@@ -50,7 +50,7 @@ def assert_same(disk, bucket, rounded=frozenset()):
 
 @pytest.fixture
 def inputs(tmp_path, tiny_model):
-    """Models and data on disk, as flags; paths are relative to the test's folder."""
+    """Return models and data on disk as flags; paths are relative to the test's directory."""
     rng = np.random.default_rng(0)
     texts = ["".join(rng.choice(list("abcdefgh "), rng.integers(8, 40))) for _ in range(160)]
     write_lines(tmp_path / "train.jsonl", [{"text": text} for text in texts])
@@ -67,7 +67,7 @@ def flags(inputs, place):
 TRAINING = ["--gin.Training.batch_size=8", "--gin.Training.learning_rate=1e-3", "--gin.Training.checkpoint_every=10"]
 
 
-def test_a_run_in_a_bucket_leaves_what_it_leaves_on_disk(tmp_path, bucket, inputs, capsys, monkeypatch):
+def test_run_in_bucket_equals_run_on_disk(tmp_path, bucket, inputs, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     inputs |= {"--dev": "dev.jsonl"}
     for name in inputs.values():
@@ -78,14 +78,14 @@ def test_a_run_in_a_bucket_leaves_what_it_leaves_on_disk(tmp_path, bucket, input
     assert main(command) == 0
     assert_same(tmp_path / "run", bucket / "run")
     steps = {int(name.split("/")[0]) for name in files_below(bucket / "run/train/checkpoints")}
-    assert steps == {30, 40}  # Orbax's, the last two
+    assert steps == {30, 40}  # the last two
     assert any(name.startswith("events.") for name in files_below(bucket / "run/train/logs"))
     assert len(read_lines(bucket / "run/train/logs/speed.jsonl")) == 40
-    # All is there: nothing is done again, and nothing read again to know it.
+    # The run is complete: no stage is repeated, and no file is read again to find that out.
     capsys.readouterr()
     assert main(command) == 0
     assert "done" not in (said := capsys.readouterr().err) and said.count("nothing to do") == 13
-    # The team's expert is found by its address; the run is shown, and exported in both forms.
+    # The team finds its expert by its address; the run is shown, and exported in both formats.
     facts = json.loads((bucket / "run/team/colm.json").read_text())
     assert facts["experts"][0]["model"] == str(bucket / "expert")
     team, same = CoLM.from_pretrained(bucket / "run/team"), CoLM.from_pretrained(tmp_path / "run/team")
@@ -96,10 +96,10 @@ def test_a_run_in_a_bucket_leaves_what_it_leaves_on_disk(tmp_path, bucket, input
         assert main(["export", "--run", str(bucket / "run"), "--out", str(out), "--format", form]) == 0
         assert CoLM.from_pretrained(out, experts=[bucket / "expert"]).generate(["abc"], threshold=0.5)
     assert main(["export", "--run", str(bucket / "run"), "--out", str(bucket / "exported-colm")]) == 2
-    assert not (tmp_path / "gs:").exists()  # no address was taken for a path
+    assert not (tmp_path / "gs:").exists()  # no address was treated as a path
 
 
-def test_settings_may_lie_in_the_bucket(bucket, capsys):
+def test_gin_files_are_read_from_the_bucket(bucket, capsys):
     by_others(bucket / "team.gin", b"Run.base = 'B'\nRun.experts = ('E',)\nRun.data = 'F'\n")
     by_others(bucket / "run.gin", b"include 'team.gin'\nTraining.epochs = 3\n")
     assert main(["config", "--gin_file", str(bucket / "run.gin")]) == 0
@@ -109,8 +109,8 @@ def test_settings_may_lie_in_the_bucket(bucket, capsys):
     assert "none.gin: no such file" in capsys.readouterr().err
 
 
-def test_two_processes_share_a_bucket_and_go_on_where_they_were_killed(tmp_path, bucket, inputs, jobs):
-    """Machines that are taken away keep nothing; the next ones have the bucket alone."""
+def test_two_processes_share_a_bucket_and_resume_after_a_kill(tmp_path, bucket, inputs, jobs):
+    """Preempted machines lose their disks; their replacements have only the bucket."""
     for name in inputs.values():
         put(tmp_path / name, bucket / name)
     disk, there = tmp_path / "run", bucket / "run"
@@ -131,10 +131,10 @@ def test_two_processes_share_a_bucket_and_go_on_where_they_were_killed(tmp_path,
     assert_same(disk, there, rounded={"metrics.jsonl", "model.safetensors", "gate.safetensors"})
     for one, other in zip(*(read_lines(run / "train/metrics.jsonl") for run in (disk, there)), strict=True):
         assert other == pytest.approx(one, rel=1e-4)
-    assert (there / "scores/base/shard-00001.npz").exists()  # so both have written some
+    assert (there / "scores/base/shard-00001.npz").exists()  # so both processes have written shards
 
 
-def test_answers_go_on_from_the_bucket(tmp_path, bucket, tiny_model, monkeypatch):
+def test_interrupted_generation_resumes_from_the_bucket(tmp_path, bucket, tiny_model, monkeypatch):
     team = CoLM.from_pretrained(write_team(tmp_path / "team", tiny_model("base"), tiny_model("expert", seed=1)))
     prompts, out = [{"prompt": "abcdefgh"[i:]} for i in range(6)], bucket / "answers.jsonl"
     asked, real = [], team.answers
@@ -143,7 +143,7 @@ def test_answers_go_on_from_the_bucket(tmp_path, bucket, tiny_model, monkeypatch
         asked.append(len(chosen))
         for answer in real(chosen, *rest, **settings):
             yield answer
-            if len(asked) == 1:  # the first time, behind the first answer
+            if len(asked) == 1:  # once, after the first answer
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(team, "answers", answers)
@@ -158,8 +158,8 @@ def test_answers_go_on_from_the_bucket(tmp_path, bucket, tiny_model, monkeypatch
     assert files_below(bucket) == ["answers.jsonl"]
 
 
-def test_a_run_that_others_have_copied_into_the_bucket_stands(tmp_path, bucket):
-    """Their program leaves no hash of ours."""
+def test_run_copied_to_the_bucket_is_not_repeated(tmp_path, bucket):
+    """Other programs do not store this package's hashes."""
     disk, there = Stage("s", tmp_path / "s"), Stage("s", bucket / "s")
     assert disk.run({"data": "1"}, {}, lambda directory: write_text(directory / "a.txt", "a"))
     put(disk.directory, there.directory)
@@ -168,7 +168,7 @@ def test_a_run_that_others_have_copied_into_the_bucket_stands(tmp_path, bucket):
     assert there.run({"data": "1"}, {}, lambda directory: write_text(directory / "a.txt", "a"))
 
 
-def test_weights_are_read_by_ranges_and_what_is_wrong_is_named_by_its_address(tmp_path, bucket, tiny_model):
+def test_weights_are_read_by_ranges_and_errors_name_the_address(tmp_path, bucket, tiny_model):
     model = tiny_model("model")
     put(model, bucket / "model")
     before = set(os.listdir(os.environ["COLM_CACHE"]))
@@ -190,7 +190,7 @@ def test_weights_are_read_by_ranges_and_what_is_wrong_is_named_by_its_address(tm
         CoLM.from_pretrained(base=bucket / "none", experts=[])
 
 
-def test_what_needs_links_and_locks_is_refused(tmp_path, bucket, capsys):
+def test_sweep_demo_and_store_in_a_bucket_are_errors(tmp_path, bucket, capsys):
     for words in (
         ["demo", "--out", str(bucket)],
         ["sweep", "--gin_file", "configs/sweeps/demo_methods.gin", "--out", str(bucket)],

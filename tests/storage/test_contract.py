@@ -45,7 +45,7 @@ from colm_jax.storage.disk import DISK
 
 @pytest.fixture(params=["disk", "bucket"])
 def place(request, tmp_path):
-    """An empty directory, on disk and in a bucket."""
+    """Return an empty directory, on disk and in a bucket."""
     return tmp_path if request.param == "disk" else request.getfixturevalue("bucket")
 
 
@@ -58,10 +58,10 @@ def test_the_path_chooses_the_storage(tmp_path, bucket):
     assert storage_of(tmp_path) is DISK and storage_of(tmp_path / "gs:") is DISK
     assert storage_of(bucket / "a") is BUCKET
     assert DISK.has_links and not BUCKET.has_links
-    assert set(vars(type(DISK))) == set(vars(type(BUCKET))) - {"_copies"}  # neither has an operation of its own
+    assert set(vars(type(DISK))) == set(vars(type(BUCKET))) - {"_copies"}  # both have the same operations
 
 
-def test_a_write_replaces_the_file_completely_or_leaves_it(place):
+def test_write_is_atomic(place):
     write_text(place / "a.txt", "before")
     with replacing(place / "a.txt") as beside:
         beside.write_text("part")
@@ -74,14 +74,14 @@ def test_a_write_replaces_the_file_completely_or_leaves_it(place):
     assert files_below(place) == ["a.txt"]
 
 
-def test_a_full_disk_is_one_line_with_the_remedy(place):
+def test_full_disk_is_a_one_line_error_with_the_remedy(place):
     said = f"no space left on the disk; {storage_of(place).full_remedy} and rerun the same command"
     with pytest.raises(MachineError, match=said), replacing(place / "a"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not (place / "a").exists()
 
 
-def test_what_is_written_is_read_back(place):
+def test_written_content_is_read_back(place):
     path, text = place / "deep/er.txt", "a\u2028b\n" * 3
     write(path, text)
     data = text.encode()
@@ -120,15 +120,15 @@ def test_missing_files_raise_file_not_found(place):
             call(place / "none")
     with pytest.raises(UserError, match="file is missing"):
         read_json(place / "none.json")
-    check_regular(place / "none")  # reported by what reads it
+    check_regular(place / "none")  # the reader reports it
 
 
-def test_writable_places_pass_and_keep_no_probe(place):
+def test_writable_check_leaves_no_files(place):
     check_writable(place / "out.json")
     assert files_below(place) == []
 
 
-def test_a_growing_file_continues(place, monkeypatch):
+def test_growing_file_is_appended_to_when_reopened(place, monkeypatch):
     file = GrowingFile(place / "log", "first\n")
     file.write("second\n")
     file.flush()
@@ -145,7 +145,7 @@ def test_a_growing_file_continues(place, monkeypatch):
     assert (place / "log").read_text() == "new\n"
 
 
-def test_a_directory_is_replaced_when_it_is_complete(place):
+def test_directory_is_replaced_when_complete(place):
     with replacing_directory(place / "team", last="b") as folder:
         for name in "abc":
             (folder / name).write_text(name)
@@ -157,7 +157,7 @@ def test_a_directory_is_replaced_when_it_is_complete(place):
     assert not (place / "other").exists()
 
 
-def test_a_working_directory_is_published(place):
+def test_working_directory_is_published_when_complete(place):
     sent = {}
     with working_directory(place / "logs") as folder:
         (folder / "sub").mkdir()
@@ -166,12 +166,12 @@ def test_a_working_directory_is_published(place):
         assert files_below(place / "logs") == ["sub/event"]
         with (folder / "sub/event").open("a") as file:
             file.write("f")
-        os.utime(folder / "sub/event", (1, 1))  # another time of writing, also where the clock is coarse
+        os.utime(folder / "sub/event", (1, 1))  # a different modification time, even with a coarse clock
         publish(folder, place / "logs", sent=sent)
     assert (place / "logs/sub/event").read_text() == "ef"
 
 
-def test_paths_have_the_same_methods(place):
+def test_local_and_bucket_paths_have_the_same_methods(place):
     write_text(place / "a.txt", "one\r\ntwo\n")
     path = place / "a.txt"
     assert path.exists() and path.is_file() and not path.is_dir()
@@ -194,14 +194,14 @@ def test_paths_have_the_same_methods(place):
     assert pickle.loads(pickle.dumps(path)).read_text() == path.read_text()
 
 
-def test_locks_are_held_where_there_are_any(place):
+def test_locks_are_held_on_disk_only(place):
     with locked(place / "run/.lock", "RUN") as held:
         assert held == storage_of(place).has_links
     assert files_below(place) == []
 
 
 def test_uploads_end_with_the_last_file(bucket, monkeypatch):
-    """On disk the directory is renamed; in a bucket its last file says that it is complete."""
+    """On disk the directory is renamed; in a bucket its last file marks it as complete."""
     sent, real = [], BUCKET.copy_from
     monkeypatch.setattr(type(BUCKET), "copy_from", lambda self, *args: sent.append(args[0].name) or real(*args))
     with replacing_directory(bucket / "team", last="b") as folder:

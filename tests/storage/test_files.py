@@ -1,4 +1,4 @@
-"""Buckets: local copies, addresses, large objects, errors of Cloud Storage. What disk shares is in test_contract."""
+"""Buckets: local copies, addresses, large objects, errors of Cloud Storage. test_contract has what disks share."""
 
 import errno
 import hashlib
@@ -30,7 +30,7 @@ from tests.storage.conftest import by_others
 
 
 def test_large_files_are_uploaded_in_parts(bucket, tmp_path):
-    data = np.random.default_rng(0).bytes(7 << 20)  # gcsfs sends more than 5 MiB by another kind of request
+    data = np.random.default_rng(0).bytes(7 << 20)  # gcsfs uploads more than 5 MiB by another kind of request
     (tmp_path / "large").write_bytes(data)
     copy_file(tmp_path / "large", bucket / "large")
     copy_file(bucket / "large", bucket / "again")
@@ -47,12 +47,12 @@ def test_objects_of_other_programs_are_compared_by_cloud_storages_hash(bucket, m
     found = checksums(bucket, ["ours", "theirs", "other"])
     assert found["ours"] == digest and found["theirs"] not in (digest, found["other"])
     assert found["theirs"].startswith("md5 ")
-    assert sha256_of(bucket / "theirs") == digest  # by reading it
+    assert sha256_of(bucket / "theirs") == digest  # by reading the file
     write_text(bucket / "theirs", "text")
     assert checksums(bucket, ["theirs"]) == {"theirs": digest}
 
 
-def test_a_copy_is_made_once_per_content(bucket, monkeypatch):
+def test_local_copy_is_made_once_per_content(bucket, monkeypatch):
     write_text(bucket / "a.txt", "one")
     copy = local_copy(bucket / "a.txt")
     assert copy.read_text() == "one" and copy.name == "a.txt"
@@ -69,7 +69,7 @@ def test_a_copy_is_made_once_per_content(bucket, monkeypatch):
         local_copy(bucket / "none")
 
 
-def test_folders_of_killed_processes_are_removed(bucket, tmp_path, monkeypatch):
+def test_temporary_directories_of_killed_processes_are_removed(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("COLM_CACHE", str(tmp_path))
     host = cache.socket.gethostname()
     ended = subprocess.Popen(["true"])
@@ -82,7 +82,7 @@ def test_folders_of_killed_processes_are_removed(bucket, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {alive, elsewhere}
 
 
-def test_a_copy_that_does_not_fit_is_refused(bucket, monkeypatch):
+def test_copy_larger_than_the_free_space_is_an_error(bucket, monkeypatch):
     write_text(bucket / "a.txt", "one")
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2}))
     with pytest.raises(MachineError, match=r"a copy takes 0\.0 GiB.*COLM_CACHE"):
@@ -110,13 +110,13 @@ def test_files_are_copied_between_disk_and_bucket_in_all_directions(bucket, tmp_
         ("gs://none/a", "gs://none: there is no such bucket"),
     ],
 )
-def test_invalid_addresses_are_refused(emulator, address, said):
+def test_invalid_addresses_are_errors(emulator, address, said):
     with pytest.raises(UserError, match=said):
         path_of(address)
 
 
 class Refusing:
-    """gcsfs, where every call fails."""
+    """A gcsfs whose every call fails."""
 
     def __init__(self, error):
         self.error = error
@@ -171,7 +171,7 @@ def test_errors_of_cloud_storage_are_one_line(bucket, monkeypatch, error, kind, 
             read(bucket / "a")
 
 
-def test_a_full_disk_is_named_for_a_copy(bucket, monkeypatch):
+def test_full_disk_during_a_copy_is_an_error_that_names_it(bucket, monkeypatch):
     write_text(bucket / "a", "text")
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(gcs, "_objects", lambda: Refusing(full))
@@ -179,7 +179,7 @@ def test_a_full_disk_is_named_for_a_copy(bucket, monkeypatch):
         local_copy(bucket / "a")
 
 
-def test_without_gcsfs_the_error_names_the_remedy(monkeypatch):
+def test_missing_gcsfs_is_an_error_with_the_remedy(monkeypatch):
     gcs._objects.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"pip install 'colm-jax\[gcs\]'"):

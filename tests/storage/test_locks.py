@@ -1,4 +1,4 @@
-"""A lock admits one process; a second is refused with the name of the holder, or waits."""
+"""A lock admits one process; a second gets an error that names the holder, or waits."""
 
 import errno
 import fcntl
@@ -24,7 +24,7 @@ with locked(Path(sys.argv[1]), "it"):
 """
 
 
-def test_a_second_process_is_refused_with_the_holder_and_admitted_after_a_kill(tmp_path):
+def test_second_process_gets_an_error_until_the_holder_is_killed(tmp_path):
     path = tmp_path / "run/.lock"
     other = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, text=True)
     try:
@@ -40,7 +40,7 @@ def test_a_second_process_is_refused_with_the_holder_and_admitted_after_a_kill(t
         assert held
 
 
-def test_a_lock_removes_what_it_created_and_nothing_else(tmp_path):
+def test_lock_removes_only_the_files_it_created(tmp_path):
     with locked(tmp_path / "a/b/.lock", "a"):
         assert (tmp_path / "a/b").is_dir()
     assert not (tmp_path / "a").exists()
@@ -53,7 +53,7 @@ def test_a_lock_removes_what_it_created_and_nothing_else(tmp_path):
         assert [path.name for path in (tmp_path / folder).iterdir()] == made
 
 
-def test_a_process_refuses_itself_and_a_released_lock_is_free(tmp_path):
+def test_lock_is_not_reentrant_and_is_free_after_release(tmp_path):
     with locked(tmp_path / "lock", "RUN"):
         said = f"RUN: in use by process {os.getpid()} "
         with pytest.raises(UserError, match=said), locked(tmp_path / "lock", "RUN"):
@@ -80,7 +80,7 @@ def test_waiting_holders_run_one_after_another(tmp_path):
     assert most == [1] * 80
 
 
-def test_a_file_system_without_locks_is_used_unless_runs_share_it(tmp_path, monkeypatch):
+def test_file_system_without_locks_is_an_error_only_for_shared_stages(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -91,7 +91,7 @@ def test_a_file_system_without_locks_is_used_unless_runs_share_it(tmp_path, monk
         pass
 
 
-def test_the_error_names_a_place_that_cannot_be_written(tmp_path):
+def test_unwritable_directory_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"RUN: cannot be written: .*file"), locked(tmp_path / "file/run/lock", "RUN"):
         pass
@@ -102,14 +102,14 @@ def test_creating_a_directory_is_not_retried_forever():
         pass
 
 
-def test_a_lock_without_a_readable_holder_is_held(tmp_path):
+def test_lock_with_an_unreadable_holder_is_still_held(tmp_path):
     with locked(tmp_path / "lock", "RUN"):
         (tmp_path / "lock").write_text("{")
         with pytest.raises(UserError, match="in use by another process;"), locked(tmp_path / "lock", "RUN"):
             pass
 
 
-def test_storage_is_imported_without_fcntl():
+def test_storage_can_be_imported_without_fcntl():
     """As on Windows."""
     code = "import sys; sys.modules['fcntl'] = None; import colm_jax.storage"
     subprocess.run([sys.executable, "-c", code], check=True)

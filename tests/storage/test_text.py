@@ -1,4 +1,4 @@
-"""Text is UTF-8, with a byte order mark or without; what else a file holds is said in one line."""
+"""Text is UTF-8, with or without a byte order mark; anything else is a one-line error."""
 
 import os
 
@@ -8,7 +8,7 @@ from colm_jax.errors import UserError
 from colm_jax.storage import read_json, read_lines, read_text
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+def test_byte_order_mark_is_not_part_of_the_text(tmp_path):
     (tmp_path / "a").write_bytes('\ufeff{"a": "é\ufeff"}\r\n'.encode())
     assert read_text(tmp_path / "a") == '{"a": "é\ufeff"}\n'
     assert read_json(tmp_path / "a") == {"a": "é\ufeff"}
@@ -28,13 +28,13 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
         (b'{"a": 1' + b"0" * 5000 + b"}", "/a: not valid JSON: .*digits"),
     ],
 )
-def test_what_is_no_json_in_utf8_is_one_line(tmp_path, data, said):
+def test_invalid_utf8_or_json_is_a_one_line_error(tmp_path, data, said):
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(UserError, match=said):
         read_json(tmp_path / "a")
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_pipe_directory_and_missing_file_are_errors(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name, said in (("pipe", "is a pipe, not a file"), ("folder", "is a directory"), ("none", "file is missing")):
@@ -42,7 +42,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
             read_json(tmp_path / name)
 
 
-def test_a_damaged_line_is_named(tmp_path):
+def test_invalid_line_is_an_error_with_its_number(tmp_path):
     (tmp_path / "a").write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(UserError, match="a:2: not valid JSON"):
         read_lines(tmp_path / "a")

@@ -1,4 +1,4 @@
-"""Text token by token against the text of all tokens at once."""
+"""Token-by-token detokenisation equals that of all tokens at once."""
 
 from functools import cache
 
@@ -32,14 +32,14 @@ def ids_of(kind, text):
 @pytest.mark.parametrize("kind", ["byte-level", "bytes", "gemma"])
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(text=texts)
-def test_joined_pieces_are_the_text(kind, text):
+def test_joined_pieces_equal_the_text(kind, text):
     assert "".join(pieces_of(kind, ids_of(kind, text))) == text
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(prompt=texts, text=texts)
-def test_pieces_are_what_the_tokens_add_to_the_prompt(kind, prompt, text):
+def test_pieces_equal_the_text_added_to_the_prompt(kind, prompt, text):
     tokenizer, _ = tokens_of(kind)
     before, ids = ids_of(kind, prompt), ids_of(kind, text)
     first, both = (tokenizer.decode(part, skip_special_tokens=True) for part in (before, before + ids))
@@ -49,25 +49,25 @@ def test_pieces_are_what_the_tokens_add_to_the_prompt(kind, prompt, text):
 @pytest.mark.parametrize("kind", ["byte-level", "bytes", "gemma"])
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(text=texts)
-def test_a_character_is_shown_once_at_the_token_that_completes_it(kind, text):
+def test_character_is_shown_once_at_the_token_that_completes_it(kind, text):
     _, tokens = tokens_of(kind)
     ids, read, shown = ids_of(kind, text), b"", ""
     for token, piece in zip(ids, pieces_of(kind, ids)):
         read += tokens.after(ids[0], token)
         shown += piece
-        assert shown == read.decode("utf-8", "ignore")  # of bytes that begin a valid text, ignores an unfinished end
+        assert shown == read.decode("utf-8", "ignore")  # ignores an incomplete character at the end
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "bytes"])
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(data=st.data())
-def test_any_bytes_become_the_text_of_all_tokens_at_once(kind, data):
+def test_joined_pieces_of_any_bytes_equal_the_text(kind, data):
     tokenizer, _ = tokens_of(kind)
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=12))
     assert "".join(pieces_of(kind, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def test_byte_fallback_shows_each_invalid_byte_and_keeps_the_characters_beside_it():
+def test_byte_fallback_shows_each_invalid_byte_and_keeps_its_neighbours():
     def ids(data):
         return [4 + byte for byte in data]
 
@@ -78,20 +78,20 @@ def test_byte_fallback_shows_each_invalid_byte_and_keeps_the_characters_beside_i
 
 
 @pytest.mark.parametrize("kind", ["bytes", "llama"])
-def test_a_character_that_the_prompt_begins_is_shown_when_the_answer_completes_it(kind):
+def test_character_begun_by_the_prompt_is_shown_when_completed(kind):
     start = {"bytes": ids_of("bytes", "中"), "llama": [4 + byte for byte in "中".encode()]}[kind]
     assert pieces_of(kind, start[2:], start[:2]) == ["中", ""]
     (letter,) = ids_of(kind, "b")[-1:]
-    assert pieces_of(kind, [letter], start[:2]) == ["b", ""]  # the prompt's broken end is the prompt's
+    assert pieces_of(kind, [letter], start[:2]) == ["b", ""]  # the prompt keeps its incomplete character
     assert pieces_of(kind, [], start[:2]) == [""]
 
 
-def test_special_tokens_are_no_text_and_do_not_part_a_character():
+def test_special_tokens_are_not_text_and_do_not_split_a_character():
     first, *others = ids_of("bytes", "é")
     assert pieces_of("bytes", [first, 3, *others, 3]) == ["", "", "é", "", ""]
 
 
-def test_clean_up_changes_nothing():
+def test_clean_up_setting_has_no_effect():
     loose = backend("characters", clean_up_tokenization_spaces=True)
     detokenizer = Detokenizer(TokenBytes(loose))
     ids = loose("a .", add_special_tokens=False)["input_ids"]
@@ -99,7 +99,7 @@ def test_clean_up_changes_nothing():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_token_reads_as_much_however_long_the_text_is(kind, monkeypatch):
+def test_cost_per_token_does_not_grow_with_the_text(kind, monkeypatch):
     tokenizer, tokens = tokens_of(kind)
     read = []
     decode = type(tokenizer).decode

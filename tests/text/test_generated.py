@@ -1,4 +1,4 @@
-"""The text of an answer, its pieces, stops, and how much of it is settled, against slow readings of all tokens."""
+"""Text, pieces, stops and final part of an answer, compared with slow decoding of all tokens."""
 
 from functools import cache
 
@@ -28,7 +28,7 @@ def read(kind, ids, stops=(), stop_token_ids=(), finish=True):
 
 
 def readings(kind, ids):
-    """The text as it is shown, and with special tokens spelled out: (character, place in the shown text) each."""
+    """Return the shown text, and that with special tokens spelled out: (character, position in the shown text) each."""
     _, tokens = tokens_of(kind)
     shown, spelled = [], []
     plain = GeneratedText(tokens)
@@ -41,7 +41,7 @@ def readings(kind, ids):
 
 
 def slow_stop(kind, ids, stops):
-    """(tokens kept, the text), by searching the whole text of every beginning; None where no stop is complete."""
+    """Search the whole text of every prefix; return (tokens kept, text), or None if no stop is complete."""
     for n in range(len(ids) + 1):
         found = []
         for reading in readings(kind, ids[:n]):
@@ -54,7 +54,7 @@ def slow_stop(kind, ids, stops):
 
 
 def slow_settled(kind, ids, stops):
-    """How many tokens end in front of everything that may become a stop string."""
+    """Return how many tokens end before anything that may become a stop string."""
     shown, _ = readings(kind, ids)
     bound = len(shown)
     for reading in readings(kind, ids):
@@ -70,7 +70,7 @@ def slow_settled(kind, ids, stops):
 
 
 def ids(kind, most=14):
-    """Tokens of a few letters and the special ones, so that stop strings occur."""
+    """Draw tokens of a few letters and special tokens, so that stop strings occur."""
     tokenizer, _ = tokens_of(kind)
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "abc"]
     return st.lists(st.sampled_from([*letters, TURN]), max_size=most)
@@ -90,14 +90,14 @@ def test_stop_strings_are_found_as_in_the_whole_text(tokens, stops):
 
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(tokens=ids("bytes", 8), stops=stop_strings)
-def test_just_what_may_become_a_stop_string_is_held_back(tokens, stops):
+def test_only_a_possible_stop_string_is_held_back(tokens, stops):
     if slow_stop("bytes", tokens, stops) is None:
         assert read("bytes", tokens, stops, finish=False).settled() == slow_settled("bytes", tokens, stops)
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(tokens=ids("bytes"), stops=stop_strings, cuts=st.lists(st.integers(0, 14), max_size=4))
-def test_what_is_settled_stays_however_the_tokens_come(tokens, stops, cuts):
+def test_final_text_does_not_depend_on_how_tokens_arrive(tokens, stops, cuts):
     whole, growing = read("bytes", tokens, stops), GeneratedText(tokens_of("bytes")[1], (), stops)
     read_so_far = 0
     for n in sorted(cuts):
@@ -111,7 +111,7 @@ def test_what_is_settled_stays_however_the_tokens_come(tokens, stops, cuts):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "llama"])
-def test_an_unfinished_character_is_held_back_and_shown_at_the_end(kind):
+def test_incomplete_character_is_held_back_and_shown_at_the_end(kind):
     start = {"bytes": tokens_of("bytes")[0]("😀")["input_ids"], "llama": [4 + b for b in "😀".encode()]}[kind]
     (letter,) = tokens_of(kind)[0]("b", add_special_tokens=False)["input_ids"][-1:]
     growing = GeneratedText(tokens_of(kind)[1])
@@ -119,13 +119,13 @@ def test_an_unfinished_character_is_held_back_and_shown_at_the_end(kind):
     for n in range(len(start) + 1):
         growing.extend([letter, *start][n : n + 1])
         settled.append(growing.settled())
-    assert settled == [1, 1, 2, 3, 5]  # all but the last token, whose text an end would still change
+    assert settled == [1, 1, 2, 3, 5]  # all but the last token, whose text would change at the end
     assert growing.pieces == ["b", "", "", "", "😀"]
     assert read(kind, [letter, *start[:2]]).pieces[:2] == ["b", ""]
     assert set(read(kind, [letter, *start[:2]]).pieces[2]) == {"\N{REPLACEMENT CHARACTER}"}
 
 
-def test_a_stop_token_ends_the_text_before_itself():
+def test_stop_token_ends_the_text_before_itself():
     a, b, c = (tokens_of("bytes")[0].convert_tokens_to_ids(letter) for letter in "abc")
     found = read("bytes", [a, b, c, a], stop_token_ids=[c])
     assert (found.stopped, found.pieces, found.text) == (True, ["a", "b", ""], "ab")
@@ -133,13 +133,13 @@ def test_a_stop_token_ends_the_text_before_itself():
     assert (found.stopped, found.pieces) == (True, ["a", ""])
 
 
-def test_a_stop_string_ends_at_a_special_token_that_is_not_shown():
+def test_stop_string_may_end_in_a_hidden_special_token():
     a, b = (tokens_of("bytes")[0].convert_tokens_to_ids(letter) for letter in "ab")
     found = read("bytes", [a, TURN, b], ["<|turn|>"])
     assert (found.stopped, found.pieces, found.text) == (True, ["a", ""], "a")
-    assert read("bytes", [a, TURN, b], ["ab"]).text == ""  # nor is a stop string hidden by one
+    assert read("bytes", [a, TURN, b], ["ab"]).text == ""  # nor does one hide a stop string
 
 
-def test_pieces_are_cut_at_a_length():
+def test_pieces_are_truncated_at_a_length():
     assert cut(["ab", "", "cd", "e"], 3) == ["ab", "", "c", ""]
     assert cut(["ab"], 0) == [""]

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that models have."""
+"""Small tokenizers of common kinds."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ WORDS = ("the", "▁the", "▁", "▁a", "a", "b", "c", "n", "▁b", "é", "中"
 
 
 def byte_level() -> Tokenizer:
-    """Byte-level BPE with merges that cross the borders of characters."""
+    """Byte-level BPE with merges across character boundaries."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     sample = ["the end, the bend: naïve café 中文中文 👩‍🚀👩‍🚀", "e\u0301e\u0301 the cat 中文 😀😀😀"] * 3
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -36,7 +36,7 @@ def plain_bytes() -> Tokenizer:
 
 
 def sentencepiece(strips: bool) -> Tokenizer:
-    """Byte fallback; Llama 2's decoder drops the first space of a text, Gemma's does not."""
+    """Byte fallback; Llama 2's decoder strips the first space of a text, Gemma's does not."""
     words = (*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS)
     vocabulary = [(word, -float(len(WORDS) - i) if word in WORDS else -100.0) for i, word in enumerate(words)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, 0, byte_fallback=True))
@@ -48,7 +48,7 @@ def sentencepiece(strips: bool) -> Tokenizer:
 
 
 def characters() -> Tokenizer:
-    """One token a character."""
+    """One token per character."""
     words = (*SPECIAL, *"abcdehnt .中é😀👩🚀\u200d\u0301")
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -59,7 +59,7 @@ def characters() -> Tokenizer:
 
 
 def wordpiece() -> Tokenizer:
-    """Tokens that continue a word begin with ##; the decoder sets the spaces."""
+    """WordPiece: tokens that continue a word begin with ##; the decoder adds the spaces."""
     words = (*SPECIAL, "the", "cat", "##s", "##ing", "sing", ".", "中")
     tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -79,13 +79,13 @@ KINDS = {
 
 
 def backend(kind: str, **settings: Any) -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers holds it."""
+    """Return the transformers tokenizer."""
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=KINDS[kind](), **(names | settings))
 
 
 def save(kind: str, directory: Path) -> Path:
-    """Writes tokenizer.json and tokenizer_config.json."""
+    """Write tokenizer.json and tokenizer_config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     KINDS[kind]().save(str(directory / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}

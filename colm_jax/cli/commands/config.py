@@ -8,7 +8,7 @@ from colm_jax.settings.fields import declared, default_of, name_of, types_of
 from colm_jax.settings.gin_edge import SETTINGS
 
 DESCRIPTION = "Every setting of a run, defaults too, as a gin file, and where each value comes from; nothing is run."
-_HEAD = ("| setting | default | is | what it means |", "| --- | --- | --- | --- |")
+_HEAD = ("| setting | default | values | meaning |", "| --- | --- | --- | --- |")
 EXAMPLE = "colm config --gin_file configs/runs/llama2_7b_llemma_34b_gsm8k.gin --gin_file configs/methods/weak.gin"
 
 
