@@ -14,7 +14,7 @@ from colm_jax import CoLM
 from colm_jax.cli.main import main
 from colm_jax.errors import UserError
 from colm_jax.pipeline.files import write_answers
-from colm_jax.pipeline.stage import Stage
+from colm_jax.pipeline.stage import StageDirectory
 from colm_jax.settings.generation import GenerationSettings
 from colm_jax.storage import files_below, read_lines, write_text
 from tests.jobs import end, until
@@ -160,7 +160,7 @@ def test_interrupted_generation_resumes_from_the_bucket(tmp_path, bucket, tiny_m
 
 def test_run_copied_to_the_bucket_is_not_repeated(tmp_path, bucket):
     """Other programs do not store this package's hashes."""
-    disk, there = Stage("s", tmp_path / "s"), Stage("s", bucket / "s")
+    disk, there = StageDirectory("s", tmp_path / "s"), StageDirectory("s", bucket / "s")
     assert disk.run({"data": "1"}, {}, lambda directory: write_text(directory / "a.txt", "a"))
     put(disk.directory, there.directory)
     assert not there.run({"data": "1"}, {}, lambda _: pytest.fail("it is done"))
