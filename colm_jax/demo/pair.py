@@ -43,7 +43,7 @@ _CHUNK = 10  # steps per dispatch
 _EMBEDDING_SCALE = 20.0  # so that so short a training sees tokens clearly from its first step
 
 Progress = Callable[[int, int, str], None]  # steps done, of how many for both models, which model
-Texts = tuple[Int[np.ndarray, "N T+1"], Bool[np.ndarray, "N T"]]  # tokens; what counts in the loss, of token t + 1
+Texts = tuple[Int[np.ndarray, "N T1"], Bool[np.ndarray, "N T1-1"]]  # tokens; what counts in the loss, of token t + 1
 
 
 def model_config(width: int, depth: int, heads: int, ff: int, words: int) -> ModelConfig:

@@ -153,9 +153,11 @@ def _study(directory: Path, colm: Run, answers: Path) -> None:
 
 def _thresholds(calibration: dict[str, Any]) -> list[float]:
     """The thresholds whose decoding on dev came nearest to the rates of the picture."""
-    points = calibration["curve"]
-    nearest = [min(points, key=lambda p, r=rate: abs(p["deferral_rate"] - r))["threshold"] for rate in CURVE]
-    return list(dict.fromkeys(nearest))
+
+    def nearest(rate: float) -> float:
+        return min(calibration["curve"], key=lambda point: abs(point["deferral_rate"] - rate))["threshold"]
+
+    return list(dict.fromkeys(map(nearest, CURVE)))
 
 
 def _report(colm: Run, answers: Path, study: Study, table: dict[str, Any], seed: int) -> Report:

@@ -14,7 +14,7 @@ import numpy as np
 from colm_jax.pipeline.run import Run
 from colm_jax.settings.run import RunConfig
 from colm_jax.settings.training import SOLVERS, GateInit
-from colm_jax.training.gate_fit import Fit, MeanLoss, _label_loss, _marginal_loss, initial_gate, train_gate
+from colm_jax.training.gate_fit import Fit, MeanLoss, _label_loss, _latent_loss, initial_gate, train_gate
 from colm_jax.training.positions import Positions
 
 
@@ -54,11 +54,11 @@ def main() -> None:
             fit = initial_gate(data, GateInit(solver), run.head_mean)
             seconds = time.perf_counter() - began
             row = [solver, f"{mean(data, labelled, fit.kernel):.4f}", *cost(fit, seconds)]
-            row += [f"{mean(test, _marginal_loss, fit.kernel):.4f}"]
+            row += [f"{mean(test, _latent_loss, fit.kernel):.4f}"]
             began = time.perf_counter()
             trained = train_gate(data, fit.kernel, "marginal", 5.0)
             row += cost(trained, time.perf_counter() - began)
-            print("|", " | ".join([*row, f"{mean(test, _marginal_loss, trained.kernel):.4f}"]), "|", flush=True)
+            print("|", " | ".join([*row, f"{mean(test, _latent_loss, trained.kernel):.4f}"]), "|", flush=True)
 
 
 if __name__ == "__main__":

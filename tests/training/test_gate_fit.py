@@ -77,7 +77,7 @@ def test_chunks_change_no_fit(chunk):
 @pytest.mark.parametrize("objective", ["weak", "marginal"])
 def test_value_gradient_and_hessian_are_those_of_the_whole_loss(experts, objective):
     data, ridge = positions(experts, chunk=700), 0.01
-    loss = partial(gate_fit._label_loss, positive_weight=5.0) if objective == "weak" else gate_fit._marginal_loss
+    loss = partial(gate_fit._label_loss, positive_weight=5.0) if objective == "weak" else gate_fit._latent_loss
     point = np.random.default_rng(1).normal(size=WIDTH * experts)
 
     with jax.enable_x64(True):
@@ -124,7 +124,7 @@ def test_above_the_limit_of_dense_hessians_the_optimum_is_the_same(monkeypatch, 
 
 
 def test_steps_are_bounded():
-    fit = minimise(positions(1), gate_fit._marginal_loss, np.zeros((WIDTH, 1), np.float32), 0.0, max_steps=2)
+    fit = minimise(positions(1), gate_fit._latent_loss, np.zeros((WIDTH, 1), np.float32), 0.0, max_steps=2)
     assert len(fit.losses) == 3
 
 
