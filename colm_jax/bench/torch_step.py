@@ -10,7 +10,7 @@ from colm_jax.models.decoder import Decoder
 class TorchStep:
     """A step of plain fine-tuning by transformers' own model and PyTorch's fused AdamW, as its Trainer takes it."""
 
-    def __init__(self, decoder: Decoder, tokens: Int[np.ndarray, "B T+1"], learning_rate: float):
+    def __init__(self, decoder: Decoder, tokens: Int[np.ndarray, "B T1"], learning_rate: float):
         """Gives the decoder's weights to transformers.
 
         Args:

@@ -152,8 +152,8 @@ def _compiled(
     mesh, shape = make_mesh(), (settings.batch_size, settings.length)
     tokens = rng.integers(0, settings.vocab_size, (shape[0], shape[1] + 1), np.int32)
     log_probs = np.log(rng.uniform(1e-4, 1.0, (*shape, 1))).astype(np.float32)
-    arrays = jax.device_put((tokens, np.ones(shape, bool), log_probs), batch_sharding(mesh))
-    batch = ScoredBatch(*arrays, labels=None)
+    arrays = jax.device_put((tokens, np.ones(shape, bool), log_probs, None), batch_sharding(mesh))
+    batch = ScoredBatch(*arrays)
     steps, compiled = {}, {}
     for objective in OBJECTIVES:
         tell(f"compiling {objective}")

@@ -41,7 +41,7 @@ def roc(p_defer: Float[np.ndarray, "N"], differs: Bool[np.ndarray, "N"]) -> dict
     }
 
 
-def _shares_from(ordered: Float[np.ndarray, "n"], values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N1"]:
+def _shares_from(ordered: Float[np.ndarray, "_"], values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N+1"]:
     """The share of `ordered` (rising) at or above each of the values (falling), 0 in front: N + 1 shares, rising."""
     shares = np.zeros(len(values) + 1)
     shares[1:] = (len(ordered) - np.searchsorted(ordered, values)) / len(ordered)

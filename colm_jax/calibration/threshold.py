@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real, Shaped
 
 from colm_jax.calibration.answers import Answers
 from colm_jax.calibration.figures import area, reliability, roc
@@ -75,8 +75,8 @@ def references_of(records: Records, task: str | None) -> list[Any]:
     return [] if task is None else [find_task(task).reference(record, where) for where, record in records]
 
 
-def _chosen_expert(values: np.ndarray, scored: Scored) -> np.ndarray:
-    """Of a text's values [T, M], those of each position's most probable expert, [T]."""
+def _chosen_expert(values: Shaped[np.ndarray, "T M"], scored: Scored) -> Shaped[np.ndarray, "T"]:
+    """Of a text's values, those of each position's most probable expert."""
     assert scored.gate_logits is not None  # the team has a gate
     return np.take_along_axis(values, scored.gate_logits.argmax(axis=1)[:, None], axis=1)[:, 0]
 
@@ -128,7 +128,7 @@ def fill(thresholds: Iterable[float]) -> list[float]:
     return [*grid, known[-1]]
 
 
-def choose(curve: Sequence[Point], grades: Sequence[np.ndarray]) -> tuple[Point, tuple[Point, ...]]:
+def choose(curve: Sequence[Point], grades: Sequence[Real[np.ndarray, "N"]]) -> tuple[Point, tuple[Point, ...]]:
     """Chooses the middle of the thresholds that are as good as the best and cost about the same.
 
     The best point has the highest score and, at equal scores, the highest threshold. The plateau is the unbroken run of
@@ -139,7 +139,7 @@ def choose(curve: Sequence[Point], grades: Sequence[np.ndarray]) -> tuple[Point,
 
     Args:
       curve: points from high to low thresholds.
-      grades: at each point, the grade of every dev problem (or position), [N].
+      grades: at each point, the grade of every dev problem (or position).
 
     Returns:
       The plateau's point nearest to its middle, and the plateau.

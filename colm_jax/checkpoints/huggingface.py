@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from colm_jax.checkpoints.directory import weight_map
@@ -66,7 +67,7 @@ def read_config(directory: Path) -> ModelConfig:
     return from_huggingface(read_json(path), str(path))
 
 
-def abstract_decoder(config: ModelConfig, dtype: jnp.dtype = jnp.float32, stacked: bool = True) -> Decoder:
+def abstract_decoder(config: ModelConfig, dtype: DTypeLike = jnp.float32, stacked: bool = True) -> Decoder:
     """A decoder of shapes without arrays."""
 
     def make() -> Decoder:

@@ -21,9 +21,9 @@ _OPEN = 64  # rows that packing keeps open
 class Batch:
     """Rows of texts, padded on the right. `mask[b, t]` speaks of the token at t + 1, which position t predicts."""
 
-    tokens: Int[np.ndarray, "B T+1"]
-    mask: Bool[np.ndarray, "B T"]
-    segments: Int[np.ndarray, "B T+1"]  # 1, 2, ... the row's texts; 0 padding
+    tokens: Int[np.ndarray, "B T1"]
+    mask: Bool[np.ndarray, "B T1-1"]
+    segments: Int[np.ndarray, "B T1"]  # 1, 2, ... the row's texts; 0 padding
     rows: Rows
 
 

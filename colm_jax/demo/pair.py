@@ -42,7 +42,7 @@ EXPERT_TRAINING = (32, 900, 6e-3)  # batch size, steps, learning rate
 _CHUNK = 10  # steps per dispatch
 _EMBEDDING_SCALE = 20.0  # so that embeddings differ clearly from the first step of so short a training
 
-Texts = tuple[Int[np.ndarray, "N T+1"], Bool[np.ndarray, "N T"]]  # tokens; loss mask, entry t for token t + 1
+Texts = tuple[Int[np.ndarray, "N T1"], Bool[np.ndarray, "N T1-1"]]  # tokens; loss mask, entry t for token t + 1
 
 
 def model_config(width: int, depth: int, heads: int, ff: int, vocab_size: int) -> ModelConfig:

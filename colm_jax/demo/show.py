@@ -178,9 +178,11 @@ class _Answerer:
 
 def _thresholds(calibration: dict[str, Any]) -> list[float]:
     """Return the thresholds whose deferral rates on dev came nearest to those of the plot."""
-    points = calibration["curve"]
-    nearest = [min(points, key=lambda p, r=rate: abs(p["deferral_rate"] - r))["threshold"] for rate in CURVE]
-    return list(dict.fromkeys(nearest))
+
+    def nearest(rate: float) -> float:
+        return min(calibration["curve"], key=lambda point: abs(point["deferral_rate"] - rate))["threshold"]
+
+    return list(dict.fromkeys(map(nearest, CURVE)))
 
 
 def _write_study(run: DemoContext, directory: Path) -> None:

@@ -6,6 +6,7 @@ registers it and passes everything else on. Needs the extra `eval`; nothing of i
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -194,7 +195,7 @@ class ColmLM(TemplateLM):
                     seed=self.seed,
                     batch_size=self.batch_size,
                     places=[f"{_name(requests[i])}: prompt {i + 1}" for i in numbers],
-                    progress=lambda finished, before=done: bar.to(before + finished),
+                    progress=partial(_advance, bar, done),
                     **settings[numbers[0]],
                 )
                 for i, answer in zip(numbers, found):
@@ -332,6 +333,11 @@ def _generation(given: dict[str, Any], max_gen_toks: int) -> dict[str, Any]:
     if left:
         raise UserError(f"generation_kwargs: colm_jax knows no {', '.join(sorted(left))}")
     return settings
+
+
+def _advance(bar: console.Bar, before: int, done: int) -> None:
+    """Show the progress of one of several calls."""
+    bar.to(before + done)
 
 
 def _as(kind: type, name: str, value: Any) -> Any:

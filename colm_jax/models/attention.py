@@ -5,9 +5,14 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
+from colm_jax.models.arrays import AnyArray
 from colm_jax.models.config import Rope
+
+# Cached keys and values, and how many of them each sequence has.
+Past = tuple[Float[Array, "B K S h"], Float[Array, "B K S h"], Int[Array, "B"]]
 
 _MASKED = -1e30  # finite: a row that is masked throughout gives a mean, not NaN
 
@@ -28,14 +33,14 @@ def rope_angles(positions: Int[Array, "B T"], head_dim: int, rope: Rope) -> Floa
     return positions[..., None].astype(jnp.float32) * rope_frequencies(head_dim, rope)
 
 
-def positions_in(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+def positions_in(segments: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
     """Each token's place in its own text, for rows in which texts follow one another."""
     places = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
     first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return places - jax.lax.cummax(jnp.where(first, places, 0), axis=1)
 
 
-def rotate(x: Float[Array, "B T N h"], angles: Float[Array, "B T h2"]) -> Float[Array, "B T N h"]:
+def rotate(x: Float[Array, "B T heads h"], angles: Float[Array, "B T h2"]) -> Float[Array, "B T heads h"]:
     """Applies RoPE in the half-split layout of Hugging Face checkpoints: dimension i turns with i + h/2."""
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -47,12 +52,12 @@ def attend(
     query: Float[Array, "B T H h"],
     key: Float[Array, "B T K h"],
     value: Float[Array, "B T K h"],
-    past: tuple[Float[Array, "B K S h"], Float[Array, "B K S h"], Int[Array, "B"]] | None = None,
+    past: Past | None = None,
     *,
     scale: float,
     softcap: float | None = None,
     window: int | Int[Array, ""] | None = None,
-    segments: Int[Array, "B T"] | None = None,
+    segments: Int[AnyArray, "B T"] | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "B T H h"]:
     """Each new token attends to the cached tokens (`past`: keys, values, lengths) and to the new ones up to itself.
@@ -74,7 +79,7 @@ def attend(
     kv_heads, groups = key.shape[2], heads // key.shape[2]
     grouped = query.reshape(batch, time, kv_heads, groups, head_dim) * scale
 
-    def masked(logits, seen):
+    def masked(logits: Float[Array, "B K G T S"], seen: Bool[Array, "..."]) -> Float[Array, "B K G T S"]:
         if softcap is not None:
             logits = softcap * jnp.tanh(logits / softcap)
         return jnp.where(seen, logits, _MASKED)
@@ -105,8 +110,12 @@ def attend(
 
 
 def _by_head(
-    rows: Float[Array, "B K R n"], cache: Float[Array, "B K S h"], axis: int, precision, dtype
-) -> Float[Array, "B K R m"]:
+    rows: Float[Array, "B K R _"],
+    cache: Float[Array, "B K S h"],
+    axis: int,
+    precision: jax.lax.PrecisionLike,
+    dtype: DTypeLike,
+) -> Float[Array, "B K R _"]:
     """The product of each head's rows with its cache, summed over the cache's `axis`.
 
     In the order in which the cache lies, and with one text without an axis for texts: in any other form XLA on CPU

@@ -2,7 +2,7 @@
 
 A pass over new tokens only *reads* the cache and returns the keys and values of those tokens (`KVRows`); `write` stores
 them afterwards. So a pass can stand inside `lax.cond` while the write stands outside, and no branch ever returns (and
-copies) a cache. Rows at or beyond a sequence's length are never read: writing rubbish there is harmless.
+copies) a cache. KVRows at or beyond a sequence's length are never read: writing rubbish there is harmless.
 """
 
 from dataclasses import dataclass
@@ -10,17 +10,21 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from colm_jax.models.arrays import pytree
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.ragged import Ragged
 from colm_jax.parallel import spec_of
 
 CACHE_AXES = ("slots", "kv_heads", "cache", "head_dim")
+# Keys and values of each layer.
+Buffers = tuple[tuple[Float[Array, "B K S h"], ...], tuple[Float[Array, "B K S h"], ...]]
 BLOCK = 8  # rows that are stored at once, of several texts in one line
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class KVRows:
     """Keys and values of T newly read tokens, one pair per layer."""
@@ -29,7 +33,7 @@ class KVRows:
     values: tuple[Float[Array, "B K T h"], ...]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class KVCache:
     """Keys and values of all tokens read so far, one pair per layer."""
@@ -44,7 +48,7 @@ class KVCache:
         config: ModelConfig,
         batch: int,
         size: int,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         mesh: Mesh | AbstractMesh | None = None,
     ) -> "KVCache":
         """A cache of `size` positions. It must exceed the longest text by the longest chunk ever written to it.
@@ -70,7 +74,7 @@ class KVCache:
         """
         slots = jnp.arange(self.lengths.shape[0]) if slots is None else slots
 
-        def put_row(i, buffers):
+        def put_row(i: Int[Array, ""], buffers: Buffers) -> Buffers:
             def put(buffer: Float[Array, "B K S h"], new: Float[Array, "N K T h"]) -> Float[Array, "B K S h"]:
                 row = jax.lax.dynamic_slice_in_dim(new, i, 1).astype(buffer.dtype)
                 return jax.lax.dynamic_update_slice(buffer, row, (slots[i], 0, self.lengths[slots[i]], 0))
@@ -90,7 +94,7 @@ class KVCache:
         blocks = -(-ragged.counts // BLOCK)
         ends = jnp.cumsum(blocks)
 
-        def put_block(i, buffers):
+        def put_block(i: Int[Array, ""], buffers: Buffers) -> Buffers:
             b = jnp.sum(ends <= i)
             offset = BLOCK * (i - ends[b] + blocks[b])
             source, target = ragged.starts[b] + offset, self.lengths[b] + offset
@@ -109,8 +113,8 @@ class KVCache:
         return jax.tree.map(lambda x: x[slots], self)
 
 
-def no_rows(config: ModelConfig, batch: int, time: int, dtype: jnp.dtype) -> KVRows:
-    """Rows of a pass that did not happen: what the idle branch of a `lax.cond` returns."""
+def no_rows(config: ModelConfig, batch: int, time: int, dtype: DTypeLike) -> KVRows:
+    """KVRows of a pass that did not happen: what the idle branch of a `lax.cond` returns."""
     shape = (batch, config.kv_heads, time, config.head_dim)
     zeros = tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
     return KVRows(keys=zeros, values=zeros)

@@ -5,6 +5,7 @@ thing.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from colm_jax.errors import UserError
 
@@ -28,7 +29,7 @@ class Rope:
     factor: float = 1.0  # positions are divided by it, so that a longer context fits
     bands: Bands | None = None  # where given, only frequencies in them are divided
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Rejects numbers that have no meaning."""
         for name in ("theta", "factor"):
             _positive(f"rope {name}", getattr(self, name))
@@ -46,7 +47,7 @@ class Mixture:
     networks: int
     active: int  # networks a token passes
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Rejects sizes that no network can have."""
         if not 1 <= self.active <= self.networks <= 10_000:
             raise UserError(f"model config: of {self.networks} networks {self.active} cannot be active")
@@ -83,7 +84,7 @@ class ModelConfig:
     window_rope: Rope | None = None  # of layers with a window, where it differs
     mixture: Mixture | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Rejects sizes that no network can have."""
         for name in ("vocab_size", "width", "depth", "heads", "kv_heads", "head_dim", "ff", "context"):
             value = getattr(self, name)
@@ -106,6 +107,6 @@ class ModelConfig:
                 raise UserError(f"model config: a window must be a positive whole number, got {window!r}")
 
 
-def _positive(name: str, value) -> None:
+def _positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise UserError(f"model config: {name} must be a positive number, got {value!r}")

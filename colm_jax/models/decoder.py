@@ -6,20 +6,26 @@ in its metadata (`axes`); `colm_jax.parallel` maps them to a mesh.
 """
 
 import copy
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from colm_jax.models.attention import attend, positions_in, rope_angles, rotate
+from colm_jax.models.arrays import AnyArray
+from colm_jax.models.attention import Past, attend, positions_in, rope_angles, rotate
 from colm_jax.models.cache import KVCache, KVRows
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.feed_forward import FeedForward, MixtureFeedForward
 from colm_jax.models.layers import Linear, Maker, RMSNorm, precision_of
 from colm_jax.models.ragged import Ragged
 from colm_jax.parallel import batch_sharding
+
+KeyValue = tuple[Float[Array, "R K T h"], Float[Array, "R K T h"]]  # of the new tokens, in one layer
+Constraint = Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]  # the residual stream, with a sharding
 
 _NO_WINDOW = np.iinfo(np.int32).max
 
@@ -32,7 +38,10 @@ REMAT = {
 
 
 class Attention(nnx.Module):
-    """Self-attention with grouped key and value heads."""
+    """Self-attention with grouped key and value heads.
+
+    R rows of tokens: one for each of B sequences, or a single one with the tokens of all (`Ragged`).
+    """
 
     def __init__(self, config: ModelConfig, make: Maker):
         d, h = config.width, config.head_dim
@@ -52,8 +61,16 @@ class Attention(nnx.Module):
             self.query_norm = RMSNorm(h, "head_dim", config.rms_eps, config.zero_centred_norm, make)
             self.key_norm = RMSNorm(h, "head_dim", config.rms_eps, config.zero_centred_norm, make)
 
-    def __call__(self, x: Float[Array, "B T D"], angles: Float[Array, "B T h2"], window, past, segments, ragged):
-        """Returns the output [B,T,D] and the new tokens' keys and values, each [B,K,T,h]."""
+    def __call__(
+        self,
+        x: Float[Array, "R T D"],
+        angles: Float[Array, "R T h2"],
+        window: int | Int[Array, ""] | None,
+        past: Past | None,
+        segments: Int[AnyArray, "R T"] | None,
+        ragged: Ragged | None,
+    ) -> tuple[Float[Array, "R T D"], KeyValue]:
+        """Return the output, and the new tokens' keys and values."""
         query, key, value = self.query(x), self.key(x), self.value(x)
         if hasattr(self, "query_norm"):
             query, key = self.query_norm(query), self.key_norm(key)
@@ -92,14 +109,14 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        angles: Float[Array, "B T h2"],
-        window=None,
-        past=None,
-        segments=None,
-        ragged=None,
-    ):
-        """Returns the residual stream [B,T,D] and the new tokens' keys and values, each [B,K,T,h]."""
+        x: Float[Array, "R T D"],
+        angles: Float[Array, "R T h2"],
+        window: int | Int[Array, ""] | None = None,
+        past: Past | None = None,
+        segments: Int[AnyArray, "R T"] | None = None,
+        ragged: Ragged | None = None,
+    ) -> tuple[Float[Array, "R T D"], KeyValue]:
+        """Return the residual stream, and the new tokens' keys and values."""
         mixed, rows = self.attention(self.attention_norm(x), angles, window, past, segments, ragged)
         x = x + (self.attention_post_norm(mixed) if hasattr(self, "attention_post_norm") else mixed)
         out = self.feed_forward(self.feed_forward_norm(x))
@@ -109,7 +126,7 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Token ids to final hidden states, and those to logits."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config = config
         make = Maker(rngs, dtype, layers=None)
         self.embedding = make((config.vocab_size, config.width), ("vocab", "embed"), 0.02)
@@ -131,10 +148,10 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "B T"],
+        tokens: Int[AnyArray, "B T"],
         cache: KVCache | None = None,
         remat: str = "none",
-        segments: Int[Array, "B T"] | None = None,
+        segments: Int[AnyArray, "B T"] | None = None,
         spread: jax.sharding.Sharding | None = None,
         ragged: Ragged | None = None,
     ) -> tuple[Float[Array, "B T D"], KVRows | None]:
@@ -184,14 +201,24 @@ class Decoder(nnx.Module):
             rows.append(new)
         return self.norm(x), None if cache is None else KVRows(*map(tuple, zip(*rows)))
 
-    def _scan(self, x: Float[Array, "B T D"], everywhere, local, segments, policy, kept) -> Float[Array, "B T D"]:
+    def _scan(
+        self,
+        x: Float[Array, "B T D"],
+        everywhere: Float[Array, "B T h2"],
+        local: Float[Array, "B T h2"],
+        segments: Int[AnyArray, "B T"] | None,
+        policy: Callable | None,
+        kept: Constraint,
+    ) -> Float[Array, "B T D"]:
         """The stacked layers, one after the other."""
         graph, stacked = nnx.split(self.layers)
         windows = None
         if self.config.windows is not None and any(self.config.windows):
             windows = jnp.array([window or _NO_WINDOW for window in self.config.windows], jnp.int32)
 
-        def step(x, layer):
+        def step(
+            x: Float[Array, "B T D"], layer: tuple[nnx.State, Int[Array, ""] | None]
+        ) -> tuple[Float[Array, "B T D"], None]:
             state, window = layer
             angles = everywhere if window is None else jnp.where(window == _NO_WINDOW, everywhere, local)
             return kept(nnx.merge(graph, state)(x, angles, window, None, segments)[0]), None
@@ -200,8 +227,10 @@ class Decoder(nnx.Module):
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)  # a scan's body needs no barrier
         return jax.lax.scan(step, x, (stacked, windows))[0]
 
-    def logits(self, hidden: Float[Array, "*N D"], allowed: Bool[Array, "W"] | None = None) -> Float[Array, "*N V"]:
-        """Scores over the vocabulary, float32; given `allowed`, over its W ids, -inf where it is False."""
+    def logits(
+        self, hidden: Float[AnyArray, "*N D"], allowed: Bool[AnyArray, "A"] | None = None
+    ) -> Float[Array, "*N _"]:
+        """Scores over the vocabulary, float32; given `allowed`, over its A ids, -inf where it is False."""
         kernel = self.embedding[...].T if self.config.tied else self.head[...]
         logits = jnp.dot(hidden, kernel, precision=precision_of(hidden.dtype), preferred_element_type=jnp.float32)
         if self.config.logit_softcap is not None:

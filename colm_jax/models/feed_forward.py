@@ -55,8 +55,8 @@ class MixtureFeedForward(nnx.Module):
 
         shares = jnp.sum(jax.nn.one_hot(chosen, shares.shape[-1]) * weights[..., None], axis=-2)  # [B, T, networks]
 
-        def network(out: Float[Array, "B T D"], n: Int[Array, ""]):
-            def work():
+        def network(out: Float[Array, "B T D"], n: Int[Array, ""]) -> tuple[Float[Array, "B T D"], None]:
+            def work() -> Float[Array, "B T D"]:
                 gate, up, down = (jax.tree.map(lambda leaf: leaf[n], k.get_value()) for k in kernels)
                 hidden = activate(self.activation, product("btd,df->btf", x, gate)) * product("btd,df->btf", x, up)
                 return out + shares[..., n, None] * product("btf,fd->btd", hidden, down)

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import qwix
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
-def precision_of(dtype: jnp.dtype) -> jax.lax.PrecisionLike:
+def precision_of(dtype: DTypeLike) -> jax.lax.PrecisionLike:
     """Float32 means float32 on every back end; TPUs and GPUs would otherwise multiply in fewer bits."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
@@ -15,7 +16,7 @@ def precision_of(dtype: jnp.dtype) -> jax.lax.PrecisionLike:
 class Maker:
     """Makes the parameters of a module: stacked over `layers` where that is given, and randomly initialised."""
 
-    def __init__(self, rngs: nnx.Rngs, dtype: jnp.dtype, layers: int | None):
+    def __init__(self, rngs: nnx.Rngs, dtype: DTypeLike, layers: int | None):
         self.rngs, self.dtype, self.layers = rngs, dtype, layers
 
     def __call__(self, shape: tuple[int, ...], axes: tuple[str, ...], scale: float) -> nnx.Param:
@@ -28,11 +29,11 @@ class Maker:
         shape, axes = self._stacked(shape, axes)
         return nnx.Param(jnp.full(shape, value, self.dtype), axes=axes)
 
-    def _stacked(self, shape, axes):
+    def _stacked(self, shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[str, ...]]:
         return (shape, axes) if self.layers is None else ((self.layers, *shape), ("layers", *axes))
 
 
-def product(equation: str, x: jax.Array, kernel: jax.Array | qwix.QArray) -> jax.Array:
+def product(equation: str, x: Float[Array, "..."], kernel: Float[Array, "..."] | qwix.QArray) -> Float[Array, "..."]:
     """The einsum of activations and a kernel that may be quantised."""
     einsum = qwix.einsum if isinstance(kernel, qwix.QArray) else jnp.einsum
     return einsum(equation, x, kernel, precision=precision_of(x.dtype))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import qwix
 from flax import nnx
+from jaxtyping import Array, Float
 
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Block, Decoder
@@ -34,7 +35,7 @@ def add_lora(decoder: Decoder, settings: Lora, seed: int) -> Decoder:
     x = jnp.zeros((1, 1, config.width), decoder.dtype)
     angles = jnp.zeros((1, 1, config.head_dim // 2), jnp.float32)
     block = qwix.apply_lora_to_model(one, provider, x, angles, rngs=nnx.Rngs(random_key(seed)))
-    graph, lora, _ = nnx.split(block, nnx.LoRAParam, ...)
+    graph, lora, *_ = nnx.split(block, nnx.LoRAParam, ...)
     if not nnx.to_flat_state(lora):
         raise UserError(f"Lora.modules matches no linear map of the model: {settings.modules!r}")
 
@@ -73,10 +74,10 @@ def merge_lora(decoder: Decoder, plain: Decoder, settings: Lora) -> Decoder:
 
 
 @jax.jit
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+def _product(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """A B of every layer, float32."""
 
-    def one(a, b):
+    def one(a: Float[Array, "*inputs R"], b: Float[Array, "R *outputs"]) -> Float[Array, "..."]:
         return jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
 
     return jax.vmap(one)(a.astype(jnp.float32), b.astype(jnp.float32))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import qwix
+from jaxtyping import Array, Float
 
 BITS: dict[str, Any] = {"int8": jnp.int8, "int4": jnp.int4}
 INT4_TILE = 32  # inputs that share a scale, where it divides them; int8 has one scale an output
@@ -16,7 +17,7 @@ QUANTIZED = re.compile(r"layers(\.\d+)?\.(attention\.\w+\.kernel|feed_forward\.(
 
 
 @partial(jax.jit, static_argnames=("inputs", "kind"))
-def quantize_kernel(kernel: jax.Array, inputs: int, kind: str) -> qwix.QArray:
+def quantize_kernel(kernel: Float[Array, "..."], inputs: int, kind: str) -> qwix.QArray:
     """One layer's kernel [inputs..., outputs...], symmetric, by its largest value: one scale an output (and tile)."""
     channels = range(inputs, kernel.ndim)
     size = kernel.shape[inputs - 1]

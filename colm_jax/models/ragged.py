@@ -6,12 +6,13 @@ attention alone needs each text's own, as the rows of a grid.
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from colm_jax.models.arrays import pytree
 
-@jax.tree_util.register_dataclass
+
+@pytree
 @dataclass(frozen=True)
 class Ragged:
     """Where each of N tokens in line belongs. Those behind the last text's belong nowhere; what they give is unused."""

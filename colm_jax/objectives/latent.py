@@ -11,16 +11,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from colm_jax.models.arrays import AnyArray
 from colm_jax.models.gate import log_writers
 from colm_jax.settings.references import object_of
 
 
 def _joint(
-    gate_logits: Float[Array, "B T M"],
-    base_log_prob: Float[Array, "B T"],
-    expert_log_probs: Float[Array, "B T M"],
-    mask: Bool[Array, "B T"],
-) -> tuple[Float[Array, "B T W"], Float[Array, "B T W"]]:
+    gate_logits: Float[AnyArray, "B T M"],
+    base_log_prob: Float[AnyArray, "B T"],
+    expert_log_probs: Float[AnyArray, "B T M"],
+    mask: Bool[AnyArray, "B T"],
+) -> tuple[Float[Array, "B T M+1"], Float[Array, "B T M+1"]]:
     """log P(Z = z) and log P(Z = z) + log p_z(x), with masked positions replaced by zeros before any arithmetic.
 
     Replacing at the input, not the output, is what keeps gradients there zero even where scores are infinite.
@@ -31,14 +32,19 @@ def _joint(
     return writers, writers + jnp.where(kept[..., None], scores, 0.0)
 
 
-def marginal_nll(gate_logits, base_log_prob, expert_log_probs, mask):
+def marginal_nll(
+    gate_logits: Float[AnyArray, "B T M"],
+    base_log_prob: Float[AnyArray, "B T"],
+    expert_log_probs: Float[AnyArray, "B T M"],
+    mask: Bool[AnyArray, "B T"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """−Σ mask · log Σ_z P(Z=z) p_z(x).
 
     Args:
-      gate_logits: [B,T,M] logits g of P(Z) = softmax(0, g).
-      base_log_prob: [B,T] log p_0 of the text's own token, in nats.
-      expert_log_probs: [B,T,M] the same under each expert.
-      mask: [B,T], true where the token counts.
+      gate_logits: logits g of P(Z) = softmax(0, g).
+      base_log_prob: log p_0 of the text's own token, in nats.
+      expert_log_probs: the same under each expert.
+      mask: true where the token counts.
 
     Returns:
       (sum, count), two scalars; their quotient is nats per token.
@@ -48,13 +54,23 @@ def marginal_nll(gate_logits, base_log_prob, expert_log_probs, mask):
     return -jnp.sum(kept * jax.nn.logsumexp(joint, axis=-1)), jnp.sum(kept)
 
 
-def responsibilities(gate_logits, base_log_prob, expert_log_probs, mask):
-    """P(Z = z | text) at each position, [B,T,M+1], the base first: the E step. Rows where mask is false are zero."""
+def responsibilities(
+    gate_logits: Float[AnyArray, "B T M"],
+    base_log_prob: Float[AnyArray, "B T"],
+    expert_log_probs: Float[AnyArray, "B T M"],
+    mask: Bool[AnyArray, "B T"],
+) -> Float[Array, "B T M+1"]:
+    """P(Z = z | text) at each position, the base first: the E step. Rows where mask is false are zero."""
     _, joint = _joint(gate_logits, base_log_prob, expert_log_probs, mask)
     return jax.nn.softmax(joint, axis=-1) * mask[..., None].astype(joint.dtype)
 
 
-def em_loss(gate_logits, base_log_prob, expert_log_probs, mask):
+def em_loss(
+    gate_logits: Float[AnyArray, "B T M"],
+    base_log_prob: Float[AnyArray, "B T"],
+    expert_log_probs: Float[AnyArray, "B T M"],
+    mask: Bool[AnyArray, "B T"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """−Σ mask · Σ_z r_z (log P(Z=z) + [z=0] log p_0(x)), r the responsibilities under stop_gradient.
 
     Arguments and result as `marginal_nll`; the value differs, the gradient is the same (Fisher's identity).

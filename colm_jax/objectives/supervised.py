@@ -2,21 +2,31 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
+
+from colm_jax.models.arrays import AnyArray
 
 
-def sft_loss(base_log_prob, mask):
-    """−Σ mask · log p_0(x): plain cross-entropy of the base, as (sum, count). Shapes [B,T]."""
+def sft_loss(
+    base_log_prob: Float[AnyArray, "B T"], mask: Bool[AnyArray, "B T"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """−Σ mask · log p_0(x): plain cross-entropy of the base, as (sum, count)."""
     kept = mask.astype(base_log_prob.dtype)
     return -jnp.sum(kept * jnp.where(mask.astype(bool), base_log_prob, 0.0)), jnp.sum(kept)
 
 
-def weighted_bce(gate_logits, labels, mask, positive_weight):
+def weighted_bce(
+    gate_logits: Float[AnyArray, "B T M"],
+    labels: Shaped[AnyArray, "B T M"] | Shaped[AnyArray, "B T"],
+    mask: Bool[AnyArray, "B T"],
+    positive_weight: float,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Binary cross-entropy of each expert's logit against its weak label, positives weighted; (sum, count).
 
     Args:
-      gate_logits: [B,T,M].
-      labels: [B,T,M], or [B,T] for one expert; 1 where that expert should write.
-      mask: [B,T].
+      gate_logits: of each expert.
+      labels: 1 where that expert should write; of one expert also without an axis for experts.
+      mask: true where the token counts.
       positive_weight: factor on the positive term, > 0.
 
     Returns:
@@ -27,17 +37,20 @@ def weighted_bce(gate_logits, labels, mask, positive_weight):
         labels = labels[..., None]
     kept = mask.astype(bool)[..., None]
     logits = jnp.where(kept, gate_logits, 0.0)
-    labels = jnp.where(kept, labels, 0).astype(logits.dtype)
+    labels = jnp.where(kept, labels.astype(logits.dtype), 0.0)
     losses = -positive_weight * labels * jax.nn.log_sigmoid(logits) - (1 - labels) * jax.nn.log_sigmoid(-logits)
     count = mask.astype(logits.dtype)
     return jnp.sum(count * jnp.mean(losses, axis=-1)), jnp.sum(count)
 
 
-def weak_loss(gate_logits, base_log_prob, labels, mask, positive_weight=5.0):
-    """2/3 · cross-entropy of the base + 1/3 · weighted BCE of the gate against weak labels; (sum, count).
-
-    Shapes: gate_logits [B,T,M], base_log_prob and mask [B,T], labels [B,T] or [B,T,M]. DESIGN, objective `weak`.
-    """
+def weak_loss(
+    gate_logits: Float[AnyArray, "B T M"],
+    base_log_prob: Float[AnyArray, "B T"],
+    labels: Shaped[AnyArray, "B T M"] | Shaped[AnyArray, "B T"],
+    mask: Bool[AnyArray, "B T"],
+    positive_weight: float = 5.0,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """2/3 · cross-entropy of the base + 1/3 · weighted BCE of the gate against weak labels; (sum, count)."""
     nll, count = sft_loss(base_log_prob, mask)
     bce, _ = weighted_bce(gate_logits, labels, mask, positive_weight)
     return (2.0 * nll + bce) / 3.0, count

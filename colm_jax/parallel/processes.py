@@ -49,7 +49,7 @@ def join(where: str) -> None:
         raise UserError(f"--distributed {where}: write auto, or HOST:PORT,COUNT,NUMBER, as in host0:8476,2,0")
     if manual is not None and int(manual[3]) >= int(manual[2]):
         raise UserError(f"--distributed {where}: processes are numbered from 0 to {int(manual[2]) - 1}")
-    found = (None, None, None) if manual is None else (manual[1], int(manual[2]), int(manual[3]))
+    address, count, number = (None, None, None) if manual is None else (manual[1], int(manual[2]), int(manual[3]))
     said = f"colm: --distributed {where}: waits for the job's other processes, {_ARRIVAL} s at most"
     waiting = threading.Timer(_SILENCE, print, [said], {"file": sys.stderr, "flush": True})
     waiting.start()
@@ -59,7 +59,9 @@ def join(where: str) -> None:
     try:
         with _witness(absent), _said_of(where):
             jax.distributed.initialize(
-                *found,
+                address,
+                count,
+                number,
                 initialization_timeout=_ARRIVAL,
                 heartbeat_timeout_seconds=_PATIENCE,
                 shutdown_timeout_seconds=_PATIENCE,

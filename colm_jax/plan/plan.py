@@ -187,6 +187,7 @@ def advice(cost: Cost, plan: Plan) -> list[str]:
     """What to change where a program does not fit, what weighs most first."""
     if cost.fits:
         return []
+    assert plan.mesh is not None  # `costs` has set it
     data, fsdp, tensor = plan.mesh
     chips, settings, train = data * fsdp * tensor, plan.training, cost.program == "train"
     held, memory = cost.resident, CHIPS[plan.kind].memory

@@ -24,17 +24,18 @@ TOP = 3  # candidates kept of each model
 
 @dataclass(frozen=True)
 class Candidates:
-    """One model's view of one answer of n tokens; probabilities are over the shared vocabulary."""
+    """One model's view of one answer of N tokens; probabilities are over the shared vocabulary."""
 
-    tokens: Int[np.ndarray, "n K"]  # the K likeliest, best first
-    probabilities: Float[np.ndarray, "n K"]  # theirs, float32
-    written: Float[np.ndarray, "n"]  # probability of the token that was written
-    entropy: Float[np.ndarray, "n"]  # of the whole distribution, nats
+    tokens: Int[np.ndarray, "N k"]  # the k likeliest, best first
+    probabilities: Float[np.ndarray, "N k"]  # theirs, float32
+    written: Float[np.ndarray, "N"]  # probability of the token that was written
+    entropy: Float[np.ndarray, "N"]  # of the whole distribution, nats
 
 
-def top_candidates(
-    logits: Float[Array, "B T V"], tokens: Int[Array, "B T"], top: int
-) -> tuple[Int[Array, "B T K"], Float[Array, "B T K"], Float[Array, "B T"], Float[Array, "B T"]]:
+Columns = tuple[Int[Array, "B T k"], Float[Array, "B T k"], Float[Array, "B T"], Float[Array, "B T"]]
+
+
+def top_candidates(logits: Float[Array, "B T V"], tokens: Int[Array, "B T"], top: int) -> Columns:
     """The fields of `Candidates` at each position, float32; ids with logit -inf have probability 0."""
     log_p = jax.nn.log_softmax(logits, axis=-1)
     best, ids = jax.lax.top_k(log_p, top)
@@ -45,18 +46,26 @@ def top_candidates(
 
 
 @jax.jit(static_argnames=("graph", "spread", "top"))
-def _candidates_batch(graph, state, tokens: Int[Array, "B T+1"], allowed, spread, top):
+def _candidates_batch(
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    tokens: Int[Array, "B T1"],
+    allowed: Bool[Array, "A"],
+    spread: jax.sharding.NamedSharding | None,
+    top: int,
+) -> Columns:
     decoder = nnx.merge(graph, state)
     hidden, _ = decoder(tokens[:, :-1], spread=spread)
     found = by_chunks(partial(top_candidates, top=top), decoder, hidden, tokens[:, 1:], allowed)
-    return tuple(replicate(x, spread) for x in found)
+    ids, best, written, entropy = (replicate(x, spread) for x in found)
+    return ids, best, written, entropy
 
 
 def find_candidates(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
-    allowed: Bool[np.ndarray, "V"],
+    allowed: Bool[np.ndarray, "A"],
     top: int = TOP,
     progress: Progress = lambda done: None,
 ) -> list[Candidates]:

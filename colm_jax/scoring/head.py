@@ -8,15 +8,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from colm_jax.models.arrays import AnyArray
 from colm_jax.models.decoder import Decoder
 
 LOGIT_BYTES = 64 << 20  # of the logits that are held at once, over the whole batch
 
 
 def token_scores(
-    logits: Float[Array, "B T V"], tokens: Int[Array, "B T"]
+    logits: Float[AnyArray, "B T V"], tokens: Int[AnyArray, "B T"]
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
     """log p(token) and "token is the argmax" at each position, float32."""
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
@@ -26,8 +27,8 @@ def token_scores(
 def head_scores(
     decoder: Decoder,
     hidden: Float[Array, "B T D"],
-    tokens: Int[Array, "B T"],
-    allowed: Bool[Array, "V"] | None = None,
+    tokens: Int[AnyArray, "B T"],
+    allowed: Bool[AnyArray, "A"] | None = None,
     logit_bytes: int = LOGIT_BYTES,
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
     """`token_scores` of the decoder's logits over the `allowed` ids, a chunk of positions at a time.
@@ -36,7 +37,7 @@ def head_scores(
       decoder: whose head is applied.
       hidden: the states that predict `tokens`.
       tokens: each text's own next tokens.
-      allowed: the shared vocabulary; None: all of the head's rows.
+      allowed: the shared vocabulary of A ids; None: all of the head's rows.
       logit_bytes: of a chunk's float32 logits, at most (but for a single position).
     """
     log_prob, is_argmax = by_chunks(token_scores, decoder, hidden, tokens, allowed, logit_bytes)
@@ -46,12 +47,12 @@ def head_scores(
 def head_argmax(
     decoder: Decoder,
     hidden: Float[Array, "B T D"],
-    allowed: Bool[Array, "V"] | None = None,
+    allowed: Bool[AnyArray, "A"] | None = None,
     logit_bytes: int = LOGIT_BYTES,
 ) -> Int[Array, "B T"]:
     """The decoder's own greedy choice at each position, among the `allowed` ids; arguments as of `head_scores`."""
 
-    def choice(logits: Float[Array, "B t V"], _) -> tuple[Array]:
+    def choice(logits: Float[Array, "B t V"], _: Int[Array, "B t"]) -> tuple[Int[Array, "B t"]]:
         return (jnp.argmax(logits, axis=-1),)
 
     nothing = jnp.zeros(hidden.shape[:2], jnp.int32)
@@ -60,13 +61,13 @@ def head_argmax(
 
 
 def by_chunks(
-    measure: Callable[..., tuple[Array, ...]],
+    measure: Callable[..., tuple[Shaped[Array, "B t ..."], ...]],
     decoder: Decoder,
     hidden: Float[Array, "B T D"],
-    tokens: Int[Array, "B T"],
-    allowed: Bool[Array, "V"] | None = None,
+    tokens: Int[AnyArray, "B T"],
+    allowed: Bool[AnyArray, "A"] | None = None,
     logit_bytes: int = LOGIT_BYTES,
-) -> tuple[Array, ...]:
+) -> tuple[Shaped[Array, "B T ..."], ...]:
     """What `measure` makes of logits [B,t,V] and tokens [B,t], arrays [B,t,...], joined over chunks of positions."""
     batch, time = tokens.shape
     chunk = max(1, logit_bytes // (4 * batch * decoder.config.vocab_size))
@@ -74,10 +75,10 @@ def by_chunks(
         return measure(decoder.logits(hidden, allowed), tokens)
 
     @jax.checkpoint
-    def measured(part):
+    def measured(part: tuple[Float[Array, "B t D"], Int[Array, "B t"]]) -> tuple[Shaped[Array, "B t ..."], ...]:
         return measure(decoder.logits(part[0], allowed), part[1])
 
-    def split(x):
+    def split(x: Shaped[AnyArray, "B T ..."]) -> Shaped[Array, "chunks B t ..."]:
         padded = jnp.pad(x, ((0, 0), (0, -time % chunk), *((0, 0),) * (x.ndim - 2)))
         return padded.reshape(batch, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 

@@ -22,13 +22,17 @@ from colm_jax.storage import damaged_is_one_line, local_copies, read_json, repla
 
 
 @jax.jit(static_argnames=("graph", "spread"))
-def _hidden_batch(graph, state, tokens: Int[Array, "B T+1"], spread) -> Float[Array, "B T D"]:
+def _hidden_batch(
+    graph: nnx.GraphDef, state: nnx.State, tokens: Int[Array, "B T1"], spread: jax.sharding.NamedSharding | None
+) -> Float[Array, "B T1-1 D"]:
     hidden, _ = nnx.merge(graph, state)(tokens[:, :-1], spread=spread)
     return hidden.astype(np.float32)
 
 
 @jax.jit(static_argnames="spread")
-def _text(hidden: Float[Array, "B T D"], row: int, spread) -> Float[Array, "T D"]:
+def _text(
+    hidden: Float[Array, "B T D"], row: Int[Array, ""], spread: jax.sharding.NamedSharding | None
+) -> Float[Array, "T D"]:
     """One text of a batch, so that no device ever holds another's texts but this one."""
     return replicate(hidden[row], spread)
 

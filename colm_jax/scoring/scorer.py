@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from colm_jax.data.batches import Batch, Rows, collate, padded_length
 from colm_jax.data.records import Examples
@@ -34,9 +34,9 @@ Progress = Callable[[int], None]  # called with the number of examples done
 class Scores:
     """Scores of a whole data file; entry i belongs to example i, its element t to the token at t + 1."""
 
-    log_prob: tuple[np.ndarray, ...]  # float32 [n-1], nats
-    is_argmax: tuple[np.ndarray, ...]  # bool [n-1]: the model's own greedy choice is the text's token
-    gate_logits: tuple[np.ndarray, ...] | None = None  # float32 [n-1, M]; None where no gate was given
+    log_prob: tuple[Float[np.ndarray, "_"], ...]  # float32, nats
+    is_argmax: tuple[Bool[np.ndarray, "_"], ...]  # the model's own greedy choice is the text's token
+    gate_logits: tuple[Float[np.ndarray, "_ M"], ...] | None = None  # float32; None where no gate was given
 
     def aligned(self, rows: Rows, shape: tuple[int, int]) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
         """The scores of a batch's rows, each text's where `collate` put its tokens; zeros elsewhere."""
@@ -52,8 +52,15 @@ class Scores:
 
 
 @jax.jit(static_argnames=("graph", "spread"))
-def score_batch(graph, state, tokens, allowed, spread, gate: Gate | None = None):
-    """Scores [B, T], "is argmax" [B, T] and gate logits [B, T, M] of a batch of texts, tokens [B, T+1].
+def score_batch(
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    tokens: Int[Array, "B T1"],
+    allowed: Bool[Array, "A"] | None,
+    spread: jax.sharding.NamedSharding | None,
+    gate: Gate | None = None,
+) -> tuple[Float[Array, "B T1-1"], Bool[Array, "B T1-1"], Float[Array, "B T1-1 M"] | None]:
+    """Scores [B, T], "is argmax" [B, T] and gate logits [B, T, M] of a batch of texts.
 
     The gate is applied here, so that hidden states never leave the device. Without one its logits are None. `spread`
     is the sharding of the texts on the mesh; None: all on one device.
@@ -116,7 +123,11 @@ def write_shards(
 
 
 def _passes(
-    decoder: Decoder, examples: Examples, allowed: np.ndarray | None, numbers: Sequence[int], gate: Gate | None = None
+    decoder: Decoder,
+    examples: Examples,
+    allowed: Bool[np.ndarray, "A"] | None,
+    numbers: Sequence[int],
+    gate: Gate | None = None,
 ) -> Iterator[tuple[Sequence[int], tuple]]:
     """The examples' scores, a batch at a time: which examples, and the results of `score_batch`."""
     graph, state = nnx.split(decoder)
@@ -128,7 +139,7 @@ def _passes(
 def score_examples(
     decoder: Decoder,
     examples: Examples,
-    allowed: np.ndarray | None = None,
+    allowed: Bool[np.ndarray, "A"] | None = None,
     gate: Gate | None = None,
     progress: Progress = lambda done: None,
 ) -> Scores:
@@ -137,7 +148,7 @@ def score_examples(
     Args:
       decoder: the model.
       examples: the texts.
-      allowed: the shared vocabulary, [V] bool: probabilities are over it; None: all of the head's rows.
+      allowed: the shared vocabulary of A ids: probabilities are over it; None: all of the head's rows.
       gate: also its logits at each position, from the decoder's hidden states; None: no gate logits.
       progress: told how many examples are done.
     """
@@ -154,15 +165,23 @@ def score_examples(
 
 
 @jax.jit(static_argnames=("graph", "spread"))
-def _argmax_batch(graph, state, tokens, allowed, spread):
-    """Tokens [B, T+1] to the greedy choices [B, T] that stand for tokens[:, 1:]."""
+def _argmax_batch(
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    tokens: Int[Array, "B T1"],
+    allowed: Bool[Array, "A"] | None,
+    spread: jax.sharding.NamedSharding | None,
+) -> Int[Array, "B T1-1"]:
+    """The greedy choices in place of tokens[:, 1:]."""
     decoder = nnx.merge(graph, state)
     hidden, _ = decoder(tokens[:, :-1], spread=spread)
     return replicate(head_argmax(decoder, hidden, allowed), spread)
 
 
-def greedy_choices(decoder: Decoder, examples: Examples, allowed: np.ndarray | None = None) -> list[np.ndarray]:
-    """Of each text, int32 [n-1]: which token the model itself would write at each position, among the allowed."""
+def greedy_choices(
+    decoder: Decoder, examples: Examples, allowed: Bool[np.ndarray, "A"] | None = None
+) -> list[Int[np.ndarray, "_"]]:
+    """Of each text, int32: which token the model itself would write at each position, among the allowed."""
     graph, state = nnx.split(decoder)
     spread = decoder.batch_sharding
     found: list[np.ndarray] = []
@@ -175,7 +194,7 @@ def score_to_directory(
     decoder: Decoder,
     examples: Examples,
     directory: Path,
-    allowed: np.ndarray | None = None,
+    allowed: Bool[np.ndarray, "A"] | None = None,
     progress: Progress = lambda done: None,
 ) -> Scores:
     """Scores into `directory` as shard-NNNNN.npz; shards already there are kept. Returns all of them."""
@@ -230,7 +249,7 @@ def check_count(directory: Path, examples: Examples, count: int) -> None:
         raise UserError(f"{directory}: its shards hold {count} texts, the data has {len(examples.items)}; delete it")
 
 
-def _texts(examples: Examples, rows: Sequence[int], values: jax.Array) -> list[np.ndarray]:
+def _texts(examples: Examples, rows: Sequence[int], values: Shaped[Array, "B T ..."]) -> list[np.ndarray]:
     """A batch's values [B, T, ...] as one array a text, [n-1, ...]; copies, so that no padding stays in memory."""
     host = np.asarray(values)
     return [host[b, : examples.lengths[row] - 1].copy() for b, row in enumerate(rows)]

@@ -13,6 +13,7 @@ import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -217,8 +218,7 @@ def read(files: list[str], bindings: list[str]) -> Bindings:
             raise UserError(f"--gin_file {file}: no such file")
         _read_file(path, found, ())
     for binding in bindings:
-        place = f"--gin.{binding}"
-        _read(binding.replace("=", " = ", 1), lambda _, place=place: place, None, found, ())
+        _read(binding.replace("=", " = ", 1), partial(_flag, binding), None, found, ())
     for (scope, selector, argument), place in found.places.items():
         value = gin_config._CONFIG[scope, selector][argument]
         _check_macros(value, found.places, place, ())
@@ -262,6 +262,11 @@ def _included(name: str, folder: Path | None) -> Path:
             raise _BadInclude("is a directory, not a file" if there.is_dir() else "is not a regular file")
         raise _BadInclude(f"no such file, here or in {near[0].parent}")
     return found
+
+
+def _flag(binding: str, _: int) -> str:
+    """The place of a binding given on the command line."""
+    return f"--gin.{binding}"
 
 
 def _read(

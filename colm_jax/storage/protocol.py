@@ -4,9 +4,10 @@
 from collections.abc import Iterable
 from contextlib import AbstractContextManager as Context
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Storage(Protocol):
     """Files of one kind of place. Paths and directories are of that place; a `file` or `folder` is on disk.
 

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 from scipy.optimize import OptimizeResult, minimize
 
+from colm_jax.models.arrays import AnyArray
 from colm_jax.models.gate import log_writers
 from colm_jax.objectives import latent_objective, marginal_nll, responsibilities, weighted_bce
 from colm_jax.settings.training import GateInit, Objective
@@ -43,7 +44,7 @@ class Fit:
 # Losses of one position. The objectives take texts, so a position is a text of one token in a batch of one.
 
 
-def _one(values: Any) -> Any:
+def _one(values: Shaped[AnyArray, "..."]) -> Shaped[AnyArray, "1 1 ..."]:
     return values[None, None]
 
 
@@ -52,6 +53,7 @@ def _label_loss(logits: Float[Array, "M"], row: Rows, positive_weight: float) ->
 
 
 def _latent_loss(logits: Float[Array, "M"], row: Rows, objective: Callable = marginal_nll) -> Float[Array, ""]:
+    assert row.expert_log_probs is not None
     return objective(_one(logits), _one(row.base_log_prob), _one(row.expert_log_probs), _one(row.mask))[0]
 
 
@@ -65,8 +67,10 @@ def _expected_loss(logits: Float[Array, "M"], row: Rows) -> Float[Array, ""]:
 
 
 @jax.jit(static_argnames=("loss", "second_order"))
-def _sums(kernel: Float[Array, "D M"], rows: Rows, loss: Loss, second_order: bool):
-    """Losses [N], and the sums of gradients [D,M] and (else None) Hessians [D,M,D,M] of a chunk in the kernel."""
+def _sums(
+    kernel: Float[Array, "D M"], rows: Rows, loss: Loss, second_order: bool
+) -> tuple[Float[Array, "N"], Float[Array, "D M"], Float[Array, "D M D M"] | None]:
+    """Losses, and the sums of gradients and (else None) Hessians of a chunk in the kernel."""
     exact = jax.lax.Precision.HIGHEST
     logits = jnp.dot(rows.hidden, kernel, precision=exact)
     losses, slopes = jax.vmap(jax.value_and_grad(loss))(logits, rows)
@@ -210,7 +214,9 @@ def _reference(positions: Positions, loss: Loss, kernel: Float[np.ndarray, "D M"
     order = np.random.default_rng(seed).permutation(positions.count)
 
     @jax.jit
-    def step(kernel, state, rows):
+    def step(
+        kernel: Float[Array, "D M"], state: optax.OptState, rows: Rows
+    ) -> tuple[Float[Array, "D M"], optax.OptState, Float[Array, ""]]:
         losses, gradient, _ = _sums(kernel, rows, loss, second_order=False)
         updates, state = optimizer.update(gradient / size, state, kernel)
         return optax.apply_updates(kernel, updates), state, losses.mean()
@@ -253,10 +259,12 @@ def train_gate(
 
 
 @jax.jit
-def _expectation(kernel: Float[Array, "D M"], rows: Rows) -> tuple[Float[Array, "N W"], Float[Array, "N"]]:
+def _expectation(kernel: Float[Array, "D M"], rows: Rows) -> tuple[Float[Array, "N M+1"], Float[Array, "N"]]:
     """Responsibilities and the marginal's losses of a chunk."""
     logits = jnp.dot(rows.hidden, kernel, precision=jax.lax.Precision.HIGHEST)
-    found = responsibilities(logits, rows.base_log_prob, rows.expert_log_probs, rows.mask)
+    assert rows.expert_log_probs is not None
+    text = logits, rows.base_log_prob, rows.expert_log_probs, rows.mask
+    found = responsibilities(*(values[None] for values in text))[0]
     return found, jax.vmap(_latent_loss)(logits, rows)
 
 

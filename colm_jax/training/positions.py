@@ -1,20 +1,20 @@
 """The positions that count, of all training texts in a row: what the gate is fitted to, a chunk at a time.
 
 Hidden states stay on disk, mapped into memory; the few numbers a position that scoring and labels give are held.
-Shapes: N positions, D width of the base, M experts, W = M + 1 writers.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
+
+from colm_jax.models.arrays import pytree
 
 CHUNK = 8192  # positions of one pass through the device
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Rows:
     """Some positions. The last of them may only fill the shape: zeros, where `mask` is false."""
@@ -31,7 +31,7 @@ class Rows:
 class Positions:
     """All positions. Fields are those of `Rows`, but for the hidden states."""
 
-    hidden: tuple[Float[np.ndarray, "n D"], ...]  # shards, in order; memory maps
+    hidden: tuple[Float[np.ndarray, "_ D"], ...]  # shards, in order; memory maps
     base_log_prob: Float[np.ndarray, "N"]
     expert_log_probs: Float[np.ndarray, "N M"] | None
     labels: Bool[np.ndarray, "N M"]
@@ -48,10 +48,10 @@ class Positions:
         """Of the gate's kernel: D, M."""
         return self.hidden[0].shape[1], self.labels.shape[1]
 
-    def take(self, rows: Int[np.ndarray, "n"], size: int) -> Rows:
+    def take(self, rows: Int[np.ndarray, "rows"], size: int) -> Rows:
         """The positions of these numbers, filled up to `size`."""
 
-        def padded(values: np.ndarray) -> np.ndarray:
+        def padded(values: Shaped[np.ndarray, "N ..."]) -> Shaped[np.ndarray, "size ..."]:
             taken = values[rows]
             return np.pad(taken, ((0, size - len(taken)), *((0, 0),) * (taken.ndim - 1)))
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from colm_jax.models.arrays import AnyArray, pytree
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate, p_defer
 from colm_jax.objectives import latent_objective, responsibilities, sft_loss, weak_loss
@@ -26,19 +27,19 @@ from colm_jax.settings.training import Training
 from colm_jax.training.optimizer import make_optimizer
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class ScoredBatch:
     """Texts with what the experts said of them."""
 
-    tokens: Int[Array, "B T+1"]
-    mask: Bool[Array, "B T"]  # of the token at t + 1: it counts in the loss
-    expert_log_probs: Float[Array, "B T M"] | None  # nats, of the token at t + 1; None: experts score in the step
-    labels: Bool[Array, "B T M"] | None  # weak labels; None: the objective needs none
-    segments: Int[Array, "B T+1"] | None = None  # of packed rows: which text a token belongs to; None: one a row
+    tokens: Int[AnyArray, "B T1"]
+    mask: Bool[AnyArray, "B T1-1"]  # of the token at t + 1: it counts in the loss
+    expert_log_probs: Float[AnyArray, "B T1-1 M"] | None  # nats, of the token at t + 1; None: experts score in the step
+    labels: Bool[AnyArray, "B T1-1 M"] | None  # weak labels; None: the objective needs none
+    segments: Int[AnyArray, "B T1"] | None = None  # of packed rows: which text a token belongs to; None: one a row
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class TrainState:
     """All that a step changes."""
@@ -48,7 +49,10 @@ class TrainState:
 
 
 def expert_scores(
-    experts: Sequence[Decoder], batch: ScoredBatch, allowed: Any, spreads: Sequence[jax.sharding.Sharding | None]
+    experts: Sequence[Decoder],
+    batch: ScoredBatch,
+    allowed: Bool[AnyArray, "A"] | None,
+    spreads: Sequence[jax.sharding.Sharding | None],
 ) -> Float[Array, "B T M"]:
     """log p of each text's own next token under each expert, nats; `spreads` say how texts lie on each one's mesh."""
     found = []
@@ -64,7 +68,7 @@ def batch_loss(
     gate: Gate,
     batch: ScoredBatch,
     settings: Training,
-    allowed: Any = None,
+    allowed: Bool[AnyArray, "A"] | None = None,
     spread: jax.sharding.Sharding | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The objective's sum over a batch's positions, and sums of what is shown beside it.
@@ -82,8 +86,10 @@ def batch_loss(
     if settings.objective == "sft":
         total, _ = sft_loss(base_log_prob, batch.mask)
     elif settings.objective == "weak":
+        assert batch.labels is not None
         total, _ = weak_loss(gate_logits, base_log_prob, batch.labels, batch.mask, settings.positive_weight)
     else:
+        assert batch.expert_log_probs is not None
         arguments = gate_logits, base_log_prob, batch.expert_log_probs, batch.mask
         total, _ = latent_objective(settings.objective)(*arguments)
         r = responsibilities(*jax.lax.stop_gradient(arguments))
@@ -101,7 +107,7 @@ class TrainStep:
         settings: Training,
         steps: int,
         mesh: jax.sharding.Mesh,
-        allowed: np.ndarray | None = None,
+        allowed: Bool[np.ndarray, "A"] | None = None,
         experts: Sequence[Decoder] = (),
     ):
         """Splits the models into what moves and what is frozen.
@@ -112,13 +118,14 @@ class TrainStep:
           settings: objective, optimizer, parts, remat.
           steps: of the whole run, for the learning rate's decay.
           mesh: where it trains.
-          allowed: the shared vocabulary, [V] bool; None: all of the head's rows.
+          allowed: the shared vocabulary of A ids; None: all of the head's rows.
           experts: that score inside the step, each on a mesh of its own of the same devices; none where batches
             bring their scores.
         """
         self.settings, self.mesh, self.allowed = settings, mesh, allowed
         kind = nnx.LoRAParam if settings.trainable == "lora" else nnx.Param
-        graph, moving, frozen = nnx.split(decoder, kind, ...)
+        graph, *states = nnx.split(decoder, kind, ...)
+        moving, frozen = states
         self._base_graph: nnx.GraphDef = graph
         self._base: nnx.State = moving
         self._gate_graph, self._gate = nnx.split(gate)
@@ -168,19 +175,21 @@ class TrainStep:
         base = nnx.merge(self._base_graph, _filled(self._base, params["base"]), frozen)
         return base, nnx.merge(self._gate_graph, _filled(self._gate, params["gate"]))
 
-    def _advance(self, state: TrainState, frozen: Any, batch: ScoredBatch):
+    def _advance(
+        self, state: TrainState, frozen: Any, batch: ScoredBatch
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         settings = self.settings
         base, expert_states = frozen
         experts = [nnx.merge(graph, s) for graph, s in zip(self._expert_graphs, expert_states)]
         count = jnp.maximum(jnp.sum(batch.mask.astype(jnp.float32)), 1.0)
 
-        def gradient(part: ScoredBatch):
+        def gradient(part: ScoredBatch) -> tuple[tuple[Float[Array, ""], dict[str, Float[Array, ""]]], Any]:
             """What a part of the batch adds to loss, what is shown, and gradient."""
             if experts:
                 scores = expert_scores(experts, part, self.allowed, self._expert_spreads)
                 part = dataclasses.replace(part, expert_log_probs=scores)
 
-            def loss(params):
+            def loss(params: dict[str, Any]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
                 total, shown = batch_loss(
                     *self.models(params, base), part, settings, self.allowed, batch_sharding(self.mesh)
                 )
@@ -188,10 +197,12 @@ class TrainStep:
 
             return jax.value_and_grad(loss, has_aux=True)(state.params)
 
-        def add(sums, part):
+        def add(sums: Any, part: ScoredBatch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, gradient(part)), None
 
-        def split(x):  # every n-th text, so that each device splits its own
+        def split(
+            x: Shaped[Array, "B ..."],
+        ) -> Shaped[Array, "parts _ ..."]:  # every n-th text, so that each device splits its own
             return x.reshape(-1, settings.accumulate, *x.shape[1:]).swapaxes(0, 1)
 
         parts = jax.tree.map(split, batch)
@@ -207,7 +218,7 @@ def _like(optimizer: Any, params: Any, otherwise: jax.sharding.Sharding) -> Any:
     """Shapes of an optimizer's state, each split as the parameter of its path and shape (moments), or `otherwise`."""
     by_path = {tuple(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
-    def place(path, leaf):
+    def place(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         found = (by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path)
         same = (param.sharding for param in found if param.shape == leaf.shape)  # not of factored moments
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=next(same, otherwise))

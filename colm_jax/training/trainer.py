@@ -13,6 +13,7 @@ from pathlib import Path
 import grain
 import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float
 from orbax.checkpoint import v1 as ocp
 
 from colm_jax.data.batches import Rows, collate, packed, padded_length, shuffled
@@ -78,7 +79,7 @@ class Input:
             bits = np.stack([is_argmax for _, is_argmax in found], -1)
             labels = weak_labels(self.base_scores.aligned(rows, shape)[1], bits, settings.label_method)
         segments = batch.segments if settings.packing else None
-        return all_rows, ScoredBatch(batch.tokens, batch.mask, log_probs, labels, segments)  # type: ignore[arg-type]
+        return all_rows, ScoredBatch(batch.tokens, batch.mask, log_probs, labels, segments)
 
     def lines(self, rows: Rows) -> Rows:
         """Where a batch's examples stood in the data file."""
@@ -99,7 +100,7 @@ def train(
     settings: Training,
     directory: Path,
     report: Report = lambda step, steps, metrics: None,
-    allowed: np.ndarray | None = None,
+    allowed: Bool[np.ndarray, "A"] | None = None,
     mesh: jax.sharding.Mesh | None = None,
     experts: Sequence[Decoder] = (),
     profile_steps: tuple[int, int] | None = None,
@@ -115,7 +116,7 @@ def train(
       settings: objective, optimizer, length of the run.
       directory: for checkpoints/, metrics.jsonl (a line a step, no times) and logs/ (times, TensorBoard, traces).
       report: told of each step.
-      allowed: the shared vocabulary, [V] bool, over which probabilities are; None: all of the head's rows.
+      allowed: the shared vocabulary of A ids, over which probabilities are; None: all of the head's rows.
       mesh: where it trains; None: the first device. A checkpoint of one mesh is taken up on any other.
       experts: the experts themselves, on the mesh, where they are to score inside the step; then no `expert_scores`.
       profile_steps: first and last step of a profiler trace.
@@ -135,7 +136,9 @@ def train(
     return merge_lora(trained, decoder, settings.lora) if lora else trained, gate
 
 
-def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, profile_steps) -> TrainState:
+def _run(
+    step_of: TrainStep, texts: Input, directory: Path, report: Report, profile_steps: tuple[int, int] | None
+) -> TrainState:
     """Every step from the last checkpoint's on."""
     settings, steps = step_of.settings, len(texts.steps)
     spread = partial(global_batch, step_of.mesh, settings.batch_size, texts.here)
@@ -157,7 +160,7 @@ def _run(step_of: TrainStep, texts: Input, directory: Path, report: Report, prof
         with closing(Log(directory, start)) as log:
             stopwatch, batches = Stopwatch(), texts.batches(start)
 
-            def finish(step: int, rows: Rows, metrics: dict[str, jax.Array]) -> None:
+            def finish(step: int, rows: Rows, metrics: dict[str, Float[Array, ""]]) -> None:
                 """Waits for a step and writes down what it measured."""
                 values = {name: float(value) for name, value in metrics.items()}
                 check_finite(values, step, lambda: texts.lines(rows), good)

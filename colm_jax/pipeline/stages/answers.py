@@ -51,7 +51,7 @@ def write_generated(run: RunContext, directory: Path) -> None:
     rate = config.random_rate or 0.0
     for name in config.answered_by:
         path = directory / f"{name}.jsonl"
-        if on_first(lambda path=path: not path.exists()):
+        if not on_first(path.exists):
             team, strategy = _answering_team(run, name)
             settings = GenerationSettings(
                 strategy=strategy,

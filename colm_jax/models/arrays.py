@@ -1,0 +1,40 @@
+"""How arrays are described throughout the package.
+
+Shapes in annotations: B batch, T time (new tokens), S cache positions, D model width, H heads, K key and value heads,
+F feed-forward width, V vocabulary, M experts, N spans, positions or other items in a line; h head dimension, h2 = h / 2
+its pairs, W = M + 1 writers (the base first), T1 = T + 1. `*N` is any leading axes. Tests check them at every call.
+"""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+AnyArray = jax.Array | np.ndarray  # on devices or in host memory
+
+Cls = TypeVar("Cls", bound=type)
+
+
+def pytree(cls: Cls) -> Cls:
+    """Register a frozen dataclass as a pytree that JAX rebuilds without calling its constructor.
+
+    JAX also rebuilds with shapes, shardings and stacked arrays as leaves, for which the fields' annotations, checked
+    in the constructor, do not hold.
+    """
+    names = tuple(field.name for field in fields(cls))
+
+    def flatten(tree: Any) -> tuple[tuple, None]:
+        return tuple(getattr(tree, name) for name in names), None
+
+    def flatten_with_keys(tree: Any) -> tuple[tuple, None]:
+        return tuple((jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in names), None
+
+    def unflatten(_: None, leaves: Iterable) -> Any:
+        tree: Any = object.__new__(cls)
+        tree.__dict__.update(zip(names, leaves))
+        return tree
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
