@@ -28,6 +28,14 @@ def pytest_sessionstart(session):
 
 
 @pytest.fixture(scope="module", autouse=True)
+def strict_promotion(request):
+    """Makes implicit promotion of dtypes an error in the tests of numerical code."""
+    strict = request.path.parent.name in ("models", "objectives", "training", "decoding")
+    with jax.numpy_dtype_promotion("strict" if strict else "standard"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
 def few_programs():
     """Lets a module's compiled programs go: each takes mappings of memory, of which a process may have only so many."""
     yield

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Real, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from colm_jax.calibration.answers import Answers
 from colm_jax.calibration.figures import area, reliability, roc
@@ -128,7 +128,7 @@ def fill(thresholds: Iterable[float]) -> list[float]:
     return [*grid, known[-1]]
 
 
-def choose(curve: Sequence[Point], grades: Sequence[Real[np.ndarray, "N"]]) -> tuple[Point, tuple[Point, ...]]:
+def choose(curve: Sequence[Point], grades: Sequence[Shaped[np.ndarray, "N"]]) -> tuple[Point, tuple[Point, ...]]:
     """Chooses the middle of the thresholds that are as good as the best and cost about the same.
 
     The best point has the highest score and, at equal scores, the highest threshold. The plateau is the unbroken run of
@@ -152,7 +152,7 @@ def choose(curve: Sequence[Point], grades: Sequence[Real[np.ndarray, "N"]]) -> t
     def alike(i: int) -> bool:
         difference = np.subtract(grades[i], grades[best], dtype=np.float64)
         same_score = difference.sum() ** 2 <= (difference**2).sum() + 1e-9  # grades may be fractions, and round
-        return bool(same_score) and abs(curve[i].deferral_rate - rate) <= _SAME_COST * rate
+        return bool(same_score and abs(curve[i].deferral_rate - rate) <= _SAME_COST * rate)
 
     first = last = best
     while first > 0 and alike(first - 1):

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Shaped
 
 LEVEL = 0.95
 SAMPLES = 10_000
 _CHUNK = 1 << 22  # draws held at once
+Grades = Sequence[float] | Shaped[np.ndarray, "N"]  # of answers, or whether each is right
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def _resampled_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
     return np.concatenate([values[generator.integers(0, count, (part, count))].mean(axis=1) for part in parts])
 
 
-def mean_interval(grades: Sequence[float], samples: int = SAMPLES, seed: int = 0) -> tuple[float, float]:
+def mean_interval(grades: Grades, samples: int = SAMPLES, seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of the answers' mean grade: Wilson's where all are 0 or 1, else by the bootstrap."""
     values = np.asarray(grades, np.float64)
     if np.isin(values, (0.0, 1.0)).all():
@@ -47,9 +49,7 @@ def mean_interval(grades: Sequence[float], samples: int = SAMPLES, seed: int = 0
     return float(low), float(high)
 
 
-def paired_bootstrap(
-    first: Sequence[float], second: Sequence[float], samples: int = SAMPLES, seed: int = 0
-) -> Difference:
+def paired_bootstrap(first: Grades, second: Grades, samples: int = SAMPLES, seed: int = 0) -> Difference:
     """Compares two grades of each answer; answers are drawn with replacement, both grades together.
 
     Args:

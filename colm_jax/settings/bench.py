@@ -1,6 +1,7 @@
 """Settings of `colm bench`: sizes of the random models and of the work, and how often it is timed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from colm_jax.checks import INT32, SEEDS
 from colm_jax.errors import UserError
@@ -10,7 +11,7 @@ from colm_jax.settings.models import FLOAT_TYPES
 _DTYPE = "float32 on a CPU, else bfloat16, where it is unset"
 
 
-def _size(default: int, help: str, least: int = 1) -> int:
+def _size(default: int, help: str, least: int = 1) -> Any:
     return setting(default, help=help, least=least, most=INT32)
 
 

@@ -44,7 +44,7 @@ class Input:
     expert_scores: Sequence[Scores]  # none where experts score in the step
     settings: Training
     length: int  # tokens a row
-    steps: Sequence[Rows]
+    steps: Sequence[Rows] | grain.MapDataset
     here: Sequence[int]  # rows of a batch that this process reads; the others are other processes'
 
     @classmethod
@@ -60,7 +60,7 @@ class Input:
         length = padded_length(examples.lengths)
         order = settings.batch_size, settings.epochs, settings.seed
         if settings.packing:
-            steps: Sequence[Rows] = packed(examples.lengths, length, *order)
+            steps: Sequence[Rows] | grain.MapDataset = packed(examples.lengths, length, *order)
         else:
             steps = shuffled(len(examples.items), *order)
         here = local_rows(mesh, settings.batch_size)
