@@ -47,7 +47,7 @@ class ExpertBatching:
     has a pending call. No result depends on it: only how many expert passes and base steps a batch takes. Waiting about
     as many steps as a pass costs is never much worse than the best fixed number of calls, as in the ski rental problem:
     in batches of 4 to 32, with passes that cost 2 to 16 steps and deferral rates from 5 to 50 %, within a tenth of it
-    in 40 of 48 cases and at worst a fifth dearer (`python -m tests.decoding.batching_table`).
+    in 40 of 48 cases and at worst a fifth dearer (`python -m docs.tables.batching`).
     """
 
     calls: int = setting(help="pending calls that start an expert pass", least=1, most=INT32)

@@ -50,7 +50,7 @@ class Rates:
     disk_bandwidth: float = setting(
         0.2, help="GB a second of the disk of results, a network disk", above=0, metavar="GB/S"
     )
-    # `python -m tests.plan.input_rate`: 3.1e7 with one of 2 CPU cores and files in memory; a tenth of it.
+    # `python -m docs.tables.input_rate`: 3.1e7 with one of 2 CPU cores and files in memory; a tenth of it.
     input_rate: float = setting(
         3e6, help="tokens a second that a host makes into training batches", above=0, metavar="N"
     )

@@ -11,7 +11,7 @@ import pytest
 def test_peak_memory_is_little_more_than_the_model(mesh, tmp_path):
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc")
-    command = [sys.executable, "-m", "tests.checkpoints.load_memory", str(tmp_path / "work"), *mesh.split()]
+    command = [sys.executable, "-m", "docs.tables.load_memory", str(tmp_path / "work"), *mesh.split()]
     result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert result["checkpoint"] > 2_000_000_000
     assert result["on_devices"] < 1.01 * result["checkpoint"]

@@ -1,8 +1,6 @@
 """lm-evaluation-harness with our engine, offline: likelihoods equal `CoLM.score`, GSM8K equals `colm evaluate`."""
 
-import importlib.util
 import json
-import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +18,7 @@ from tests.tiny import SPECIAL, edit_json, write_model, write_team, write_tokeni
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and its dependencies
 
-if importlib.util.find_spec("lm_eval") is None:
-    reason = "needs lm-evaluation-harness: pip install 'colm-jax[eval]'"
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason, allow_module_level=True)
-
-import lm_eval  # noqa: E402
+lm_eval = pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'colm-jax[eval]'")
 from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 

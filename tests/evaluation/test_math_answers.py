@@ -3,7 +3,7 @@ import random
 import pytest
 
 from colm_jax.evaluation.math_answers import meaning_of, number_of, same_answer, same_boxed
-from tests.evaluation.grading_table import SAID, right_pairs, wrong_pairs
+from docs.tables.grading import SAID, right_pairs, wrong_pairs
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ Each file holds `tokens` [T], `positions` (every 16th) and `logits` [positions, 
 BOS, then random ids over the whole context; for the random ones of `families.py` its parity text.
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -41,8 +41,11 @@ def transformers_logits(directory: Path, ids: np.ndarray) -> np.ndarray:
         return model.eval()(torch.tensor(ids)[None]).logits[0].numpy()
 
 
-def main(models: Path) -> None:
-    """Writes every golden file."""
+def main() -> None:
+    """Write every golden file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", type=Path)
+    models = parser.parse_args().models
 
     def write(name: str, directory: Path, ids: np.ndarray) -> None:
         positions = np.arange(STRIDE - 1, len(ids), STRIDE)
@@ -61,4 +64,4 @@ def main(models: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -10,8 +10,8 @@ from colm_jax.checkpoints.families import FAMILIES, from_huggingface, to_hugging
 from colm_jax.checkpoints.huggingface import load_model, read_config
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
+from docs.tables.families import BEGIN, DOCS, END, HEAD, measure
 from tests.models.families import CONFIGS, LENGTH, parity_error, tokens, write_family
-from tests.models.families_table import BEGIN, DOCS, END, HEAD, measure
 from tests.models.make_golden import GOLDEN, transformers_logits
 from tests.tiny import edit_json, run
 

@@ -1,12 +1,12 @@
 """What taking tokens back gains where an expert is wrong on part of its domain: the table of docs/decoding.md.
 
-`python -m tests.decoding.correction_table DEMO`, where DEMO is what `colm demo --out DEMO` wrote. It trains the demo's
+`python -m docs.tables.correction DEMO`, where DEMO is what `colm demo --out DEMO` wrote. It trains the demo's
 expert anew on texts in which two results of three of one operator are wrong (ten too many), and lets the demo's team,
 trained with the right expert, call that one. Settings are chosen on dev, and graded on test.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,16 @@ import numpy as np
 from colm_jax import CoLM
 from colm_jax.evaluation.tasks import score_answers
 from colm_jax.settings.generation import Correction
-from tests.demo.experts import write_expert
+from docs.tables.experts import write_expert
 
 GRID = [Correction(sure=sure, bound=bound) for sure in (0.6, 0.75, 0.9) for bound in (-100.0, -4.0)]
 
 
-def main(demo: Path) -> None:
-    """Prints the table."""
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("demo", metavar="DEMO", type=Path)
+    demo = parser.parse_args().demo
     lines = {
         split: [json.loads(x) for x in (demo / f"pair/{split}.jsonl").read_text().splitlines()]
         for split in ("dev", "test")
@@ -69,4 +72,4 @@ def main(demo: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -1,8 +1,9 @@
 """Measures every family and writes the table of docs/families.md:
 
-python -m tests.models.families_table
+python -m docs.tables.families
 """
 
+import argparse
 import os
 
 if __name__ == "__main__":
@@ -17,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from tests.models.families import CONFIGS, cached_error, parity_error, round_trips, sharded_error, write_family
+from tests.models.make_golden import GOLDEN
 
-DOCS = Path(__file__).parents[2] / "docs" / "families.md"
-GOLDEN = Path(__file__).parent / "golden"
+DOCS = Path(__file__).parents[1] / "families.md"
 BEGIN, END = "<!-- families -->", "<!-- end of families -->"
 HEAD = "| tiny model | parity error | round trip | cached − full | sharded − unsharded |"
 
@@ -57,7 +58,8 @@ def table(rows: dict[str, Row]) -> str:
 
 
 def main() -> None:
-    """Writes the table into the page."""
+    """Write the table into the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     text = DOCS.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     rows = {name: measure(name) for name in CONFIGS}

@@ -1,11 +1,11 @@
 """How often greedy decoding in bfloat16 leaves what float32 writes: the table of docs/decoding.md.
 
-`python -m tests.decoding.bfloat16_table BASE EXPERT PROMPTS THRESHOLD [NEW]` decodes the prompts of a JSONL file in
+`python -m docs.tables.bfloat16 BASE EXPERT PROMPTS THRESHOLD [NEW]` decodes the prompts of a JSONL file in
 both types, and counts answers that differ, where they part for the first time, and how close the choice was there.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,23 @@ import numpy as np
 from colm_jax import CoLM
 
 
-def main(base: str, expert: str, prompts: str, threshold: str, new: str = "96") -> None:
-    """Prints the counts."""
-    lines = [json.loads(line) for line in Path(prompts).read_text(encoding="utf-8").splitlines()][:200]
+def main() -> None:
+    """Print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("base", "expert", "prompts"):
+        parser.add_argument(name)
+    parser.add_argument("threshold", type=float)
+    parser.add_argument("new", type=int, nargs="?", default=96, help="tokens of an answer, at most")
+    arguments = parser.parse_args()
+    lines = [json.loads(line) for line in Path(arguments.prompts).read_text(encoding="utf-8").splitlines()][:200]
     records = [{"prompt": line["prompt"]} if "prompt" in line else {"prompt": line["text"][:40]} for line in lines]
-    teams = {dtype: CoLM.from_pretrained(base, [expert], dtype=dtype) for dtype in ("float32", "bfloat16")}
+    teams = {
+        dtype: CoLM.from_pretrained(arguments.base, [arguments.expert], dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    }
     for strategy in ("base", "expert", "defer"):
         wide, narrow = (
-            team.generate(records, threshold=float(threshold), strategy=strategy, max_new_tokens=int(new))
+            team.generate(records, threshold=arguments.threshold, strategy=strategy, max_new_tokens=arguments.new)
             for team in teams.values()
         )
         parted, read, writers, gaps = 0, 0, 0, []
@@ -53,4 +62,4 @@ def gap(team: CoLM, ids: list[int], tokens: tuple[int, int], source: int) -> flo
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

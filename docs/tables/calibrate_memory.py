@@ -1,13 +1,13 @@
 """Peak resident memory of the stage `calibrate` beyond the loaded models, as JSON; a process of its own.
 
-    python -m tests.calibration.calibrate_memory DIR [TEXTS [WIDTH]]
+    python -m docs.tables.calibrate_memory DIR [TEXTS [WIDTH]]
 
 The team is made on the spot: two models of one layer and `WIDTH`, whose final hidden states would take
 TEXTS · LENGTH · WIDTH · 4 bytes; texts are of random tokens.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from colm_jax import CoLM
 from colm_jax.calibration.threshold import calibrate
 from colm_jax.data.records import Examples, encode_examples, read_jsonl
 from colm_jax.settings.calibration import Calibration
-from tests.checkpoints.load_memory import resident
+from docs.tables.load_memory import resident
 from tests.tiny import SPECIAL, WORDS, write_model, write_team
 
 LENGTH = 500  # tokens of a text
@@ -40,8 +40,14 @@ def calibrated(team: CoLM, file: Path) -> Examples:
     return examples
 
 
-def main(folder: Path, count: int = 2000, width: int = 1024) -> None:
-    """Prints what it took."""
+def main() -> None:
+    """Print the peak, in bytes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("texts", type=int, nargs="?", default=2000)
+    parser.add_argument("width", type=int, nargs="?", default=1024)
+    arguments = parser.parse_args()
+    folder, count, width = arguments.folder, arguments.texts, arguments.width
     sizes = {"width": width, "depth": 1, "head_dim": 16, "ff": 64, "context": 512}
     base, expert = (write_model(folder / name, seed=seed, **sizes) for seed, name in enumerate(("base", "expert")))
     team = CoLM.from_pretrained(write_team(folder / "team", base, expert))
@@ -59,4 +65,4 @@ def main(folder: Path, count: int = 2000, width: int = 1024) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    main()

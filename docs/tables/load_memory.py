@@ -1,12 +1,12 @@
 """Measure the peak resident memory of loading a generated checkpoint, in a separate process; prints JSON.
 
-    python -m tests.checkpoints.load_memory DIR [DATA FSDP TENSOR]
+    python -m docs.tables.load_memory DIR [DATA FSDP TENSOR]
 
 The checkpoint has the sizes of TinyLlama 1.1B in bfloat16, 2.2 GB, in two shards; its files are sparse, all zeros.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -66,9 +66,14 @@ def resident(kind: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def main(folder: Path, mesh_sizes: list[int]) -> None:
-    """Print the memory that loading took."""
-    largest, mesh = write_zeros(folder / "big"), make_mesh(*mesh_sizes)
+def main() -> None:
+    """Print the peak, in bytes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("mesh", type=int, nargs="*", help="DATA FSDP TENSOR; without them, the default mesh")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    largest, mesh = write_zeros(folder / "big"), make_mesh(*arguments.mesh)
     load_model(write_model(folder / "small"), "bfloat16", mesh)  # imports, compiler, thread pools
     before = resident("VmRSS")
     decoder, _ = load_model(folder / "big", "bfloat16", mesh)
@@ -87,4 +92,4 @@ def main(folder: Path, mesh_sizes: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(size) for size in sys.argv[2:]])
+    main()

@@ -1,12 +1,13 @@
 """Compare our MATH grader with Hugging Face's math-verify on MATH-500, and write the table of docs/evaluation.md:
 
-COLM_SHARED=DIR python -m tests.evaluation.grading_table
+COLM_SHARED=DIR python -m docs.tables.grading
 
 DIR has data/math/MATH500.jsonl; install math-verify with `pip install math-verify`. Both grade texts with the answer in
 a box or in a phrase. Right answers: a gold answer written in other ways. Wrong answers: another problem's answer, and
 near misses.
 """
 
+import argparse
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from colm_jax.evaluation.math_answers import same_boxed
 
-DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
+DOCS = Path(__file__).parents[1] / "evaluation.md"
 BEGIN, END = "<!-- grading -->", "<!-- end of grading -->"
 Change = Callable[[str], str | None]  # of a gold answer; None if it does not apply
 Grader = Callable[[str, str], bool]  # of a text and a gold answer
@@ -287,6 +288,7 @@ def _sum(rows: list[Row]) -> Row:
 
 def main() -> None:
     """Write the tables into the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     answers = golds(Path(os.environ.get("COLM_SHARED", "shared")))
     graders = [same_boxed, math_verify()]
     right, wrong = (measure(pairs(answers), graders) for pairs in (right_pairs, wrong_pairs))

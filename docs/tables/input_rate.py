@@ -1,8 +1,9 @@
 """Measure how many tokens per second one process makes into batches: the default of `colm plan --launch --input_rate`.
 
-python -m tests.plan.input_rate
+python -m docs.tables.input_rate
 """
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ TEXTS, LENGTH, BATCH = 512, 2048, 128
 
 
 def main() -> None:
+    """Print the figure."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with TemporaryDirectory() as folder:
         data, words = Path(folder) / "data.jsonl", np.random.default_rng(0)
         lines = ({"text": "".join(words.choice(list("abcdefghij "), LENGTH - 1))} for _ in range(TEXTS))

@@ -1,11 +1,13 @@
 """What batching expert calls saves: a simulation of batches in which texts defer at random, counted in base steps.
 
-    python -m tests.decoding.batching_table
+    python -m docs.tables.batching
 
 A step of the base costs 1 for all texts of the batch together, a pass of the expert `cost`. Each line gives the cost
 per token, as a ratio to that of the best fixed number of waiting texts, of calling the expert at once and of waiting as
 many steps as a pass costs (the default, `ExpertBatching`).
 """
+
+import argparse
 
 import numpy as np
 
@@ -46,7 +48,8 @@ def ratios(batch: int, cost: int, rate: float) -> tuple[int, float, float]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print(f"{'batch':>5} {'pass':>5} {'rate':>5} {'best number':>12} {'at once':>8} {'default':>8}")
     defaults = []
     for batch in BATCHES:

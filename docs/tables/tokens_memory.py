@@ -1,12 +1,12 @@
 """Measure the peak resident memory of tokenising and reading a large file, in a separate process; prints JSON.
 
-    python -m tests.data.tokens_memory DIR
+    python -m docs.tables.tokens_memory DIR
 
 The generated file has 120 MB of texts of random tokens, a third of them longer than the context.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from colm_jax.data.batches import collate, padded_length, shuffled
 from colm_jax.data.records import Examples
 from colm_jax.data.tokens import open_tokens, tokenise
 from colm_jax.text.tokenizer import Tokenizer, load_tokenizer
-from tests.checkpoints.load_memory import resident
+from docs.tables.load_memory import resident
 from tests.tiny import SPECIAL, write_tokenizer
 
 BYTES = 120_000_000
@@ -43,8 +43,11 @@ def read_through(source: Path, tokenizer: Tokenizer, directory: Path) -> tuple[E
     return examples, read
 
 
-def main(folder: Path) -> None:
-    """Print the memory used."""
+def main() -> None:
+    """Print the peak, in bytes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
     words = [*SPECIAL, *(f"w{i}" for i in range(3000))]
     tokenizer = load_tokenizer(write_tokenizer(folder / "tokenizer", words))
     for name, size in (("small", 200_000), ("large", BYTES)):
@@ -62,4 +65,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

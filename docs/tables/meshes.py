@@ -1,6 +1,6 @@
 """Write the table of docs/meshes.md: meshes that fit Llama-2 7B with a 70B expert, from 8 to 256 chips.
 
-python -m tests.plan.mesh_table v5e:2x4 v5e:4x4 ...
+python -m docs.tables.meshes v5e:2x4 v5e:4x4 ...
 """
 
 import argparse
@@ -36,12 +36,14 @@ def rows_of(topology: str, base, expert):
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("topologies", nargs="+")
+    topologies = parser.parse_args().topologies
     base, expert = (read_config(MODELS / name) for name in ("llama2-7b", "llama2-70b"))
     print("| topology | chips | program | mesh | held, GiB | peak, GiB | fits | Tflop a chip | ms at peak rate |")
     print("|" + " --- |" * 9)
-    for topology in parser.parse_args().topologies:
+    for topology in topologies:
         for row in rows_of(topology, base, expert):
             print(row, flush=True)
 

@@ -1,6 +1,6 @@
 """What each start of the gate costs and gives, and where `--trainable gate` gets from it: the table of docs/method.md.
 
-    python -m tests.training.gate_init_table --base babyllama-105 --expert babyllama-361 \
+    python -m docs.tables.gate_init --base babyllama-105 --expert babyllama-361 \
         --data train.jsonl --test tinystories_sample.txt
 """
 
@@ -28,6 +28,7 @@ def prepared(arguments: argparse.Namespace, data: str, out: str) -> tuple[RunInp
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("base", "expert", "data", "test"):
         parser.add_argument(f"--{name}", required=True)

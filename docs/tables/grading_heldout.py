@@ -1,12 +1,13 @@
 """Compare our MATH grader with math-verify on held-out variants of MATH-500; prints a Markdown table:
 
-COLM_SHARED=DIR python -m tests.evaluation.grading_heldout
+COLM_SHARED=DIR python -m docs.tables.grading_heldout
 
-`grading_table` has the pairs on which our grader was developed. The variants here imitate how language models write
-answers. They were written without reading the grader or those pairs, and before either grader was run on them. A kind
-keeps at most MOST of the gold answers to which it applies, evenly spaced.
+`docs/tables/grading.py` has the pairs on which our grader was developed. The variants here imitate how language models
+write answers. They were written without reading the grader or those pairs, and before either grader was run on them. A
+kind keeps at most MOST of the gold answers to which it applies, evenly spaced.
 """
 
+import argparse
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -14,8 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from colm_jax.evaluation.math_answers import same_boxed
-
-from .grading_table import Change, Row, golds, math_verify, measure
+from docs.tables.grading import Change, Row, golds, math_verify, measure
 
 MOST = 50
 
@@ -495,6 +495,7 @@ def wrong_pairs(answers: list[str]) -> Kinds:
 
 def main() -> None:
     """Print how many pairs each grader accepts, by kind and in total."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     answers = golds(Path(os.environ.get("COLM_SHARED", "shared")))
     graders = [same_boxed, math_verify()]
     print("| kind | pairs | ours | math-verify |", "| --- | --- | --- | --- |", sep="\n")

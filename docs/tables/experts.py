@@ -1,12 +1,14 @@
 """Other experts for the demo's pairs, for the study in docs/results.md: of other sizes, seeds, and knowledge.
 
-`python -m tests.demo.experts DEMO ...`, where each DEMO is what `colm demo --out DEMO` wrote, writes DEMO/experts/NAME:
-half, double (in width), other (trained from another seed), wrong (two results of three with · are ten too many), sums
-(knows + and -, of · and ^ only that results are digits) and products (the other way round).
+    python -m docs.tables.experts DEMO ...
+
+For each DEMO that `colm demo --out DEMO` wrote, it writes DEMO/experts/NAME: half, double (in width), other (trained
+from another seed), wrong (two results of three with · are ten too many), sums (knows + and -, of · and ^ only that
+results are digits) and products (the other way round).
 """
 
+import argparse
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,13 +66,15 @@ def write_expert(out: Path, name: str, seed: int) -> Path:
 NAMES = ("half", "double", "other", "wrong", "sums", "products")
 
 
-def main(demos: list[str]) -> None:
-    """Writes all of them for every demo."""
-    for demo in map(Path, demos):
+def main() -> None:
+    """Write all of them for every demo."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("demos", metavar="DEMO", type=Path, nargs="+")
+    for demo in parser.parse_args().demos:
         seed = read_json(demo / "pair/manifest.json")["settings"]["seed"]
         for name in NAMES:
             print(write_expert(demo / "experts" / name, name, seed), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
