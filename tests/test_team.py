@@ -196,7 +196,7 @@ def test_another_chat_template_than_in_training_is_refused(tmp_path, tiny_model)
     team = tmp_path / "team"
     shutil.copytree(run / "team", team)
     edit_json(team / "tokenizer_config.json", chat_template=CHAT_TEMPLATE.replace("a?", "b?"))
-    with pytest.raises(UserError, match=r"chat template .* is not the one the team was trained with"):
+    with pytest.raises(UserError, match=r"chat template .* differs from the one the team was trained with"):
         CoLM.from_pretrained(team)
 
 

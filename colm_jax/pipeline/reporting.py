@@ -16,7 +16,7 @@ from colm_jax.pipeline.answering import GRADES
 from colm_jax.pipeline.files import ids_of_prompt
 from colm_jax.pipeline.stage import Stage
 from colm_jax.pipeline.study import Study, read_study, write_study
-from colm_jax.report.contents import Answer, Curve, Piece, Report, Section, Table, View
+from colm_jax.report.contents import Curve, Piece, Report, Section, ShownAnswer, Table, View
 from colm_jax.report.gate_study import gate_section
 from colm_jax.report.html import write_html
 from colm_jax.report.markdown import write_markdown
@@ -54,12 +54,12 @@ def answer_for_report(
     alone: str | None = None,
     alone_correct: bool | None = None,
     views: Sequence[tuple[View, ...]] = (),
-) -> Answer:
+) -> ShownAnswer:
     """An answer as the report shows it: its tokens' texts, who wrote each, p_defer, and what each model held likely."""
     count = len(answer.tokens)
     rates: Sequence[float | None] = answer.p_defer or [None] * count
     pieces = zip(team.pieces(answer), answer.sources, rates, views or [()] * count, strict=True)
-    return Answer(
+    return ShownAnswer(
         prompt=team.tokenizer.decode(answer.prompt_ids),
         pieces=tuple(Piece(*piece) for piece in pieces),
         reference=reference,
@@ -188,7 +188,7 @@ def _task_table(result: dict[str, Any], answers: int) -> Table:
 
 def _answers(
     run: "Run", split: str, generated: Stage, evaluated: Stage, written: list[Generation], study: Study
-) -> tuple[Answer, ...]:
+) -> tuple[ShownAnswer, ...]:
     """The team's answers, graded where there is a task, beside what the base writes alone."""
     count = len(written)
     path = generated.directory / "base.jsonl"

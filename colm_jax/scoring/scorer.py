@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from colm_jax.data.batches import Batch, Rows, collate, padded_length
+from colm_jax.data.batches import Batch, PackedRows, collate, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
@@ -38,7 +38,9 @@ class Scores:
     is_argmax: tuple[np.ndarray, ...]  # bool [n-1]: the model's own greedy choice is the text's token
     gate_logits: tuple[np.ndarray, ...] | None = None  # float32 [n-1, M]; None where no gate was given
 
-    def aligned(self, rows: Rows, shape: tuple[int, int]) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+    def aligned(
+        self, rows: PackedRows, shape: tuple[int, int]
+    ) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
         """The scores of a batch's rows, each text's where `collate` put its tokens; zeros elsewhere."""
         log_prob, is_argmax = np.zeros(shape, np.float32), np.zeros(shape, bool)
         for b, row in enumerate(rows):

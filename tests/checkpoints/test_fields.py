@@ -136,17 +136,17 @@ def test_inspecting_a_model_with_harmless_fields(tiny_model, capsys):
 
 # What is refused: (family, field, value, what the error says besides the field and the value).
 WRONG = [
-    ("llama", "chunk_size_feed_forward", 4, "LlamaConfig knows it (its default is 0)"),
-    ("qwen3", "is_encoder_decoder", True, "Qwen3Config knows it (its default is False)"),
-    ("mixtral", "partial_rotary_factor", 0.5, "a part of the head"),
-    ("gemma3", "partial_rotary_factor", 0.5, "a part of the head"),
+    ("llama", "chunk_size_feed_forward", 4, "LlamaConfig uses it (its default is 0)"),
+    ("qwen3", "is_encoder_decoder", True, "Qwen3Config uses it (its default is False)"),
+    ("mixtral", "partial_rotary_factor", 0.5, "part of the head"),
+    ("gemma3", "partial_rotary_factor", 0.5, "part of the head"),
     ("qwen3", "rope_type", "linear", None),
     ("mixtral", "num_experts", 8, "'num_local_experts' (5) disagree"),
     ("gemma2", "use_bidirectional_attention", True, "not supported, only False"),
     ("llama", "is_causal", False, "only causal attention"),
     ("mistral", "is_causal", None, "only causal attention"),
     ("llama", "add_cross_attention", True, "cross-attention"),
-    ("qwen2", "quantization_config", {"bits": 4}, "quantised already"),
+    ("qwen2", "quantization_config", {"bits": 4}, "already quantised"),
     ("llama", "transformers_weights", "other.safetensors", "rename that file"),
     ("llama", "per_layer_config", {"0": {"head_dim": 4}}, "layers that differ"),
     ("qwen3", "text_config", {"vocab_size": 3}, "nested configurations"),
@@ -188,7 +188,7 @@ def test_a_field_that_could_matter_is_refused_and_named(name, key, value, reason
 
 def test_a_value_that_the_references_class_refuses_is_one_line():
     with pytest.raises(
-        UserError, match=r"^config\.json: field '__class__' is 'x', which .* LlamaConfig refuses: [^\n]+$"
+        UserError, match=r"^config\.json: field '__class__' is 'x', which .* LlamaConfig rejects: [^\n]+$"
     ):
         from_huggingface({**CONFIGS["llama"], "__class__": "x"}, "config.json")
 
