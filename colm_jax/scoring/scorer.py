@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float
 
+from colm_jax.console import Progress
 from colm_jax.data.batches import Batch, PackedRows, collate, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
@@ -26,8 +27,6 @@ SHARD_TEXTS = 128  # in a shard: what a kill can cost
 _BATCH = 8  # texts that pass together: at least, but at most on a CPU
 # Positions that pass together on a CPU, at most (but for a single text): activations are in host memory there.
 _CPU_POSITIONS = 512
-
-Progress = Callable[[int], None]  # called with the number of examples done
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def write_shards(
         if missing[number]:
             mine = number % jax.process_count() == jax.process_index()
             write(path if mine else None, shard)
-        progress(shard[-1] + 1)
+        progress(shard[-1] + 1, count)
     barrier()
 
 
@@ -132,7 +131,7 @@ def score_examples(
     examples: Examples,
     allowed: np.ndarray | None = None,
     gate: Gate | None = None,
-    progress: Progress = lambda done: None,
+    progress: Progress = lambda done, total: None,
 ) -> Scores:
     """Scores in memory: a few bytes a position, whatever the width of the model.
 
@@ -141,7 +140,7 @@ def score_examples(
       examples: the texts.
       allowed: the shared vocabulary, [V] bool: probabilities are over it; None: all of the head's rows.
       gate: also its logits at each position, from the decoder's hidden states; None: no gate logits.
-      progress: told how many examples are done.
+      progress: callback(examples done, total).
     """
     log_probs: list[np.ndarray] = []
     argmaxes: list[np.ndarray] = []
@@ -151,7 +150,7 @@ def score_examples(
         argmaxes += _texts(examples, rows, is_argmax)
         if logits is not None:
             gate_logits += _texts(examples, rows, logits)
-        progress(len(log_probs))
+        progress(len(log_probs), len(examples.items))
     return Scores(tuple(log_probs), tuple(argmaxes), None if gate is None else tuple(gate_logits))
 
 
@@ -178,7 +177,7 @@ def score_to_directory(
     examples: Examples,
     directory: Path,
     allowed: np.ndarray | None = None,
-    progress: Progress = lambda done: None,
+    progress: Progress = lambda done, total: None,
 ) -> Scores:
     """Scores into `directory` as shard-NNNNN.npz; shards already there are kept. Returns all of them."""
 
@@ -188,7 +187,7 @@ def score_to_directory(
         for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, allowed, numbers):
             log_probs += _texts(examples, rows, log_prob)
             argmaxes += _texts(examples, rows, is_argmax)
-            progress(rows[-1] + 1)
+            progress(rows[-1] + 1, len(examples.items))
         lengths = np.array([len(scores) for scores in log_probs], np.int64)
         if path is not None:
             log_prob, is_argmax = np.concatenate(log_probs), np.concatenate(argmaxes)
