@@ -63,7 +63,9 @@ def test_ids_outside_are_never_written(unequal, mesh):
 @pytest.mark.parametrize("call", ["score", "generate"])
 def test_texts_with_a_token_that_the_expert_lacks_are_refused(call, unequal):
     team = CoLM.from_pretrained(unequal[0], [unequal[1]])
-    with pytest.raises(UserError, match=rf"1: token 1 is 30 \('{WORDS[30]}'\), which not every model"):
+    with pytest.raises(
+        UserError, match=rf"1: token 1 is 30 \('{WORDS[30]}'\), which is not in the team's shared vocabulary"
+    ):
         team.score([{"input_ids": [1, 30]}]) if call == "score" else team.generate(
             [{"input_ids": [1, 30]}], strategy="base"
         )

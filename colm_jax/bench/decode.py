@@ -29,7 +29,7 @@ from jaxtyping import Bool, Int
 
 from colm_jax.bench.memory import PeakMemory, live_bytes
 from colm_jax.bench.models import dtype_of, pair_of
-from colm_jax.bench.timing import Figure, Tell, machine, memory_traffic, ratio, take_turns
+from colm_jax.bench.timing import Announce, Figure, machine, memory_traffic, ratio, take_turns
 from colm_jax.bench.torch_decode import CACHES, TorchPair, same_tokens
 from colm_jax.bench.torch_model import thread_counts, why_not
 from colm_jax.checkpoints.huggingface import DTYPES
@@ -118,12 +118,12 @@ class Parts:
         return (new_tokens - 1) * self.base_step + max(calls - 1, 0) * self.expert_pass
 
 
-def measure(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
+def measure(settings: DecodeBench, announce: Announce = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
     """Run the benchmark; return the figures and the measurements (`left_out` has the missing figures and reasons).
 
     Args:
       settings: models and amount of work.
-      tell: callback(name), called before each piece of work; `pieces` is their number.
+      announce: callback(name), called before each piece of work; `pieces` is their number.
 
     Raises:
       RuntimeError: PyTorch's tokens differ, so that times would compare different work.
@@ -152,7 +152,7 @@ def measure(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list
 
     peaks, memory = PeakMemory(foreign), {}
     for batch in batches:
-        tell(_name("memory", batch))
+        announce(_name("memory", batch))
         peak = peaks.of(partial(ours, "random", batch, max(settings.rates), None))
         caches = sum(_cache_bytes(model, batch, context, dtype) for model in (base_config, expert_config))
         needed = sum(weights.values()) + _leaves(gate, "nbytes") + caches
@@ -160,7 +160,7 @@ def measure(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list
     runs = {}
     for rate in settings.rates:
         for batch in batches:
-            tell(_name(_deferred(rate), batch))
+            announce(_name(_deferred(rate), batch))
             runs[rate, batch] = ours("random", batch, rate)
 
     works: dict[str, Callable[[], Any]] = {}
@@ -173,11 +173,11 @@ def measure(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list
             works[_name(_deferred(rate), batch)] = partial(ours, "random", batch, rate)
     trials: dict[str, float] = {}
     if pair is not None:
-        others, trials = _baselines(pair, ours, runs, settings, tell)
+        others, trials = _baselines(pair, ours, runs, settings, announce)
         works |= others
     traffic, traffic_bytes = memory_traffic()
     works["memory bandwidth"] = traffic
-    seconds = take_turns(works, settings.repeats, tell)
+    seconds = take_turns(works, settings.repeats, announce)
 
     bandwidth = traffic_bytes / median(seconds["memory bandwidth"])
     figures = _figures(settings, seconds, runs, memory, read, bandwidth)
@@ -231,7 +231,7 @@ def _cache_bytes(model, batch: int, positions: int, dtype: str) -> int:
 
 
 def _baselines(
-    pair: TorchPair, ours: Ours, runs: Mapping[tuple[float, int], EngineRun], settings: DecodeBench, tell: Tell
+    pair: TorchPair, ours: Ours, runs: Mapping[tuple[float, int], EngineRun], settings: DecodeBench, announce: Announce
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """Return the PyTorch baselines, each in its fastest variant on this machine, and the seconds of all variants.
 
@@ -243,7 +243,7 @@ def _baselines(
 
     def tried(name: str, work: Callable[[], np.ndarray], expected: np.ndarray, repeats: int = 1) -> float:
         """Return the shortest time of `runs` runs; the first is also the warm-up."""
-        tell(name)
+        announce(name)
         times = []
         for _ in range(repeats):
             start = time.perf_counter()

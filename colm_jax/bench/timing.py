@@ -17,7 +17,7 @@ from rich.table import Table
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.models.layers import precision_of
 
-Tell = Callable[[str], None]  # called before each piece of work, with its name
+Announce = Callable[[str], None]  # callback(name), called before each piece of work
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def machine(has_torch: bool) -> dict[str, Any]:
     }
 
 
-def take_turns(works: Mapping[str, Callable[[], Any]], rounds: int, tell: Tell) -> dict[str, list[float]]:
+def take_turns(works: Mapping[str, Callable[[], Any]], rounds: int, announce: Announce) -> dict[str, list[float]]:
     """Return the seconds of each piece of work in each round, after an uncounted round for compilation.
 
     Each round has its own random order, so that no piece of work always follows the same one.
@@ -67,7 +67,7 @@ def take_turns(works: Mapping[str, Callable[[], Any]], rounds: int, tell: Tell) 
     names, seconds, rng = list(works), {name: list[float]() for name in works}, np.random.default_rng(0)
     for turn in range(rounds + 1):
         for name in rng.permutation(names).tolist():
-            tell(name)
+            announce(name)
             start = time.perf_counter()
             jax.block_until_ready(works[name]())
             if turn:

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from colm_jax.bench.models import dtype_of, model_of
-from colm_jax.bench.timing import Figure, Tell, cores, machine, matrix_products, peak_bytes, ratio, take_turns
+from colm_jax.bench.timing import Announce, Figure, cores, machine, matrix_products, peak_bytes, ratio, take_turns
 from colm_jax.bench.torch_model import thread_counts, why_not
 from colm_jax.bench.torch_step import TorchStep
 from colm_jax.checkpoints.huggingface import DTYPES
@@ -65,12 +65,12 @@ class _Steps:
         return self.state
 
 
-def measure(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
+def measure(settings: TrainBench, announce: Announce = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
     """Run the benchmark; return the figures and the measurements (`left_out` has the missing figures and reasons).
 
     Args:
       settings: model and amount of work.
-      tell: callback(name), called before each piece of work; `pieces` is their number.
+      announce: callback(name), called before each piece of work; `pieces` is their number.
 
     Raises:
       RuntimeError: the losses of PyTorch's first steps differ, so that times would compare different work.
@@ -78,13 +78,13 @@ def measure(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[list[
     model, dtype = model_of(settings), dtype_of(settings)
     decoder, gate = Decoder(model, nnx.Rngs(random_key(settings.seed)), DTYPES[dtype]), Gate(model.width, 1)
     rng = np.random.default_rng(settings.seed)
-    steps, peaks = _compiled(decoder, gate, settings, rng, tell)
+    steps, peaks = _compiled(decoder, gate, settings, rng, announce)
     flops = 3 * _forward_flops(decoder, gate, steps.batch)
     left_out, torch_step = why_not(dtype), None
     result: dict[str, Any] = {"machine": machine(left_out is None), "settings": vars(settings) | {"dtype": dtype}}
     if left_out is None:
         torch_step = TorchStep(decoder, np.asarray(steps.batch.tokens), _RATE)
-        result["first_losses"] = _agreed(steps, torch_step, tell)
+        result["first_losses"] = _agreed(steps, torch_step, announce)
 
     products, product_flops = matrix_products(dtype)
     works: dict[str, Any] = {name: partial(steps.take, name) for name in OBJECTIVES}
@@ -92,10 +92,10 @@ def measure(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[list[
     if torch_step is not None:
         for threads in thread_counts():
             works[f"torch, threads: {threads}"] = partial(torch_step, threads)
-    seconds = take_turns(works, settings.repeats, tell)
+    seconds = take_turns(works, settings.repeats, announce)
     del torch_step, works, steps
-    gate_alone = _gate_alone(decoder, settings, rng, tell)
-    share = _data_share(decoder, gate, settings, rng, tell)
+    gate_alone = _gate_alone(decoder, settings, rng, announce)
+    share = _data_share(decoder, gate, settings, rng, announce)
 
     medians = {name: median(times) for name, times in seconds.items()}
     tokens = settings.batch_size * settings.length
@@ -146,7 +146,7 @@ def _training(settings: TrainBench, objective: str, epochs: int = 1) -> Training
 
 
 def _compiled(
-    decoder: Decoder, gate: Gate, settings: TrainBench, rng: np.random.Generator, tell: Tell
+    decoder: Decoder, gate: Gate, settings: TrainBench, rng: np.random.Generator, announce: Announce
 ) -> tuple[_Steps, dict[str, int]]:
     """Compile the steps for a batch of random texts with cached expert scores; return them and their peak bytes."""
     mesh, shape = make_mesh(), (settings.batch_size, settings.length)
@@ -156,7 +156,7 @@ def _compiled(
     batch = ScoredBatch(*arrays, labels=None)
     steps, compiled = {}, {}
     for objective in OBJECTIVES:
-        tell(f"compiling {objective}")
+        announce(f"compiling {objective}")
         steps[objective] = TrainStep(decoder, gate, _training(settings, objective), 10**6, mesh)
         compiled[objective] = steps[objective].trace(batch).lower().compile()
     return _Steps(steps, compiled, batch), {name: peak_bytes(program) for name, program in compiled.items()}
@@ -172,9 +172,9 @@ def _forward_flops(decoder: Decoder, gate: Gate, batch: ScoredBatch) -> float:
     return matrix_flops(jax.jit(forward).trace(state, batch).jaxpr.jaxpr)
 
 
-def _agreed(steps: _Steps, torch_step: TorchStep, tell: Tell) -> dict[str, list[float]]:
+def _agreed(steps: _Steps, torch_step: TorchStep, announce: Announce) -> dict[str, list[float]]:
     """Return the losses before each of the first steps, from equal weights; raise RuntimeError if they differ."""
-    tell("comparing losses")
+    announce("comparing losses")
     ours, theirs = [], []
     for _ in range(_FIRST_STEPS):
         steps.take("sft")
@@ -198,7 +198,7 @@ def _texts(settings: TrainBench, rng: np.random.Generator, lengths: Iterable[int
     )
 
 
-def _gate_alone(decoder: Decoder, settings: TrainBench, rng: np.random.Generator, tell: Tell) -> dict[str, Any]:
+def _gate_alone(decoder: Decoder, settings: TrainBench, rng: np.random.Generator, announce: Announce) -> dict[str, Any]:
     """Measure the seconds per text of the gate's fit on cached hidden states, and of the base's passes that cache them.
 
     Scores are drawn as if a team with some gate had written the texts: each token's writer is random, and its
@@ -209,12 +209,12 @@ def _gate_alone(decoder: Decoder, settings: TrainBench, rng: np.random.Generator
     texts = _texts(settings, rng, [settings.length + 1] * settings.texts)
     few = Examples(texts.items[: settings.batch_size], cut=0)
     with TemporaryDirectory() as folder:
-        tell("scoring")
+        announce("scoring")
         score_examples(decoder, few)  # compiles
         started = time.perf_counter()
         base_log_prob = np.concatenate(score_examples(decoder, texts).log_prob)
         score_seconds = time.perf_counter() - started
-        tell("hidden states")
+        announce("hidden states")
         hidden_to_directory(decoder, few, Path(folder) / "few")
         started = time.perf_counter()
         hidden_to_directory(decoder, texts, Path(folder) / "all")
@@ -233,7 +233,7 @@ def _gate_alone(decoder: Decoder, settings: TrainBench, rng: np.random.Generator
         def fit() -> None:
             fits.append(train_gate(positions, start, "marginal", positive_weight=5.0))
 
-        seconds = take_turns({"gate alone": fit}, _FITS, tell)["gate alone"]
+        seconds = take_turns({"gate alone": fit}, _FITS, announce)["gate alone"]
     return {
         "fit_seconds": median(seconds) / settings.texts,
         "score_seconds": score_seconds / settings.texts,
@@ -245,9 +245,11 @@ def _gate_alone(decoder: Decoder, settings: TrainBench, rng: np.random.Generator
     }
 
 
-def _data_share(decoder: Decoder, gate: Gate, settings: TrainBench, rng: np.random.Generator, tell: Tell) -> float:
+def _data_share(
+    decoder: Decoder, gate: Gate, settings: TrainBench, rng: np.random.Generator, announce: Announce
+) -> float:
     """Return the median share of step time in which the trainer waits for its batch, without the first step."""
-    tell("the trainer")
+    announce("the trainer")
     lengths = rng.integers(settings.length // 2, settings.length + 1, settings.texts)
     texts = _texts(settings, rng, np.maximum(lengths, 2))
     log_probs = [np.log(rng.uniform(1e-4, 1.0, len(text.ids) - 1)).astype(np.float32) for text in texts.items]

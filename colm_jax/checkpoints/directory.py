@@ -45,7 +45,7 @@ def resolve(model: str | Path, weights: bool = True) -> Path:
         return Path(snapshot_download(name, revision=wanted or None, allow_patterns=patterns, ignore_patterns=_IGNORED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"model {str(model)!r}: no such directory, and the Hub did not give it: {reason}") from error
+        raise UserError(f"model {str(model)!r}: no such directory, and not available from the Hub: {reason}") from error
 
 
 def revision(directory: Path) -> str | None:

@@ -137,7 +137,7 @@ def _check_tied_head(head: TensorOnDisk, table: TensorOnDisk) -> None:
 
 
 def _check_index(directory: Path, on_disk: list[TensorOnDisk]) -> None:
-    """Check that each file of an index holds the tensors that the index says it holds."""
+    """Check that each file holds the tensors that the index lists for it."""
     held = {(tensor.file.name, tensor.name) for tensor in on_disk}
     for name, file in (weight_map(directory) or {}).items():
         if (file, name) not in held and not _NO_WEIGHTS.fullmatch(name):

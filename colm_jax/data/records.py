@@ -299,9 +299,9 @@ def check_shared(ids: list[int], allowed: np.ndarray | None, tokenizer: Tokenize
     if unknown.any():
         i = int(unknown.argmax())
         token = ids[i]
-        word = tokenizer.words[token] if token < tokenizer.size else "no word"
+        text = repr(tokenizer.words[token]) if token < tokenizer.size else "unused"
         raise UserError(
-            f"{where}: token {i} is {token} ({word!r}), which not every model of the team knows; "
+            f"{where}: token {i} is {token} ({text}), which is not in the team's shared vocabulary; "
             "remove it from the text (or chat template), or pair models that share it"
         )
 

@@ -20,7 +20,7 @@ _LINES = (
     "dotted",
     "dashed",
     "wavy",
-)  # under experts' tokens: colour is not all that tells them apart
+)  # under experts' tokens, since colour must not be the only mark
 _FILTERS = (
     ("right", "right"),
     ("wrong", "wrong"),

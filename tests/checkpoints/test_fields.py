@@ -31,7 +31,7 @@ def asked_for(name):
     """Every field that the family reads."""
     fields = Fields(CONFIGS[name], "config.json")
     FAMILIES[fields.model_type].read(fields)
-    return fields.asked
+    return fields.read
 
 
 def another(value):

@@ -150,7 +150,10 @@ def test_threads_share_a_reader(tokenizer, tmp_path):
     [
         (['{"text": "a"}', '{"text": "a"'], r"d.jsonl:2: not valid JSON"),
         (['{"text": "a"}', "", '{"text": 3}'], r"d.jsonl:3: 'text' must be a string"),
-        (['{"text": "a"}', '{"input_ids": [4, 31]}'], r"d.jsonl:2: token 1 is 31 .* not every model"),
+        (
+            ['{"text": "a"}', '{"input_ids": [4, 31]}'],
+            r"d.jsonl:2: token 1 is 31 .* not in the team's shared vocabulary",
+        ),
         ([], "d.jsonl: the file has no data"),
         (['{"text": ""}', '{"prompt": "abc", "completion": ""}'], r"no token counts .*context 3, 1 examples cut"),
     ],

@@ -68,7 +68,7 @@ class Fields:
 
     def __init__(self, config: Json, source: str):
         self.config, self.source, self.model_type = config, source, config["model_type"]
-        self.asked: set[str] = set()
+        self.read: set[str] = set()
 
     def error(self, text: str) -> UserError:
         """Return an error that names the file; the caller raises it."""
@@ -87,7 +87,7 @@ class Fields:
 
     def given(self, key: str, kind: type) -> Any:
         """Return the value of a field; None if it is missing or null."""
-        self.asked.add(key)
+        self.read.add(key)
         value = self.config.get(key)
         return None if value is None else self._checked(key, value, kind)
 
@@ -119,7 +119,7 @@ class Fields:
 
     def only(self, key: str, *allowed: Any) -> None:
         """Check a field of which only these values are supported; it may be missing."""
-        self.asked.add(key)
+        self.read.add(key)
         if key in self.config and self.config[key] not in allowed:
             raise self.error(f"{key}={self.config[key]!r:.80} is not supported, only {allowed[0]!r}")
 
@@ -132,7 +132,7 @@ class Fields:
         for key in ("bos_token_id", "eos_token_id"):
             token_ids(self.config, key, self.source)
         for key, value in self.config.items():
-            if key in self.asked:
+            if key in self.read:
                 continue
             if key in REFUSED:
                 neutral, reason = REFUSED[key]

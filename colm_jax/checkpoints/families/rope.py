@@ -83,13 +83,13 @@ def _read_one(fields: Fields, name: str, found: Json, theta_field: str, layers: 
         raise fields.error(f"{name}: rope type {shown!r:.80} is not supported, only 'default', 'linear' and 'llama3'")
     used = _USED[kind]
     _check_unused(fields, name, kind, found)
-    theta = _beside(fields, name, found, "rope_theta", theta_field)
+    theta = _one_value(fields, name, found, "rope_theta", theta_field)
     if theta is None and "rope_theta" not in found:
         usual = default_rope(fields.model_type)
         theta = (usual if layers is None else usual[layers])["rope_theta"]
     values = {"rope_theta": theta, **{key: found.get(key) for key in used}}
     if kind == "llama3" and layers is None:
-        values[_ORIGINAL] = _beside(fields, name, found, _ORIGINAL, _ORIGINAL)
+        values[_ORIGINAL] = _one_value(fields, name, found, _ORIGINAL, _ORIGINAL)
     for key, value in values.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise fields.error(f"{name}: field {key!r} is missing or no number: {value!r:.80}")
@@ -116,14 +116,14 @@ def _check_unused(fields: Fields, name: str, kind: str, found: Json) -> None:
             raise fields.error(f"{name}: field {key!r} ({value!r:.80}) is not supported with rope type {kind!r}")
 
 
-def _beside(fields: Fields, name: str, found: Json, key: str, field: str) -> Any:
+def _one_value(fields: Fields, name: str, found: Json, key: str, field: str) -> Any:
     """Return a parameter that a field of the file may hold as well; if both are set they must agree."""
-    beside = fields.given(field, float)
+    value = fields.given(field, float)
     if key not in found:
-        return beside
-    if beside is not None and found[key] != beside:
+        return value
+    if value is not None and found[key] != value:
         raise fields.error(
-            f"{field!r} ({beside:g}) and '{name}.{key}' ({found[key]!r:.80}) disagree; remove the wrong one"
+            f"{field!r} ({value:g}) and '{name}.{key}' ({found[key]!r:.80}) disagree; remove the wrong one"
         )
     return found[key]
 
