@@ -1,7 +1,7 @@
-"""Validation of numbers that callers give: whole, finite and within a range, else one line that names them.
+"""Validation of numeric arguments: whole, finite and within a range. Errors are one line that names the argument.
 
-Scalars of NumPy and JAX are accepted and become Python's numbers, so that settings can be hashed and written as JSON.
-True and False are no numbers here.
+Scalars of NumPy and JAX are converted to Python numbers, so that settings can be hashed and written as JSON. Booleans
+are rejected.
 """
 
 import math
@@ -9,21 +9,21 @@ from typing import Any
 
 from colm_jax.errors import UserError
 
-INT32 = 2**31 - 1  # the largest number of an int32, which programs count in
-SEEDS = 2**64  # how many seeds there are
+INT32 = 2**31 - 1  # the largest int32, the integer type of compiled programs
+SEEDS = 2**64  # the number of different seeds
 
 
 def check_whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
-    """The value as an int.
+    """Return the value as an int.
 
     Args:
-      name: of the setting, in the error.
-      value: what was given.
-      least: the smallest that is allowed.
-      most: the largest; None: any.
+      name: the name of the setting, for the error.
+      value: the value to check.
+      least: the smallest allowed value.
+      most: the largest allowed value; None: no limit.
 
     Raises:
-      UserError: no whole number, or one out of range.
+      UserError: the value is not a whole number, or is out of range.
     """
     found = _plain(value)
     if type(found) is not int or found < least or (most is not None and found > most):
@@ -40,16 +40,16 @@ def check_number(
     above: float | None = None,
     below: float | None = None,
 ) -> float:
-    """The value as a finite float; a range is closed at `least` and `most`, open at `above` and `below`.
+    """Return the value as a finite float; a range is closed at `least` and `most`, open at `above` and `below`.
 
     Raises:
-      UserError: no number, NaN, infinite, or out of range.
+      UserError: the value is not a number, is NaN or infinite, or is out of range.
     """
     found = _plain(value)
     if type(found) in (int, float):
         try:
             number = float(found)
-        except OverflowError:  # a whole number beyond any float
+        except OverflowError:  # an int too large for a float
             number = math.inf
         if (
             math.isfinite(number)
@@ -63,12 +63,12 @@ def check_number(
 
 
 def check_seed(name: str, value: Any) -> int:
-    """The value as a seed: a whole number from 0 to 2^64 − 1. Raises UserError as `check_whole`."""
+    """Return the value as a seed, a whole number from 0 to 2^64 − 1; errors as `check_whole`."""
     return check_whole(name, value, 0, SEEDS - 1)
 
 
 def _plain(value: Any) -> Any:
-    """A scalar of NumPy or JAX as Python's; anything else as it is."""
+    """Convert a scalar of NumPy or JAX to a Python number; return other values unchanged."""
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
@@ -77,7 +77,7 @@ def _shown(value: Any) -> str:
 
 
 def _range(least: float | None, most: float | None, above: float | None = None, below: float | None = None) -> str:
-    """A range in words: "from 0 to 1", "above 0 and at most 1", "of at least 1"."""
+    """Describe a range: "from 0 to 1", "above 0 and at most 1", "of at least 1"."""
     if least is not None and most is not None:
         return f"from {least} to {most}"
     low = f"of at least {least}" if least is not None else f"above {above}" if above is not None else ""

@@ -1,6 +1,6 @@
-"""What a person sees while a stage works: one progress bar with time left, on standard error."""
+"""Console output: progress bars and notes on standard error, results on standard output."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -8,18 +8,20 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as RichProgress
+
+Progress = Callable[[int, int], None]  # progress callback(done, total)
 
 
 class Output(Console):
-    """Standard output. Rich would end the program where the reader ends; here the command line answers that."""
+    """Standard output. On a broken pipe rich would exit; here the command line handles the error."""
 
     def on_broken_pipe(self) -> None:
-        """Raises the error that is being handled."""
+        """Re-raise the error that is being handled."""
         raise
 
 
@@ -28,19 +30,19 @@ output = Output()
 
 
 class Bar:
-    """A progress bar that learns its total on the way."""
+    """A progress bar whose total may become known later."""
 
-    def __init__(self, progress: Progress, task):
+    def __init__(self, progress: RichProgress, task):
         self._progress, self._task = progress, task
 
     def to(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Moves the bar to `done` of `total`."""
+        """Set the bar to `done` of `total`."""
         self._progress.update(self._task, completed=done, total=total, note=note)
 
 
 @contextmanager
 def bar(title: str, total: int | None = None, bytes_: bool = False) -> Iterator[Bar]:
-    """A bar for one piece of work, in items or in bytes."""
+    """Show a progress bar for the block, in items or in bytes."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -49,17 +51,17 @@ def bar(title: str, total: int | None = None, bytes_: bool = False) -> Iterator[
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=errors) as progress:
+    with RichProgress(*columns, console=errors) as progress:
         yield Bar(progress, progress.add_task(title, total=total, note=""))
 
 
 def note(line: str) -> None:
-    """One line on standard error, as it is."""
+    """Print one line to standard error, without markup."""
     errors.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def of_step(metrics: Mapping[str, float]) -> str:
-    """What a training step says of itself, beside the bar."""
+    """Return the metrics of a training step as shown next to the progress bar."""
     parts = [f"loss {metrics['loss']:.4f}"]
     if "expected_deferral" in metrics:
         parts.append(f"deferral {metrics['expected_deferral']:.3f}")

@@ -63,7 +63,9 @@ def test_ids_outside_are_never_written(unequal, mesh):
 @pytest.mark.parametrize("call", ["score", "generate"])
 def test_texts_with_a_token_that_the_expert_lacks_are_refused(call, unequal):
     team = CoLM.from_pretrained(unequal[0], [unequal[1]])
-    with pytest.raises(UserError, match=rf"1: token 1 is 30 \('{WORDS[30]}'\), which not every model"):
+    with pytest.raises(
+        UserError, match=rf"1: token 1 is 30 \('{WORDS[30]}'\), which is not in the team's shared vocabulary"
+    ):
         team.score([{"input_ids": [1, 30]}]) if call == "score" else team.generate(
             [{"input_ids": [1, 30]}], strategy="base"
         )
@@ -196,7 +198,7 @@ def test_another_chat_template_than_in_training_is_refused(tmp_path, tiny_model)
     team = tmp_path / "team"
     shutil.copytree(run / "team", team)
     edit_json(team / "tokenizer_config.json", chat_template=CHAT_TEMPLATE.replace("a?", "b?"))
-    with pytest.raises(UserError, match=r"chat template .* is not the one the team was trained with"):
+    with pytest.raises(UserError, match=r"chat template .* differs from the one the team was trained with"):
         CoLM.from_pretrained(team)
 
 

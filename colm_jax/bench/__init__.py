@@ -1,1 +1,1 @@
-"""Benchmarks: the figures of docs/benchmarks.md, each measured in one run beside what it is compared with."""
+"""Benchmarks: the figures of docs/benchmarks.md, each measured in one run together with its baseline."""

@@ -1,17 +1,17 @@
-"""`colm bench decode`: what collaborative decoding costs, against its parts, the expert alone and a plain PyTorch loop.
+"""`colm bench decode`: the time of collaborative decoding compared with its parts, the expert alone and PyTorch.
 
-All that is measured is whole requests through the engine, with random weights and prompts, in one process; what is
-compared takes turns. Which tokens are deferred is forced: strategy `random`, whose coins depend on nothing but seed,
-request and position. Nothing ends early: there is no end of text.
+Whole requests run through the engine, with random weights and prompts, in one process; measurements are interleaved.
+Strategy `random` forces the deferred tokens, which depend only on seed, request and position. There is no end-of-text
+token, so that every request has its full length.
 
-The parts, each with one model alone, in the same round and batch: a *base step* and an *expert pass*, from requests of
-all new tokens less requests of one; and those requests of one token, which read the prompt (*prefill*). A request whose
-expert is called c times in n tokens then should take
+The parts are measured with each model alone, in the same round and batch: *prefill*, a request of one token; and a
+*base step* and an *expert pass*, the difference between a request of all new tokens and one of a single token. A
+request of n tokens with c expert calls is expected to take
 
     base prefill + (n − 1) · base step + expert prefill + (c − 1) · expert pass
 
-and, once both have read the prompt, (n − 1) · base step + (c − 1) · expert pass: at batch 1 that is base step + rate ·
-expert pass a token, with the rate as the coins fell. In a batch, c counts the steps at which any request is deferred.
+and, after both prefills, (n − 1) · base step + (c − 1) · expert pass: at batch 1 that is base step + rate · expert pass
+per token, with the actual deferral rate. In a batch, c counts the steps at which any request is deferred.
 """
 
 import time
@@ -29,7 +29,7 @@ from jaxtyping import Bool, Int
 
 from colm_jax.bench.memory import PeakMemory, live_bytes
 from colm_jax.bench.models import dtype_of, pair_of
-from colm_jax.bench.timing import Figure, Tell, machine, memory_traffic, ratio, take_turns
+from colm_jax.bench.timing import Announce, Figure, machine, memory_traffic, ratio, take_turns
 from colm_jax.bench.torch_decode import CACHES, TorchPair, same_tokens
 from colm_jax.bench.torch_model import thread_counts, why_not
 from colm_jax.checkpoints.huggingface import DTYPES
@@ -46,22 +46,22 @@ _TORCH = "PyTorch's loop"
 
 
 @dataclass(frozen=True)
-class DecodedBatch:
-    """What the engine wrote."""
+class EngineRun:
+    """The answers of one run of the engine."""
 
     tokens: Int[np.ndarray, "B N"]
     deferred: Bool[np.ndarray, "B N"]
-    passes: int  # of the expert, those over the prompt included
+    passes: int  # expert passes, prefill included
 
     @property
     def calls(self) -> int:
-        """Steps at which some request was deferred, all of them in step."""
+        """The number of steps at which any request was deferred."""
         return int(self.deferred.any(axis=0).sum())
 
 
 @dataclass(frozen=True)
 class Ours:
-    """The engine, as the benchmark uses it."""
+    """The engine with the benchmark's prompts."""
 
     engine: Engine
     prompts: Int[np.ndarray, "B T"]
@@ -75,13 +75,13 @@ class Ours:
         rate: float = 0.0,
         new_tokens: int | None = None,
         look: Callable[[], None] | None = None,
-    ) -> DecodedBatch:
-        """Decodes the first `batch` prompts together; a threshold of 1, so that no gate ever defers."""
+    ) -> EngineRun:
+        """Decode the first `batch` prompts together, at threshold 1, so that the gate never defers."""
         new = self.new_tokens if new_tokens is None else new_tokens
         settings = GenerationSettings(strategy, 1.0, new, rate=rate, seed=self.seed, batch_size=batch)
         session, before = self.engine.session(settings), self.engine.expert_passes.sum()
         for key, prompt in enumerate(self.prompts[:batch]):
-            # Streamed, a scan is one base step: memory is looked at while caches are alive, however few tokens.
+            # A streamed scan is one base step, so that memory is observed while the caches exist.
             session.submit(Request(prompt.tolist(), settings, key, stream=look is not None))
         found: dict[int, Generation] = {}
         while not session.idle:
@@ -91,7 +91,7 @@ class Ours:
             if look is not None:
                 look()
         rows = [found[number] for number in range(batch)]
-        return DecodedBatch(
+        return EngineRun(
             tokens=np.array([row.tokens for row in rows]),
             deferred=np.array([row.sources for row in rows]) > 0,
             passes=int(self.engine.expert_passes.sum() - before),
@@ -100,7 +100,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of one model's work on a batch, in one round."""
+    """Seconds of each part for one batch, in one round."""
 
     base_prefill: float
     base_step: float
@@ -109,7 +109,7 @@ class Parts:
 
     @classmethod
     def of_round(cls, seconds: Mapping[str, float], batch: int, new_tokens: int) -> "Parts":
-        """From requests of all new tokens and of one."""
+        """Compute the parts from the times of requests of all new tokens and of one token."""
         numbers = []
         for model in MODELS:
             first, all_ = seconds[_name(f"{model}, 1 token", batch)], seconds[_name(model, batch)]
@@ -117,23 +117,23 @@ class Parts:
         return cls(*numbers)
 
     def prefill(self, calls: int) -> float:
-        """Of a batch whose expert is called so often: the first call reads the prompt."""
+        """Return the seconds of prefill with the given number of expert calls; the first call is the prefill."""
         return self.base_prefill + (self.expert_prefill if calls else 0.0)
 
     def decoding(self, new_tokens: int, calls: int) -> float:
-        """Of the steps behind that."""
+        """Return the seconds of the steps after prefill."""
         return (new_tokens - 1) * self.base_step + max(calls - 1, 0) * self.expert_pass
 
 
-def measure(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
-    """Measures; returns the figures, and what they were made of (`left_out` says which are missing, and why).
+def measure(settings: DecodeBench, announce: Announce = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
+    """Run the benchmark; return the figures and the measurements (`left_out` has the missing figures and reasons).
 
     Args:
       settings: models and amount of work.
-      tell: told the name of each piece of work before it begins; `pieces` says how many there are.
+      announce: callback(name), called before each piece of work; `pieces` is their number.
 
     Raises:
-      RuntimeError: PyTorch writes other tokens, so that times would compare different work.
+      RuntimeError: PyTorch's tokens differ, so that times would compare different work.
     """
     base_config, expert_config = pair_of(settings)
     dtype, batches = dtype_of(settings), (1, settings.batch_size)
@@ -155,20 +155,20 @@ def measure(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list
     allowed, context = np.ones(settings.vocab_size, bool), settings.prompt_tokens + settings.new_tokens
     engine = Engine(base, gate, [expert], allowed, (), context)
     ours = Ours(engine, prompts, settings.new_tokens, settings.seed)
-    del base, expert  # the engine has layers of its own
+    del base, expert  # the engine has its own copies of the layers
 
     peaks, memory = PeakMemory(foreign), {}
     for batch in batches:
-        tell(_name("memory", batch))
+        announce(_name("memory", batch))
         peak = peaks.of(partial(ours, "random", batch, max(settings.rates), None))
         caches = sum(_cache_bytes(model, batch, context, dtype) for model in (base_config, expert_config))
         needed = sum(weights.values()) + _leaves(gate, "nbytes") + caches
         memory[batch] = {"peak_bytes": peak, "weights_and_caches_bytes": needed}
-    written = {}
+    runs = {}
     for rate in settings.rates:
         for batch in batches:
-            tell(_name(_deferred(rate), batch))
-            written[rate, batch] = ours("random", batch, rate)
+            announce(_name(_deferred(rate), batch))
+            runs[rate, batch] = ours("random", batch, rate)
 
     works: dict[str, Callable[[], Any]] = {}
     for batch in batches:
@@ -180,14 +180,14 @@ def measure(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list
             works[_name(_deferred(rate), batch)] = partial(ours, "random", batch, rate)
     trials: dict[str, float] = {}
     if pair is not None:
-        others, trials = _others(pair, ours, written, settings, tell)
+        others, trials = _baselines(pair, ours, runs, settings, announce)
         works |= others
     traffic, traffic_bytes = memory_traffic()
     works["memory bandwidth"] = traffic
-    seconds = take_turns(works, settings.repeats, tell)
+    seconds = take_turns(works, settings.repeats, announce)
 
     bandwidth = traffic_bytes / median(seconds["memory bandwidth"])
-    figures = _figures(settings, seconds, written, memory, read, bandwidth)
+    figures = _figures(settings, seconds, runs, memory, read, bandwidth)
     return figures, {
         "machine": machine(pair is not None),
         "settings": vars(settings) | {"dtype": dtype},
@@ -195,12 +195,12 @@ def measure(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list
         "seconds": seconds,
         "requests": {
             _name(_deferred(rate), batch): {
-                "tokens": what.tokens.size,
-                "deferred": int(what.deferred.sum()),
-                "steps_with_deferral": what.calls,
-                "expert_passes": what.passes,
+                "tokens": run.tokens.size,
+                "deferred": int(run.deferred.sum()),
+                "steps_with_deferral": run.calls,
+                "expert_passes": run.passes,
             }
-            for (rate, batch), what in written.items()
+            for (rate, batch), run in runs.items()
         },
         "torch_trials": trials,
         "memory": {str(batch): sizes for batch, sizes in memory.items()},
@@ -211,7 +211,7 @@ def measure(settings: DecodeBench, tell: Tell = lambda name: None) -> tuple[list
 
 
 def pieces(settings: DecodeBench) -> int:
-    """How many pieces of work `measure` reports."""
+    """Return the number of pieces of work of `measure`."""
     rates, turns = len(settings.rates), 2 * (5 + len(settings.rates)) + 1
     if why_not(dtype_of(settings)) is not None:
         return 2 + 2 * rates + (settings.repeats + 1) * turns
@@ -233,51 +233,51 @@ def _leaves(module: nnx.Module, what: str) -> int:
 
 
 def _cache_bytes(model, batch: int, positions: int, dtype: str) -> int:
-    """Keys and values of every position that a model may read, and no more."""
+    """Return the bytes of keys and values of all positions of a batch, without padding."""
     return 2 * batch * model.depth * model.kv_heads * model.head_dim * positions * DTYPES[dtype].dtype.itemsize
 
 
-def _others(
-    pair: TorchPair, ours: Ours, written: Mapping[tuple[float, int], DecodedBatch], settings: DecodeBench, tell: Tell
+def _baselines(
+    pair: TorchPair, ours: Ours, runs: Mapping[tuple[float, int], EngineRun], settings: DecodeBench, announce: Announce
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """What the engine is compared with, each in the way that is fastest here; and the seconds of every way tried.
+    """Return the PyTorch baselines, each in its fastest variant on this machine, and the seconds of all variants.
 
-    Cache and number of threads are chosen at the middle rate; then, at each rate, whether a batch goes through the
-    loop one request after the other or in lockstep. Raises RuntimeError where some way writes other tokens.
+    Cache and number of threads are chosen at the middle rate; then, at each rate, whether the requests of a batch are
+    processed one after the other or in lockstep. Raises RuntimeError if a variant writes different tokens.
     """
     works: dict[str, Callable[[], Any]] = {}
     trials: dict[str, float] = {}
 
-    def tried(name: str, work: Callable[[], np.ndarray], expected: np.ndarray, runs: int = 1) -> float:
-        """The shorter of so many times; the first run of a set-up also warms it up."""
-        tell(name)
+    def tried(name: str, work: Callable[[], np.ndarray], expected: np.ndarray, repeats: int = 1) -> float:
+        """Return the shortest time of `runs` runs; the first is also the warm-up."""
+        announce(name)
         times = []
-        for _ in range(runs):
-            begun = time.perf_counter()
+        for _ in range(repeats):
+            start = time.perf_counter()
             tokens = work()
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - start)
             same_tokens(expected, tokens, name)
         trials[name] = min(times)
         return trials[name]
 
     rates, many, setups = sorted(settings.rates), settings.batch_size, {}
     for batch in (1, many):
-        what = written[rates[len(rates) // 2], batch]
+        run = runs[rates[len(rates) // 2], batch]
         times = {}
         for setup in product(CACHES, thread_counts()):
             name = _name(f"{_TORCH}, {setup[0]} cache, threads: {setup[1]}", batch)
-            loop = partial(pair.write, ours.prompts[:batch], what.deferred, *setup)
-            times[setup] = tried(name, loop, what.tokens, runs=2)
+            loop = partial(pair.write, ours.prompts[:batch], run.deferred, *setup)
+            times[setup] = tried(name, loop, run.tokens, repeats=2)
         setups[batch] = min(times, key=lambda setup: times[setup])
     for rate in settings.rates:
-        what = written[rate, many]
+        run = runs[rate, many]
         name = f"{_TORCH}, {_deferred(rate)}"
-        in_turn = partial(pair.write_in_turn, ours.prompts, what.deferred, *setups[1])
-        lockstep = partial(pair.write, ours.prompts, what.deferred, *setups[many])
-        in_turn_seconds = tried(_name(f"{name}, in turn", many), in_turn, what.tokens)
-        lockstep_seconds = tried(_name(f"{name}, lockstep", many), lockstep, what.tokens)
-        alone = written[rate, 1]
-        same_tokens(alone.tokens, what.tokens[:1], f"{_deferred(rate)}, the engine's first request in a batch")
+        in_turn = partial(pair.write_in_turn, ours.prompts, run.deferred, *setups[1])
+        lockstep = partial(pair.write, ours.prompts, run.deferred, *setups[many])
+        in_turn_seconds = tried(_name(f"{name}, in turn", many), in_turn, run.tokens)
+        lockstep_seconds = tried(_name(f"{name}, lockstep", many), lockstep, run.tokens)
+        alone = runs[rate, 1]
+        same_tokens(alone.tokens, run.tokens[:1], f"{_deferred(rate)}, the engine's first request in a batch")
         works[_name(name, 1)] = partial(pair.write, ours.prompts[:1], alone.deferred, *setups[1])
         works[_name(name, many)] = in_turn if in_turn_seconds < lockstep_seconds else lockstep
     for model in MODELS:
@@ -293,12 +293,12 @@ def _others(
 def _figures(
     settings: DecodeBench,
     seconds: Mapping[str, list[float]],
-    written: Mapping[tuple[float, int], DecodedBatch],
+    runs: Mapping[tuple[float, int], EngineRun],
     memory: Mapping[int, Mapping[str, int]],
     read: Mapping[str, int],
     bandwidth: float,
 ) -> list[Figure]:
-    """Medians over rounds; ratios are taken within each."""
+    """Return the medians over rounds; ratios are computed within each round."""
     new, many = settings.new_tokens, settings.batch_size
     rounds = [dict(zip(seconds, times, strict=True)) for times in zip(*seconds.values(), strict=True)]
     figures = []
@@ -322,11 +322,11 @@ def _figures(
                 share = read[model] / median(times) / bandwidth
                 figures.append(Figure(at(f"the {model}'s weights read / memory bandwidth"), 100 * share, "%"))
         for rate in settings.rates:
-            what, label = written[rate, batch], _deferred(rate)
+            run, label = runs[rate, batch], _deferred(rate)
             ours, named = seconds[at(label)], partial("{}: {}".format, at(label))
-            decoding = [whole - p.prefill(what.calls) for whole, p in zip(ours, parts)]
-            expected = [p.decoding(new, what.calls) for p in parts]
-            expected_whole = [p.prefill(what.calls) + e for p, e in zip(parts, expected)]
+            decoding = [whole - p.prefill(run.calls) for whole, p in zip(ours, parts)]
+            expected = [p.decoding(new, run.calls) for p in parts]
+            expected_whole = [p.prefill(run.calls) + e for p, e in zip(parts, expected)]
             bound = 1.1 if batch == 1 else None
             figures.append(Figure(named("a token"), 1000 * median(ours) / (new * batch), "ms"))
             figures.append(Figure(named("decoding / its parts"), ratio(decoding, expected), at_most=bound))
@@ -339,7 +339,7 @@ def _figures(
                 if at(other) in seconds:
                     figures.append(Figure(named(name), ratio(seconds[at(other)], ours), at_least=least))
             if batch == 1:
-                moved = (new - 1) * read["base"] + max(what.calls - 1, 0) * read["expert"]
+                moved = (new - 1) * read["base"] + max(run.calls - 1, 0) * read["expert"]
                 share = moved / median(decoding) / bandwidth
                 figures.append(Figure(named("weights read / memory bandwidth"), 100 * share, "%"))
             else:

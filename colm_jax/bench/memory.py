@@ -1,4 +1,4 @@
-"""Peak memory of runs of several programs, by the account of the compiler and of JAX's arrays."""
+"""Peak memory of runs of several programs, from the compiler's memory statistics and the sizes of live arrays."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,32 +7,32 @@ import jax
 
 
 def live_bytes() -> int:
-    """Of all arrays that JAX holds in this process."""
+    """Return the bytes of all live JAX arrays in this process."""
     return sum(array.nbytes for array in jax.live_arrays())
 
 
 class PeakMemory:
-    """The most memory that JAX's arrays and programs take in runs, in bytes: an upper bound.
+    """An upper bound of the peak memory of JAX's arrays and programs in runs, in bytes.
 
-    It is the sum of the most bytes of arrays alive, as seen whenever a run looks, and of the most that a program needs
-    beside its arguments: temporaries, and results that take no argument's place. Both are exact, to the byte and on
-    every device; resident memory would add the compiler's own, which is more than a small model. What a library packs
-    for itself inside a matrix product is in neither.
+    It is the largest total of live arrays, at the times when a run calls `look`, plus the largest memory of a program
+    temporarys its arguments: temporaries, and results that do not alias an argument. Both are exact on every device;
+    resident memory would include the compiler's own, which exceeds a small model's. Buffers inside a library's matrix
+    product are not included.
     """
 
     def __init__(self, foreign: int):
-        """Forgets all compiled programs, so that those of the runs show; `foreign` bytes of arrays do not count."""
+        """Clear the cache of compiled programs; `foreign` bytes of live arrays are not counted."""
         jax.clear_caches()
         self._foreign, self._client = foreign, jax.devices()[0].client
-        self._before = self._client.live_executables()  # held, so that none of the later ones is taken for one of them
+        self._before = self._client.live_executables()  # kept alive, so that later programs differ from them
 
     def of(self, run: Callable[[Callable[[], None]], Any]) -> int:
-        """Of one run, which may reuse programs of those before it: smaller runs come first.
+        """Return the peak bytes of a run. It may reuse programs of earlier runs, so measure smaller runs first.
 
         Args:
-          run: is called with a function that it has to call while all that it needs is alive.
+          run: the run; it is called with `look`, which it must call while all its arrays are alive.
         """
-        arrays, beside = [0], [0]
+        arrays, temporary = [0], [0]
 
         def look() -> None:
             arrays.append(live_bytes())
@@ -40,7 +40,7 @@ class PeakMemory:
                 if not any(program is other for other in self._before):
                     memory = program.get_compiled_memory_stats()
                     more = memory.output_size_in_bytes - memory.alias_size_in_bytes
-                    beside.append(memory.temp_size_in_bytes + more)
+                    temporary.append(memory.temp_size_in_bytes + more)
 
         run(look)
-        return max(arrays) - self._foreign + max(beside)
+        return max(arrays) - self._foreign + max(temporary)

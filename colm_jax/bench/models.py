@@ -1,4 +1,4 @@
-"""The random Llamas that `colm bench` measures."""
+"""Llama models with random weights for `colm bench`."""
 
 import jax
 
@@ -7,18 +7,18 @@ from colm_jax.settings.bench import DecodeBench, TrainBench
 
 
 def dtype_of(settings: TrainBench | DecodeBench) -> str:
-    """The dtype of a benchmark, chosen by the device where it is not set."""
+    """Return the dtype of a benchmark; by default it depends on the device."""
     return settings.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
 def model_of(settings: TrainBench) -> ModelConfig:
-    """The model that is trained."""
+    """Return the configuration of the trained model."""
     sizes = settings.width, settings.depth, settings.heads, settings.ff
     return _llama(settings.vocab_size, *sizes, settings.length + 1)
 
 
 def pair_of(settings: DecodeBench) -> tuple[ModelConfig, ModelConfig]:
-    """The base and the expert that decode together."""
+    """Return the configurations of base and expert."""
     context = settings.prompt_tokens + settings.new_tokens
     base = settings.base_width, settings.base_depth, settings.base_heads, settings.base_ff
     expert = settings.expert_width, settings.expert_depth, settings.expert_heads, settings.expert_ff

@@ -1,4 +1,4 @@
-"""Timing on a machine that may be busy with other things: what is compared takes turns; the table of figures."""
+"""Timing on a machine with other load, by interleaved measurements; the table of figures."""
 
 import os
 import time
@@ -17,17 +17,17 @@ from rich.table import Table
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.models.layers import precision_of
 
-Tell = Callable[[str], None]  # called before each piece of work, with its name
+Announce = Callable[[str], None]  # callback(name), called before each piece of work
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table."""
+    """One row of the table."""
 
     name: str
     value: float
     unit: str = ""  # "" for ratios
-    at_most: float | None = None  # the target, where there is one
+    at_most: float | None = None  # the target, if any
     at_least: float | None = None
 
     @property
@@ -38,17 +38,17 @@ class Figure:
         return None if self.at_least is None else self.value >= self.at_least
 
     def as_json(self) -> dict[str, Any]:
-        """Fields, and whether the target is met."""
+        """Return the fields, and whether the target is met."""
         return {**self.__dict__, "met": self.met}
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine(has_torch: bool) -> dict[str, Any]:
-    """Device and packages that figures were measured with."""
+    """Return the device and the package versions of a measurement."""
     device = jax.devices()[0]
     packages = ["jax", "jaxlib", "flax", "optax", *(["torch", "transformers"] if has_torch else [])]
     return {
@@ -59,37 +59,37 @@ def machine(has_torch: bool) -> dict[str, Any]:
     }
 
 
-def take_turns(works: Mapping[str, Callable[[], Any]], rounds: int, tell: Tell) -> dict[str, list[float]]:
-    """Seconds of each work in each round. A round before the first, which compiles, is not counted.
+def take_turns(works: Mapping[str, Callable[[], Any]], rounds: int, announce: Announce) -> dict[str, list[float]]:
+    """Return the seconds of each piece of work in each round, after an uncounted round for compilation.
 
-    The order is drawn anew for each round, so that none always runs behind the same one.
+    Each round has its own random order, so that no piece of work always follows the same one.
     """
     names, seconds, rng = list(works), {name: list[float]() for name in works}, np.random.default_rng(0)
     for turn in range(rounds + 1):
         for name in rng.permutation(names).tolist():
-            tell(name)
-            begun = time.perf_counter()
+            announce(name)
+            start = time.perf_counter()
             jax.block_until_ready(works[name]())
             if turn:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> float:
-    """The median of `one` over `other`, round by round: what slows a whole round cancels."""
+    """Return the median over rounds of `one` / `other`, so that load that slows a whole round cancels."""
     return median(a / b for a, b in zip(one, other, strict=True))
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:
-    """Memory that a program needs while it runs, by the compiler's account: arguments, results, temporaries."""
+    """Return the memory of a running program by the compiler's statistics: arguments, results, temporaries."""
     memory = compiled.memory_analysis()
-    assert memory is not None  # CPU, GPU and TPU all tell
+    assert memory is not None  # available on CPU, GPU and TPU
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return held + memory.temp_size_in_bytes
 
 
 def matrix_products(dtype: str) -> tuple[Callable[[], jax.Array], float]:
-    """Large square matrix products, one behind the other, and their floating-point operations: the device's peak."""
+    """Return a chain of large square matrix products, to measure the peak rate, and its floating-point operations."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     count = 8
     kernel = jax.random.normal(jax.random.key(0), (size, size), DTYPES[dtype]) * size**-0.5  # keeps the scale
@@ -104,7 +104,7 @@ def matrix_products(dtype: str) -> tuple[Callable[[], jax.Array], float]:
 
 
 def memory_traffic() -> tuple[Callable[[], jax.Array], float]:
-    """A large array, each number read and written again some times, and the bytes that this moves."""
+    """Return a program that reads and writes a large array several times, and the bytes that it moves."""
     count, turns = (2**26 if jax.default_backend() == "cpu" else 2**29), 8  # 256 MiB, 2 GiB: far beyond any cache
     numbers = jnp.zeros((count,), jnp.float32)
 
@@ -116,7 +116,7 @@ def memory_traffic() -> tuple[Callable[[], jax.Array], float]:
 
 
 def show_figures(figures: Sequence[Figure], left_out: Mapping[str, str], console: Console) -> None:
-    """Prints the figures with their targets, and why some are missing."""
+    """Print the figures with their targets, and the missing figures with reasons."""
     table = Table()
     for column in ("figure", "measured", "target", "met"):
         table.add_column(column, justify="left" if column == "figure" else "right")

@@ -1,6 +1,6 @@
-"""A decoder's weights in transformers' own model under PyTorch, which `colm bench` compares with.
+"""Conversion of a decoder to transformers' PyTorch model, the baseline of `colm bench`.
 
-PyTorch is no dependency: only a machine that has it makes the comparison.
+PyTorch is optional: without it the comparison is left out.
 """
 
 from importlib.util import find_spec
@@ -15,9 +15,9 @@ from colm_jax.models.decoder import Decoder
 
 
 def why_not(dtype: str) -> str | None:
-    """Why the comparison cannot be made here; None where it can."""
+    """Return why the comparison is not possible here; None if it is."""
     if jax.default_backend() != "cpu":
-        return "PyTorch is compared on the CPU alone, and JAX runs on another device"
+        return "PyTorch is compared on the CPU only, and JAX runs on another device"
     if dtype != "float32":
         return f"PyTorch is compared in float32, not {dtype}"
     if find_spec("torch") is None:
@@ -26,17 +26,17 @@ def why_not(dtype: str) -> str | None:
 
 
 def torch_model(decoder: Decoder) -> Any:
-    """transformers' model, float32, with copies of the decoder's weights."""
+    """Return transformers' model, float32, with copies of the decoder's weights."""
     import torch
     import transformers
 
     config = to_huggingface(decoder.config, "float32", bos_id=None, eos_id=None)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
     weights = {name: torch.tensor(value) for name, value in to_tensors(decoder).items()}
-    model.load_state_dict(weights)  # strict: every weight, and no other
+    model.load_state_dict(weights)  # strict: exactly the model's weights
     return model
 
 
 def thread_counts() -> list[int]:
-    """Numbers of threads that PyTorch is given: all cores; and one, which on a busy machine may be faster."""
+    """Return the numbers of PyTorch threads to try: all cores, and one, which may be faster on a busy machine."""
     return sorted({1, cores()})

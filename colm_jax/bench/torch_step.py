@@ -1,4 +1,4 @@
-"""The same model, batch and optimizer under transformers and PyTorch: what the fine-tuning step is compared with."""
+"""The training baseline: a fine-tuning step with the same model, batch and optimizer in transformers and PyTorch."""
 
 import numpy as np
 from jaxtyping import Int
@@ -8,15 +8,15 @@ from colm_jax.models.decoder import Decoder
 
 
 class TorchStep:
-    """A step of plain fine-tuning by transformers' own model and PyTorch's fused AdamW, as its Trainer takes it."""
+    """A fine-tuning step with transformers' model and PyTorch's fused AdamW, as in transformers' Trainer."""
 
     def __init__(self, decoder: Decoder, tokens: Int[np.ndarray, "B T1"], learning_rate: float):
-        """Gives the decoder's weights to transformers.
+        """Create the model with the decoder's weights, and its optimizer.
 
         Args:
           decoder: the model, float32.
-          tokens: the texts of every step; all of a text's tokens but the first count in the loss.
-          learning_rate: of AdamW, without weight decay.
+          tokens: the batch of every step; all tokens of a text but the first count in the loss.
+          learning_rate: the learning rate of AdamW, without weight decay.
         """
         import torch
 
@@ -27,7 +27,7 @@ class TorchStep:
         self._loss, self._set_threads = torch.nn.functional.cross_entropy, torch.set_num_threads
 
     def __call__(self, threads: int) -> float:
-        """Takes a step with so many threads; the loss before it, nats per token."""
+        """Run a step with the given number of threads; return the loss before it, nats per token."""
         self._set_threads(threads)
         logits = self._model(input_ids=self._read, use_cache=False).logits
         loss = self._loss(logits.flatten(0, 1), self._targets)

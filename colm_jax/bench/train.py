@@ -1,7 +1,7 @@
-"""`colm bench train`: what Co-LLM adds to plain fine-tuning, and what plain fine-tuning costs here.
+"""`colm bench train`: the time of Co-LLM training compared with plain fine-tuning, and of fine-tuning with PyTorch's.
 
-Everything is measured on the program that training runs (`TrainStep`, `train_gate`, `trainer.train`), with random
-weights and texts, in one process; what is compared takes turns.
+The actual training programs (`TrainStep`, `train_gate`, `trainer.train`) run with random weights and texts, in one
+process; measurements are interleaved.
 """
 
 import json
@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from colm_jax.bench.models import dtype_of, model_of
-from colm_jax.bench.timing import Figure, Tell, cores, machine, matrix_products, peak_bytes, ratio, take_turns
+from colm_jax.bench.timing import Announce, Figure, cores, machine, matrix_products, peak_bytes, ratio, take_turns
 from colm_jax.bench.torch_model import thread_counts, why_not
 from colm_jax.bench.torch_step import TorchStep
 from colm_jax.checkpoints.huggingface import DTYPES
@@ -38,17 +38,17 @@ from colm_jax.training.step import ScoredBatch, TrainState, TrainStep, batch_los
 from colm_jax.training.trainer import train
 
 OBJECTIVES = ("sft", "marginal", "em")
-AGREEMENT = 1e-4  # of the losses of both frameworks' first steps, relative; each step moves them by far more
+AGREEMENT = 1e-4  # relative tolerance of the first losses of both frameworks; each step changes them far more
 _FIRST_STEPS = 3
 _FITS = 3
 _SPREAD = 1.3  # nats
 _TORCH = "sft tokens/s / PyTorch's at its faster number of threads"
-_RATE = 1e-3  # so large that three steps on one batch move its loss
+_RATE = 1e-3  # large enough for three steps on one batch to change its loss
 
 
 @dataclass
 class _Steps:
-    """A step of each objective. They take turns on one state, whose shapes they share: it is donated each time."""
+    """A step of each objective. All share one state, which each step donates."""
 
     steps: dict[str, TrainStep]
     compiled: dict[str, jax.stages.Compiled]
@@ -59,32 +59,32 @@ class _Steps:
         self.state = self.steps["sft"].start()
 
     def take(self, objective: str) -> TrainState:
-        """One step."""
+        """Run one step; return the new state."""
         frozen = self.steps[objective].frozen
         self.state, self.metrics = self.compiled[objective](self.state, frozen, self.batch)
         return self.state
 
 
-def measure(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
-    """Measures; returns the figures, and what they were made of (`left_out` says which is missing, and why).
+def measure(settings: TrainBench, announce: Announce = lambda name: None) -> tuple[list[Figure], dict[str, Any]]:
+    """Run the benchmark; return the figures and the measurements (`left_out` has the missing figures and reasons).
 
     Args:
       settings: model and amount of work.
-      tell: told the name of each piece of work before it begins; `pieces` says how many there are.
+      announce: callback(name), called before each piece of work; `pieces` is their number.
 
     Raises:
-      RuntimeError: PyTorch's first steps have other losses, so that times would compare different work.
+      RuntimeError: the losses of PyTorch's first steps differ, so that times would compare different work.
     """
     model, dtype = model_of(settings), dtype_of(settings)
     decoder, gate = Decoder(model, nnx.Rngs(random_key(settings.seed)), DTYPES[dtype]), Gate(model.width, 1)
     rng = np.random.default_rng(settings.seed)
-    steps, peaks = _compiled(decoder, gate, settings, rng, tell)
+    steps, peaks = _compiled(decoder, gate, settings, rng, announce)
     flops = 3 * _forward_flops(decoder, gate, steps.batch)
     left_out, torch_step = why_not(dtype), None
     result: dict[str, Any] = {"machine": machine(left_out is None), "settings": vars(settings) | {"dtype": dtype}}
     if left_out is None:
         torch_step = TorchStep(decoder, np.asarray(steps.batch.tokens), _RATE)
-        result["first_losses"] = _agreed(steps, torch_step, tell)
+        result["first_losses"] = _agreed(steps, torch_step, announce)
 
     products, product_flops = matrix_products(dtype)
     works: dict[str, Any] = {name: partial(steps.take, name) for name in OBJECTIVES}
@@ -92,10 +92,10 @@ def measure(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[list[
     if torch_step is not None:
         for threads in thread_counts():
             works[f"torch, threads: {threads}"] = partial(torch_step, threads)
-    seconds = take_turns(works, settings.repeats, tell)
+    seconds = take_turns(works, settings.repeats, announce)
     del torch_step, works, steps
-    gate_alone = _gate_alone(decoder, settings, rng, tell)
-    share = _data_share(decoder, gate, settings, rng, tell)
+    gate_alone = _gate_alone(decoder, settings, rng, announce)
+    share = _data_share(decoder, gate, settings, rng, announce)
 
     medians = {name: median(times) for name, times in seconds.items()}
     tokens = settings.batch_size * settings.length
@@ -127,7 +127,7 @@ def measure(settings: TrainBench, tell: Tell = lambda name: None) -> tuple[list[
 
 
 def pieces(settings: TrainBench) -> int:
-    """How many pieces of work `measure` reports."""
+    """Return the number of pieces of work of `measure`."""
     has_torch = why_not(dtype_of(settings)) is None
     turns = (settings.repeats + 1) * (len(OBJECTIVES) + 1 + has_torch * len(thread_counts()))
     return len(OBJECTIVES) + has_torch + turns + 2 + _FITS + 1 + 1
@@ -146,9 +146,9 @@ def _training(settings: TrainBench, objective: str, epochs: int = 1) -> Training
 
 
 def _compiled(
-    decoder: Decoder, gate: Gate, settings: TrainBench, rng: np.random.Generator, tell: Tell
+    decoder: Decoder, gate: Gate, settings: TrainBench, rng: np.random.Generator, announce: Announce
 ) -> tuple[_Steps, dict[str, int]]:
-    """The steps of a batch of random texts with cached expert scores, and the peak bytes of each."""
+    """Compile the steps for a batch of random texts with cached expert scores; return them and their peak bytes."""
     mesh, shape = make_mesh(), (settings.batch_size, settings.length)
     tokens = rng.integers(0, settings.vocab_size, (shape[0], shape[1] + 1), np.int32)
     log_probs = np.log(rng.uniform(1e-4, 1.0, (*shape, 1))).astype(np.float32)
@@ -156,14 +156,14 @@ def _compiled(
     batch = ScoredBatch(*arrays)
     steps, compiled = {}, {}
     for objective in OBJECTIVES:
-        tell(f"compiling {objective}")
+        announce(f"compiling {objective}")
         steps[objective] = TrainStep(decoder, gate, _training(settings, objective), 10**6, mesh)
         compiled[objective] = steps[objective].trace(batch).lower().compile()
     return _Steps(steps, compiled, batch), {name: peak_bytes(program) for name, program in compiled.items()}
 
 
 def _forward_flops(decoder: Decoder, gate: Gate, batch: ScoredBatch) -> float:
-    """Of the matrix products of one forward pass; a training step has three times as many, but for what it repeats."""
+    """Return the operations of one forward pass's matrix products, a third of a training step's without remat."""
     graph, state = nnx.split((decoder, gate))
 
     def forward(state: nnx.State, batch: ScoredBatch) -> jax.Array:
@@ -172,21 +172,23 @@ def _forward_flops(decoder: Decoder, gate: Gate, batch: ScoredBatch) -> float:
     return matrix_flops(jax.jit(forward).trace(state, batch).jaxpr.jaxpr)
 
 
-def _agreed(steps: _Steps, torch_step: TorchStep, tell: Tell) -> dict[str, list[float]]:
-    """The losses of the first steps, before each, from the same weights; raises RuntimeError where they differ."""
-    tell("comparing losses")
+def _agreed(steps: _Steps, torch_step: TorchStep, announce: Announce) -> dict[str, list[float]]:
+    """Return the losses before each of the first steps, from equal weights; raise RuntimeError if they differ."""
+    announce("comparing losses")
     ours, theirs = [], []
     for _ in range(_FIRST_STEPS):
         steps.take("sft")
         ours.append(float(steps.metrics["loss"]))
         theirs.append(torch_step(cores()))
     if not np.allclose(ours, theirs, rtol=AGREEMENT, atol=0.0):
-        raise RuntimeError(f"bench: the sft step's first losses {ours} are not PyTorch's {theirs}; times say nothing")
+        raise RuntimeError(
+            f"bench: the sft step's first losses {ours} differ from PyTorch's {theirs}; their times are not comparable"
+        )
     return {"sft": ours, "torch": theirs}
 
 
 def _texts(settings: TrainBench, rng: np.random.Generator, lengths: Iterable[int]) -> Examples:
-    """Random texts of so many tokens, all of which count but each first one."""
+    """Return random texts of the given lengths, in which all tokens but the first count in the loss."""
     return Examples(
         tuple(
             Example(rng.integers(0, settings.vocab_size, n).astype(np.int32), np.arange(n) > 0)
@@ -196,27 +198,27 @@ def _texts(settings: TrainBench, rng: np.random.Generator, lengths: Iterable[int
     )
 
 
-def _gate_alone(decoder: Decoder, settings: TrainBench, rng: np.random.Generator, tell: Tell) -> dict[str, Any]:
-    """Seconds a text of fitting the gate from cached hidden states, and of the passes of the base that cache them.
+def _gate_alone(decoder: Decoder, settings: TrainBench, rng: np.random.Generator, announce: Announce) -> dict[str, Any]:
+    """Measure the seconds per text of the gate's fit on cached hidden states, and of the base's passes that cache them.
 
-    Scores are as if a team with some gate had written the texts: it draws each token's writer, and the token's
-    log p_1 − log p_0 is normal, of variance s² about s²/2 where the expert wrote and −s²/2 where the base did, which
-    is what a ratio of densities is under its own numerator and denominator. s is 1.3 nats, as the babyllama pair's
-    deviation on stories; the fit then takes as many passes as on them (docs/method.md).
+    Scores are drawn as if a team with some gate had written the texts: each token's writer is random, and its
+    log p_1 − log p_0 is normal with variance s² and mean s²/2 for the expert's tokens, −s²/2 for the base's, as for a
+    ratio of densities under its numerator and its denominator. s is 1.3 nats, the babyllama pair's standard deviation
+    on stories; the fit then needs as many passes as on them (docs/method.md).
     """
     texts = _texts(settings, rng, [settings.length + 1] * settings.texts)
     few = Examples(texts.items[: settings.batch_size], cut=0)
     with TemporaryDirectory() as folder:
-        tell("scoring")
+        announce("scoring")
         score_examples(decoder, few)  # compiles
-        begun = time.perf_counter()
+        started = time.perf_counter()
         base_log_prob = np.concatenate(score_examples(decoder, texts).log_prob)
-        score_seconds = time.perf_counter() - begun
-        tell("hidden states")
+        score_seconds = time.perf_counter() - started
+        announce("hidden states")
         hidden_to_directory(decoder, few, Path(folder) / "few")
-        begun = time.perf_counter()
+        started = time.perf_counter()
         hidden_to_directory(decoder, texts, Path(folder) / "all")
-        hidden_seconds = time.perf_counter() - begun
+        hidden_seconds = time.perf_counter() - started
         hidden = open_hidden(Path(folder) / "all", texts)
         direction = rng.normal(size=settings.width)
         logits = np.concatenate([shard @ direction for shard in hidden])
@@ -231,7 +233,7 @@ def _gate_alone(decoder: Decoder, settings: TrainBench, rng: np.random.Generator
         def fit() -> None:
             fits.append(train_gate(positions, start, "marginal", positive_weight=5.0))
 
-        seconds = take_turns({"gate alone": fit}, _FITS, tell)["gate alone"]
+        seconds = take_turns({"gate alone": fit}, _FITS, announce)["gate alone"]
     return {
         "fit_seconds": median(seconds) / settings.texts,
         "score_seconds": score_seconds / settings.texts,
@@ -243,9 +245,11 @@ def _gate_alone(decoder: Decoder, settings: TrainBench, rng: np.random.Generator
     }
 
 
-def _data_share(decoder: Decoder, gate: Gate, settings: TrainBench, rng: np.random.Generator, tell: Tell) -> float:
-    """The median share of a step in which the trainer waits for its batch; the first step, which compiles, is out."""
-    tell("the trainer")
+def _data_share(
+    decoder: Decoder, gate: Gate, settings: TrainBench, rng: np.random.Generator, announce: Announce
+) -> float:
+    """Return the median share of step time in which the trainer waits for its batch, without the first step."""
+    announce("the trainer")
     lengths = rng.integers(settings.length // 2, settings.length + 1, settings.texts)
     texts = _texts(settings, rng, np.maximum(lengths, 2))
     log_probs = [np.log(rng.uniform(1e-4, 1.0, len(text.ids) - 1)).astype(np.float32) for text in texts.items]

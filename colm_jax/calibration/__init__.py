@@ -1,1 +1,1 @@
-"""Calibration: choosing the threshold on a dev set, and what the gate is worth there."""
+"""Calibration: choose the threshold on a dev set and measure the gate there."""

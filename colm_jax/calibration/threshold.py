@@ -1,11 +1,10 @@
 """The threshold, chosen on a dev set: by a task's metric over decoded answers, or by next-token accuracy on text.
 
-The grid is quantiles of p_defer, so that its points lie at known deferral rates: on the dev texts or, as the original
-does it, on what the base alone writes to the dev prompts. Where no p_defer lies over a wide range, points in between
-show how far a score reaches.
+The grid consists of quantiles of p_defer, so that its points have known deferral rates: on the dev texts or, as in the
+original, on the base's own answers to the dev prompts. Evenly spaced points fill wide gaps between quantiles.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import ceil
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from colm_jax.calibration.answers import Answers
 from colm_jax.calibration.figures import area, reliability, roc
+from colm_jax.console import Progress
 from colm_jax.data.records import Examples, Records
 from colm_jax.errors import UserError
 from colm_jax.evaluation.tasks import find_task, score_answers
@@ -26,13 +26,13 @@ from colm_jax.scoring import greedy_choices
 from colm_jax.settings.calibration import Calibration
 from colm_jax.team import CoLM, Generation, Scored
 
-_WIDEST = 0.1  # gap between neighbouring thresholds that are tried
-_SAME_COST = 0.25  # thresholds cost about the same where their deferral rates differ by at most this share
+_WIDEST = 0.1  # largest gap between neighbouring thresholds of the grid
+_SAME_COST = 0.25  # two thresholds cost about the same if their deferral rates differ by at most this share
 
 
 @dataclass(frozen=True)
 class Point:
-    """One threshold and what it gives on the dev set."""
+    """A threshold with its results on the dev set."""
 
     threshold: float
     deferral_rate: float  # share of tokens with p_defer above the threshold
@@ -40,7 +40,7 @@ class Point:
 
 
 def prompt_of(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The prompt of a data line that has one: its prompt, or its messages (and tools) up to the assistant's last."""
+    """Return a data line's "prompt", or its messages (and tools) before the assistant's last; None without a prompt."""
     if "prompt" in record:
         return {"prompt": record["prompt"]}
     if "text" in record or not isinstance(record.get("messages"), list):
@@ -52,10 +52,10 @@ def prompt_of(record: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def decoded_prompts(records: Records, task: str | None, settings: Calibration) -> list[dict[str, Any]]:
-    """The prompts that calibration decodes: each line's, for a task or with generations as the source, else none.
+    """Return the prompts that calibration decodes: every line's for a task or source "generations", otherwise none.
 
     Raises:
-      UserError: a line without a prompt, where prompts are decoded.
+      UserError: a line without a prompt, if prompts are decoded.
     """
     if task is None and settings.source != "generations":
         return []
@@ -67,7 +67,7 @@ def decoded_prompts(records: Records, task: str | None, settings: Calibration) -
 
 
 def references_of(records: Records, task: str | None) -> list[Any]:
-    """What a task grades each line's answer by; none without a task.
+    """Return the reference of each line by which a task grades its answer; an empty list without a task.
 
     Raises:
       UserError: a line without a reference.
@@ -76,19 +76,19 @@ def references_of(records: Records, task: str | None) -> list[Any]:
 
 
 def _chosen_expert(values: Shaped[np.ndarray, "T M"], scored: Scored) -> Shaped[np.ndarray, "T"]:
-    """Of a text's values, those of each position's most probable expert."""
+    """Return from a text's values the value of each position's most probable expert."""
     assert scored.gate_logits is not None  # the team has a gate
     return np.take_along_axis(values, scored.gate_logits.argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
 def _right(scored: Sequence[Scored]) -> tuple[Bool[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
-    """Whether the base, and the most probable expert, would write the text's own token, where it counts."""
+    """Return whether the base, and the most probable expert, predict the text's own token at each counted position."""
     base = [s.is_argmax[s.mask, 0] for s in scored]
     return np.concatenate(base), np.concatenate([_chosen_expert(s.is_argmax[:, 1:], s)[s.mask] for s in scored])
 
 
 def _differs_on_texts(team: CoLM, examples: Examples, scored: Sequence[Scored]) -> Bool[np.ndarray, "N"]:
-    """Whether base and expert would write other tokens, at each position of the dev texts that counts."""
+    """Return whether the greedy tokens of base and expert differ, at each counted position of the dev texts."""
     base, *experts = (greedy_choices(model, examples, team.allowed) for model in (team.base, *team.experts))
     return np.concatenate(
         [(_chosen_expert(np.stack(own, -1), s) != first)[s.mask] for s, first, *own in zip(scored, base, *experts)]
@@ -98,12 +98,10 @@ def _differs_on_texts(team: CoLM, examples: Examples, scored: Sequence[Scored]) 
 def _positions_of_generations(
     team: CoLM, written: Sequence[Generation]
 ) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
-    """Of what the base alone wrote, p_defer at each token, and whether the expert would write another one.
-
-    Each token is the base's own choice, so the expert's is that token or differs.
+    """Return p_defer at each token of the base's own answers, and whether the expert's greedy token differs from it.
 
     Raises:
-      UserError: the base wrote nothing.
+      UserError: all answers are empty.
     """
     texts = [answer for answer in written if answer.tokens]
     if not texts:
@@ -116,9 +114,9 @@ def _positions_of_generations(
 
 
 def fill(thresholds: Iterable[float]) -> list[float]:
-    """These thresholds, 0 and 1, and points spread evenly over each gap wider than 0.1, from high to low.
+    """Return the thresholds with 0, 1 and evenly spaced points in each gap wider than 0.1, from high to low.
 
-    Few p_defer lie in a wide gap between quantiles, so that few answers are decoded again there.
+    Few values of p_defer are in a wide gap between quantiles, so that few answers are decoded again there.
     """
     known = sorted({1.0, 0.0, *thresholds}, reverse=True)
     grid: list[float] = []
@@ -129,20 +127,19 @@ def fill(thresholds: Iterable[float]) -> list[float]:
 
 
 def choose(curve: Sequence[Point], grades: Sequence[Shaped[np.ndarray, "N"]]) -> tuple[Point, tuple[Point, ...]]:
-    """Chooses the middle of the thresholds that are as good as the best and cost about the same.
+    """Choose the middle of the thresholds that are as good as the best and cost about the same.
 
-    The best point has the highest score and, at equal scores, the highest threshold. The plateau is the unbroken run of
-    points around it whose scores differ from its own by at most one standard error (paired over the grades: McNemar's
-    statistic is at most 1) and whose deferral rates differ from its own by at most a quarter. Its edges are where it
-    ends on these dev problems, and lie elsewhere on others. Where nothing beats the base alone, the base alone is
-    chosen.
+    The best point has the highest score and, at equal scores, the highest threshold. The plateau is the contiguous run
+    of points around it whose scores differ from its own by at most one standard error (paired over the grades:
+    McNemar's statistic is at most 1) and whose deferral rates differ from its own by at most a quarter. The plateau's
+    edges vary between dev sets, its middle less. If no point beats the base alone, the base alone is chosen.
 
     Args:
       curve: points from high to low thresholds.
-      grades: at each point, the grade of every dev problem (or position).
+      grades: for each point, the grade of every dev problem (or position).
 
     Returns:
-      The plateau's point nearest to its middle, and the plateau.
+      The point of the plateau nearest to its middle, and the plateau.
     """
     best = max(range(len(curve)), key=lambda i: (curve[i].score, curve[i].threshold))
     rate = curve[best].deferral_rate
@@ -151,7 +148,7 @@ def choose(curve: Sequence[Point], grades: Sequence[Shaped[np.ndarray, "N"]]) ->
 
     def alike(i: int) -> bool:
         difference = np.subtract(grades[i], grades[best], dtype=np.float64)
-        same_score = difference.sum() ** 2 <= (difference**2).sum() + 1e-9  # grades may be fractions, and round
+        same_score = difference.sum() ** 2 <= (difference**2).sum() + 1e-9  # tolerance: grades may be fractions
         return bool(same_score and abs(curve[i].deferral_rate - rate) <= _SAME_COST * rate)
 
     first = last = best
@@ -170,41 +167,41 @@ def calibrate(
     examples: Examples,
     task: str | None,
     settings: Calibration,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Chooses η (see `choose`).
+    """Choose the threshold η on a dev set (see `choose`).
 
     Args:
       team: with a gate.
       records: the dev file's lines with their places.
       examples: the same, tokenised.
-      task: decode the prompts at every threshold and take this task's accuracy; None: next-token accuracy of the
-        texts' own tokens, where whoever writes at that threshold predicts it.
+      task: decode the prompts at every threshold and measure this task's accuracy; None: measure next-token accuracy on
+        the dev texts, of whichever model writes at that threshold.
       settings: the grid.
-      progress: called with thresholds done, and their number.
+      progress: callback(thresholds done, total).
 
     Returns:
       The choice: "threshold", "metric", "score", its 95 % "interval" (None without a task), "deferral_rate", and
-      "plateau", the lowest and highest threshold of those whose middle it is. The grid: "source", "thresholds"
-      (deferral rate -> η), "curve" (a Point each) and its "area", the mean score over deferral rates. The gate: "roc"
-      on the source's positions, "reliability" on the dev texts (see `figures`). The work: "answers_decoded",
-      "answers_reused" (0 where nothing is decoded).
+      "plateau", its lowest and highest threshold. The grid: "source", "thresholds" (deferral rate -> η), "curve" (one
+      entry per Point) and its "area", the mean score over deferral rates. The gate: "roc" on the source's positions,
+      "reliability" on the dev texts (see `figures`). The work: "answers_decoded", "answers_reused" (0 if nothing is
+      decoded).
 
     Raises:
-      UserError: no gate, or a task or generations and lines without prompts.
+      UserError: no gate; a line without a prompt, for a task or source "generations".
     """
     if team.gate is None:
         raise UserError("calibration needs a base with a gate; train one first (colm train)")
     prompts, references = decoded_prompts(records, task, settings), references_of(records, task)
     answers = Answers(team, prompts, settings.max_new_tokens) if prompts else None
     scored = team.score_examples(examples)
-    on_texts = np.asarray(jax.jit(p_defer)(gate_logits_of(scored)))  # jitted: no array an operation
+    on_texts = np.asarray(jax.jit(p_defer)(gate_logits_of(scored)))  # jitted: one dispatch, no intermediate arrays
     by_base, by_expert = _right(scored)
     if settings.source == "texts":
         rates, differs = on_texts, _differs_on_texts(team, examples, scored)
     else:
         assert answers is not None  # made above
-        rates, differs = _positions_of_generations(team, answers.at(1.0))  # no p_defer exceeds 1: the base alone
+        rates, differs = _positions_of_generations(team, answers.at(1.0))  # η = 1: the base alone
     thresholds = {rate: float(np.quantile(rates, 1 - rate)) for rate in settings.rates}
     grid = fill(thresholds.values())
     curve, grades, intervals = list[Point](), list[np.ndarray](), {}

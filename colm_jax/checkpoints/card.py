@@ -1,4 +1,4 @@
-"""The model card (README.md) of a team directory: who is in it, on what it was trained, how it was calibrated."""
+"""The model card (README.md) of a team directory: its models, training data and calibration."""
 
 import json
 from pathlib import Path
@@ -16,11 +16,11 @@ team = CoLM.from_pretrained(base=".")
 
 
 def model_card(facts: dict[str, Any]) -> str:
-    """The card of a team, from its colm.json. What only its owner knows is left to fill in."""
+    """Return the model card of a team, from its colm.json. Licences are left for the owner to fill in."""
     provenance, experts = facts.get("provenance", {}), facts.get("experts", [])
     base = provenance.get("base", {})
-    lines = ["---", "license: # to be filled in: base, experts and data each bring terms of their own"]
-    if base.get("revision"):  # only a Hub name means something elsewhere
+    lines = ["---", "license: # to be filled in: base, experts and data each have their own terms"]
+    if base.get("revision"):  # a local path means nothing on another machine
         lines.append(f"base_model: {json.dumps(base['model'])}")
     lines += ["tags: [co-llm]", "---", "", "# A Co-LLM team", ""]
     lines += [
@@ -41,7 +41,7 @@ def model_card(facts: dict[str, Any]) -> str:
     lines += [f"- {name}: {value}" for name, value in provenance.get("training", {}).items()]
     vocabulary = facts.get("shared_vocabulary")
     if vocabulary:
-        lines.append(f"- shared vocabulary: {vocabulary['words']} words; no other is ever written")
+        lines.append(f"- shared vocabulary: {vocabulary['words']} tokens; no other token is ever written")
     lines += ["", "## Calibration", ""]
     if facts.get("threshold") is None:
         lines.append("None: pass a threshold, or run `colm calibrate`.")

@@ -1,4 +1,4 @@
-"""What a model is and whether two can pair, from configuration, headers and tokenizer; no weights are read."""
+"""Describe models and whether they can pair, from configuration, headers and tokenizer; no weights are read."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
     """Return the facts of a model and how `mesh` shards it. Only headers of weights are read, and none are downloaded.
 
     Raises:
-      UserError: whatever loading refuses, except for the values of the weights.
+      UserError: any error of loading, except about the values of the weights.
     """
     directory = resolve(model, weights=False)
     config, tokenizer = read_config(directory), load_tokenizer(directory)
@@ -76,7 +76,7 @@ def _has_weights(directory: Path) -> bool:
 
 
 def memory(config: ModelConfig) -> dict[str, int]:
-    """Return the bytes of the weights in every type they can be loaded in (int8 and int4: the rest in bfloat16)."""
+    """Return the bytes of the weights in every type that loading offers (int8 and int4: the rest in bfloat16)."""
     sizes: dict[str, int] = dict.fromkeys((*DTYPES, *BITS), 0)
     table = FAMILIES[config.family].table
     for path, variable in nnx.to_flat_state(nnx.state(abstract_decoder(config))):

@@ -1,6 +1,6 @@
-"""A model's directory: found on disk or fetched from the Hub, its JSON files, its safetensors files by name.
+"""A model's directory: find it on disk or download it from the Hub, and list its safetensors files.
 
-Only safetensors are read: pickled weights could run code. Remote code is never run.
+Only safetensors are read, since pickled weights could run code. Remote code is never run.
 """
 
 from collections.abc import Iterator
@@ -14,18 +14,17 @@ from colm_jax.errors import UserError
 from colm_jax.storage import path_of, read_json, read_range, storage_of
 
 _SINGLE, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
-_IGNORED = ["consolidated*", "*/*"]  # the same weights once more, for other programs
-_LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; the library refuses longer ones
-_FETCHED = ["*.json", "*.model", "*.jinja"]  # all but weights
+_IGNORED = ["consolidated*", "*/*"]  # duplicates of the weights, for other programs
+_LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer headers
+_FETCHED = ["*.json", "*.model", "*.jinja"]  # everything but weights
 
 
 def resolve(model: str | Path, weights: bool = True) -> Path:
-    """The directory of MODEL: itself, on disk or in a bucket, or a Hub name's snapshot, downloaded where it is missing.
+    """Return the directory of a model: a path on disk or in a bucket, or the snapshot of a Hub name.
 
-    Without `weights` a snapshot may lack them.
-
-    A Hub name may end in @REVISION (a branch, tag or commit). The snapshot's folder is named by its commit, so what is
-    returned is pinned (see `revision`). HF_HUB_OFFLINE=1 uses only what is cached.
+    A missing snapshot is downloaded; unless `weights`, it may lack them. A Hub name may end in @REVISION (a branch, tag
+    or commit). The snapshot's directory is named after its commit (see `revision`). HF_HUB_OFFLINE=1 restricts to the
+    cache.
 
     Raises:
       UserError: neither a directory nor a Hub name that can be fetched.
@@ -46,19 +45,19 @@ def resolve(model: str | Path, weights: bool = True) -> Path:
         return Path(snapshot_download(name, revision=wanted or None, allow_patterns=patterns, ignore_patterns=_IGNORED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"model {str(model)!r}: no such directory, and the Hub did not give it: {reason}") from error
+        raise UserError(f"model {str(model)!r}: no such directory, and not available from the Hub: {reason}") from error
 
 
 def revision(directory: Path) -> str | None:
-    """The commit of a Hub snapshot (…/snapshots/COMMIT); None for a directory of one's own."""
+    """Return the commit of a Hub snapshot (…/snapshots/COMMIT); None for any other directory."""
     return directory.name if directory.parent.name == "snapshots" else None
 
 
 def weight_map(directory: Path) -> dict[str, str] | None:
-    """Which file holds which tensor, by the checkpoint's index; None: it has no index.
+    """Return the file name of each tensor from the checkpoint's index; None without an index.
 
     Raises:
-      UserError: an index that cannot be read, or that names a file elsewhere.
+      UserError: an index that cannot be read, or that names a file outside the directory.
     """
     index = directory / _INDEX
     if not index.exists():
@@ -68,12 +67,12 @@ def weight_map(directory: Path) -> dict[str, str] | None:
         raise UserError(f"{index}: no 'weight_map' of tensor names to file names in it")
     for name in names.values():
         if Path(name).name != name:
-            raise UserError(f"{index}: {name!r} is no file name beside the index")
+            raise UserError(f"{index}: {name!r} is not a plain file name; weights must be in the index's directory")
     return names
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, by its index where it has one; all exist.
+    """Return the safetensors files of a checkpoint, as listed in its index if it has one; all exist.
 
     Other programs' copies of the weights (pytorch_model*.bin, consolidated*) are not read, as in transformers.
 
@@ -90,7 +89,7 @@ def weight_files(directory: Path) -> list[Path]:
     if listed is not None and _SINGLE not in names and single.exists():
         raise UserError(
             f"{directory}: two sets of weights: {_INDEX} lists {', '.join(names[:2])}{', ...' * (len(names) > 2)}, and "
-            f"{_SINGLE} lies beside it; remove the index and its files, or {_SINGLE} (which transformers reads)"
+            f"{_SINGLE} exists too; remove the index and its files, or {_SINGLE} (which transformers reads)"
         )
     if listed is None and not single.exists() and any(directory.glob("pytorch_model*")):
         raise UserError(
@@ -105,7 +104,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 @contextmanager
 def open_weights(file: Path) -> Iterator[Any]:
-    """Open a safetensors file after the library has checked its header. Of one in a bucket only the header is there.
+    """Open a safetensors file; the library checks its header. Of a file in a bucket only the header is fetched.
 
     Raises:
       UserError: the file is missing, truncated or damaged.

@@ -1,12 +1,11 @@
-"""Hugging Face directories to decoders and back, by each family's one table of names; strict in both directions.
+"""Load and save decoders as Hugging Face directories, by each family's table of names; strict in both directions.
 
 Reads config.json and *.safetensors (one file, or shards with an index), each tensor straight into the shards of this
 host's devices. A directory in the original Co-LLM's format (LM head and embedding with one extra last row, the deferral
-token) is taken apart into a plain base and its gate: see `load_model`.
+token) is split into a plain base and its gate: see `load_model`.
 """
 
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -23,6 +22,7 @@ from safetensors.numpy import save_file
 from colm_jax.checkpoints.directory import weight_map
 from colm_jax.checkpoints.families import FAMILIES, Stored, from_huggingface
 from colm_jax.checkpoints.reader import TensorOnDisk, read_array, same_values, tensors_on_disk
+from colm_jax.console import Progress
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
@@ -34,18 +34,16 @@ from colm_jax.text.special import DEFER_TOKEN
 
 DTYPES = {name: getattr(jnp, name) for name in FLOAT_TYPES}
 
-# Buffers that old checkpoints carry and that hold no weights.
+# Buffers in old checkpoints that hold no weights.
 _NO_WEIGHTS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 _HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
 _READERS = 4  # threads
 
-Progress = Callable[[int, int], None]  # bytes done, of how many
-
 
 @dataclass(frozen=True)
 class Deferral:
-    """What the original's format adds to a base: the last row of its LM head (the gate) and of its embedding."""
+    """The deferral token's rows in the original's format: the last of the LM head (the gate) and of the embedding."""
 
     gate: np.ndarray  # [D]
     embedding: np.ndarray  # [D]
@@ -53,7 +51,7 @@ class Deferral:
 
 @dataclass(frozen=True)
 class Part:
-    """What a stored tensor is here: a parameter, or one layer (and network) of it."""
+    """The parameter, or the one layer (and network) of it, that a stored tensor holds."""
 
     path: str  # in Decoder
     index: tuple[int, ...]  # (), (layer,) or (layer, network)
@@ -62,13 +60,13 @@ class Part:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The directory's network description, as stored (the original's format counts its deferral row)."""
+    """Return the configuration of the directory's model as stored (in the original's format with the deferral row)."""
     path = directory / "config.json"
     return from_huggingface(read_json(path), str(path))
 
 
 def abstract_decoder(config: ModelConfig, dtype: DTypeLike = jnp.float32, stacked: bool = True) -> Decoder:
-    """A decoder of shapes without arrays."""
+    """Return a decoder of abstract arrays."""
 
     def make() -> Decoder:
         decoder = Decoder(config, nnx.Rngs(0), dtype)
@@ -79,7 +77,7 @@ def abstract_decoder(config: ModelConfig, dtype: DTypeLike = jnp.float32, stacke
 
 @lru_cache(maxsize=8)
 def parts_of(config: ModelConfig, stacked: bool = True) -> dict[str, Part]:
-    """Every tensor that a checkpoint of this configuration has, by its name there."""
+    """Return the parts of a checkpoint of this configuration, by tensor name."""
     table, found = FAMILIES[config.family].table, {}
     for path, variable in _by_path(nnx.state(abstract_decoder(config))).items():
         stored, shape = table[path], variable.shape
@@ -95,9 +93,10 @@ def parts_of(config: ModelConfig, stacked: bool = True) -> dict[str, Part]:
 
 
 def match_tensors(directory: Path, values: bool = True) -> list[tuple[TensorOnDisk, Part]]:
-    """Every tensor of a checkpoint with what it is here, in the order on disk.
+    """Match every tensor of a checkpoint with its part of a decoder, in the order on disk.
 
-    Reads headers only. Where the file of a tied model repeats the table as `lm_head.weight`, `values` compares the two.
+    Only headers are read, except that with `values` a tied model's `lm_head.weight`, if stored, is compared with the
+    embedding.
 
     Raises:
       UserError: naming the unknown, duplicate or missing tensor, the wrong shape, an index that does not fit the files,
@@ -110,7 +109,7 @@ def match_tensors(directory: Path, values: bool = True) -> list[tuple[TensorOnDi
     for tensor in on_disk:
         name = tensor.name
         if name in found:
-            raise UserError(f"{tensor.file}: tensor {name!r} stands in {found[name].file.name} too")
+            raise UserError(f"{tensor.file}: tensor {name!r} is also in {found[name].file.name}; remove one of them")
         if name == _HEAD and config.tied:
             found[name] = tensor
             continue
@@ -129,23 +128,23 @@ def match_tensors(directory: Path, values: bool = True) -> list[tuple[TensorOnDi
 
 
 def _check_tied_head(head: TensorOnDisk, table: TensorOnDisk) -> None:
-    """Checks that the head which a tied model stores is its table once more: programs differ in which they use."""
+    """Check that the stored head of a tied model equals its embedding, since programs differ in which they use."""
     if not same_values(head, table):
         raise UserError(
-            f"{head.file}: config.json ties the head to the embedding (tie_word_embeddings is true or left out), and "
-            f"{head.name!r} {list(head.shape)} is not {table.name!r} {list(table.shape)}; set tie_word_embeddings to "
-            "false to use it, or remove it"
+            f"{head.file}: config.json ties the head to the embedding (tie_word_embeddings is true or left out), but "
+            f"{head.name!r} {list(head.shape)} differs from {table.name!r} {list(table.shape)}; set "
+            "tie_word_embeddings to false to use it, or remove it"
         )
 
 
 def _check_index(directory: Path, on_disk: list[TensorOnDisk]) -> None:
-    """Checks that each file of an index holds the tensors that the index says it holds."""
+    """Check that each file holds the tensors that the index lists for it."""
     held = {(tensor.file.name, tensor.name) for tensor in on_disk}
     for name, file in (weight_map(directory) or {}).items():
         if (file, name) not in held and not _NO_WEIGHTS.fullmatch(name):
             raise UserError(
-                f"{directory / file}: holds no tensor {name!r}, and the index of the weights says so; the file or the "
-                "index is of another checkpoint"
+                f"{directory / file}: tensor {name!r}, listed in the index of the weights, is not in this file; the "
+                "file or the index belongs to another checkpoint"
             )
 
 
@@ -158,19 +157,19 @@ def load_model(
     stacked: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> tuple[Decoder, Deferral | None]:
-    """Loads a decoder onto `mesh`; the weights are converted to `dtype`.
+    """Load a decoder onto `mesh`; the weights are converted to `dtype`.
 
     Args:
       directory: a local Hugging Face directory.
       dtype: "float32", "bfloat16" or "float16".
-      mesh: where the parameters go, by their logical axes.
-      tokenizer_size: given, the model is in the original Co-LLM's format and has this many words plus the deferral row.
-      quantize: "int8" or "int4": the kernels of linear maps are stored in so many bits.
-      stacked: layers as one (to train); False: a list of them, as decoding wants them.
-      progress: told how many bytes are read.
+      mesh: devices to shard the parameters over, by their logical axes.
+      tokenizer_size: vocabulary size without the deferral token, for a model in the original Co-LLM's format.
+      quantize: "int8" or "int4": store the kernels of linear layers in 8 or 4 bits.
+      stacked: stack the layers' parameters (for training); False: a list of layers (for decoding).
+      progress: callback(bytes read, total).
 
     Returns:
-      The decoder, and the deferral row where `tokenizer_size` was given.
+      The decoder, and the deferral rows if `tokenizer_size` was given.
 
     Raises:
       UserError: as `match_tensors`, or naming the tensor whose value is not finite.
@@ -203,10 +202,10 @@ def _read_parameters(
     quantize: str | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Every parameter by its path, on the mesh's devices; one tensor at a time, its blocks in parallel."""
+    """Read every parameter onto the mesh, one tensor at a time, its blocks in parallel; return them by path."""
     loaded: dict[str, Any] = {}
     total, done = sum(tensor.bytes for tensor, _ in matched), 0
-    with ThreadPoolExecutor(_READERS) as pool:  # one for all: each thread keeps some memory
+    with ThreadPoolExecutor(_READERS) as pool:  # one pool for all: each thread keeps some memory
         for tensor, part in matched:
             variable, layers = abstract[part.path], len(part.index)
             axes = variable.get_metadata()["axes"]
@@ -219,7 +218,7 @@ def _read_parameters(
                 if whole is None:
                     whole = _empty(value, variable.shape[:layers], mesh, axes)
                 value = _place(whole, value, part.index)
-            loaded[part.path] = jax.block_until_ready(value)  # else reading runs ahead, and fills the host's memory
+            loaded[part.path] = jax.block_until_ready(value)  # otherwise pending copies fill the host's memory
             done += tensor.bytes
             progress(done, total)
     return loaded
@@ -230,7 +229,7 @@ def _by_path(state: nnx.State) -> dict:
 
 
 def _empty(value, leading: tuple[int, ...], mesh, axes):
-    """A parameter with room for all its layers, of which `value` is one."""
+    """Return zeros for a parameter with all its layers, of which `value` is one."""
 
     def make(leaf):
         shape = (*leading, *leaf.shape)
@@ -241,7 +240,7 @@ def _empty(value, leading: tuple[int, ...], mesh, axes):
 
 @partial(jax.jit, donate_argnums=0)
 def _place(stacked, value, index):
-    """Puts one layer into a parameter, in place."""
+    """Write one layer into a stacked parameter, in place."""
 
     def put(whole, part):
         start = (*index, *(0,) * part.ndim)
@@ -251,14 +250,14 @@ def _place(stacked, value, index):
 
 
 def to_tensors(decoder: Decoder, dtype: str | None = None) -> dict[str, np.ndarray]:
-    """The decoder's weights under their Hugging Face names, as NumPy arrays; the inverse of `load_model`.
+    """Return the decoder's weights under their Hugging Face names, as NumPy arrays; the inverse of `load_model`.
 
-    Where several processes hold parts of it, all have to ask, and the first gets them.
+    With several processes, all must call this; only the first receives the tensors.
     """
     arrays = {path: variable[...] for path, variable in _by_path(nnx.state(decoder)).items()}
     tensors = {}
     for name, part in parts_of(decoder.config).items():
-        value = to_host(arrays[part.path][part.index])  # a layer at a time: each device holds all of it for a moment
+        value = to_host(arrays[part.path][part.index])  # one layer at a time: each device briefly holds all of it
         if not is_first():
             continue
         shape = part.stored.shape(part.shape)
@@ -268,6 +267,6 @@ def to_tensors(decoder: Decoder, dtype: str | None = None) -> dict[str, np.ndarr
 
 
 def save_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
-    """Writes a safetensors file."""
+    """Write a safetensors file atomically."""
     with replacing(path) as beside:
         save_file(tensors, beside, metadata={"format": "pt"})

@@ -1,6 +1,6 @@
-"""A team without its weights: what configuration files, tokenizers and the gate's file say of it.
+"""Outline of a team without its weights, from configuration files, tokenizers and the gate's file.
 
-Strategies, prompts and texts are validated against it before the weights are read, which may take minutes.
+Strategies, prompts and texts are validated against it before the weights are loaded, which may take minutes.
 """
 
 from collections.abc import Sequence
@@ -21,45 +21,45 @@ from colm_jax.text.tokenizer import Tokenizer, vocabulary_digest
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a team before its weights are read."""
+    """A team's configuration, known before its weights are loaded."""
 
-    models: tuple[str | Path, ...]  # base and experts as they were named
-    directories: tuple[Path, ...]  # where they lie
-    tokenizer: Tokenizer  # the base's, with those of its end-of-text ids that are shared
+    models: tuple[str | Path, ...]  # base and experts, as given
+    directories: tuple[Path, ...]  # of these models
+    tokenizer: Tokenizer  # the base's, with only the shared ones of its end-of-text ids
     expert_tokenizers: tuple[Tokenizer, ...]
-    context: int  # tokens that the shortest model can read
+    context: int  # tokens, the smallest of the models' contexts
     allowed: Bool[np.ndarray, "V"]  # the shared vocabulary
-    gate_experts: int | None  # experts that the base's gate was trained for; None without a gate
+    gate_experts: int | None  # number of experts of the base's gate; None without a gate
     facts: dict[str, Any]  # colm.json, or empty
 
     @property
     def experts(self) -> int:
-        """M."""
+        """The number of experts, M."""
         return len(self.expert_tokenizers)
 
     def encode_prompts(self, prompts: Sequence[str | dict[str, Any]], places: Sequence[str]) -> list[list[int]]:
-        """Ids of prompts. Raises UserError as `encode_fitting_prompt`, naming the prompt's place."""
+        """Return the ids of prompts. Errors as `encode_fitting_prompt`, named by the prompt's place."""
         return [
             encode_fitting_prompt(prompt, self.tokenizer, self.context, self.allowed, where)
             for prompt, where in zip(prompts, places, strict=True)
         ]
 
     def encode_examples(self, records: list[tuple[str, dict[str, Any]]], source: str) -> Examples:
-        """Texts cut at the context. Raises UserError as `data.records.encode_examples`."""
+        """Return the tokenised texts, cut at the context. Errors as `data.records.encode_examples`."""
         return encode_examples(records, self.tokenizer, self.context, source, self.allowed)
 
 
 def outline_team(base: str | Path, experts: Sequence[str | Path] | None = None, weights: bool = False) -> Outline:
-    """Reads what is known of a team without its weights.
+    """Read a team's outline, without its weights.
 
     Args:
       base: as in `CoLM.from_pretrained`.
-      experts: likewise; None: those that the team directory names.
-      weights: whether weights of Hub names are downloaded (but not read yet).
+      experts: likewise; None: the experts named in the team directory.
+      weights: whether to download the weights of Hub names (but not load them).
 
     Raises:
-      UserError: no such model, a configuration or tokenizer that cannot be read, tokenizers that disagree, or a gate
-        that does not fit the base.
+      UserError: no such model, an unreadable configuration or tokenizer, tokenizers that disagree, or a gate that does
+        not fit the base.
     """
     directory = resolve(base, weights)
     named = [pinned(e) for e in read_facts(directory).get("experts", [])] if experts is None else list(experts)
@@ -69,7 +69,9 @@ def outline_team(base: str | Path, experts: Sequence[str | Path] | None = None, 
     tokenizer, gate = tokenizers[0], read_gate(directory, tokenizers[0], configs[0].width)
     trained = gate.facts.get("shared_vocabulary", {}).get("sha256")
     if experts is None and trained not in (None, vocabulary_digest(tokenizer, allowed)):
-        raise UserError(f"{base}: was trained over another shared vocabulary; a tokenizer has changed since")
+        raise UserError(
+            f"{base}: was trained with another shared vocabulary; restore the tokenizer files that have changed since"
+        )
     return Outline(
         models=(base, *named),
         directories=directories,

@@ -1,6 +1,6 @@
-"""Tensors from disk into device shards: only the byte ranges that this host's devices need, a block at a time.
+"""Read tensors from disk into device shards: only the byte ranges that this host's devices need, a block at a time.
 
-Memory: one tensor's shards and a few blocks (see `Storage.read_size`) on the host, besides what stays on the devices.
+Host memory: one tensor's shards and a few blocks (see `Storage.read_size`).
 """
 
 import json
@@ -24,7 +24,7 @@ Ranges = tuple[tuple[int, int], ...]  # start and stop, an axis each
 
 @dataclass(frozen=True)
 class TensorOnDisk:
-    """Where a tensor's bytes are."""
+    """The location of a tensor's bytes."""
 
     name: str
     file: Path
@@ -34,11 +34,11 @@ class TensorOnDisk:
 
     @property
     def bytes(self) -> int:
-        """Its size."""
+        """The size in bytes."""
         return self.dtype.itemsize * int(np.prod(self.shape))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop (elements, of a vector), read by their byte range."""
+        """Read rows start..stop-1 (elements, of a vector) by their byte range."""
         row = self.shape[1:]
         width = self.dtype.itemsize * int(np.prod(row))
         data = read_range(self.file, self.offset + start * width, self.offset + stop * width)
@@ -48,10 +48,10 @@ class TensorOnDisk:
 
 
 def tensors_on_disk(directory: Path) -> list[TensorOnDisk]:
-    """Every tensor of a checkpoint, from the files' headers.
+    """Return the location of every tensor of a checkpoint, from the files' headers.
 
     Raises:
-      UserError: a missing or damaged file, or a type that holds no floating-point weights.
+      UserError: a missing or damaged file, or a tensor that is not floating-point.
     """
     found = []
     for file in weight_files(directory):
@@ -62,14 +62,16 @@ def tensors_on_disk(directory: Path) -> list[TensorOnDisk]:
             if name == "__metadata__":
                 continue
             if facts["dtype"] not in _DTYPES:
-                raise UserError(f"{file}: tensor {name!r} is of type {facts['dtype']}; only {', '.join(_DTYPES)}")
+                raise UserError(
+                    f"{file}: tensor {name!r} has type {facts['dtype']}; only {', '.join(_DTYPES)} are supported"
+                )
             dtype, start = np.dtype(_DTYPES[facts["dtype"]]), facts["data_offsets"][0]
             found.append(TensorOnDisk(name, file, dtype, tuple(facts["shape"]), 8 + size + start))
     return found
 
 
 def same_values(first: TensorOnDisk, second: TensorOnDisk) -> bool:
-    """Whether two tensors hold the same values, whatever their types; read a block of rows at a time."""
+    """Return whether two tensors hold the same values, whatever their types, reading a block of rows at a time."""
     if first.shape != second.shape:
         return False
     for start, stop in _blocks(first, 0, first.shape[0]):
@@ -79,7 +81,7 @@ def same_values(first: TensorOnDisk, second: TensorOnDisk) -> bool:
 
 
 def _blocks(tensor: TensorOnDisk, first: int, last: int) -> list[tuple[int, int]]:
-    """Rows first..last in pieces of about `Storage.read_size` bytes."""
+    """Split rows first..last-1 into ranges of about `Storage.read_size` bytes."""
     step = max(1, storage_of(tensor.file).read_size // max(1, tensor.bytes // max(1, tensor.shape[0])))
     return [(start, min(start + step, last)) for start in range(first, last, step)]
 
@@ -92,18 +94,18 @@ def read_array(
     sharding: jax.sharding.Sharding,
     pool: Executor,
 ) -> jax.Array:
-    """A stored tensor as the parameter (one layer of it) that it is here, spread by `sharding`.
+    """Read a stored tensor as a parameter (or one layer of it), sharded by `sharding`.
 
     Args:
-      tensor: of at least as many rows as `shape` needs (the original's format has one more).
-      stored: its layout.
-      shape: of the parameter.
-      dtype: it is converted to this type.
-      sharding: of the parameter.
-      pool: its threads read blocks.
+      tensor: with at least as many rows as `shape` needs (the original's format has one more).
+      stored: the layout on disk.
+      shape: the shape of the parameter.
+      dtype: the type to convert to.
+      sharding: the sharding of the parameter.
+      pool: threads that read blocks.
 
     Raises:
-      UserError: a value that is not finite in `dtype`, or a file that ends too early.
+      UserError: a value that is not finite in `dtype`, or a truncated file.
     """
     places = {
         device: tuple(s.indices(size)[:2] for s, size in zip(index or (), shape))
@@ -115,7 +117,7 @@ def read_array(
 
     def fill(start: int, stop: int) -> None:
         block = tensor.rows(start, stop)
-        with np.errstate(over="ignore"):  # what float16 cannot hold is found below
+        with np.errstate(over="ignore"):  # overflow is reported below
             block = block.astype(dtype, copy=False)
         if not np.isfinite(block).all():
             raise UserError(f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinite values (read as {dtype})")
@@ -131,7 +133,7 @@ def read_array(
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array whose memory a CPU device takes over instead of copying it."""
+    """Return an empty array, aligned so that a CPU device can use its memory without a copy."""
     size = dtype.itemsize * int(np.prod(shape))
     buffer = np.empty(size + 64, np.uint8)
     start = -buffer.ctypes.data % 64
@@ -139,7 +141,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _stored_ranges(stored: Stored, ranges: Ranges, shape: tuple[int, ...]) -> tuple[slice, slice | None]:
-    """Rows and columns of the stored tensor that a part of the parameter is made of; no columns of a vector."""
+    """Return the rows and columns of the stored tensor that hold a part of the parameter; columns None for a vector."""
     if stored.layout == "same":
         return slice(*ranges[0]), slice(*ranges[1]) if len(ranges) > 1 else None
     n = stored.inputs
@@ -147,13 +149,13 @@ def _stored_ranges(stored: Stored, ranges: Ranges, shape: tuple[int, ...]) -> tu
 
 
 def _flat(ranges: Ranges, shape: tuple[int, ...]) -> slice:
-    """The range of axes that are stored as one. Only the first of them is ever split (see `parallel.RULES`)."""
+    """Return the flat range of axes that are stored as one; only the first is ever sharded (see `parallel.RULES`)."""
     assert all(range_ == (0, size) for range_, size in zip(ranges[1:], shape[1:]))
     rest = int(np.prod(shape[1:]))
     return slice(ranges[0][0] * rest, ranges[0][1] * rest)
 
 
 def _as_stored(stored: Stored, shard: np.ndarray) -> np.ndarray:
-    """A view of the shard that is laid out as in the file."""
+    """Return a view of the shard in the layout of the file."""
     shape = stored.shape(shard.shape)
     return shard.reshape(shape[::-1]).T if stored.inputs else shard.reshape(shape)

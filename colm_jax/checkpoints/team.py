@@ -1,4 +1,4 @@
-"""A team on disk: the base as an ordinary Hugging Face checkpoint, plus gate.safetensors and colm.json.
+"""Team directories: the base as an ordinary Hugging Face checkpoint, plus gate.safetensors and colm.json.
 
 The original Co-LLM's format is read and written too: a base whose LM head and embedding have one extra last row, for
 the deferral token <|defer|>, last in the tokenizer; P(defer) is the sigmoid of that row's logit.
@@ -18,8 +18,9 @@ from safetensors.numpy import load_file
 
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.families import to_huggingface
-from colm_jax.checkpoints.huggingface import DTYPES, Progress, load_model, read_config, save_tensors, to_tensors
+from colm_jax.checkpoints.huggingface import DTYPES, load_model, read_config, save_tensors, to_tensors
 from colm_jax.checks import check_number
+from colm_jax.console import Progress
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
@@ -53,28 +54,28 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Base:
-    """A base as loaded: with a gate where its directory holds one."""
+    """A loaded base, with the gate of its directory if it has one."""
 
     decoder: Decoder
     gate: Gate | None
     tokenizer: Tokenizer
     directory: Path
     facts: dict[str, Any]  # colm.json, or empty
-    defer_embedding: np.ndarray | None  # [D], of the original's format; kept for writing it back
+    defer_embedding: np.ndarray | None  # [D], the deferral token's embedding in the original's format, for export
 
 
 def make_gate(kernel: np.ndarray | jax.Array) -> Gate:
-    """A gate with this kernel [D, M]."""
+    """Return a gate with the given kernel [D, M]."""
     gate = Gate(*kernel.shape)
     gate.kernel[...] = jnp.asarray(kernel, jnp.float32)
     return gate
 
 
 def read_facts(directory: Path) -> dict[str, Any]:
-    """What colm.json says of a team; empty for a directory without one, which is a plain model.
+    """Return the content of a team's colm.json; empty for a plain model, which has none.
 
     Raises:
-      UserError: a file of another format.
+      UserError: an unsupported format version, or a threshold that is not from 0 to 1.
     """
     path = directory / TEAM_FILE
     if not path.exists():
@@ -94,10 +95,10 @@ def threshold_of(facts: Mapping[str, Any]) -> float:
 
 
 def load_tokenizers(directories: Sequence[Path]) -> tuple[list[Tokenizer], np.ndarray]:
-    """The tokenizers of a team's models, base first, and the vocabulary that they share, [V] bool. Reads no weights.
+    """Load the tokenizers of a team's models, base first, and the vocabulary that they share, [V] bool.
 
     Raises:
-      UserError: tokenizers that disagree, or that share no end of text (see `shared_vocabulary`).
+      UserError: tokenizers that disagree, or that share no end-of-text token (see `shared_vocabulary`).
     """
     tokenizers = [load_tokenizer(directory) for directory in directories]
     heads = [read_config(d).vocab_size - t.has_defer_token for d, t in zip(directories, tokenizers)]
@@ -112,10 +113,10 @@ def load_base(
     stacked: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> Base:
-    """Loads a plain model, a team directory, or a checkpoint in the original's format; arguments as `load_model`.
+    """Load a plain model, a team directory, or a checkpoint in the original's format; arguments as `load_model`.
 
     Raises:
-      UserError: as `load_model`, a gate that does not fit the base, or a chat template other than the one in training.
+      UserError: as `load_model`; a gate that does not fit the base; a chat template that differs from training's.
     """
     directory = resolve(model)
     tokenizer = load_tokenizer(directory)
@@ -130,7 +131,7 @@ def load_base(
 
 @dataclass(frozen=True)
 class StoredGate:
-    """What a team directory holds beside the base; nothing, where it is a plain model or in the original's format."""
+    """The additions of a team directory to the base; empty for a plain model and for the original's format."""
 
     facts: dict[str, Any]  # colm.json, or empty
     kernel: np.ndarray | None  # [D, M] float32; None: no gate
@@ -138,27 +139,27 @@ class StoredGate:
 
 
 def read_gate(directory: Path, tokenizer: Tokenizer, width: int) -> StoredGate:
-    """Reads colm.json and the gate's file; none of the base's weights.
+    """Read colm.json and the gate's file, without the base's weights.
 
     Args:
-      directory: of the base.
-      tokenizer: the base's.
-      width: of the base.
+      directory: the base's directory.
+      tokenizer: the base's tokenizer.
+      width: the base's hidden size, D.
 
     Raises:
-      UserError: a gate that does not fit the base, or a chat template other than the one in training.
+      UserError: a gate that does not fit the base, or a chat template that differs from training's.
     """
     facts = {} if tokenizer.has_defer_token else read_facts(directory)
     if not facts:
         return StoredGate({}, None, None)
     if facts.get("chat_template", tokenizer.template_digest) != tokenizer.template_digest:
         raise UserError(
-            f"{directory}: its chat template (sha256 {tokenizer.template_digest}) is not the one the team was trained "
-            f"with ({facts['chat_template']}, in {TEAM_FILE}); put the trained one back"
+            f"{directory}: its chat template (sha256 {tokenizer.template_digest}) differs from the one the team was "
+            f"trained with ({facts['chat_template']}, in {TEAM_FILE}); restore the trained one"
         )
     path = directory / GATE_FILE
     if not path.exists():
-        raise UserError(f"{path}: file is missing, and {TEAM_FILE} says this is a team")
+        raise UserError(f"{path}: file is missing; a directory with {TEAM_FILE} needs it")
     try:
         tensors = load_file(local_copy(path))
     except (SafetensorError, OSError) as error:
@@ -167,7 +168,7 @@ def read_gate(directory: Path, tokenizer: Tokenizer, width: int) -> StoredGate:
     if kernel is None or kernel.ndim != 2 or kernel.shape[1] != width:
         found = {name: list(tensor.shape) for name, tensor in tensors.items()}
         raise UserError(f"{path}: needs 'gate.weight' of shape [experts, {width}], holds {found}")
-    # A model that was trained alone has no expert to call.
+    # A model that was trained alone has a gate for no experts.
     return StoredGate(facts, kernel.T if len(kernel) else None, tensors.get("defer_embedding"))
 
 
@@ -180,16 +181,16 @@ def load_expert(
     progress: Progress = lambda done, total: None,
     stacked: bool = False,
 ) -> Decoder:
-    """Loads a frozen model for scoring and decoding.
+    """Load a frozen model for scoring and decoding.
 
     Args:
-      directory: of the model.
-      tokenizer: its own.
-      dtype: of the base.
-      kind: one of EXPERT_DTYPES; "int8" and "int4" are weights only, all else in `dtype`. None: `dtype`.
-      mesh: where it goes.
-      progress: told how many bytes are read.
-      stacked: layers as one, as a training step wants them.
+      directory: the model's directory.
+      tokenizer: the model's tokenizer.
+      dtype: the base's type.
+      kind: one of EXPERT_DTYPES; "int8" and "int4" quantise weights only, the rest is in `dtype`. None: `dtype`.
+      mesh: devices to shard the parameters over.
+      progress: callback(bytes read, total).
+      stacked: stack the layers' parameters, as a training step needs them.
     """
     size = tokenizer.size if tokenizer.has_defer_token else None
     quantize = kind if kind in BITS else None
@@ -198,7 +199,7 @@ def load_expert(
 
 
 def pinned(expert: dict[str, Any]) -> str:
-    """The name under which a team's expert is found again: a Hub name at the commit it was trained with."""
+    """Return the name by which to load a team's expert: a Hub name is pinned to the commit of training."""
     model, commit = expert["model"], expert.get("revision")
     return model if commit is None or "://" in model or Path(model).is_dir() else f"{model}@{commit}"
 
@@ -212,17 +213,18 @@ def save_team(
     facts: dict[str, Any],
     defer_embedding: np.ndarray | None = None,
 ) -> None:
-    """Writes a team directory, the first process of several (all have to call). colm.json goes last: a directory
-    without it is not a team.
+    """Write a team directory; of several processes all must call this, and the first writes.
+
+    colm.json is written last: a directory without it is not a team.
 
     Args:
-      directory: made where it is missing.
+      directory: created if missing.
       decoder: the base.
-      gate: its gate.
-      tokenizer_directory: whose tokenizer files are copied.
-      dtype: of the stored base; the gate is always float32.
+      gate: the base's gate.
+      tokenizer_directory: the directory from which to copy the tokenizer files.
+      dtype: the type of the stored base; the gate is always float32.
       facts: for colm.json: experts, thresholds, provenance.
-      defer_embedding: kept for `save_reference` where the base came in the original's format.
+      defer_embedding: kept for `save_reference` if the base was in the original's format.
     """
     tensors = to_tensors(decoder, dtype)
     kernel = np.ascontiguousarray(to_host(gate.kernel[...]).astype(np.float32).T)
@@ -244,13 +246,13 @@ def save_team(
 
 
 def save_reference(directory: Path, base: Base, dtype: str) -> None:
-    """Writes the original's format: one extra last row in head and embedding, <|defer|> last in the tokenizer.
+    """Write the original's format: one extra last row in head and embedding, <|defer|> last in the tokenizer.
 
-    The directory is one on disk. The embedding's extra row is never read in decoding; where the base did not come with
-    one it is the mean row.
+    The directory must be on disk. Decoding never reads the embedding's extra row; it is the mean row if the base has
+    none of its own.
 
     Raises:
-      UserError: no gate, or a gate for several experts, which the format cannot hold.
+      UserError: no gate, a gate for several experts, or a vocabulary size that differs from the tokenizer's.
     """
     if base.gate is None:
         raise UserError(f"{base.directory}: has no gate; only a trained team can be exported")
@@ -261,7 +263,7 @@ def save_reference(directory: Path, base: Base, dtype: str) -> None:
         )
     if base.tokenizer.size != base.decoder.config.vocab_size:
         raise UserError(
-            f"{base.directory}: the tokenizer has {base.tokenizer.size} words and the LM head "
+            f"{base.directory}: the tokenizer has {base.tokenizer.size} tokens and the LM head "
             f"{base.decoder.config.vocab_size} rows; the original's format needs them equal"
         )
     make_directory(directory)
@@ -276,12 +278,12 @@ def save_reference(directory: Path, base: Base, dtype: str) -> None:
     )
     tokenizer = _copy_tokenizer(base.directory, directory, defer_token=True)
     config = to_huggingface(base.decoder.config, dtype, tokenizer.backend.bos_token_id, _stored_eos(base.tokenizer))
-    words = base.decoder.config.vocab_size + 1
-    write_json(directory / "config.json", {**config, "vocab_size": words, "tie_word_embeddings": False})
+    vocab_size = base.decoder.config.vocab_size + 1
+    write_json(directory / "config.json", {**config, "vocab_size": vocab_size, "tie_word_embeddings": False})
 
 
 def _copy_tokenizer(source: Path, target: Path, defer_token: bool = False) -> Tokenizer:
-    """Copies the tokenizer to a directory on disk, with or without the deferral token as its last word."""
+    """Copy the tokenizer to a directory on disk, with or without the deferral token as its last token."""
     if absolute(source) != absolute(target):
         for name in _TOKENIZER_FILES:
             if (source / name).exists():
@@ -304,5 +306,5 @@ def _copy_tokenizer(source: Path, target: Path, defer_token: bool = False) -> To
 
 
 def _stored_eos(tokenizer: Tokenizer) -> int | list[int]:
-    """The end-of-text ids as config.json has them: one, or a list."""
+    """Return the end-of-text ids as stored in config.json: one id, or a list."""
     return tokenizer.eos_id if len(tokenizer.eos_ids) < 2 else list(tokenizer.eos_ids)

@@ -86,7 +86,7 @@ def _run(flags: Flags) -> int:
 
     from colm_jax import console
     from colm_jax.cli import out
-    from colm_jax.parallel import is_first, join, witnessed
+    from colm_jax.parallel import is_first, join, watched
 
     out.check_flags(flags)
     several = getattr(flags, "distributed", None) is not None
@@ -96,7 +96,7 @@ def _run(flags: Flags) -> int:
     console.errors.quiet = not speaks
     together = several and jax.process_count() > 1
     with (
-        witnessed() if several else nullcontext(),
+        watched() if several else nullcontext(),
         nullcontext() if together else _ending_on_sigterm(),
         out.claimed(flags),
     ):

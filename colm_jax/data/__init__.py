@@ -1,1 +1,1 @@
-"""Text to batches: tokenizers, records of every input form, tokens on disk, padded and packed batches."""
+"""Data files to batches: records of every input format, tokenised texts on disk, padded and packed batches."""

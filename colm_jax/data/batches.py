@@ -1,6 +1,6 @@
-"""Examples to batches of one shape: padded, a text a row, or packed, several a row; shuffled by seed, indexed by step.
+"""Batches of a fixed shape: padded (one text per row) or packed (several per row); shuffled by seed, indexed by step.
 
-A step's number fixes its batch, so that is all a checkpoint needs to hold of the input.
+The step number determines the batch, so a checkpoint stores no other state of the input pipeline.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,28 +12,28 @@ from jaxtyping import Bool, Int
 
 from colm_jax.data.records import Example
 
-Rows = Sequence[Sequence[int]]  # of a batch: for each row, the numbers of the examples in it, one behind the other
+PackedRows = Sequence[Sequence[int]]  # for each row of a batch, the numbers of its examples in order
 Lengths = Sequence[int] | Int[np.ndarray, "N"]  # tokens of each text
-_OPEN = 64  # rows that packing keeps open
+_OPEN = 64  # rows that packing considers for the next text
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of texts, padded on the right. `mask[b, t]` speaks of the token at t + 1, which position t predicts."""
+    """Rows of texts, padded on the right. `mask[b, t]` is about the token at t + 1, which position t predicts."""
 
     tokens: Int[np.ndarray, "B T1"]
     mask: Bool[np.ndarray, "B T1-1"]
-    segments: Int[np.ndarray, "B T1"]  # 1, 2, ... the row's texts; 0 padding
-    rows: Rows
+    segments: Int[np.ndarray, "B T1"]  # 1, 2, ... for the row's texts; 0 for padding
+    rows: PackedRows
 
 
 def padded_length(lengths: Lengths, multiple: int = 32) -> int:
-    """Tokens per row: the longest text's, rounded up so that near lengths share one compiled program."""
+    """Return the row length: that of the longest text, rounded up so that similar lengths share a compiled program."""
     return -(-int(np.max(lengths)) // multiple) * multiple
 
 
-def collate(examples: Sequence[Example], rows: Rows, batch_size: int, length: int) -> Batch:
-    """The named examples as one batch of fixed shape; rows that are missing are all padding."""
+def collate(examples: Sequence[Example], rows: PackedRows, batch_size: int, length: int) -> Batch:
+    """Return the examples of `rows` as one batch of fixed shape; missing rows are padding."""
     tokens = np.zeros((batch_size, length), np.int32)
     mask = np.zeros((batch_size, length - 1), bool)
     segments = np.zeros((batch_size, length), np.int32)
@@ -50,18 +50,18 @@ def collate(examples: Sequence[Example], rows: Rows, batch_size: int, length: in
 
 
 def shuffled(count: int, batch_size: int, epochs: int, seed: int) -> grain.MapDataset:
-    """Rows of training batches with a text each: element i is the batch of step i.
+    """Return the rows of training batches with one text per row: element i is the batch of step i.
 
-    Each epoch has an order of its own. The last batch may be short.
+    Each epoch has its own order. The last batch may have fewer rows.
     """
     numbers = grain.MapDataset.range(count).seed(seed).shuffle().repeat(epochs)
     return numbers.map(lambda number: [int(number)]).batch(batch_size, drop_remainder=False, batch_fn=list)
 
 
 def packed(lengths: Lengths, size: int, batch_size: int, epochs: int, seed: int) -> list[list[list[int]]]:
-    """As `shuffled`, with as many texts a row as fit: batches of rows of at most `size` tokens.
+    """Return batches as `shuffled`, with as many texts per row as fit into `size` tokens.
 
-    Each epoch is packed by itself, in its own order, so that a text is read once an epoch.
+    Each epoch is packed separately, in its own order, so that it has every text once.
     """
     rows: list[list[int]] = []
     order = shuffled(len(lengths), len(lengths), epochs, seed)
@@ -71,7 +71,7 @@ def packed(lengths: Lengths, size: int, batch_size: int, epochs: int, seed: int)
 
 
 def first_fit(numbers: Iterator[int], lengths: Lengths, size: int) -> list[list[int]]:
-    """Packs texts into rows of at most `size` tokens, each into the first of the newest open rows that has room."""
+    """Pack texts into rows of at most `size` tokens: each goes to the first of the 64 newest rows that has room."""
     rows: list[list[int]] = []
     room: list[int] = []
     for number in numbers:

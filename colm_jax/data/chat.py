@@ -1,6 +1,6 @@
-"""Conversations: messages and tools validated, rendered by the model's chat template, and what the assistant wrote.
+"""Conversations: validate messages and tools, render them by the model's chat template, find the assistant's tokens.
 
-The template decides every special token, BOS included; the tokenizer adds none to what it renders.
+The template determines every special token, BOS included; the tokenizer adds none to the rendered text.
 """
 
 import re
@@ -15,31 +15,31 @@ from colm_jax.errors import UserError
 from colm_jax.storage import check_unicode
 from colm_jax.text.tokenizer import Tokenizer
 
-_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template that marks what the assistant writes
-_REASONING = ("reasoning_content", "reasoning", "thinking")  # names that transformers knows for it
-_PROBES = "\ue000", "\ue001"  # private-use characters, which stand in for a message's content
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template that marks the assistant's tokens
+_REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of reasoning in transformers
+_PROBES = "\ue000", "\ue001"  # private-use characters that replace a message's content
 _MASKING = "cannot mask; mark the assistant's part in the template with {% generation %} and {% endgeneration %}"
 
 
 def encode_conversation(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> tuple[list[int], list[bool]]:
-    """Ids of a record's "messages" (and "tools") by the chat template, and which of them the assistant wrote.
+    """Return the ids of a record's "messages" (and "tools") by the chat template, and a mask of the assistant's tokens.
 
-    What the assistant wrote lies between the template's {% generation %} marks. Without marks it reaches from the end
-    of the generation prompt to the first end-of-text token or, without one, to the end of the message.
+    The assistant's tokens are those between the template's {% generation %} marks. Without marks, they extend from the
+    end of the generation prompt to the first end-of-text token or, without one, to the end of the message.
 
     Raises:
-      UserError: naming the place: malformed messages or tools, no template, one that raises, ignores tools, or does not
-        show where the assistant's messages begin and end.
+      UserError: malformed messages or tools; no template, or one that raises, ignores tools, or does not show where the
+        assistant's messages begin and end. The error names the place.
     """
     conversation = Conversation.of(record, tokenizer, where)
     return conversation.masked()
 
 
 def encode_conversation_prompt(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
-    """Ids of a record's "messages" (and "tools") up to where the assistant begins to write.
+    """Return the ids of a record's "messages" (and "tools") with the generation prompt.
 
     Raises:
-      UserError: as `encode_conversation`, or the last message is the assistant's.
+      UserError: as `encode_conversation`; the last message is the assistant's.
     """
     conversation = Conversation.of(record, tokenizer, where)
     if conversation.messages[-1]["role"] == "assistant":
@@ -60,10 +60,7 @@ class Conversation:
 
     @classmethod
     def of(cls, record: dict[str, Any], tokenizer: Tokenizer, where: str) -> "Conversation":
-        """A validated record.
-
-        Keys of a message beside role and content are handed on to the template as they are.
-        """
+        """Validate a record; keys of a message other than role and content are passed to the template unchanged."""
         messages, tools = record["messages"], record.get("tools")
         if not isinstance(messages, list) or not messages:
             raise UserError(f"{where}: 'messages' must be a list of messages, got {messages!r:.60}")
@@ -72,14 +69,14 @@ class Conversation:
         return cls([_message(message, where) for message in messages], tools or None, tokenizer, where)
 
     def render(self, *, opening: bool = False) -> str:
-        """The text of the conversation; with `opening`, up to where the assistant begins to write."""
+        """Return the rendered text; with `opening`, followed by the generation prompt."""
         return self.apply(tokenize=False, add_generation_prompt=opening)
 
     def apply(self, **how: Any) -> Any:
-        """What `apply_chat_template` of transformers makes of the conversation, with these arguments.
+        """Return the result of transformers' `apply_chat_template` with the given arguments.
 
         Raises:
-          UserError: no template, or whatever the template raises.
+          UserError: no template, or any error that the template raises.
         """
         if not self.tokenizer.backend.chat_template:
             raise UserError(
@@ -87,10 +84,10 @@ class Conversation:
             )
         try:
             found = self.tokenizer.backend.apply_chat_template(self.messages, tools=self.tools, **how)
-        except Exception as error:  # a template is a program: it raises whatever its expressions raise
+        except Exception as error:  # a template is a program that may raise anything
             kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
             reason = kind + " ".join(str(error).split())[:300]
-            raise UserError(f"{self.where}: the chat template refuses these messages: {reason}") from None
+            raise UserError(f"{self.where}: the chat template rejects these messages: {reason}") from None
         if isinstance(found, str):
             check_unicode(found, f"{self.where}: the conversation")
         return found
@@ -99,16 +96,16 @@ class Conversation:
         return replace(self, messages=self.messages[:count])
 
     def _accepted(self, *, opening: bool = False) -> str | None:
-        """`render`; None where the template refuses these messages, as many do without a user's message."""
+        """Return `render`; None if the template rejects the messages, as many do without a user's message."""
         try:
             return self.render(opening=opening)
         except UserError:
             return None
 
     def check_read(self, text: str, *, opening: bool = False) -> None:
-        """Raises UserError where the rendered text is the same without tools, tool calls, or the last reasoning.
+        """Raise UserError if the rendered text is the same without tools, tool calls, or the last message's reasoning.
 
-        (Many templates leave earlier reasoning out by design.)
+        (Many templates leave out earlier reasoning by design.)
         """
         without = {"tools": replace(self, tools=None)} if self.tools else {}
         if any(message.get("tool_calls") for message in self.messages):
@@ -123,10 +120,10 @@ class Conversation:
             if other._accepted(opening=opening) == text:
                 raise UserError(f"{self.where}: the chat template ignores {key!r}; remove it or use another template")
 
-    # What the assistant wrote.
+    # The assistant's tokens.
 
     def masked(self) -> tuple[list[int], list[bool]]:
-        """Ids of the conversation, and which of them the assistant wrote (see `encode_conversation`)."""
+        """Return the ids of the conversation and the mask of the assistant's tokens (see `encode_conversation`)."""
         text = self.render()
         self.check_read(text)
         if _MARKED.search(self.tokenizer.backend.get_chat_template(tools=self.tools)):
@@ -145,30 +142,32 @@ class Conversation:
         return ids, targets
 
     def _spans(self, text: str) -> Iterator[tuple[int, int, bool]]:
-        """Begin and end of each assistant message in the rendered text, and whether it ends right there.
+        """Yield begin and end of each assistant message in the rendered text, and whether the end is exact.
 
-        If not, it ends with an end-of-text token before there.
+        If not, the message ends with an end-of-text token before that end.
         """
         for i, message in enumerate(self.messages):
             if message["role"] == "assistant":
                 yield self._opening(text, i), *self._closing(text, i)
 
     def _opening(self, text: str, i: int) -> int:
-        """Where assistant message i begins after its header: at the end of the generation prompt or, where nothing
-        comes before that the template renders, with its content."""
-        asked = self._first(i)._accepted(opening=True) if i else None
-        if asked is None:
+        """Return where assistant message i begins: after the generation prompt.
+
+        If the template renders nothing before the message, it begins with its content.
+        """
+        prompt = self._first(i)._accepted(opening=True) if i else None
+        if prompt is None:
             return self._content(text, i)
-        if text.startswith(asked):
-            return len(asked)
+        if text.startswith(prompt):
+            return len(prompt)
         before = self._first(i)._accepted()
-        fault = "has a generation prompt that is no prefix of the answer"
+        fault = "has a generation prompt that is not a prefix of the answer"
         if before is not None and not text.startswith(before):
-            fault = "changes earlier messages when one follows"
+            fault = "changes earlier messages if another follows"
         raise UserError(f"{self.where}: the chat template {fault}; {_MASKING}")
 
     def _closing(self, text: str, i: int) -> tuple[int, bool]:
-        """Where assistant message i ends, and True; else a place between its end and the next content, and False."""
+        """Return where assistant message i ends and True, or a place between its end and the next content and False."""
         if i + 1 == len(self.messages):
             return len(text), True
         whole = self._first(i + 1)._accepted()
@@ -177,7 +176,7 @@ class Conversation:
         return self._content(text, i + 1), False
 
     def _content(self, text: str, i: int) -> int:
-        """Where the content of message i begins: the first character that changes when the content does."""
+        """Return where the content of message i begins: the first character that changes with the content."""
         message = self.messages[i]
         probe = _PROBES[str(message.get("content")).strip().startswith(_PROBES[0])]
         messages = [*self.messages[:i], {**message, "content": probe}, *self.messages[i + 1 :]]
@@ -188,7 +187,7 @@ class Conversation:
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:
-    """A message with its content as a string: text parts joined; none beside tool calls. Null fields are left out."""
+    """Return a message with text parts joined and null fields removed; content may be missing next to tool calls."""
     content = message.get("content") if isinstance(message, dict) else None
     if isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content

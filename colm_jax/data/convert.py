@@ -1,7 +1,7 @@
-"""`colm convert`: the official files of GSM8K, MATH, PubMedQA and BioASQ as data lines, which tasks can grade too.
+"""`colm convert`: convert the official files of GSM8K, MATH, PubMedQA and BioASQ to data lines.
 
-A line is {"id", "prompt", "completion"} and what the task's references need. The wording of the GSM8K prompt is the
-original Co-LLM's (clinicalml/co-llm, scripts/train/gsm8k/create_train_data.py); the others follow it.
+A line is {"id", "prompt", "completion"} plus the fields that the task needs as a reference. The wording of the GSM8K
+prompt is the original Co-LLM's (clinicalml/co-llm, scripts/train/gsm8k/create_train_data.py); the others follow it.
 """
 
 import math
@@ -16,7 +16,7 @@ _SOLVE = "Please solve the following math problem with detailed steps.\n\nProble
 
 
 def _text(record: Record, key: str, where: str) -> str:
-    """A field that has to be there, and to be text."""
+    """Return a required text field, stripped."""
     value = record.get(key)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: needs {key!r} as text, got {value!r:.60}")
@@ -80,7 +80,7 @@ def _bioasq(record: Record, where: str) -> Record:
 
 
 def _snippets(record: Record, where: str) -> list[str]:
-    """The texts of a question's snippets, each on one line; of a question without any, none."""
+    """Return the texts of a question's snippets, each on one line."""
     snippets = record.get("snippets")
     if not isinstance(snippets, list | None):
         raise UserError(f"{where}: 'snippets' must be a list, got {snippets!r:.60}")
@@ -93,7 +93,7 @@ def _snippets(record: Record, where: str) -> list[str]:
 
 
 def _first_names(answer: Any, kind: str, key: str, where: str) -> list[str]:
-    """A right answer's texts: of synonyms the first, of a summary its first wording."""
+    """Return the texts of a right answer: the first of each list of synonyms, the first version of a summary."""
     items = answer if isinstance(answer, list) else [answer]
     firsts = [item[0] if isinstance(item, list) and item else item for item in items]
     if not firsts or not all(isinstance(name, str) and name.strip() for name in firsts):
@@ -113,23 +113,23 @@ FORMATS: dict[str, Callable[[Record, str], Record]] = {
 
 
 def convert(records: Sequence[tuple[str, Record]], form: str, rows: str | None = None) -> list[Record]:
-    """Data lines of an official file's records.
+    """Convert an official file's records to data lines.
 
     Args:
       records: each with its place.
       form: one of FORMATS.
-      rows: "FIRST:LAST" of them, as Python slices, from 0, either end left out; None: all.
+      rows: "FIRST:LAST", a slice of the records as in Python, from 0, either end optional; None: all.
 
     Raises:
-      UserError: rows of another form or none, a record that lacks a field.
+      UserError: malformed or empty rows; a record that lacks a field.
     """
     found = re.fullmatch(r"(\d*):(\d*)", ":" if rows is None else rows)
     if found is None:
-        raise UserError(f"--rows {rows}: write FIRST:LAST, counted from 0, as in 0:7000 or 7000:")
+        raise UserError(f"rows {rows}: must be FIRST:LAST, counted from 0, as in 0:7000 or 7000:")
     first, last = (int(number) if number else None for number in found.groups())
     chosen = records[first:last]
     if not chosen:
-        raise UserError(f"--rows {rows}: none; the file has {len(records)}")
+        raise UserError(f"rows {rows}: selects none of the {len(records)} records of the file")
     start = first or 0
     return [
         {"id": str(start + i) if record.get("id") is None else record["id"], **FORMATS[form](record, where)}

@@ -1,10 +1,10 @@
-"""Data and prompt files: JSONL in every form of the contract, or .txt, to token ids and loss masks.
+"""Data and prompt files: read JSONL in every supported format, or .txt, into token ids and loss masks.
 
-Each reading error names file and line. Texts longer than the context are cut, and counted.
+Errors name file and line. Texts longer than the context are cut and counted.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,21 +13,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from colm_jax.console import Progress
 from colm_jax.data.chat import encode_conversation, encode_conversation_prompt
 from colm_jax.errors import UserError
 from colm_jax.storage import check_unicode, decode_lines, parse_json, path_of, size_of, without_mark
 from colm_jax.text.tokenizer import Tokenizer
 
 DOCUMENT_BORDER = "<|endoftext|>"
-Records = Sequence[tuple[str, dict[str, Any]]]  # of a data file, each with its place
-_PROMPT_KEYS = ("prompt", "text", "messages", "input_ids")  # of a record; the first that it has is its prompt
-_REPORTED = 1 << 16  # bytes of a file between two reports of progress
+Records = Sequence[tuple[str, dict[str, Any]]]  # the records of a data file, each with its place
+_PROMPT_KEYS = ("prompt", "text", "messages", "input_ids")  # the first of these in a record is its prompt
+_REPORTED = 1 << 16  # bytes between two calls of a progress callback
 
-# What is known of a text without reading it: its tokens, how many of them count in the loss, where in the data file it
-# stood (line, or document of a .txt file, from 1), and the SHA-256 of its ids and mask.
+# Facts of a text that need no reading of it: number of tokens, number of tokens in the loss, place in the data file
+# (line, or document of a .txt file, from 1), and the SHA-256 of its ids and mask.
 INDEX = np.dtype([("length", "<i4"), ("targets", "<i4"), ("line", "<i8"), ("sha256", "u1", 32)])
-
-Progress = Callable[[int, int], None]  # told how many bytes are read, of how many
 
 
 @dataclass(frozen=True)
@@ -35,25 +34,25 @@ class Example:
     """One tokenised text."""
 
     ids: np.ndarray  # [n] int32
-    targets: np.ndarray  # [n] bool: the token counts in the loss; never the first, which nothing predicts
+    targets: np.ndarray  # [n] bool: the token counts in the loss; False for the first, which nothing predicts
 
     @property
     def stored(self) -> bytes:
-        """Ids and mask as bytes: int32, little-endian; ~id where a token does not count."""
+        """Ids and mask as bytes: int32, little-endian; ~id for a token that does not count in the loss."""
         return np.where(self.targets, self.ids, ~self.ids).astype("<i4").tobytes()
 
     @classmethod
     def of_stored(cls, stored: bytes) -> "Example":
-        """What `stored` holds."""
+        """Return the example of `stored` bytes."""
         signed = np.frombuffer(stored, "<i4").astype(np.int32, copy=False)
         return cls(np.where(signed < 0, ~signed, signed), signed >= 0)
 
     def first(self, count: int) -> "Example":
-        """The text cut at `count` tokens."""
+        """Return the first `count` tokens of the text."""
         return Example(self.ids[:count], self.targets[:count])
 
     def entry(self, line: int) -> np.ndarray:
-        """The text's row of an index, [1] INDEX."""
+        """Return the text's row of an index, [1] INDEX."""
         found = np.zeros(1, INDEX)
         found["length"], found["targets"], found["line"] = len(self.ids), self.targets[1:].sum(), line
         found["sha256"] = np.frombuffer(hashlib.sha256(self.stored).digest(), np.uint8)
@@ -65,28 +64,31 @@ class Examples:
     """A tokenised data file."""
 
     items: Sequence[Example]  # in memory, or read from disk one by one (`tokens.StoredTexts`)
-    cut: int  # how many were longer than the context
-    stored_index: np.ndarray | None = None  # [N] INDEX, where it lies on disk beside them
+    cut: int  # number of texts longer than the context
+    stored_index: np.ndarray | None = None  # [N] INDEX, if it is on disk
 
     @cached_property
     def index(self) -> np.ndarray:
-        """[N] INDEX."""
+        """The index of the texts, [N] INDEX."""
         if self.stored_index is not None:
             return self.stored_index
         return np.concatenate([np.zeros(0, INDEX), *(item.entry(i + 1) for i, item in enumerate(self.items))])
 
     @cached_property
     def lengths(self) -> Int[np.ndarray, "N"]:
-        """Tokens of each text."""
+        """The number of tokens of each text."""
         return np.ascontiguousarray(self.index["length"])
 
     @property
     def tokens(self) -> int:
-        """How many tokens count in the loss."""
+        """The number of tokens that count in the loss."""
         return int(self.index["targets"].sum(dtype=np.int64))
 
     def counted(self) -> Bool[np.ndarray, "n"]:
-        """Of all texts in a row: whether each token but a text's first counts in the loss. Reads every text."""
+        """Return whether each token counts in the loss, all texts concatenated without their first tokens.
+
+        Reads every text.
+        """
         found = np.empty(int((self.lengths - 1).sum(dtype=np.int64)), bool)
         start = 0
         for item in self.items:
@@ -95,12 +97,12 @@ class Examples:
         return found
 
     def digest(self, numbers: Sequence[int]) -> str:
-        """SHA-256 over the SHA-256s of these texts: what scores of them are bound to."""
+        """Return the SHA-256 over the SHA-256s of the given texts, which identifies the texts of stored scores."""
         return hashlib.sha256(self.index["sha256"][np.asarray(numbers, np.int64)].tobytes()).hexdigest()
 
 
 def _lines(path: Path, progress: Progress) -> Iterator[str]:
-    """The lines of a UTF-8 file, one at a time, each with its end as "\\n"."""
+    """Yield the lines of a UTF-8 file, line ends normalised to "\\n"."""
     try:
         with path.open("rb") as file:
             size, done, reported = size_of(path), 0, 0
@@ -116,7 +118,7 @@ def _lines(path: Path, progress: Progress) -> Iterator[str]:
 
 
 def _documents(path: Path, progress: Progress) -> Iterator[str]:
-    """What lies between the borders of a .txt file."""
+    """Yield the documents of a .txt file."""
     parts: list[str] = []
     for line in _lines(path, progress):
         first, *others = line.split(DOCUMENT_BORDER)
@@ -128,19 +130,19 @@ def _documents(path: Path, progress: Progress) -> Iterator[str]:
 
 
 def place(path: str | Path, number: int) -> str:
-    """How errors name a record: by file and line, or by file and document."""
+    """Return the name of a record in errors: file and line, or file and document."""
     return f"{path}:{'document ' if Path(path).suffix == '.txt' else ''}{number}"
 
 
 def stream_records(
     path: str | Path, progress: Progress = lambda done, total: None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of a data file, one at a time, each with its line's number (from 1).
+    """Yield the records of a data file, each with its line number (from 1).
 
-    A .txt file holds documents, split at <|endoftext|>; each becomes {"text": ...} and has its own number.
+    A .txt file is split into documents at <|endoftext|>; each becomes {"text": ...}, with its number (from 1).
 
     Raises:
-      UserError: no file, no record in it, or a line that is no JSON object.
+      UserError: no file, an empty file, or a line that is not a JSON object.
     """
     path, found = path_of(path), False
     if path.suffix == ".txt":
@@ -158,19 +160,19 @@ def stream_records(
             found = True
             yield number, record
     if not found:
-        raise UserError(f"{path}: no data in it")
+        raise UserError(f"{path}: the file has no data")
 
 
 def read_jsonl(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """The records of a data file as `stream_records` gives them, all in memory, each with its place ("file:line")."""
+    """Return all records of a data file, as from `stream_records`, each with its place ("file:line")."""
     return [(place(path, number), record) for number, record in stream_records(path)]
 
 
 def encode_example(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> tuple[list[int], list[bool]]:
-    """Ids and loss mask of one record: text, prompt + completion, messages (and tools), or input_ids + labels.
+    """Return ids and loss mask of a record: text, prompt + completion, messages (and tools), or input_ids + labels.
 
-    A text has the tokenizer's own special tokens, no more; prompt + completion one EOS at the end; in messages the chat
-    template writes all of them; input_ids are taken as they are.
+    A text gets the tokenizer's own special tokens, prompt + completion an EOS at the end as well; messages get those of
+    the chat template; input_ids are unchanged.
     """
     if "text" in record:
         ids = tokenizer.encode(_string(record, "text", where))
@@ -192,15 +194,15 @@ def encode_example(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> 
         keys = ", ".join(map(repr, record)) or "none"
         raise UserError(f"{where}: needs 'text', 'prompt' + 'completion', 'messages' or 'input_ids'; keys are {keys}")
     if not ids:
-        raise UserError(f"{where}: no token in it")
+        raise UserError(f"{where}: the record has no token")
     return ids, [False, *targets[1:]]
 
 
 def prompt_key(record: dict[str, Any], where: str) -> str:
-    """The key under which a record has its prompt.
+    """Return the key of a record's prompt.
 
     Raises:
-      UserError: it has none.
+      UserError: the record has no prompt.
     """
     for key in _PROMPT_KEYS:
         if key in record:
@@ -209,12 +211,12 @@ def prompt_key(record: dict[str, Any], where: str) -> str:
 
 
 def encode_prompt(prompt: str | dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
-    """Ids of a prompt: a string, or a record with 'prompt', 'text', 'messages' (and 'tools') or 'input_ids'.
+    """Return the ids of a prompt: a string, or a record with 'prompt', 'text', 'messages' (and 'tools') or 'input_ids'.
 
-    The tokenizer's own special tokens come before a text, none after it.
+    A text gets the tokenizer's own special tokens in front, none at the end.
 
     Raises:
-      UserError: none of these, no token in it, or a text that spells out its own end.
+      UserError: no such key, an empty prompt, or a text that ends with an end-of-text token.
     """
     record = {"prompt": prompt} if isinstance(prompt, str) else prompt
     key = prompt_key(record, where)
@@ -224,7 +226,7 @@ def encode_prompt(prompt: str | dict[str, Any], tokenizer: Tokenizer, where: str
         ids = check_ids(record[key], tokenizer.size, where)
     else:
         ids = tokenizer.encode_prompt(_string(record, key, where))
-        # Where a tokenizer has no BOS of its own, EOS begins a text as well.
+        # Tokenizers without a separate BOS begin a text with EOS.
         if ids and ids[-1] in tokenizer.eos_ids and tokenizer.backend.bos_token_id not in (None, ids[-1]):
             raise UserError(f"{where}: the prompt ends with {tokenizer.words[ids[-1]]!r}, the end of text; remove it")
     if not ids:
@@ -235,11 +237,10 @@ def encode_prompt(prompt: str | dict[str, Any], tokenizer: Tokenizer, where: str
 def encode_fitting_prompt(
     prompt: str | dict[str, Any], tokenizer: Tokenizer, context: int, allowed: np.ndarray | None, where: str
 ) -> list[int]:
-    """`encode_prompt`, of a prompt that a team can answer.
+    """Return the ids of a prompt, as `encode_prompt`, after checks that the team can answer it.
 
     Raises:
-      UserError: as `encode_prompt`, a prompt that leaves no room in the context, or a token outside the shared
-        vocabulary.
+      UserError: as `encode_prompt`; a prompt that leaves no room in the context; a token outside the shared vocabulary.
     """
     ids = encode_prompt(prompt, tokenizer, where)
     if len(ids) >= context:
@@ -249,7 +250,7 @@ def encode_fitting_prompt(
 
 
 def encode_text(record: dict[str, Any], tokenizer: Tokenizer, where: str, allowed: np.ndarray | None = None) -> Example:
-    """One record as an example, not cut.
+    """Tokenise one record, without cutting it.
 
     Raises:
       UserError: a bad record, or a token outside the shared vocabulary.
@@ -266,17 +267,17 @@ def encode_examples(
     source: str,
     allowed: np.ndarray | None = None,
 ) -> Examples:
-    """Tokenises records that are already read, one example each.
+    """Tokenise records in memory, one example each.
 
     Args:
       records: each with its place.
-      tokenizer: the base's.
-      context: texts are cut at so many tokens.
+      tokenizer: the base's tokenizer.
+      context: the number of tokens at which texts are cut.
       source: names the records in errors.
-      allowed: the shared vocabulary, [V] bool; a text may hold no other token.
+      allowed: the shared vocabulary, [V] bool; other tokens are errors.
 
     Raises:
-      UserError: a bad record, a token outside the shared vocabulary, or nothing that counts in the loss.
+      UserError: a bad record, a token outside the shared vocabulary, or no token that counts in the loss.
     """
     items, cut = [], 0
     for where, record in records:
@@ -285,12 +286,12 @@ def encode_examples(
         items.append(whole.first(context))
     examples = Examples(tuple(items), cut)
     if examples.tokens == 0:
-        raise UserError(f"{source}: no token in it counts in the loss (context {context}, {cut} examples cut)")
+        raise UserError(f"{source}: no token counts in the loss (context {context}, {cut} examples cut)")
     return examples
 
 
 def check_shared(ids: list[int], allowed: np.ndarray | None, tokenizer: Tokenizer, where: str) -> None:
-    """Raises UserError for a token that not every model of the team knows."""
+    """Raise UserError for a token outside the shared vocabulary."""
     if allowed is None:
         return
     array = np.array(ids, np.int64)
@@ -298,9 +299,9 @@ def check_shared(ids: list[int], allowed: np.ndarray | None, tokenizer: Tokenize
     if unknown.any():
         i = int(unknown.argmax())
         token = ids[i]
-        word = tokenizer.words[token] if token < tokenizer.size else "no word"
+        text = repr(tokenizer.words[token]) if token < tokenizer.size else "unused"
         raise UserError(
-            f"{where}: token {i} is {token} ({word!r}), which not every model of the team knows; "
+            f"{where}: token {i} is {token} ({text}), which is not in the team's shared vocabulary; "
             "remove it from the text (or chat template), or pair models that share it"
         )
 
@@ -313,11 +314,11 @@ def _string(record: dict[str, Any], key: str, where: str) -> str:
     return value
 
 
-def check_ids(ids: Any, words: int, where: str) -> list[int]:
-    """The ids, if they are whole numbers of the vocabulary."""
+def check_ids(ids: Any, vocab_size: int, where: str) -> list[int]:
+    """Return the ids; raise UserError if they are not a list of whole numbers below `vocab_size`."""
     if not isinstance(ids, list):
         raise UserError(f"{where}: 'input_ids' must be a list of whole numbers, got {ids!r:.60}")
     for i, token in enumerate(ids):
-        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < words:
-            raise UserError(f"{where}: input_ids[{i}] is {token!r}; ids are whole numbers from 0 to {words - 1}")
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
+            raise UserError(f"{where}: input_ids[{i}] is {token!r}; ids are whole numbers from 0 to {vocab_size - 1}")
     return ids

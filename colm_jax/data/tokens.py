@@ -1,8 +1,8 @@
-"""A data file as tokens on disk: written once, a text at a time, then read by every stage without being held in memory.
+"""Tokenised data files on disk: written once, one text at a time, and read by every stage without loading them whole.
 
-`texts.arrayrecord` holds a record a text (`Example.stored`), `index.npy` what can be known of it without reading it
-(`records.INDEX`), `summary.json` the counts. Texts in which nothing counts in the loss, once they are cut, are left
-out: nothing could be learned from them. Those that stay are numbered anew; the index has their lines.
+`texts.arrayrecord` holds one record per text (`Example.stored`), `index.npy` its index (`records.INDEX`),
+`summary.json` the counts. Texts in which no token counts in the loss (after the cut) are left out, since nothing can be
+learned from them. The kept texts are renumbered; the index has their line numbers.
 """
 
 from collections import Counter
@@ -15,13 +15,14 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from colm_jax.data.records import INDEX, Example, Examples, Progress, encode_text, place, stream_records
+from colm_jax.console import Progress
+from colm_jax.data.records import INDEX, Example, Examples, encode_text, place, stream_records
 from colm_jax.errors import UserError
 from colm_jax.storage import local_copies, make_directory, read_json, replacing, save_array, write_json
 from colm_jax.text.tokenizer import Tokenizer
 
 TEXTS, INDEX_FILE, SUMMARY = "texts.arrayrecord", "index.npy", "summary.json"
-_OPTIONS = "group_size:1,zstd:1"  # each text by itself: they are read in any order
+_OPTIONS = "group_size:1,zstd:1"  # one text per group, for random access
 _REASONS = {
     "one_token": "of a single token",
     "nothing_counts": "in which no token counts in the loss",
@@ -30,14 +31,14 @@ _REASONS = {
 
 
 class StoredTexts(Sequence[Example]):
-    """The texts of an ArrayRecord file, each read when it is asked for. Threads may share it; it can be pickled."""
+    """The texts of an ArrayRecord file, read on access. Thread-safe and picklable."""
 
     def __init__(self, path: Path):
-        """Opens the file."""
+        """Open the file."""
         self._records = grain.sources.ArrayRecordDataSource(str(path))
 
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of texts."""
         return len(self._records)
 
     @overload
@@ -45,14 +46,14 @@ class StoredTexts(Sequence[Example]):
     @overload
     def __getitem__(self, number: slice) -> tuple[Example, ...]: ...
     def __getitem__(self, number):
-        """One text, or several."""
+        """Return one text, or a slice of them."""
         found = range(len(self))[number]
         if isinstance(found, range):
             return tuple(self[i] for i in found)
         return Example.of_stored(self._records[found])
 
     def __iter__(self) -> Iterator[Example]:
-        """All in order."""
+        """Yield all texts in order."""
         return (self[i] for i in range(len(self)))
 
 
@@ -64,18 +65,18 @@ def tokenise(
     allowed: np.ndarray | None = None,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Writes the tokenised form of a data file; the summary comes last, so where it is all is there.
+    """Tokenise a data file and write the result. The summary is written last: if it exists, the rest is complete.
 
     Args:
       source: the data file; it is read line by line.
-      tokenizer: the base's.
-      context: texts are cut at so many tokens.
-      directory: where to.
-      allowed: the shared vocabulary, [V] bool; a text may hold no other token.
-      progress: told how many bytes of the file are read, of how many.
+      tokenizer: the base's tokenizer.
+      context: the number of tokens at which texts are cut.
+      directory: the output directory.
+      allowed: the shared vocabulary, [V] bool; other tokens are errors.
+      progress: callback(bytes read, total).
 
     Raises:
-      UserError: a bad record, a token outside the shared vocabulary, or nothing that counts in the loss; nothing is
+      UserError: a bad record, a token outside the shared vocabulary, or no token that counts in the loss; nothing is
         written then.
     """
     rows, cut, left_out = bytearray(), 0, Counter[str]()
@@ -93,7 +94,7 @@ def tokenise(
                 left_out["cut_off" if whole.targets[1:].any() else "nothing_counts"] += 1
         if not rows:
             cut = left_out["cut_off"]
-            raise UserError(f"{source}: no token in it counts in the loss (context {context}, {cut} examples cut)")
+            raise UserError(f"{source}: no token counts in the loss (context {context}, {cut} examples cut)")
     index = np.frombuffer(rows, INDEX)
     save_array(directory / INDEX_FILE, index)
     summary = {
@@ -109,7 +110,7 @@ def tokenise(
 
 @contextmanager
 def _made(directory: Path) -> Iterator[None]:
-    """Makes a directory; one that was not there goes again where the block raises."""
+    """Create a directory; remove it again if it is new and the block raises."""
     made = not directory.exists()
     make_directory(directory)
     try:
@@ -122,19 +123,19 @@ def _made(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[Any]:
-    """Writes an ArrayRecord file."""
+    """Open an ArrayRecord file for writing; close it at the end of the block."""
     writer = ArrayRecordWriter(str(path), _OPTIONS)
     try:
         yield writer
     except BaseException:
-        with suppress(RuntimeError):  # a full disk is reported by what raised already
+        with suppress(RuntimeError):  # the first error already reports a full disk
             writer.close()
         raise
     writer.close()
 
 
 def open_tokens(directory: Path) -> Examples:
-    """The texts that `tokenise` wrote; none is read before it is asked for.
+    """Open the texts that `tokenise` wrote, without reading them.
 
     Raises:
       UserError: files are missing or do not belong together.
@@ -144,14 +145,14 @@ def open_tokens(directory: Path) -> Examples:
         index = np.load(here / INDEX_FILE, mmap_mode="r")
         texts = StoredTexts(here / TEXTS)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{directory}: the tokenised texts cannot be read; delete it: {error}") from None
+        raise UserError(f"{directory}: cannot read the tokenised texts; delete the directory: {error}") from None
     if index.dtype != INDEX or len(index) != len(texts):
-        raise UserError(f"{directory}: {INDEX_FILE} does not belong to the {len(texts)} texts beside it; delete it")
+        raise UserError(f"{directory}: {INDEX_FILE} does not match the {len(texts)} texts; delete the directory")
     return Examples(texts, read_json(directory / SUMMARY)["texts_cut"], index)
 
 
 def counts(directory: Path) -> str:
-    """What is in a tokenised file, what was cut and what was left out, in one line."""
+    """Return a one-line summary of a tokenised file: texts and tokens, cut and left out."""
     summary: dict[str, Any] = read_json(directory / SUMMARY)
     left_out = [f"{count:,} {_REASONS[reason]}" for reason, count in summary["texts_left_out"].items() if count]
     return (

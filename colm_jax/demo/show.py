@@ -31,7 +31,7 @@ from colm_jax.pipeline.reporting import (
 from colm_jax.pipeline.run import FinishedRun, run_pipeline
 from colm_jax.pipeline.stage import StageDirectory
 from colm_jax.pipeline.study import read_study, write_study
-from colm_jax.report.contents import Answer, Report, Section, Table
+from colm_jax.report.contents import Report, Section, ShownAnswer, Table
 from colm_jax.report.gate_study import gate_section
 from colm_jax.report.results import calibration_section, cost_section, interval, with_area
 from colm_jax.report.store import load_report
@@ -111,7 +111,7 @@ def _answers_key(run: DemoContext) -> StageKey:
 
 
 def _write_answers(run: DemoContext, directory: Path) -> None:
-    """Answer the test problems for every row of the table and every point of the plot."""
+    """ShownAnswer the test problems for every row of the table and every point of the plot."""
     colm, weak, tuned = run.inputs.colm, run.inputs.weak, run.inputs.tuned
     inputs = colm.inputs
     untrained = CoLM(inputs.base, inputs.experts, inputs.expert_tokenizers, inputs.mesh)
@@ -209,7 +209,7 @@ def _contents(run: DemoContext) -> Report:
     lengths = [(len(answer.prompt_ids), answer.sources) for answer in written]
     alone = [line["text"] for line in read_lines(answers / "base.jsonl")]
     correct, alone_correct = (table["rows"][name]["correct"] for name in ("co-llm", "base"))
-    shown: tuple[Answer, ...] = tuple(
+    shown: tuple[ShownAnswer, ...] = tuple(
         answer_for_report(
             team, answer, problem["completion"], correct[i], alone[i], alone_correct[i], study.views[str(i)]
         )

@@ -1,8 +1,8 @@
 """BioASQ, phase B: yes/no, factoid, list and summary questions, graded by the challenge's measures.
 
 A reference is a question of the official JSON: "type", "exact_answer" with its synonyms, "ideal_answer". A prediction
-is a text: yes/no by the word it decides for, candidates a line each (or, on one line, between semicolons; in a list
-also at commas and "and"), a summary as it stands.
+is a text: a yes/no decision, candidates (one per line or, on a single line, separated by semicolons; for a list
+question also by commas and "and"), or a summary.
 """
 
 import re
@@ -15,26 +15,26 @@ from colm_jax.evaluation.choices import decision, f1
 from colm_jax.evaluation.rouge import Overlap, rouge_2, rouge_su4
 
 TYPES = ("yesno", "factoid", "list", "summary")
-_CANDIDATES = 5  # of a factoid question that count
+_CANDIDATES = 5  # graded per factoid question
 _COMMAS = re.compile(r",\s+(?:and\s+)?|\s+and\s+")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.)])\s+")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is right."""
+    """The reference of a question."""
 
     type: str  # one of TYPES
     entities: tuple[tuple[str, ...], ...] = ()  # right entities, each with its synonyms; a factoid has one
-    decision: str | None = None  # of yesno
+    decision: str | None = None  # for yesno
     ideal: tuple[str, ...] = ()  # right summaries
 
 
 def question_of(record: dict[str, Any], where: str) -> Question:
-    """A question of the official JSON.
+    """Read a question of the official JSON.
 
     Raises:
-      UserError: no such type, or its answer is missing or of another form.
+      UserError: an unknown type, or a missing or malformed answer.
     """
     kind = record.get("type")
     if kind not in TYPES:
@@ -67,17 +67,17 @@ def _flat(items: Sequence[Any]) -> list[Any]:
 
 def _strings(items: Sequence[Any], where: str) -> list[str]:
     if not items or not _all_strings(items) or not all(map(_normal, items)):
-        raise UserError(f"{where}: answers must be strings, or lists of synonyms, and not empty, got {items!r:.60}")
+        raise UserError(f"{where}: answers must be non-empty strings or lists of synonyms, got {items!r:.60}")
     return list(items)
 
 
 def _normal(name: str) -> str:
-    """Case, white space and a final full stop do not matter."""
+    """Return the name in lower case, with white space normalised and a final full stop removed."""
     return " ".join(name.split()).rstrip(".").lower()
 
 
 def candidates(text: str, commas: bool) -> list[str]:
-    """The entities that a text names, in order, each once; bullets and numbers before them are left out."""
+    """Return the entities in a text, in order and without duplicates, bullets and numbering."""
     parts = [line for line in text.splitlines() if line.strip()]
     if len(parts) == 1:
         parts = re.split(_COMMAS if commas and ";" not in parts[0] else ";", parts[0])
@@ -86,23 +86,23 @@ def candidates(text: str, commas: bool) -> list[str]:
 
 
 def text_of_submission(question: dict[str, Any], where: str) -> str:
-    """What a question of a submission (the challenge's format for answers) says, as `candidates` reads it."""
+    """Return the answer of a submission's question (the challenge's format) as a text for `candidates`."""
     answer = question.get("exact_answer") or question.get("ideal_answer") or ""
     items = answer if isinstance(answer, list) else [answer]
-    names = [item[0] if isinstance(item, list) and item else item for item in items]  # its own first synonym
+    names = [item[0] if isinstance(item, list) and item else item for item in items]  # the first synonym
     if not _all_strings(names):
-        raise UserError(f"{where}: an answer must be a string, or a list of them, got {answer!r:.60}")
+        raise UserError(f"{where}: an answer must be a string or a list of strings, got {answer!r:.60}")
     return "\n".join(" ".join(name.split()) for name in names)
 
 
 def _rank(text: str, question: Question) -> int | None:
-    """Where among the first candidates the first right one stands, from 1."""
+    """Return the rank, from 1, of the first right candidate among the graded ones; None without one."""
     found = candidates(text, commas=False)[:_CANDIDATES]
     return next((i for i, name in enumerate(found, start=1) if name in question.entities[0]), None)
 
 
 def _listed(text: str, question: Question) -> Overlap:
-    """Precision and recall of a list: an entity is found once, by whichever of its synonyms; the rest is wrong."""
+    """Return precision and recall of a list; each entity counts once, by any of its synonyms."""
     found = candidates(text, commas=True)
     left = list(question.entities)
     for name in found:
@@ -114,7 +114,7 @@ def _listed(text: str, question: Question) -> Overlap:
 
 
 def grade(text: str, question: Question) -> float:
-    """From 0 to 1: right or wrong; a factoid's reciprocal rank; a list's F1; a summary's ROUGE-2 F1."""
+    """Grade a text from 0 to 1: yes/no by equality, factoid by reciprocal rank, list by F1, summary by ROUGE-2 F1."""
     if question.type == "yesno":
         return float(decision(text) == question.decision)
     if question.type == "factoid":
@@ -124,13 +124,13 @@ def grade(text: str, question: Question) -> float:
 
 
 def measures(texts: Sequence[str], questions: Sequence[Question]) -> dict[str, Any]:
-    """The challenge's measures, of the types that are there: each a mean over that type's questions."""
+    """Return the challenge's measures for each type present: means over that type's questions."""
     of_type = {kind: [(t, q) for t, q in zip(texts, questions, strict=True) if q.type == kind] for kind in TYPES}
     found: dict[str, Any] = {}
     if pairs := of_type["yesno"]:
-        said, gold = [decision(text) for text, _ in pairs], [question.decision for _, question in pairs]
-        yes, no = f1(said, gold, "yes"), f1(said, gold, "no")
-        right = sum(s == g for s, g in zip(said, gold)) / len(pairs)
+        predicted, gold = [decision(text) for text, _ in pairs], [question.decision for _, question in pairs]
+        yes, no = f1(predicted, gold, "yes"), f1(predicted, gold, "no")
+        right = sum(p == g for p, g in zip(predicted, gold)) / len(pairs)
         found["yesno"] = {"accuracy": right, "f1_yes": yes, "f1_no": no, "macro_f1": (yes + no) / 2}
     if pairs := of_type["factoid"]:
         ranks = [_rank(text, question) for text, question in pairs]

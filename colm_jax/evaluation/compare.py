@@ -1,4 +1,4 @@
-"""How sure a score is: a 95 % interval of an accuracy, and of the difference between two graded answer files."""
+"""Statistical uncertainty of scores: 95 % intervals of an accuracy and of the difference of two graded answer files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from jaxtyping import Shaped
 
 LEVEL = 0.95
 SAMPLES = 10_000
-_CHUNK = 1 << 22  # draws held at once
+_CHUNK = 1 << 22  # draws in memory at once
 Grades = Sequence[float] | Shaped[np.ndarray, "N"]  # of answers, or whether each is right
 
 
@@ -17,15 +17,15 @@ class Difference:
     """A paired comparison, first minus second."""
 
     difference: float
-    low: float  # of the 95 % interval
+    low: float  # ends of the 95 % interval
     high: float
-    p: float  # two-sided: how often resampling loses or turns the difference's sign
-    better: int  # answers that the first has the higher grade of
+    p: float  # two-sided p-value: how often resampling loses or flips the difference's sign
+    better: int  # number of answers with a higher grade in the first
     worse: int
 
 
 def wilson(right: int, answers: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy (Wilson's score interval)."""
+    """Return the 95 % interval of an accuracy (Wilson's score interval)."""
     from scipy.stats import binomtest  # takes a second to import
 
     found = binomtest(right, answers).proportion_ci(LEVEL, method="wilson")
@@ -33,7 +33,7 @@ def wilson(right: int, answers: int) -> tuple[float, float]:
 
 
 def _resampled_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Means [samples] of as many values drawn with replacement."""
+    """Return the means [samples] of bootstrap samples of the values."""
     generator, count = np.random.default_rng(seed), len(values)
     rows = max(1, _CHUNK // count)
     parts = [min(rows, samples - first) for first in range(0, samples, rows)]
@@ -41,7 +41,7 @@ def _resampled_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
 
 
 def mean_interval(grades: Grades, samples: int = SAMPLES, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the answers' mean grade: Wilson's where all are 0 or 1, else by the bootstrap."""
+    """Return the 95 % interval of the mean grade: Wilson's if all grades are 0 or 1, otherwise by the bootstrap."""
     values = np.asarray(grades, np.float64)
     if np.isin(values, (0.0, 1.0)).all():
         return wilson(int(values.sum()), len(values))
@@ -50,13 +50,13 @@ def mean_interval(grades: Grades, samples: int = SAMPLES, seed: int = 0) -> tupl
 
 
 def paired_bootstrap(first: Grades, second: Grades, samples: int = SAMPLES, seed: int = 0) -> Difference:
-    """Compares two grades of each answer; answers are drawn with replacement, both grades together.
+    """Compare two grades per answer by the paired bootstrap.
 
     Args:
-      first: a grade an answer, 0 to 1.
-      second: of the same answers, in the same order.
-      samples: how often they are drawn; p is no smaller than 2 / (samples + 1).
-      seed: of the draws.
+      first: one grade per answer, 0 to 1.
+      second: grades for the same references, in the same order.
+      samples: the number of bootstrap samples; p is at least 2 / (samples + 1).
+      seed: the seed of the draws.
     """
     differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     means = _resampled_means(differences, samples, seed)

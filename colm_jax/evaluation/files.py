@@ -1,6 +1,6 @@
-"""`colm evaluate`: a file of predictions graded against a file of references, and against other predictions.
+"""`colm evaluate`: grade a file of predictions against a file of references, and compare it with other predictions.
 
-A prompt may have several predictions, the samples of `colm generate --samples N`: its grade is their mean.
+A prompt may have several predictions, the samples of `colm generate --samples N`; its grade is their mean.
 """
 
 from collections import Counter
@@ -18,10 +18,10 @@ from colm_jax.storage import parse_json, path_of, read_text
 
 
 def read_records(path: str | Path) -> Records:
-    """The records of a JSONL file or of a .json: a list, BioASQ's {"questions": [...]}, or PubMedQA's by id.
+    """Read the records of a JSONL file or of a .json: a list, BioASQ's {"questions": [...]}, or PubMedQA's by id.
 
     Raises:
-      UserError: no such file, or one of another form.
+      UserError: no such file, or another format.
     """
     if Path(path).suffix != ".json":
         return read_jsonl(path)
@@ -34,15 +34,15 @@ def read_records(path: str | Path) -> Records:
             for key, value in content.items()
         ]
     if not isinstance(content, list) or not content or not all(isinstance(item, dict) for item in content):
-        raise UserError(f"{path}: expected a list of objects, an object of them by id, or one with 'questions'")
+        raise UserError(f"{path}: must be a list of objects, an object that maps ids to objects, or have 'questions'")
     return [(f"{path}: item {i}", item) for i, item in enumerate(content, start=1)]
 
 
 def read_predictions(path: str | Path, task: str) -> Records:
-    """Generation lines; of bioasq also a submission in the challenge's own JSON.
+    """Read generation lines or, for bioasq, a submission in the challenge's JSON.
 
     Raises:
-      UserError: a line without a text, or with sources, calls or a sample that are none.
+      UserError: a line without a text, or with malformed sources, calls or sample number.
     """
     records = read_records(path)
     if task == "bioasq" and Path(path).suffix == ".json":
@@ -72,16 +72,16 @@ def _by_id(records: Records) -> dict[str, tuple[str, dict[str, Any]]]:
     for where, record in records:
         number = str(record["id"])
         if number in found:
-            raise UserError(f"{where}: id {number!r} stands twice, also at {found[number][0]}")
+            raise UserError(f"{where}: duplicate id {number!r}, also at {found[number][0]}")
         found[number] = (where, record)
     return found
 
 
 def pair(predicted: Records, gold: Records, predictions: str | Path, references: str | Path) -> Records:
-    """The reference of each prediction: by "id" where all lines of both files have it, else by order.
+    """Return the reference of each prediction: by "id" if all lines of both files have one, otherwise by order.
 
     Raises:
-      UserError: files that do not pair.
+      UserError: a prediction without a reference, a duplicate id, or files of different lengths without ids.
     """
     if all(_has_id(record) for _, record in [*predicted, *gold]):
         by_id = _by_id(gold)
@@ -89,49 +89,49 @@ def pair(predicted: Records, gold: Records, predictions: str | Path, references:
             if number not in by_id:
                 raise UserError(
                     f"{where}: no reference has id {number!r} in {references}; generate from prompts with its ids, "
-                    "or leave the ids out of one file to pair by order"
+                    "or remove the ids from one file to pair by order"
                 )
         return [by_id[str(record["id"])] for _, record in predicted]
     if len(predicted) != len(gold):
         raise UserError(
-            f"{predictions} answers {len(predicted)} prompts and {references} has {len(gold)} references; without "
-            "an id in every line of both they pair by order, and must be as many"
+            f"{predictions} answers {len(predicted)} prompts, but {references} has {len(gold)} references; without "
+            "an id in every line of both files they pair by order, which needs equal numbers"
         )
     return gold
 
 
 @dataclass(frozen=True)
 class _Graded:
-    """A file of predictions beside its references."""
+    """A graded file of predictions."""
 
     prompts: list[list[int]]  # the lines of each prompt
-    references: Records  # of each prompt
-    score: TaskScore  # of the lines
-    majority: list[float] | None  # of each prompt: the grade of the answer that most samples give; None without samples
+    references: Records  # one per prompt
+    score: TaskScore  # over all lines
+    majority: list[float] | None  # per prompt, the grade of the most frequent answer; None without samples
 
     @property
     def grades(self) -> list[float]:
-        """Of each prompt: the mean over its samples."""
+        """The grade of each prompt, the mean over its samples."""
         return [_mean([self.score.grades[i] for i in lines]) for lines in self.prompts]
 
 
 def evaluate_files(
     task: str, predictions: str | Path, references: str | Path, against: str | Path | None = None
 ) -> dict[str, Any]:
-    """Grades a file of generation lines.
+    """Grade a file of generation lines.
 
     Args:
       task: one of TASKS.
-      predictions: what is graded; prompts pair by "id" where both files have it, else by order.
+      predictions: the file to grade; prompts pair by "id" if both files have ids, otherwise by order.
       references: JSONL, or the data set's official .json.
-      against: other predictions of the same references, to compare with.
+      against: other predictions for the same references, to compare with.
 
     Returns:
       The score with its 95 % interval, counts, the task's own measures, and each answer's grade in "by_answer"; with
-      several samples of a prompt what they come to together in "samples"; with `against`, how far apart the two are.
+      several samples per prompt, the best and the majority in "samples"; with `against`, the difference of the two.
 
     Raises:
-      UserError: a line without its text, files that do not pair.
+      UserError: a line without a text, or files that do not pair.
     """
     found = find_task(task)
     gold = read_records(references)
@@ -157,7 +157,7 @@ def evaluate_files(
         other = _graded(task, against, gold, references)
         by_place = {where: grade for (where, _), grade in zip(other.references, other.grades)}
         if by_place.keys() != {where for where, _ in graded.references}:
-            raise UserError(f"{against}: answers other references than {predictions} does; both must answer the same")
+            raise UserError(f"{against}: must answer the same references as {predictions}, but answers others")
         theirs = [by_place[where] for where, _ in graded.references]
         difference = paired_bootstrap(grades, theirs)
         result["against"] = {"predictions": str(against), "score": _mean(theirs), **asdict(difference)}
@@ -170,7 +170,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _graded(task: str, path: str | Path, gold: Records, references: str | Path) -> _Graded:
-    """The predictions of a file, graded."""
+    """Read and grade a file of predictions."""
     predicted = read_predictions(path, task)
     prompts = _prompts(predicted)
     paired = pair([predicted[lines[0]] for lines in prompts], gold, path, references)
@@ -192,13 +192,13 @@ def _graded(task: str, path: str | Path, gold: Records, references: str | Path) 
 
 
 def _prompts(predicted: Records) -> list[list[int]]:
-    """The lines of each prompt, in the file's order: those of one id or, without ids, those from a sample 0 on.
+    """Group the lines by prompt, in the file's order: by id or, without ids, a new prompt begins at each sample 0.
 
     Raises:
-      UserError: a sample that stands twice, or prompts with different numbers of samples.
+      UserError: a duplicate sample, or prompts with different numbers of samples.
     """
     by_id = all(_has_id(record) for _, record in predicted)
-    found: dict[Any, dict[int, int]] = {}  # of each prompt: the line of each sample
+    found: dict[Any, dict[int, int]] = {}  # prompt -> sample -> line
     for i, (where, record) in enumerate(predicted):
         sample = record.get("sample") or 0
         key = str(record["id"]) if by_id else len(found) - (sample > 0)
@@ -206,21 +206,21 @@ def _prompts(predicted: Records) -> list[list[int]]:
         if sample in samples:
             named = f"id {key!r}" if by_id else "its prompt"
             raise UserError(
-                f"{where}: sample {sample} of {named} stands twice, also at {predicted[samples[sample]][0]}; "
-                "several answers to one prompt need a 'sample' number each"
+                f"{where}: duplicate sample {sample} of {named}, also at {predicted[samples[sample]][0]}; "
+                "several answers to one prompt need different 'sample' numbers"
             )
         samples[sample] = i
     prompts = [list(samples.values()) for samples in found.values()]
     for lines in prompts:
         if len(lines) != len(prompts[0]):
             raise UserError(
-                f"{predicted[lines[0]][0]}: its prompt has {len(lines)} sample(s), the first one "
-                f"{len(prompts[0])}; every prompt needs as many"
+                f"{predicted[lines[0]][0]}: its prompt has {len(lines)} sample(s), the first prompt has "
+                f"{len(prompts[0])}; all prompts need the same number"
             )
     return prompts
 
 
 def _majority(answers: Sequence[Any], grades: Sequence[float]) -> float:
-    """The grade of the answer that most samples give, the first of several; 0 where none gives one."""
+    """Return the grade of the most frequent answer (the first in a tie); 0 if no sample has an answer."""
     counts = Counter(answer for answer in answers if answer is not None)
     return grades[answers.index(counts.most_common(1)[0][0])] if counts else 0.0

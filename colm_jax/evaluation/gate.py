@@ -1,6 +1,6 @@
-"""What the gate learned: which tokens of written answers an expert wrote, and how p_defer stands to responsibilities.
+"""Analysis of a trained gate: which tokens of answers are deferred, and how p_defer agrees with responsibilities.
 
-Plain sequences in, plain figures out; `report` shows them. A token is deferred where an expert wrote it.
+Input and output are plain sequences and numbers; `report` shows them. A token is deferred if an expert wrote it.
 """
 
 import re
@@ -17,38 +17,38 @@ from colm_jax.objectives import responsibilities
 from colm_jax.team import Scored
 
 CLASSES = ("number", "operator or punctuation", "word start", "word continuation", "white space")
-POSITIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # where bins begin, in tokens from the answer's first
-ENTROPIES = (0.0, 0.01, 0.1, 0.5, 1.0, 2.0)  # likewise, in nats
+POSITIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # lower edges of bins, in tokens from the answer's first
+ENTROPIES = (0.0, 0.01, 0.1, 0.5, 1.0, 2.0)  # lower edges of bins, in nats
 
 
 @dataclass(frozen=True)
-class Written:
-    """An answer as this module reads it; sequences have an entry per written token."""
+class AnswerTokens:
+    """The tokens of an answer; sequences have one entry per token."""
 
-    pieces: Sequence[str]  # the text that each token added
+    pieces: Sequence[str]  # the text of each token
     sources: Sequence[int]  # 0 the base, 1..M an expert
     p_defer: Sequence[float] | None = None
     entropy: Sequence[float] | None = None  # of the base's distribution, nats
 
 
 @dataclass(frozen=True)
-class Share:
-    """Of the tokens of one kind."""
+class DeferralRate:
+    """Deferral of the tokens of one kind."""
 
-    name: str
+    name: str  # of the kind
     tokens: int
     deferred: int
     mean_p_defer: float | None  # None without a gate
 
     @property
     def rate(self) -> float | None:
-        """Share of deferred tokens; None where there are no tokens."""
+        """The share of deferred tokens; None if there are no tokens."""
         return self.deferred / self.tokens if self.tokens else None
 
 
 @dataclass(frozen=True)
-class Found:
-    """A place in an answer: tokens start..stop-1 of answer number `answer`, all by experts."""
+class TokenSpan:
+    """Tokens start..stop-1 of answer number `answer`."""
 
     answer: int
     start: int
@@ -56,11 +56,11 @@ class Found:
 
 
 def token_classes(pieces: Sequence[str]) -> list[str]:
-    """The class of each token, one of CLASSES, by its text and what stands before it.
+    """Return the class of each token, one of CLASSES, by its text and the text before it.
 
-    A token with a letter is a word's start or its continuation, one with a digit and no letter a number, one with
-    neither an operator or punctuation. A piece without text (a byte of a character that a later token completes)
-    counts as a continuation.
+    A token with a letter is a word start or continuation, a token with a digit but no letter a number, any other an
+    operator or punctuation. A token without text (a byte of a character that a later token completes) counts as a
+    continuation.
     """
     found = []
     before = ""
@@ -79,13 +79,13 @@ def token_classes(pieces: Sequence[str]) -> list[str]:
     return found
 
 
-def by_class(answers: Sequence[Written]) -> list[Share]:
-    """Deferral by token class."""
+def by_class(answers: Sequence[AnswerTokens]) -> list[DeferralRate]:
+    """Return deferral by token class."""
     return _shares(answers, [token_classes(answer.pieces) for answer in answers], CLASSES)
 
 
-def by_position(answers: Sequence[Written]) -> list[Share]:
-    """Deferral by place in the answer, in bins that double."""
+def by_position(answers: Sequence[AnswerTokens]) -> list[DeferralRate]:
+    """Return deferral by position in the answer, in bins of doubling width."""
     longest = max((len(answer.pieces) for answer in answers), default=0)
     names = [f"{low}" if high == low + 1 else f"{low}–{high - 1}" for low, high in pairwise(POSITIONS)]
     names += [f"{POSITIONS[-1]}–"]
@@ -93,73 +93,71 @@ def by_position(answers: Sequence[Written]) -> list[Share]:
     return _shares(answers, kinds, names[: sum(low < longest for low in POSITIONS)])
 
 
-def by_entropy(answers: Sequence[Written]) -> list[Share]:
-    """Deferral by the base's entropy, nats; of the answers for which it is known."""
+def by_entropy(answers: Sequence[AnswerTokens]) -> list[DeferralRate]:
+    """Return deferral by the base's entropy in nats, over the answers with known entropies."""
     names = [f"{low:g}–{high:g}" for low, high in pairwise(ENTROPIES)] + [f"{ENTROPIES[-1]:g}–"]
     known = [answer for answer in answers if answer.entropy is not None]
     kinds = [[names[_bin(max(0.0, h), ENTROPIES)] for h in answer.entropy or ()] for answer in known]
     return _shares(known, kinds, names)
 
 
-def template_fillings(answers: Sequence[Written]) -> list[Found]:
-    """Where experts wrote a single token of content, a whole number or word, between two tokens of the base's."""
+def template_fillings(answers: Sequence[AnswerTokens]) -> list[TokenSpan]:
+    """Return the single tokens by experts, each a whole number or word, between two tokens by the base."""
     found = []
     for a, answer in enumerate(answers):
         classes = token_classes(answer.pieces)
         for start, stop in _runs(answer.sources):
             inside = start > 0 and stop < len(answer.sources)
             if stop - start == 1 and inside and _is_whole(answer.pieces, classes, start):
-                found.append(Found(a, start, stop))
+                found.append(TokenSpan(a, start, stop))
     return found
 
 
-def calculator_calls(answers: Sequence[Written]) -> list[Found]:
-    """Where experts wrote the digits right behind an equals sign of the base's; all of the result's digits by experts.
-
-    The base may write white space, a sign or a currency mark between the two.
-    """
+def calculator_calls(answers: Sequence[AnswerTokens]) -> list[TokenSpan]:
+    """Return the results (see `results`) whose digits were all written by experts."""
     return [found for found in results(answers) if all(answers[found.answer].sources[found.start : found.stop])]
 
 
-def results(answers: Sequence[Written]) -> list[Found]:
-    """The tokens of every number right behind an equals sign of the base's, whoever wrote them.
+def results(answers: Sequence[AnswerTokens]) -> list[TokenSpan]:
+    """Return the tokens of every number right after an equals sign that the base wrote.
 
-    A number that an operator follows is part of a further calculation (the first 5 in 5^2 · 5^3 = 5^5), not a result.
+    White space, a sign or a currency mark may be in between. A number that an operator follows is part of a further
+    calculation (the first 5 in 5^2 · 5^3 = 5^5), not a result.
     """
     found = []
     for a, answer in enumerate(answers):
         classes = token_classes(answer.pieces)
         stop = 0
         for i, kind in enumerate(classes):
-            if i < stop or kind != "number" or not _behind_equals(answer, i):
+            if i < stop or kind != "number" or not _after_equals(answer, i):
                 continue
             stop = _number_end(answer.pieces, classes, i)
             if not re.match(r"\s*[-−+·×*/÷^(=]", "".join(answer.pieces[stop : stop + 2])):
-                found.append(Found(a, i, stop))
+                found.append(TokenSpan(a, i, stop))
     return found
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Responsibilities of the experts, 1 − r_0, against p_defer, at the positions that count."""
+    """The experts' responsibility, 1 − r_0, against p_defer, at the counted positions."""
 
     counts: tuple[tuple[int, ...], ...]  # [bins of p_defer][bins of 1 − r_0]
-    mean_p_defer: tuple[float | None, ...]  # by bin of p_defer; None where it is empty
+    mean_p_defer: tuple[float | None, ...]  # by bin of p_defer; None for an empty bin
     mean_responsibility: tuple[float | None, ...]  # likewise
-    correlation: float | None  # Pearson's; None where one of them does not vary
+    correlation: float | None  # Pearson's; None if either is constant
 
     @property
     def bins(self) -> int:
-        """Of equal width, from 0 to 1."""
+        """The number of bins, of equal width from 0 to 1."""
         return len(self.counts)
 
 
 def agreement(scored: Sequence[Scored], bins: int = 5) -> Agreement | None:
-    """How far the gate foresees who will turn out to explain the token; None without a gate.
+    """Compare the gate's prior with its posterior; None without a gate.
 
-    The gate sees the text before a token; the responsibility, its posterior, the token too (DESIGN section 1). On
-    texts like those trained on, a gate at the optimum has mean responsibility = mean p_defer in every bin of p_defer
-    that its features can tell apart.
+    p_defer depends on the text before a token; the responsibility, its posterior, on the token as well. On texts from
+    the training distribution, an optimal gate has mean responsibility = mean p_defer in every bin of p_defer that its
+    features can separate.
     """
     if not scored or any(s.gate_logits is None for s in scored):
         return None
@@ -172,28 +170,33 @@ def agreement(scored: Sequence[Scored], bins: int = 5) -> Agreement | None:
 def agreement_of(
     logits: Float[np.ndarray, "n M"], base: Float[np.ndarray, "n"], experts: Float[np.ndarray, "n M"], bins: int = 5
 ) -> Agreement:
-    """`agreement` from the gate's logits and each model's log-probability of the text's own token."""
+    """Compute `agreement` from the gate's logits and each model's log-probability of the text's own token."""
     arguments = logits, base, experts, np.ones(len(logits), bool)
     posterior = np.asarray(responsibilities(*(jnp.asarray(a)[None] for a in arguments)))[0]
-    taken, prior = 1 - posterior[:, 0].astype(np.float64), np.asarray(p_defer(jnp.asarray(logits)), np.float64)
-    rows, columns = (np.clip((x * bins).astype(int), 0, bins - 1) for x in (prior, taken))
+    posterior_defer, prior = (
+        1 - posterior[:, 0].astype(np.float64),
+        np.asarray(p_defer(jnp.asarray(logits)), np.float64),
+    )
+    rows, columns = (np.clip((x * bins).astype(int), 0, bins - 1) for x in (prior, posterior_defer))
     counts = np.zeros((bins, bins), np.int64)
     np.add.at(counts, (rows, columns), 1)
 
     def means(x: np.ndarray) -> tuple[float | None, ...]:
         return tuple(float(x[rows == b].mean()) if (rows == b).any() else None for b in range(bins))
 
-    varies = len(prior) > 1 and min(prior.std(), taken.std()) > 0
+    varies = len(prior) > 1 and min(prior.std(), posterior_defer.std()) > 0
     return Agreement(
         counts=tuple(tuple(row) for row in counts.tolist()),
         mean_p_defer=means(prior),
-        mean_responsibility=means(taken),
-        correlation=float(np.corrcoef(prior, taken)[0, 1]) if varies else None,
+        mean_responsibility=means(posterior_defer),
+        correlation=float(np.corrcoef(prior, posterior_defer)[0, 1]) if varies else None,
     )
 
 
-def _shares(answers: Sequence[Written], kinds: Sequence[Sequence[str]], names: Sequence[str]) -> list[Share]:
-    """Counts by kind, in the order of `names`."""
+def _shares(
+    answers: Sequence[AnswerTokens], kinds: Sequence[Sequence[str]], names: Sequence[str]
+) -> list[DeferralRate]:
+    """Count the tokens of each kind, in the order of `names`."""
     tokens, deferred = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     rates: dict[str, list[float]] = {name: [] for name in names}
     for answer, kind in zip(answers, kinds, strict=True):
@@ -203,24 +206,24 @@ def _shares(answers: Sequence[Written], kinds: Sequence[Sequence[str]], names: S
             if answer.p_defer is not None:
                 rates[name].append(answer.p_defer[i])
     return [
-        Share(name, tokens[name], deferred[name], float(np.mean(rates[name])) if rates[name] else None)
+        DeferralRate(name, tokens[name], deferred[name], float(np.mean(rates[name])) if rates[name] else None)
         for name in names
     ]
 
 
 def _bin(value: float, edges: Sequence[float]) -> int:
-    """The last bin that begins at or below the value."""
+    """Return the last bin whose lower edge is at most the value."""
     return sum(edge <= value for edge in edges) - 1
 
 
 def _runs(sources: Sequence[int]) -> list[tuple[int, int]]:
-    """Experts' runs of tokens, as start and end."""
+    """Return the runs of consecutive tokens by experts, as start and stop."""
     borders = np.flatnonzero(np.diff([0, *(int(source > 0) for source in sources), 0]))
     return [(int(start), int(stop)) for start, stop in borders.reshape(-1, 2)]
 
 
 def _is_whole(pieces: Sequence[str], classes: Sequence[str], i: int) -> bool:
-    """Whether token i, with tokens on both sides, is a number or a word by itself, not a part of one."""
+    """Return whether token i, with tokens on both sides, is a whole number or word."""
     if classes[i] not in ("number", "word start"):
         return False
     begins = pieces[i][0].isspace() or not pieces[i - 1][-1:].isalnum()
@@ -229,19 +232,19 @@ def _is_whole(pieces: Sequence[str], classes: Sequence[str], i: int) -> bool:
 
 
 def _number_end(pieces: Sequence[str], classes: Sequence[str], start: int) -> int:
-    """Where the number that begins with token `start` ends; its digits may be parted by a point or a comma."""
+    """Return the end of the number that begins with token `start`; a point or comma may separate its digits."""
 
-    def goes_on(i: int) -> bool:
+    def continues(i: int) -> bool:
         return i < len(pieces) and classes[i] == "number" and pieces[i][0].isdigit()
 
     stop = start + 1
-    while goes_on(stop) or (stop < len(pieces) and pieces[stop] in (".", ",") and goes_on(stop + 1)):
+    while continues(stop) or (stop < len(pieces) and pieces[stop] in (".", ",") and continues(stop + 1)):
         stop += 1
     return stop
 
 
-def _behind_equals(answer: Written, i: int) -> bool:
-    """Whether token i follows an equals sign that the base wrote, with at most a sign or currency mark between."""
+def _after_equals(answer: AnswerTokens, i: int) -> bool:
+    """Return whether token i follows an equals sign by the base, with at most a sign or currency mark in between."""
     if re.match(r"\s*[$€£(]*[-−+]?\d", answer.pieces[i]) is None:
         return False
     for j in range(i - 1, -1, -1):

@@ -1,7 +1,7 @@
-"""MT-Bench and AlpacaEval: questions as prompts for `colm generate`, and answers as the files that their judges read.
+"""MT-Bench and AlpacaEval: convert questions to prompts for `colm generate`, and answers to the judges' input files.
 
-The judges are large models behind other programs: FastChat reads a file of answers for each model
-(model_answer/NAME.jsonl), alpaca_eval a JSON list of outputs. MT-Bench asks twice, and its second prompt holds the
+Other programs run the judges, which are large models: FastChat reads one file of answers per model
+(model_answer/NAME.jsonl), alpaca_eval a JSON list of outputs. MT-Bench has two turns; the second prompt contains the
 first answer.
 """
 
@@ -18,10 +18,10 @@ JUDGES = ("mt_bench", "alpaca_eval")
 
 
 def read_questions(judge: str, path: str | Path) -> Records:
-    """The judge's own question file: MT-Bench's question.jsonl, or alpaca_eval's JSON of instructions.
+    """Read the judge's question file: MT-Bench's question.jsonl, or alpaca_eval's JSON of instructions.
 
     Raises:
-      UserError: no such judge, or a line that is no question of it.
+      UserError: no such judge, or a line that is not one of its questions.
     """
     if judge not in JUDGES:
         raise UserError(f"judge must be one of {', '.join(JUDGES)}, got {judge!r}")
@@ -49,7 +49,7 @@ def _turns(judge: str, question: dict[str, Any]) -> list[str]:
 
 
 def _answers(questions: Records, path: str | Path, questions_path: str | Path) -> list[str]:
-    """The answer to every question, in the questions' order."""
+    """Read the answer to every question, in the questions' order."""
     predicted = read_predictions(path, "exact")
     if missing := [where for where, record in predicted if record.get("id") is None]:
         raise UserError(f"{missing[0]}: an answer needs the 'id' of its prompt")
@@ -64,28 +64,28 @@ def _answers(questions: Records, path: str | Path, questions_path: str | Path) -
 def _conversations(
     judge: str, questions: str | Path, answers: Sequence[str | Path]
 ) -> list[tuple[str, dict[str, Any], list[str]]]:
-    """Each question with its place and its answers so far."""
+    """Return each question with its place and its answers so far."""
     asked = read_questions(judge, questions)
-    said: list[list[str]] = [[] for _ in asked]
+    answered: list[list[str]] = [[] for _ in asked]
     for path in answers:
-        more = [i for i, (_, question) in enumerate(asked) if len(_turns(judge, question)) > len(said[i])]
+        more = [i for i, (_, question) in enumerate(asked) if len(_turns(judge, question)) > len(answered[i])]
         if not more:
-            raise UserError(f"{path}: every turn of {questions} is answered already")
+            raise UserError(f"{path}: every turn of {questions} is already answered")
         for i, text in zip(more, _answers([asked[i] for i in more], path, questions)):
-            said[i].append(text)
-    return [(where, question, texts) for (where, question), texts in zip(asked, said)]
+            answered[i].append(text)
+    return [(where, question, texts) for (where, question), texts in zip(asked, answered)]
 
 
 def next_prompts(judge: str, questions: str | Path, answers: Sequence[str | Path] = ()) -> list[dict[str, Any]]:
-    """Prompt lines of the turn that follows the given answers; questions that ask no more are left out.
+    """Return the prompt lines of the turn after the given answers, for the questions that have one.
 
     Args:
       judge: "mt_bench" or "alpaca_eval".
-      questions: its question file.
+      questions: the judge's question file.
       answers: generation lines of each turn so far, in order.
 
     Raises:
-      UserError: files that do not pair, or no question with so many turns.
+      UserError: files that do not pair, or no question with another turn.
     """
     lines = []
     for _, question, texts in _conversations(judge, questions, answers):
@@ -101,24 +101,24 @@ def next_prompts(judge: str, questions: str | Path, answers: Sequence[str | Path
 
 
 def judged_file(judge: str, questions: str | Path, answers: Sequence[str | Path], name: str, time: float) -> str:
-    """The content of the file that the judge reads.
+    """Return the content of the judge's input file.
 
     Args:
       judge: "mt_bench" or "alpaca_eval".
-      questions: its question file.
+      questions: the judge's question file.
       answers: generation lines of each turn, in order.
-      name: of the team, in the judge's tables.
+      name: the team's name in the judge's tables.
       time: seconds since 1970, MT-Bench's "tstamp".
 
     Raises:
-      UserError: files that do not pair, or a turn that is not answered.
+      UserError: files that do not pair, or a turn without answers.
     """
-    talks = _conversations(judge, questions, answers)
-    for where, question, texts in talks:
+    conversations = _conversations(judge, questions, answers)
+    for where, question, texts in conversations:
         if len(texts) < len(turns := _turns(judge, question)):
             raise UserError(
-                f"{where}: asks {len(turns)} times, {len(texts)} answered; write the next turn's prompts with "
-                "colm judge prompts, answer them, and give both files"
+                f"{where}: {len(texts)} of {len(turns)} turns are answered; write the next turn's prompts with "
+                "colm judge prompts, answer them, and pass the answers of all turns"
             )
     if judge == "alpaca_eval":
         outputs = [
@@ -128,7 +128,7 @@ def judged_file(judge: str, questions: str | Path, answers: Sequence[str | Path]
                 "generator": name,
                 "dataset": question.get("dataset") or "alpaca_eval",
             }
-            for _, question, texts in talks
+            for _, question, texts in conversations
         ]
         return json.dumps(outputs, indent=2, ensure_ascii=False) + "\n"
     lines = [
@@ -139,6 +139,6 @@ def judged_file(judge: str, questions: str | Path, answers: Sequence[str | Path]
             "choices": [{"index": 0, "turns": texts}],
             "tstamp": time,
         }
-        for _, question, texts in talks
+        for _, question, texts in conversations
     ]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,22 +1,22 @@
-r"""The LaTeX of an answer in one way of writing, and where its parts begin and end."""
+r"""Normalise the LaTeX of an answer, and split it into parts."""
 
 import re
 
 OPENING, CLOSING = "([{⦃⟦", ")]}⦄⟧"
 
 _TEXT = r"\\(?:text|textbf|textit|textrm|textsf|mbox|mathrm|mathbf|mathit|operatorname)\s*(?=\{)"
-_SETTLED = tuple(
+_NORMAL_FORM = tuple(
     (re.compile(pattern), value)
     for pattern, value in (
         (r"\s+", " "),
         (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3}(?!\d))", ""),  # thousands, in LaTeX
         (r"\\begin\s*\{([a-zA-Z]*matrix|array)\}(?:\s*\{[clr| ]*\})?", r"⟦\1:"),
         (r"\\end\s*\{(?:[a-zA-Z]*matrix|array)\}", "⟧"),
-        (r"\\\\(?:\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\])?", "\n"),  # a row of a matrix ends; no other newline is left
+        (r"\\\\(?:\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\])?", "\n"),  # end of a matrix row; no other newline remains
         (r"\\\{|\\lbrace(?![a-zA-Z])", "⦃"),
         (r"\\\}|\\rbrace(?![a-zA-Z])", "⦄"),
         (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![a-zA-Z])", ""),
-        (r"\\[()\[\]]", ""),  # of \( \) and \[ \]
+        (r"\\[()\[\]]", ""),  # backslashes of \( \) and \[ \]
         (r"\\(?:begin|end)\s*\{(?:aligned|align|gathered|gather|equation|split)\*?\}", ""),
         (r"\\(?:text)?color\s*\{[a-zA-Z]+\}|\\(?:boldsymbol|bm|pmb)(?![a-zA-Z])", ""),
         (r"\{\s*(\\(?:cdot|times))\s*\}", r"\1 "),
@@ -49,7 +49,7 @@ _SETTLED = tuple(
         (r"²", "^2"),
         (r"³", "^3"),
         (r"\\varnothing(?![a-zA-Z])|∅|⦃\s*⦄", r"\\emptyset "),
-        (r"\*\s*(?=[a-zA-Z\\(])|(?<=[a-zA-Z)}])\s*\*", " "),  # a product that needs no sign
+        (r"\*\s*(?=[a-zA-Z\\(])|(?<=[a-zA-Z)}])\s*\*", " "),  # implicit product
         (r"([_^])\s*(-?\d+|[a-zA-Z])", r"\1{\2}"),
     )
 )
@@ -58,18 +58,19 @@ _SETTLED = tuple(
 _ARGUMENT, _BRACE = re.compile(r" *(\\[a-zA-Z]+|[^{}]|\{)"), re.compile("[{}]")
 
 
-def settled(text: str) -> str:
-    r"""An answer whose macros, spaces, degrees and currency signs are written one way, without $ and percent signs.
+def normalised(text: str) -> str:
+    r"""Return an answer with macros and spaces normalised, without degree, currency and percent signs.
 
-    A matrix is ⟦kind: cells & cells, a newline after each row⟧, and \{ \} are ⦃ ⦄, so that all brackets are one letter.
+    A matrix becomes ⟦kind: cells & cells, a newline after each row⟧, and \{ \} become ⦃ ⦄, so that every bracket is one
+    character.
     """
-    for pattern, value in _SETTLED:
+    for pattern, value in _NORMAL_FORM:
         text = pattern.sub(value, text)
     return _arguments(text.strip(" *")).removesuffix(".").strip("\n ")
 
 
 def argument_at(text: str, start: int) -> tuple[str, int]:
-    """What a macro at `start` takes, and where it ends: a {group}, a command or one character; empty without any."""
+    """Return the argument at `start` (a {group}, a command or one character; empty without one) and its end."""
     found = _ARGUMENT.match(text, start)
     if found is None:
         return "", start
@@ -84,11 +85,11 @@ def argument_at(text: str, start: int) -> tuple[str, int]:
 
 
 def _arguments(text: str) -> str:
-    r"""Every \frac and \sqrt with its arguments in braces, as in \frac12, \frac{270}7, \sqrt3."""
+    r"""Put the arguments of every \frac and \sqrt in braces, as for \frac12, \frac{270}7, \sqrt3."""
     parts, at = [], 0
     for macro in re.finditer(r"\\(frac|sqrt)(?![a-zA-Z])(\s*\[[^\]]*\])?", text):
         if macro.start() < at:
-            continue  # inside an argument that is already done
+            continue  # inside an argument that is already processed
         parts += [text[at : macro.start()], "".join(macro.group().split())]
         at = macro.end()
         for _ in range(2 if macro.group(1) == "frac" else 1):
@@ -98,7 +99,7 @@ def _arguments(text: str) -> str:
 
 
 def split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
-    """What stands between the pattern's places outside all brackets, and what stands at those places."""
+    """Split at matches of the pattern outside all brackets; return the parts and the matches."""
     parts, between, depth, start, last = [], [], 0, 0, 0
     for found in pattern.finditer(text):
         depth += depth_of(text[last : found.start()])
@@ -111,12 +112,12 @@ def split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
 
 
 def depth_of(text: str) -> int:
-    """How many more brackets open than close in it."""
+    """Return the number of opening minus closing brackets."""
     return sum((letter in OPENING) - (letter in CLOSING) for letter in text)
 
 
 def enclosed(text: str) -> bool:
-    """Whether the first character is a bracket that the last one closes."""
+    """Return whether the first and last characters are a matching pair of brackets."""
     depth = 0
     for at, letter in enumerate(text):
         depth += (letter in OPENING) - (letter in CLOSING)

@@ -1,7 +1,7 @@
-"""lm-evaluation-harness over our engine: a team as the harness's model `colm_jax`, so that its tasks are ours.
+"""lm-evaluation-harness with our engine: a team as the harness's model `colm_jax`.
 
-The harness finds only models that it ships, so its own `lm_eval` command does not know this one: `colm lm_eval ...`
-registers it and passes everything else on. Needs the extra `eval`; nothing of it imports PyTorch.
+The harness's own `lm_eval` command finds only the models that it ships; `colm lm_eval ...` registers this one and
+passes all arguments on. It needs the extra `eval`, which does not import PyTorch.
 """
 
 import sys
@@ -26,18 +26,18 @@ from colm_jax.settings.strategies import find_strategy
 from colm_jax.team import CoLM, Scored
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_DEFAULT_DEVICE = "cuda:0"  # what the harness passes where --device is not given
-_AT_ONCE = 32  # texts that are scored together
-Pair = tuple[Any, list[int], list[int]]  # of texts (or None), context ids, continuation ids
+_DEFAULT_DEVICE = "cuda:0"  # passed by the harness without --device
+_AT_ONCE = 32  # texts per call of `CoLM.score`
+Pair = tuple[Any, list[int], list[int]]  # texts of context and continuation (or None), context ids, continuation ids
 
 
 @register_model("colm_jax")
 class ColmLM(TemplateLM):
-    """A team as the harness sees it.
+    """A team as a model of the harness.
 
-    Generation is `CoLM.generate`. Likelihoods are the strategy's: `defer` has the team's marginal, Σ_z P(Z=z) p_z at
-    each token; `base` and `expert` have that model's own. A continuation is greedy where every token of it is what
-    the strategy would write: at the threshold, for `defer`.
+    Generation is `CoLM.generate`. Likelihoods depend on the strategy: `defer` uses the team's marginal, Σ_z P(Z=z) p_z
+    at each token; `base` and `expert` use that model's own. A continuation is greedy if the strategy's greedy decoding
+    writes each of its tokens (for `defer`, at the threshold).
     """
 
     def __init__(
@@ -58,38 +58,38 @@ class ColmLM(TemplateLM):
         team: CoLM | None = None,
         **unknown: Any,
     ):
-        """Loads a team from what stands in --model_args.
+        """Load a team from --model_args.
 
         Args:
           base: a Hugging Face directory, team or Hub name.
-          expert: likewise; None takes those that the team names, or none.
+          expert: likewise; None: the experts named in the team directory, if any.
           expert2: a second expert.
-          threshold: η; None: the calibrated one, or 0.5.
-          strategy: as of `colm generate`; None: `defer` with a gate, else `base`.
-          dtype: of weights, activations and caches.
-          expert_dtype: of the experts.
+          threshold: η; None: the calibrated threshold, or 0.5.
+          strategy: as in `colm generate`; None: `defer` with a gate, otherwise `base`.
+          dtype: the type of weights, activations and caches.
+          expert_dtype: the type of the experts' weights.
           mesh: devices along data, fsdp and tensor, as in 1x4x2.
-          max_gen_toks: of tasks that name no length.
-          seed: of sampling, and of strategy `random`.
-          batch_size: prompts decoded side by side; "auto" is 8.
-          device: must be None or the harness's default: JAX chooses, or JAX_PLATFORMS.
+          max_gen_toks: the length of answers for tasks that set none.
+          seed: the seed of sampling and of strategy `random`.
+          batch_size: the number of prompts decoded together; "auto" is 8.
+          device: must be None or the harness's default; JAX_PLATFORMS selects devices.
           max_batch_size: must be None.
-          team: one that is loaded already, instead of `base`.
-          unknown: refused.
+          team: a loaded team, instead of `base`.
+          unknown: any other argument is an error.
 
         Raises:
-          UserError: an argument that is wrong.
+          UserError: an invalid argument.
         """
         super().__init__()
         if unknown:
-            raise UserError(f"--model_args: colm_jax knows no {', '.join(sorted(unknown))}")
+            raise UserError(f"--model_args: colm_jax has no argument {', '.join(sorted(unknown))}")
         for name, value in (("--device", device), ("--max_batch_size", max_batch_size)):
             if value not in (None, _DEFAULT_DEVICE):
-                raise UserError(f"{name} {value}: colm_jax takes none; JAX_PLATFORMS chooses devices")
+                raise UserError(f"{name} {value}: not supported by colm_jax; JAX_PLATFORMS selects devices")
         if (base is None) == (team is None):
             raise UserError("--model_args: colm_jax needs base=MODEL")
         if batch_size != "auto" and not str(batch_size).isdigit():
-            raise UserError(f"--batch_size {batch_size}: a whole number, or auto")
+            raise UserError(f"--batch_size {batch_size}: must be a whole number or auto")
         rows = check_whole("batch_size", 8 if batch_size == "auto" else int(batch_size), 1)
         seed, max_gen_toks = check_seed("seed", seed), check_whole("max_gen_toks", max_gen_toks, 1)
         threshold = None if threshold is None else check_number("threshold", threshold, 0, 1)
@@ -107,7 +107,7 @@ class ColmLM(TemplateLM):
                     expert_dtype=expert_dtype,
                     progress=lambda model, done, total: bar.to(done, total, model),
                 )
-        assert team is not None  # one of the two was given
+        assert team is not None  # checked above
         self.team = team
         self.name = base or "team"
         self.strategy = strategy or ("base" if team.gate is None else "defer")
@@ -116,7 +116,7 @@ class ColmLM(TemplateLM):
         self.max_gen_toks, self.seed, self.batch_size = max_gen_toks, seed, rows
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness notes beside the results."""
+        """Return facts for the harness to store with the results."""
         marginal = "the team's marginal" if self.strategy == "defer" else f"the {self.strategy}'s own"
         return {
             "strategy": self.strategy,
@@ -128,30 +128,29 @@ class ColmLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """What ends a text."""
+        """The end-of-text id."""
         return self.team.tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without context begins with: BOS, or EOS where there is none."""
+        """The first id of a text without context: BOS, or EOS without a BOS."""
         first = self.team.tokenizer.backend.bos_token_id
         return self.eot_token_id if first is None else first
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused: Any) -> list[int]:
-        """Ids of a text that goes on; BOS is added unless it stands there already, as chat templates write it."""
+        """Return the ids of a text prefix; BOS is added unless the text has it, as after a chat template."""
         tokenizer = self.team.tokenizer
         return tokenizer.encode_plain(string) if add_special_tokens is False else tokenizer.encode_prompt(string)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of a context, and of the continuation as it is read behind it.
+        """Return the ids of a context and of its continuation.
 
-        As in the harness, a context's last spaces move to the continuation, and both are read as one text, which is cut
-        where the context's ids end. Where a token spans that place, the harness cuts behind it, so that the
-        continuation loses its beginning, or everything; here such a token belongs to the continuation, as in training.
+        As in the harness, trailing spaces of the context move to the continuation, and both are tokenised as one text,
+        which is split where the context's ids end. If a token spans the split, the harness assigns it to the context,
+        so that the continuation loses its beginning, or everything; here it belongs to the continuation, as in
+        training.
         """
-        moved = len(context) - len(context.rstrip())
-        seam = len(context) - moved
-        whole, alone = self.tok_encode(context + continuation), self.tok_encode(context[:seam])
+        whole, alone = self.tok_encode(context + continuation), self.tok_encode(context.rstrip())
         cut = next((i for i, (a, b) in enumerate(zip(whole, alone)) if a != b), min(len(whole), len(alone)))
         if cut == 0:  # nothing to predict the first token from
             return [self.prefix_token_id], whole[whole[:1] == [self.prefix_token_id] :]
@@ -159,15 +158,15 @@ class ColmLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the tokenizer in the harness's caches."""
+        """The name of the tokenizer in the harness's caches."""
         return str(self.team.tokenizer.directory).replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The tokenizer's chat template, where one is asked for."""
+        """Return the tokenizer's chat template if requested, otherwise None."""
         return self.team.tokenizer.backend.chat_template if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as one text."""
+        """Return a conversation rendered as text."""
         tokenizer = self.team.tokenizer
         if not tokenizer.backend.chat_template:
             raise UserError(f"--apply_chat_template: {tokenizer.directory} has no chat template")
@@ -177,10 +176,10 @@ class ColmLM(TemplateLM):
             continue_final_message=not add_generation_prompt,
         )
 
-    # What the harness asks.
+    # Requests of the harness.
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answers, those of like settings side by side."""
+        """Return the answers to the requests; those with equal settings are decoded together."""
         answers: list[str] = [""] * len(requests)
         settings = [_generation(request.args[1], self.max_gen_toks) for request in requests]
         order = sorted(range(len(requests)), key=lambda i: repr(settings[i]))
@@ -205,10 +204,10 @@ class ColmLM(TemplateLM):
         return answers
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihoods of continuations behind contexts, and whether they are greedy.
+        """Return the log-likelihoods of continuations given contexts, and whether they are greedy.
 
         Raises:
-          UserError: a continuation without a token, whose probability would be 1; or one that does not fit.
+          UserError: a continuation without a token, whose probability would be 1; a text longer than the context.
         """
         pairs: list[Pair] = []
         for i, request in enumerate(requests):
@@ -216,13 +215,13 @@ class ColmLM(TemplateLM):
             if not request.args[1] or not continuation:
                 raise UserError(
                     f"{_name(request)}: request {i + 1}: the continuation {request.args[1]!r:.60} has no token of "
-                    f"its own after {request.args[0][-20:]!r}; an empty choice cannot be compared with others"
+                    f"its own after {request.args[0][-20:]!r}; remove the empty choice from the task"
                 )
             pairs.append((request.args, context, continuation))
         return self._loglikelihood_tokens(pairs)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, in windows of the context where they are longer.
+        """Return the log-likelihoods of whole texts; longer ones are split into windows of the context.
 
         Raises:
           UserError: a text without a token.
@@ -231,10 +230,10 @@ class ColmLM(TemplateLM):
         owners: list[int] = []
         for i, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
-            ids = ids[ids[:1] == [self.prefix_token_id] :]  # a text that begins with BOS has one already
+            ids = ids[ids[:1] == [self.prefix_token_id] :]  # the window adds BOS, which the text may have
             if not ids:
                 raise UserError(f"{_name(request)}: request {i + 1}: an empty text has no likelihood")
-            # A window's first token is only read: the context holds one token less than it has places.
+            # A window's first token is context only: it leaves room for one token less.
             for pair in get_rolling_token_windows(ids, self.prefix_token_id, self.team.context - 1, 1):
                 windows.append((None, *make_disjoint_window(pair)))
                 owners.append(i)
@@ -248,9 +247,9 @@ class ColmLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Pair], disable_tqdm: bool = False, **unused: Any
     ) -> list[tuple[float, bool]]:
-        """For each context and continuation, the continuation's log-probability and whether it is greedy."""
+        """Return for each pair the continuation's log-probability and whether it is greedy."""
         if self.strategy not in ("defer", "base", "expert"):
-            raise UserError(f"strategy={self.strategy}: has no likelihood; tasks of choices take defer, base or expert")
+            raise UserError(f"strategy={self.strategy}: has no likelihood; use defer, base or expert for such tasks")
         found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         lengths = [len(context) + len(continuation) for _, context, continuation in requests]
         for i, length in enumerate(lengths):
@@ -263,21 +262,21 @@ class ColmLM(TemplateLM):
                 records = [{"input_ids": c + t, "labels": [-100] * len(c) + t} for c, t in texts]
                 for i, score in zip(numbers, self.team.score(records)):
                     found[i] = self._likelihood(score)
-                    if requests[i][0] is not None:  # the texts that the harness asked about
+                    if requests[i][0] is not None:  # not a window of a longer text
                         self.cache_hook.add_partial("loglikelihood", requests[i][0], found[i])
                 done += len(numbers)
                 bar.to(done)
         return found
 
     def _likelihood(self, score: Scored) -> tuple[float, bool]:
-        """Log-probability of the tokens that count, under the strategy, and whether it would write them all."""
+        """Return the log-probability of the counted tokens under the strategy, and whether all of them are greedy."""
         models = np.column_stack([score.base_log_prob, score.expert_log_probs])[score.mask].astype(np.float64)
         right = score.is_argmax[score.mask]
         if self.strategy == "base":
             return float(models[:, 0].sum()), bool(right[:, 0].all())
         if self.strategy == "expert":
             return float(models[:, 1].sum()), bool(right[:, 1].all())
-        assert score.gate_logits is not None  # the strategy was checked
+        assert score.gate_logits is not None  # required by strategy defer
         logits = score.gate_logits[score.mask].astype(np.float64)
         writers = log_softmax(np.column_stack([np.zeros(len(logits)), logits]), axis=1)
         deferred = -np.expm1(writers[:, 0]) > self.threshold
@@ -291,7 +290,7 @@ def _mesh(sizes: str | None):
         return None
     parts = str(sizes).split("x")
     if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
-        raise UserError(f"mesh={sizes}: three whole numbers, data x fsdp x tensor, as in 1x4x2")
+        raise UserError(f"mesh={sizes}: must be three whole numbers, data x fsdp x tensor, as in 1x4x2")
     data, fsdp, tensor = map(int, parts)
     return make_mesh(data, fsdp, tensor)
 
@@ -306,12 +305,12 @@ def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _generation(given: dict[str, Any], max_gen_toks: int) -> dict[str, Any]:
-    """A task's generation_kwargs as `CoLM.generate` takes them; null counts as missing.
+    """Convert a task's generation_kwargs to arguments of `CoLM.generate`; null counts as missing.
 
-    Without do_sample the temperature decides, and is 0 where none is given.
+    Without do_sample the temperature decides, which is 0 by default.
 
     Raises:
-      UserError: a setting that we do not have, or a value of another kind.
+      UserError: an unsupported setting, or a value of the wrong type.
     """
     left = {name: value for name, value in given.items() if value is not None}
     until = left.pop("until", [])
@@ -320,7 +319,7 @@ def _generation(given: dict[str, Any], max_gen_toks: int) -> dict[str, Any]:
         raise UserError(f"generation_kwargs: until must be a string or a list of strings, got {until!r:.60}")
     lengths = {name: _as(int, name, left.pop(name)) for name in _LENGTH_NAMES if name in left}
     if len(set(lengths.values())) > 1:
-        raise UserError(f"generation_kwargs: {lengths} name different lengths; leave one")
+        raise UserError(f"generation_kwargs: {lengths} set different lengths; remove all but one")
     sample = left.pop("do_sample", None)
     temperature = _as(float, "temperature", left.pop("temperature", 1.0 if sample else 0.0))
     settings = {
@@ -331,7 +330,7 @@ def _generation(given: dict[str, Any], max_gen_toks: int) -> dict[str, Any]:
         "top_k": _as(int, "top_k", left.pop("top_k", 0)),
     }
     if left:
-        raise UserError(f"generation_kwargs: colm_jax knows no {', '.join(sorted(left))}")
+        raise UserError(f"generation_kwargs: colm_jax has no setting {', '.join(sorted(left))}")
     return settings
 
 
@@ -341,7 +340,7 @@ def _advance(bar: console.Bar, before: int, done: int) -> None:
 
 
 def _as(kind: type, name: str, value: Any) -> Any:
-    """A value of generation_kwargs as a number; YAML and --gen_kwargs give some as text."""
+    """Convert a value of generation_kwargs to a number; YAML and --gen_kwargs have some as text."""
     try:
         number = kind(value)
     except (TypeError, ValueError, OverflowError):
@@ -354,7 +353,7 @@ def _as(kind: type, name: str, value: Any) -> Any:
 
 
 def run_harness(arguments: Sequence[str]) -> None:
-    """The harness's own command line, with the model `colm_jax` known to it."""
+    """Run the harness's own command line, with the model `colm_jax` registered."""
     from lm_eval.__main__ import cli_evaluate
 
     before = sys.argv

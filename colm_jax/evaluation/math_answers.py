@@ -1,9 +1,9 @@
-r"""MATH: whether two answers mean the same.
+r"""MATH: equivalence of two answers.
 
-An answer is read into one form, in which answers that mean the same are equal: macros, spaces and units are settled,
-numbers are fractions, lists and sets have no order, points and matrices have one. The rules are in the tradition of the
+An answer is parsed into a canonical form, which is equal for equivalent answers: macros and spaces are normalised,
+units removed, numbers are fractions, lists and sets are unordered, points and matrices ordered. The rules follow the
 MATH data set's own string comparison (Hendrycks et al. 2021). There is no algebra beyond the order of a sum's terms and
-of bracketed factors: 2(x+1) and 2x+2 differ. Length and depth of what is read are bounded, and nothing is evaluated, so
+of bracketed factors: 2(x+1) and 2x+2 differ. Length and depth of the input are bounded, and nothing is evaluated, so
 that an answer like 9^{9^{9^9}} costs nothing.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Hashable, Sequence
 from fractions import Fraction
 from typing import Any, TypeGuard
 
-from colm_jax.evaluation.latex import CLOSING, OPENING, argument_at, depth_of, enclosed, settled, split
-from colm_jax.evaluation.said import answer_of
+from colm_jax.evaluation.final_answer import final_answer
+from colm_jax.evaluation.latex import CLOSING, OPENING, argument_at, depth_of, enclosed, normalised, split
 
-_LONGEST = 1000  # characters of an answer that is read; a longer one equals only itself
-_DEEPEST = 20  # brackets in brackets that are read; what is deeper equals only itself
+_LONGEST = 1000  # characters of an answer that is parsed; a longer one equals only itself
+_DEEPEST = 20  # levels of nested brackets that are parsed; a deeper part equals only itself
 _DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _NUMBER = re.compile(rf"{_DECIMAL}(?:[eE][+-]?\d{{1,3}})?")
 _RATIO = re.compile(
@@ -25,7 +25,7 @@ _RATIO = re.compile(
 )
 _POWER = re.compile(rf"(?:({_DECIMAL})\s*\*\s*)?10\s*\^\{{\s*(-?\d{{1,3}})\s*\}}")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
-# Words behind a number are its unit, but for those that are part of it.
+# Words after a number are its unit, except for names of functions.
 _AMOUNT = re.compile(
     rf"(-?\s*(?:(?:\d+\s*)?\\frac\{{[^{{}}]*\}}\{{[^{{}}]*\}}|(?:\d+\s+)?{_DECIMAL}(?:\s*/\s*\d+)?))"
     r"(?:\s+([a-zA-Z]{2}[a-zA-Z\s./-]*)|\s*(?:cm|mm|km|ft|kg|mph))(?:\^\{[23]\})?"
@@ -43,7 +43,7 @@ _MIRRORED = {">": "<", r"\ge": r"\le"}
 
 
 def same_answer(first: str | None, second: str | None) -> bool:
-    """Whether two answers (what boxes hold) mean the same; an empty one means nothing."""
+    """Return whether two answers (the contents of boxes) are equivalent; False for None and for empty ones."""
     if first is None or second is None:
         return False
     meaning = meaning_of(first)
@@ -51,31 +51,31 @@ def same_answer(first: str | None, second: str | None) -> bool:
 
 
 def same_boxed(prediction: str, reference: str) -> bool:
-    """Whether a solution's answer is the reference's."""
-    meaning = said_meaning(prediction)
-    return meaning is not None and meaning == said_meaning(reference)
+    """Return whether the final answers of a solution and of the reference are equivalent."""
+    meaning = final_meaning(prediction)
+    return meaning is not None and meaning == final_meaning(reference)
 
 
-def said_meaning(text: str) -> Hashable | None:
-    """What the answer of a solution means; a text of one line that names none is an answer itself."""
-    answer = answer_of(text)
+def final_meaning(text: str) -> Hashable | None:
+    """Return the canonical form of a solution's final answer; a single line without one is an answer itself."""
+    answer = final_answer(text)
     if answer is None and "\n" not in text.strip():
         answer = text
     return None if answer is None else meaning_of(answer)
 
 
 def number_of(answer: str) -> Fraction | None:
-    """The value of an answer that is one number, with or without a unit; None of any other."""
+    """Return the value of an answer that is one number, with or without a unit; otherwise None."""
     meaning = meaning_of(answer)
     return meaning if isinstance(meaning, Fraction) else None
 
 
 def meaning_of(answer: str) -> Hashable | None:
-    """An answer in the form in which answers that mean the same are equal; None of an empty one."""
+    """Return the canonical form of an answer, which is equal for equivalent answers; None if it is empty."""
     text = answer.strip()
     if len(text) > _LONGEST:
         return "".join(text.split())
-    text = settled(text)
+    text = normalised(text)
     if re.search(r"\d|\\", text):
         text = re.sub(r",?\s+(?:and|or)\s+", ", ", text)
     meaning = _read(text, 0, bare=True)
@@ -83,7 +83,7 @@ def meaning_of(answer: str) -> Hashable | None:
 
 
 def _read(text: str, depth: int, bare: bool = False) -> Hashable:
-    """The meaning of a part of an answer; `bare` where it stands in no brackets, so that commas may part thousands."""
+    """Return the canonical form of a part; `bare`: outside brackets, where commas may separate thousands."""
     text = text.strip()
     if depth > _DEEPEST:
         return "".join(text.split())
@@ -110,7 +110,7 @@ def _read(text: str, depth: int, bare: bool = False) -> Hashable:
     if relations:
         sides = [_read(part, depth + 1) for part in parts]
         if set(relations) == {"="} and isinstance(sides[0], Fraction) and len(set(sides)) == 1:
-            return sides[0]  # one value in two ways of writing
+            return sides[0]  # one value in two spellings
         return _related(sides, relations)
     parts, both = split(text, _PLUS_MINUS)
     if len(both) == 1:
@@ -127,7 +127,7 @@ def _unordered(meanings) -> tuple[Hashable, ...]:
 
 
 def _list(parts: Sequence[str], depth: int) -> Hashable:
-    """A list or set: its parts in any order. One name before them ("x = 1, x = 2") is left out, several are kept."""
+    """Parse an unordered list or set. A single name before its parts ("x = 1, x = 2") is dropped; several are kept."""
     parts = [part.strip() for part in parts if part.strip()]
     names = {name.group(1) for part in parts if (name := _NAME.match(part))}
     if len(names) > 1:
@@ -138,7 +138,7 @@ def _list(parts: Sequence[str], depth: int) -> Hashable:
 
 
 def _related(sides: list[Hashable], relations: Sequence[str]) -> Hashable:
-    """An equation, whose sides have no order, or an inequality, read from the smaller side."""
+    """Return the form of an equation, with unordered sides, or of an inequality, from its smaller side."""
     if set(relations) == {"="}:
         return "=", _unordered(sides)
     if set(relations) <= set(_MIRRORED):
@@ -147,7 +147,7 @@ def _related(sides: list[Hashable], relations: Sequence[str]) -> Hashable:
 
 
 def _sum(text: str, depth: int) -> Hashable:
-    """A sum: its terms, with their signs, in any order."""
+    """Parse a sum: signed terms, unordered."""
     parts, signs = split(text, _SIGN)
     if not signs:
         return _term(text, depth)
@@ -164,7 +164,7 @@ def _signed(sign: str, term: Hashable) -> Hashable:
 
 
 def _term(text: str, depth: int) -> Hashable:
-    """A number, a matrix, something in brackets, a fraction, a product of brackets, or anything else as it stands."""
+    """Parse a number, a matrix, brackets, a fraction or a product of brackets; other text stays as it is."""
     text = text.strip()
     if (value := _number(text)) is not None:
         return value
@@ -195,7 +195,7 @@ def _fraction(above: str, below: str, depth: int) -> Hashable:
 
 
 def _factors(text: str) -> list[str]:
-    """A product cut before and behind each pair of round brackets, an exponent staying with its bracket."""
+    """Split a product before and after each pair of round brackets; an exponent stays with its bracket."""
     factors, depth, start = [], 0, 0
     for at, letter in enumerate(text):
         if letter == "(" and depth == 0 and text[start:at].strip():
@@ -209,7 +209,7 @@ def _factors(text: str) -> list[str]:
 
 
 def _bracketed(text: str, depth: int) -> Hashable:
-    """A matrix, a set, a point or an interval; round brackets around one thing mean nothing."""
+    """Parse a matrix, a set, a point or an interval; round brackets around a single part are dropped."""
     opening, inner, closing = text[0], text[1:-1], text[-1]
     if opening == "⟦":
         kind, _, cells = inner.partition(":")
@@ -230,7 +230,7 @@ def _bracketed(text: str, depth: int) -> Hashable:
 
 
 def _without_unit(text: str) -> str:
-    r"""A part without the unit behind it, as in 5\text{ cm}^2 or "5 square cm"."""
+    r"""Return a part without the unit after it, as in 5\text{ cm}^2 or "5 square cm"."""
     while found := _TEXT_UNIT.fullmatch(text):
         text = found.group(1)
     found = _AMOUNT.fullmatch(text.strip())
@@ -238,7 +238,7 @@ def _without_unit(text: str) -> str:
 
 
 def _number(text: str) -> Fraction | None:
-    r"""The value of a number: whole, decimal, fraction, mixed (1\frac{4}{5}, 1 4/5) or with an exponent."""
+    r"""Parse a number (whole, decimal, fraction, mixed as 1\frac{4}{5}, or with an exponent); None for other text."""
     digits = text.removeprefix("+").removeprefix("-").strip()
     sign = -1 if text.startswith("-") else 1
     if _NUMBER.fullmatch(digits):

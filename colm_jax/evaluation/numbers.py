@@ -1,7 +1,7 @@
-r"""The number that a text gives: what GSM8K and its like are graded by.
+r"""The final number of a text, by which GSM8K and similar tasks are graded.
 
-What follows "####" counts, and what follows that does not; else the last box, else what "the answer is" if that is one
-number; else the last number in the text.
+The number after the first "####" counts; otherwise the last box; otherwise a single number after "the answer is";
+otherwise the last number in the text.
 """
 
 import re
@@ -9,22 +9,22 @@ from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 
+from colm_jax.evaluation.final_answer import last_boxed, marked_answer, stated_answer
 from colm_jax.evaluation.math_answers import number_of
-from colm_jax.evaluation.said import last_boxed, marked, said
 
-# Commas are thousands separators only where three digits follow each: "1,200" is one number, "1,2" are two.
+# Commas are thousands separators only if three digits follow each: "1,200" is one number, "1,2" are two.
 _NUMBER = re.compile(
     r"(?:\d{1,3}(?:(?:,|\{,\}|,\\!|\\,)\d{3}){1,9}(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1,3}(?!\w|\.\d))?|\.\d+"
 )
 _SEPARATORS = re.compile(r"[^\d.eE+-]")
 _SIGNS, _CURRENCY = "-−", "\\$€£"
-_LONGEST = 400  # characters of a number; a longer run of digits is none
+_LONGEST = 400  # characters of a number; longer runs of digits are ignored
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in a text, None without one.
+    """Return the last number in a text; None without one.
 
-    A minus sign (also before a currency's) counts unless it stands between two operands, as in 10-3.
+    A minus sign (also before a currency sign) counts unless it is between two operands, as in 10-3.
     """
     found = deque(_NUMBER.finditer(text), maxlen=1)
     return _value(text, found[0]) if found else None
@@ -42,26 +42,26 @@ def _value(text: str, found: re.Match[str]) -> Fraction | None:
 
 
 def number_in(text: str) -> Fraction | None:
-    """The number that a text gives as its answer, None without one."""
+    """Return the number that a text gives as its answer; None without one."""
     return next((value for value in _readings(text) if value is not None), None)
 
 
 def _readings(text: str) -> Iterator[Fraction | None]:
-    if "\n" not in text.strip():  # it may be nothing but a number
+    if "\n" not in text.strip():  # the whole text may be a number
         yield number_of(text)
-    if (mark := marked(text)) is not None:
+    if (mark := marked_answer(text)) is not None:
         yield number_of(mark)
         first = _NUMBER.search(mark)
         yield first and _value(mark, first)
     if (box := last_boxed(text)) is not None:
         yield number_of(box)
         yield last_number(box)
-    if (answer := said(text)) is not None:
+    if (answer := stated_answer(text)) is not None:
         yield number_of(answer.rsplit("=", 1)[-1])
     yield last_number(text)
 
 
 def same_number(prediction: str, reference: str) -> bool:
-    """Whether a text gives the reference's number."""
+    """Return whether a text gives the reference's number."""
     gold = number_in(reference)
     return gold is not None and number_in(prediction) == gold

@@ -1,7 +1,7 @@
-"""ROUGE-2 and ROUGE-SU4, as BioASQ grades its ideal answers.
+"""ROUGE-2 and ROUGE-SU4, by which BioASQ grades ideal answers.
 
-Words are runs of letters and digits in lower case, unstemmed. (The package rouge-score has ROUGE-2, which tests hold
-ours to, but no skip-bigrams, and brings NLTK.)
+Words are runs of letters and digits in lower case, unstemmed. (The package rouge-score has ROUGE-2, which tests compare
+with, but no skip-bigrams, and it depends on NLTK.)
 """
 
 import re
@@ -10,19 +10,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-_GAP = 4  # words between the two of a skip-bigram, at most
+_GAP = 4  # most words between the two of a skip-bigram
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of two texts is shared."""
+    """The overlap of two texts."""
 
     precision: float
     recall: float
 
     @property
     def f1(self) -> float:
-        """Their harmonic mean; 0 where nothing is shared."""
+        """The harmonic mean of both; 0 without overlap."""
         total = self.precision + self.recall
         return 2 * self.precision * self.recall / total if total else 0.0
 
@@ -36,7 +36,7 @@ def _bigrams(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _skips(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Pairs of words in order with at most _GAP between them, and single words."""
+    """Yield pairs of words in order with at most _GAP words between them, and single words."""
     for i, word in enumerate(words):
         yield (word,)
         yield from ((word, other) for other in words[i + 1 : i + 2 + _GAP])
@@ -53,10 +53,10 @@ def _best(prediction: str, references: Sequence[str], units) -> Overlap:
 
 
 def rouge_2(prediction: str, references: Sequence[str]) -> Overlap:
-    """ROUGE-2 with the reference, of one or more, that it is nearest to by F1."""
+    """Return ROUGE-2 with the closest of one or more references, by F1."""
     return _best(prediction, references, _bigrams)
 
 
 def rouge_su4(prediction: str, references: Sequence[str]) -> Overlap:
-    """ROUGE-SU4, likewise: skip-bigrams over at most 4 words, and unigrams."""
+    """Return ROUGE-SU4 (skip-bigrams over at most 4 words, and unigrams) with the closest reference, by F1."""
     return _best(prediction, references, _skips)

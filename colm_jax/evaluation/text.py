@@ -1,4 +1,4 @@
-"""How well each model, and the team, predicts a text: nats per token and next-token accuracy."""
+"""Evaluation on text: nats per token of each model and of the team, and the deferral rate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,19 +15,22 @@ from colm_jax.team import Scored
 
 @dataclass(frozen=True)
 class TextScores:
-    """Means over all tokens that count, of all texts together (sums are divided once)."""
+    """Means over all counted tokens of all texts (sums are divided once), in nats per token."""
 
     tokens: int
-    base: float  # nats per token, as all of these
+    base: float
     experts: tuple[float, ...]
-    uniform: float  # the fixed mixture, 1 / (M + 1) each
+    uniform: float  # the uniform mixture, 1 / (M + 1) each
     oracle: float  # the best model at each token
-    team: float | None  # the marginal under the gate; None without one
-    deferral_rate: float | None  # mean of p_defer
+    team: float | None  # the marginal under the gate; None without a gate
+    deferral_rate: float | None  # mean p_defer
 
 
 def counted(scored: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Scores [N, M+1] (base first), p_defer-ready gate logits [N, M] or None, of the positions that count."""
+    """Return log-probabilities [N, M+1] (base first), gate logits [N, M] and p_defer [N] at the counted positions.
+
+    Without a gate, the logits are [N, 0] and p_defer is None.
+    """
     models = np.concatenate([np.column_stack([s.base_log_prob, s.expert_log_probs])[s.mask] for s in scored])
     if scored[0].gate_logits is None:
         return models, np.zeros((len(models), 0), np.float32), None
@@ -36,12 +39,12 @@ def counted(scored: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def gate_logits_of(scored: Sequence[Scored]) -> Float[np.ndarray, "N M"]:
-    """The gate's logits at the positions that count, float32; of a team with a gate."""
+    """Return the gate's logits at the counted positions, float32; the team must have a gate."""
     return np.concatenate([s.gate_logits[s.mask] for s in scored if s.gate_logits is not None])
 
 
 def evaluate_text(scored: Sequence[Scored]) -> TextScores:
-    """The table of a text evaluation from `CoLM.score`."""
+    """Compute the scores of a text evaluation from the results of `CoLM.score`."""
     models, logits, rates = counted(scored)
     count = len(models)
     team = None

@@ -1,4 +1,4 @@
-"""Weak labels: a first guess at where an expert should write, from scores alone; they start the gate."""
+"""Weak labels: an estimate of where an expert should write, from scores only; used to initialise the gate."""
 
 from colm_jax.labels.weak import weak_labels
 

@@ -1,4 +1,4 @@
-"""Weak labels from "was the text's token the model's argmax", the bit that scoring stored (paper, appendix A)."""
+"""Weak labels from whether the text's token is each model's argmax, as stored by scoring (paper, appendix A)."""
 
 import numpy as np
 from jaxtyping import Bool
@@ -10,12 +10,12 @@ from colm_jax.settings.training import LABEL_METHODS
 def weak_labels(
     base_is_argmax: Bool[np.ndarray, "*N"], expert_is_argmax: Bool[np.ndarray, "*N M"], method: str
 ) -> Bool[np.ndarray, "*N M"]:
-    """Where each expert should write.
+    """Return whether each expert should write each token.
 
     Method `a`: the expert's argmax is the text's token and the base's is not. Method `b`: the base's is not.
 
     Raises:
-      UserError: another method.
+      UserError: an unknown method.
     """
     if method not in LABEL_METHODS:
         raise UserError(f"label method must be one of {', '.join(LABEL_METHODS)}, got {method!r}")

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh, one table from logical axes to mesh axes, and the processes that share a job."""
+"""Parallelism: the mesh, the table of sharding rules from logical axes to mesh axes, and multi-process jobs."""
 
 from colm_jax.parallel.mesh import (
     RULES,
@@ -13,7 +13,7 @@ from colm_jax.parallel.mesh import (
     shardings,
     spec_of,
 )
-from colm_jax.parallel.processes import asked_to_stop, barrier, heed_stop, is_first, join, on_first, to_host, witnessed
+from colm_jax.parallel.processes import asked_to_stop, barrier, heed_stop, is_first, join, on_first, to_host, watched
 
 __all__ = [
     "RULES",
@@ -34,5 +34,5 @@ __all__ = [
     "shardings",
     "spec_of",
     "to_host",
-    "witnessed",
+    "watched",
 ]

@@ -1,4 +1,4 @@
-"""The mesh (axes data, fsdp, tensor; 1×1×1 on a laptop) and the one table from logical axes to mesh axes."""
+"""The mesh (axes data, fsdp, tensor; 1×1×1 on a laptop) and the table of sharding rules from logical to mesh axes."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from colm_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis of a parameter or batch -> mesh axes that split it.
+# Logical axis of a parameter or batch -> mesh axes that shard it.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "layers": (),
@@ -22,7 +22,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
-    "slots": (),  # texts of a decoding batch: each is written at a place of its own
+    "slots": (),  # sequences of a decoding batch: each is updated at its own position
     "cache": (),
     "ff": ("tensor",),
     "experts": (),
@@ -32,10 +32,10 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the first data · fsdp · tensor of `devices`, by default of all there are, neighbours side by side.
+    """Create a mesh over the first data · fsdp · tensor of `devices`, by default of all, in their physical order.
 
     Raises:
-      UserError: more devices asked for than there are, fewer where several processes share them, or a size below 1.
+      UserError: too few devices, unused devices in a job of several processes, or a size below 1.
     """
     sizes, shared = (data, fsdp, tensor), devices is None and jax.process_count() > 1
     devices = jax.devices() if devices is None else devices
@@ -46,33 +46,31 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
     if shared and wanted < len(devices):
         raise UserError(
             f"mesh {named} has {wanted} of {len(devices)} devices; several processes share all of them, "
-            f"as in --mesh 1,{len(devices)},1"
+            f"as in mesh 1,{len(devices)},1"
         )
-    # A mesh axis may be a part of a physical one, or `1,2,8` would not lie on 4×4 chips.
+    # A mesh axis may be part of a physical one; otherwise `1,2,8` would not fit 4×4 chips.
     placed = create_device_mesh(sizes, devices[:wanted], allow_split_physical_axes=True)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def reshaped(mesh: Mesh, sizes: tuple[int, int, int] | None) -> Mesh:
-    """The same devices in the same order as another mesh, so that one program may hold models of both.
+    """Return a mesh of other sizes over the same devices in the same order, so that one program can use both.
 
     Raises:
-      UserError: the sizes do not take all of them.
+      UserError: the sizes do not use all devices.
     """
     if sizes is None:
         return mesh
     if min(sizes) < 1 or math.prod(sizes) != mesh.size:
         named = ",".join(map(str, sizes))
-        raise UserError(
-            f"--expert_mesh {named}: has to take the {mesh.size} devices of the base's mesh, no more, no less"
-        )
+        raise UserError(f"expert_mesh {named}: must use all {mesh.size} devices of the base's mesh")
     return Mesh(mesh.devices.reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def spec_of(mesh: Mesh | AbstractMesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
-    """How an array of these logical axes is split: an axis whose size the mesh does not divide stays whole.
+    """Return the sharding of an array with these logical axes; an axis not divisible by its mesh axes is not sharded.
 
-    `colm inspect` shows the result, so that nothing stays whole unseen.
+    `colm inspect` shows the result, so that an unsharded axis is visible.
     """
 
     def split(axis: str, size: int):
@@ -86,7 +84,7 @@ def spec_of(mesh: Mesh | AbstractMesh, axes: tuple[str, ...], shape: tuple[int, 
 
 
 def shardings(mesh: Mesh, state: Any) -> Any:
-    """The sharding of every parameter of an NNX state, by the `axes` in its metadata; same tree as `state`."""
+    """Return the sharding of every parameter of an NNX state, by the `axes` in its metadata; same tree as `state`."""
 
     def of(variable):
         return variable.replace(NamedSharding(mesh, spec_of(mesh, variable.get_metadata()["axes"], variable.shape)))
@@ -95,7 +93,7 @@ def shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def on_mesh(state: Any, mesh: Mesh) -> Any:
-    """Weights on the mesh by their logical axes; of shapes, shapes that know where they would lie."""
+    """Put weights on the mesh by their logical axes; give abstract arrays the same shardings."""
 
     def put(x, to):
         if isinstance(x, jax.ShapeDtypeStruct):
@@ -106,18 +104,18 @@ def on_mesh(state: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The sharding of batches and activations: along their first axis, the texts."""
+    """Return the sharding of batches and activations, which is along their first axis."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def local_rows(mesh: Mesh, rows: int) -> list[int]:
-    """Which rows of a batch that is split by texts lie on this process's devices; all of them with one process."""
+    """Return the rows of a sharded batch that are on this process's devices; with one process, all of them."""
     places = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     return sorted({row for place in places if place is not None for row in range(rows)[place[0]]})
 
 
 def global_batch(mesh: Mesh, rows: int, here: Sequence[int], local: np.ndarray) -> jax.Array:
-    """A batch of `rows` rows, split by texts, of which this process brings the rows `here`."""
+    """Create a sharded batch of `rows` rows, of which this process supplies the rows `here`."""
     place = np.empty(rows, np.int64)
     place[here] = np.arange(len(here))
 
@@ -129,10 +127,10 @@ def global_batch(mesh: Mesh, rows: int, here: Sequence[int], local: np.ndarray) 
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """Return the replicated sharding."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(value: Any, batch: NamedSharding | None) -> Any:
-    """Inside a program: the value whole on each device of a batch's mesh, so that every process can read it."""
+    """Replicate a value over a batch's mesh, inside a program, so that every process can read it."""
     return value if batch is None else jax.lax.with_sharding_constraint(value, replicated(batch.mesh))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from colm_jax.pipeline.files import ids_of_prompt
-from colm_jax.report.contents import Answer, Curve, Piece, Report, View
+from colm_jax.report.contents import Curve, Piece, Report, ShownAnswer, View
 from colm_jax.report.html import write_html
 from colm_jax.report.markdown import write_markdown
 from colm_jax.report.plots import write_png
@@ -37,12 +37,12 @@ def answer_for_report(
     alone: str | None = None,
     alone_correct: bool | None = None,
     views: Sequence[tuple[View, ...]] = (),
-) -> Answer:
+) -> ShownAnswer:
     """Return an answer as the report shows it: of each token the text, the writer, p_defer and each model's view."""
     count = len(answer.tokens)
     rates: Sequence[float | None] = answer.p_defer or [None] * count
     pieces = zip(team.pieces(answer), answer.sources, rates, views or [()] * count, strict=True)
-    return Answer(
+    return ShownAnswer(
         prompt=team.tokenizer.decode(answer.prompt_ids),
         pieces=tuple(Piece(*piece) for piece in pieces),
         reference=reference,

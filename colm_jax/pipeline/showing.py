@@ -12,7 +12,7 @@ from colm_jax.data.records import read_jsonl
 from colm_jax.errors import UserError
 from colm_jax.pipeline.files import ids_of_prompt
 from colm_jax.pipeline.reporting import REPORT
-from colm_jax.report.contents import Answer, Piece, Report, Table
+from colm_jax.report.contents import Piece, Report, ShownAnswer, Table
 from colm_jax.report.store import load_report
 from colm_jax.report.terminal import show_answer, show_results, show_sections, show_tokens
 from colm_jax.storage import absolute
@@ -109,7 +109,7 @@ def _of_lines(path: Path, base: str | None) -> Report:
     )
 
 
-def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> Answer:
+def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> ShownAnswer:
     """Return a generation line as the report shows it; without a tokenizer its text is one piece, without writers.
 
     Raises:
@@ -141,7 +141,7 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> An
         prompt = tokenizer.decode(ids) if tokenizer else f"({len(ids)} tokens)"
     threshold = (line.get("threshold") or [None])[-1]
     if tokenizer is None:
-        return Answer(prompt, (Piece(line["text"], 0, None),) if line["text"] else (), None, None, threshold)
+        return ShownAnswer(prompt, (Piece(line["text"], 0, None),) if line["text"] else (), None, None, threshold)
     text = GeneratedText(tokenizer.token_bytes, ids_of_prompt(line, tokenizer, where))
     text.extend(tokens)
     text.finish()
@@ -151,7 +151,7 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> An
             f"{where}: the tokenizer of {tokenizer.directory} decodes these tokens to another text; give the model "
             "that wrote the file as base"
         )
-    return Answer(prompt, tuple(map(Piece, pieces, sources, rates)), None, None, threshold)
+    return ShownAnswer(prompt, tuple(map(Piece, pieces, sources, rates)), None, None, threshold)
 
 
 def _message(message: dict[str, Any]) -> str:

@@ -57,7 +57,7 @@ def write_study(
         for m, decoder in enumerate(decoders):
             name = f"expert {m}" if m else "base"
 
-            def report(done: int, m: int = m, name: str = name) -> None:
+            def report(done: int, of_model: int, m: int = m, name: str = name) -> None:
                 progress(m * len(answers) + done, total, name)
 
             prompts, written = [a.prompt_ids for a in answers], [a.tokens for a in answers]

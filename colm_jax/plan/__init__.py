@@ -1,1 +1,1 @@
-"""`colm plan`: what a run would need on TPUs that are not there, by compiling its programs from shapes alone."""
+"""`colm plan`: memory and cost of a run on TPU topologies without hardware, by ahead-of-time compilation."""

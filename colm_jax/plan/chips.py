@@ -1,21 +1,21 @@
-"""What a TPU chip has and how fast it is, as its maker states: what no program on it can exceed."""
+"""Published memory and peak rates of TPU chips, the upper bounds for any program."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip."""
+    """Memory and peak rates of one chip."""
 
     memory: int  # bytes
-    flops: float  # bfloat16, a second
-    bandwidth: float  # bytes a second from its memory
-    interconnect: float  # bytes a second to other chips of the slice, one way, all links together
+    flops: float  # bfloat16 operations per second
+    bandwidth: float  # bytes per second from its memory
+    interconnect: float  # bytes per second to other chips of the slice, one way, all links together
 
 
 # Source: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e. The interconnect is half of the "bidirectional
-# bandwidth per chip" stated there; for v4, of which that is not stated, the pod's all-reduce bandwidth, 1.1 PB/s, over
-# its 4096 chips (which for v5e and v6e gives just that half).
+# bandwidth per chip" given there. For v4, whose page does not give it, it is the pod's all-reduce bandwidth, 1.1 PB/s,
+# divided by its 4096 chips (for v5e and v6e both computations agree).
 CHIPS = {
     "v4": Chip(32 * 2**30, 275e12, 1200e9, 1.1e15 / 4096),
     "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9),

@@ -1,9 +1,10 @@
-"""`colm plan --launch`: hours and price of a run on chips that are not there, and what would hold it up.
+"""`colm plan --launch`: estimated hours and price of a run, and its bottlenecks, without hardware.
 
-A program takes as long as the slowest of what it does at once: matrix products, at a stated share of the chip's peak
-rate; weights and caches out of the chip's memory; what chips send each other; beside a training step, the next batch
-and the last checkpoint. Products come from the compiled programs, bytes from their shapes and shardings. Not in it:
-compiling, the gate's fit, calibration, evaluation, and the latency of collectives.
+The duration of a program is that of its slowest concurrent part: matrix products, at a given share of the chip's peak
+rate; reading weights and caches from the chip's memory; communication between chips; and, during a training step,
+loading the next batch and writing the last checkpoint. Products come from the compiled programs, bytes from their
+shapes and shardings. Not included: compilation, the gate's fit, calibration, evaluation, and the latency of
+collectives.
 """
 
 import math
@@ -21,33 +22,33 @@ from colm_jax.scoring.scorer import SHARD_TEXTS
 from colm_jax.settings.plan import Rates, Workload
 
 _GB = 1e9
-_WORTH_SAYING = 0.1  # hours
-_FLOAT32 = 4  # bytes of a weight that is trained, and of its gradient
-Sizes = tuple[int, int, int]  # of a mesh: data, fsdp, tensor
+_SHORT = 0.1  # hours; no warning about shorter tokenisation
+_FLOAT32 = 4  # bytes of a trained weight, and of its gradient
+Sizes = tuple[int, int, int]  # mesh sizes: data, fsdp, tensor
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A stage: a program that runs again and again."""
+    """The estimate of a stage, which runs one program repeatedly."""
 
     stage: str
     runs: int
-    parts: dict[str, float]  # seconds of one run, by what they go to; they go on side by side
+    parts: dict[str, float]  # seconds of one run by part; parts are concurrent
 
     @property
     def bound(self) -> str:
-        """The part that takes longest."""
+        """The slowest part."""
         return max(self.parts, key=lambda part: self.parts[part])
 
     @property
     def hours(self) -> float:
-        """Of all runs."""
+        """The hours of all runs."""
         return self.runs * self.parts[self.bound] / 3600
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The slice that is planned for, and what is assumed of it."""
+    """The planned slice and its assumed rates."""
 
     chip: Chip
     chips: int
@@ -55,47 +56,47 @@ class Machine:
     rates: Rates
 
     def product(self, flops: float) -> float:
-        """Seconds that matrix products take, from a chip's share of them."""
+        """Return the seconds of matrix products, from the operations of one chip."""
         return flops / (self.chip.flops * self.rates.efficiency)
 
     def reading(self, size: float) -> float:
-        """Seconds for bytes out of a chip's memory."""
+        """Return the seconds to read bytes from a chip's memory."""
         return size / self.chip.bandwidth
 
     def sending(self, size: float) -> float:
-        """Seconds for bytes that a chip sends to others."""
+        """Return the seconds to send bytes from a chip to others."""
         return size / self.chip.interconnect
 
     def disk(self, size: float) -> float:
-        """Seconds for bytes to or from the disk, which the hosts share."""
+        """Return the seconds to transfer bytes to or from the disk, which the hosts share."""
         return size / (self.rates.disk_bandwidth * _GB)
 
 
 def gathered(held: float, mesh: Sizes) -> float:
-    """Bytes that a chip gets where weights split along fsdp, of which it holds `held`, are gathered layer by layer."""
+    """Return the bytes that a chip receives when weights sharded along fsdp (`held` bytes per chip) are gathered."""
     return held * (mesh[1] - 1)
 
 
 def summed(config: ModelConfig, tokens: float, width: int, mesh: Sizes) -> float:
-    """Bytes that a chip sends in one pass where two sums a layer run along tensor.
+    """Return the bytes that a chip sends in one pass for the two all-reduces per layer along tensor.
 
     Args:
       config: the model.
-      tokens: of its group of chips.
+      tokens: tokens per group of chips.
       width: bytes of an activation.
-      mesh: where it lies.
+      mesh: the model's mesh.
     """
     return 2 * config.depth * 2 * (mesh[2] - 1) / mesh[2] * tokens * config.width * width
 
 
 def scoring_batches(texts: int, at_once: int) -> int:
-    """Batches in which texts are scored: a shard's texts by themselves, the last batch of a shard filled up."""
+    """Return the number of scoring batches; each shard of texts is batched separately, its last batch padded."""
     shards, rest = divmod(texts, SHARD_TEXTS)
     return shards * math.ceil(SHARD_TEXTS / at_once) + math.ceil(rest / at_once)
 
 
 def training_steps(work: Workload, plan: Plan) -> int:
-    """Steps of the run; of packed texts, as if no room were left in a row."""
+    """Return the number of training steps; packed rows are assumed to be full."""
     settings = plan.training
     if settings.packing:
         return math.ceil(settings.epochs * math.ceil(work.tokens / plan.length) / settings.batch_size)
@@ -103,12 +104,12 @@ def training_steps(work: Workload, plan: Plan) -> int:
 
 
 def expert_passes(rate: float, rows: int) -> float:
-    """Passes of an expert to a step of `rows` texts, each of which calls it at `rate`, if none waits for another."""
+    """Return an expert's passes per decode step of `rows` sequences at deferral rate `rate`, if no call is delayed."""
     return 1 - (1 - rate) ** rows
 
 
 def score_estimate(cost: Cost, config: ModelConfig, plan: Plan, work: Workload, on: Machine, mesh: Sizes) -> Estimate:
-    """Scoring of all texts by one model."""
+    """Estimate the scoring of all texts by one model."""
     (held,) = cost.reads.values()
     groups, width = mesh[0] * mesh[1], jnp.dtype(DTYPES[plan.dtype]).itemsize
     own = cost.texts / groups * plan.length
@@ -121,11 +122,11 @@ def score_estimate(cost: Cost, config: ModelConfig, plan: Plan, work: Workload, 
 
 
 def train_estimate(cost: Cost, plan: Plan, work: Workload, on: Machine, mesh: Sizes, expert_mesh: Sizes) -> Estimate:
-    """Training, of which a run is a step."""
+    """Estimate training; each run is one step."""
     settings, width = plan.training, jnp.dtype(DTYPES[plan.dtype]).itemsize
-    held = cost.reads["base"] * (width / _FLOAT32 if settings.trainable == "all" else 1)  # as layers compute with it
-    gradient = cost.resident["optimizer"] / 2  # one of two moments
-    own = settings.batch_size / (mesh[0] * mesh[1]) / settings.accumulate * plan.length  # tokens of a part
+    held = cost.reads["base"] * (width / _FLOAT32 if settings.trainable == "all" else 1)  # in the type of computation
+    gradient = cost.resident["optimizer"] / 2  # the size of one of two moments
+    own = settings.batch_size / (mesh[0] * mesh[1]) / settings.accumulate * plan.length  # tokens of a microbatch
     passes = 3 if settings.remat == "full" else 2  # forward, backward, and forward again
     sent = 2 * gathered(held, mesh) + gathered(gradient, mesh) + 2 * (mesh[0] - 1) / mesh[0] * gradient
     sent += passes * summed(plan.base, own, width, mesh)
@@ -152,13 +153,13 @@ def train_estimate(cost: Cost, plan: Plan, work: Workload, on: Machine, mesh: Si
 def generate_estimates(
     decode: Cost, flops: Mapping[str, float], plan: Plan, work: Workload, on: Machine
 ) -> list[Estimate]:
-    """Reading the prompts and writing the answers, all of them as long as they may be.
+    """Estimate prefill and decoding, with answers of the maximum length.
 
     Args:
       decode: cost of the decoding program.
-      flops: of each model, a chip's share of a token's, from its scoring program.
-      plan: what was compiled.
-      work: what is to be generated.
+      flops: each model's operations per token and chip, from its scoring program.
+      plan: the compiled plan.
+      work: the workload.
       on: the machine.
     """
     experts = [name for name in decode.reads if name != "base"]
@@ -166,7 +167,7 @@ def generate_estimates(
     passes = {"base": 1.0} | {name: expert_passes(rate, plan.rows) for name in experts}
     products = memory = 0.0
     for name, count in passes.items():
-        # Whoever is called reads all that it has not seen, so in the end every model reads every token.
+        # An expert call processes all tokens not in its cache, so every called model processes every token once.
         products += on.product(flops[name] * plan.rows) if count else 0.0
         memory += count * on.reading(decode.reads[name])
     steps = math.ceil(work.prompts / plan.rows) * work.new_tokens
@@ -181,14 +182,14 @@ def generate_estimates(
 
 
 def estimate(costs: Sequence[Cost], plan: Plan, work: Workload, on: Machine, hidden: bool) -> list[Estimate]:
-    """Every stage's estimate, in the order in which a run does them.
+    """Return the estimates of all stages, in the order of a run.
 
     Args:
-      costs: of all programs of the plan.
-      plan: what was compiled, its mesh included.
-      work: how much there is to do.
+      costs: costs of all programs of the plan.
+      plan: the compiled plan.
+      work: the workload.
       on: the machine.
-      hidden: whether the base's hidden states are kept, for the gate to be fitted to.
+      hidden: whether the base's hidden states are stored, for the gate's fit.
     """
     mesh: Sizes = plan.mesh or (1, on.chips, 1)
     expert_mesh = plan.expert_mesh or mesh
@@ -215,14 +216,14 @@ def estimate(costs: Sequence[Cost], plan: Plan, work: Workload, on: Machine, hid
 
 
 def hidden_bytes(plan: Plan, work: Workload) -> int:
-    """What the base's hidden states take on disk, if every token counts in the loss."""
+    """Return the size of the base's hidden states on disk, if every token counts in the loss."""
     return work.tokens * plan.base.width * _FLOAT32
 
 
 def held_up(costs: Sequence[Cost], stages: Sequence[Estimate], plan: Plan, work: Workload, on: Machine) -> list[str]:
-    """What would hold the run up, each with its number."""
+    """Return the bottlenecks of the run, each with its number."""
     found = [
-        f"{cost.program}: does not fit: {cost.peak / 2**30:.1f} GiB of {on.chip.memory / 2**30:.0f} a chip"
+        f"{cost.program}: does not fit: {cost.peak / 2**30:.1f} GiB of {on.chip.memory / 2**30:.0f} per chip"
         for cost in costs
         if not cost.fits
     ]
@@ -230,11 +231,11 @@ def held_up(costs: Sequence[Cost], stages: Sequence[Estimate], plan: Plan, work:
     for stage in stages:
         parts, bound = stage.parts, stage.bound
         slow, work_of = parts[bound], max(parts.get("products", 0.0), parts.get("memory", 0.0))
-        against = f"{_seconds(slow)} each time against {_seconds(work_of)} of the chips' own work"
+        against = f"{_seconds(slow)} per run, against {_seconds(work_of)} of the chips' own work"
         if bound == "collectives":
             found.append(f"{stage.stage}: collectives would dominate: {against}; try another --mesh or larger batches")
         elif bound == "input" and stage.stage == "train":
-            found.append(f"train: input would dominate: {against}, at {on.rates.input_rate:.3g} tokens/s a host")
+            found.append(f"train: input would dominate: {against}, at {on.rates.input_rate:.3g} tokens/s per host")
         elif bound == "checkpoints":
             saved = next(cost.saved for cost in costs if cost.program == "train")
             enough = math.ceil(on.disk(saved) / max(parts[part] for part in parts if part != bound))
@@ -246,14 +247,14 @@ def held_up(costs: Sequence[Cost], stages: Sequence[Estimate], plan: Plan, work:
         elif bound == "disk":
             found.append(
                 f"hidden states: writing them would dominate: {hidden_bytes(plan, work) / _GB:.3g} GB at "
-                f"{on.rates.disk_bandwidth:.3g} GB/s; --gin.GateInit.solver=\"'zero'\" keeps none"
+                f"{on.rates.disk_bandwidth:.3g} GB/s; --gin.GateInit.solver=\"'zero'\" stores none"
             )
     whole = sum(stage.hours for stage in stages)
     for stage in stages:
-        if stage.stage == "tokens" and stage.hours > max(whole / 10, _WORTH_SAYING):
+        if stage.stage == "tokens" and stage.hours > max(whole / 10, _SHORT):
             found.append(
-                f"tokens: one host tokenises for {stage.hours:.2f} hours while the chips wait; make them before, by "
-                "colm run --until tokens on a machine without"
+                f"tokens: one host tokenises for {stage.hours:.2f} hours while the chips wait; tokenise in advance, by "
+                "colm run --until tokens on a machine without accelerators"
             )
     return found
 
@@ -262,8 +263,8 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def as_json(stages: Sequence[Estimate], said: Sequence[str], plan: Plan, work: Workload, on: Machine) -> dict:
-    """The launch, as `colm plan` prints it."""
+def as_json(stages: Sequence[Estimate], warnings: Sequence[str], plan: Plan, work: Workload, on: Machine) -> dict:
+    """Return the estimate of a launch as JSON for `colm plan`."""
     hours, price = sum(stage.hours for stage in stages), on.rates.price_per_chip_hour
     shown = [
         {
@@ -284,11 +285,11 @@ def as_json(stages: Sequence[Estimate], said: Sequence[str], plan: Plan, work: W
         "hours": hours,
         "chip_hours": hours * on.chips,
         "price": None if price is None else hours * on.chips * price,
-        "warnings": list(said),
+        "warnings": list(warnings),
     }
 
 
 def machine(topology: str, devices: Sequence, rates: Rates) -> Machine:
-    """The slice of these devices."""
+    """Return the machine of a topology's devices."""
     hosts = len({device.process_index for device in devices})
     return Machine(CHIPS[topology.partition(":")[0]], len(devices), hosts, rates)

@@ -1,7 +1,7 @@
-"""Memory and cost per chip of a run on a TPU topology that is not there, whether it fits, and what to change.
+"""Memory and cost per chip of a run on a TPU topology without hardware, and what to change if it does not fit.
 
-libtpu compiles each program as it would on the machine; memory is the compiler's own account. Floating-point
-operations are those of the matrix products in the traced program (a compiler's count sees a loop's body once), shared
+libtpu compiles each program ahead of time, as on the machine; memory is the compiler's own figure. Floating-point
+operations are those of the matrix products in the traced program (the compiler counts a loop's body only once), divided
 evenly among the chips.
 """
 
@@ -35,7 +35,7 @@ _UNITS = {unit: 2.0 ** (10 * i) for i, unit in enumerate("KMGT", start=1)}
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be compiled."""
+    """The models, sizes and settings to compile."""
 
     topology: str  # as in v5e:4x4
     base: ModelConfig
@@ -44,8 +44,8 @@ class Plan:
     expert_mesh: tuple[int, int, int] | None = None  # of the experts, over the same chips; None: as mesh
     dtype: str = "bfloat16"
     expert_dtype: str | None = None  # also "int8", "int4"; None: as dtype
-    length: int = PlanSize.length  # tokens of a text
-    rows: int = PlanSize.rows  # texts decoded at once
+    length: int = PlanSize.length  # tokens per text
+    rows: int = PlanSize.rows  # batch size of decoding
     online: bool = False  # experts score inside the training step
     training: Training = field(default_factory=Training)
 
@@ -57,41 +57,39 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a program needs of each chip."""
+    """The cost of a program, per chip."""
 
     program: str
     resident: dict[str, int]  # bytes of arguments, by kind
-    peak: int  # bytes, arguments and all
+    peak: int  # bytes, including arguments
     flops: float
-    seconds_at_peak: float  # the flops at the chip's peak rate: no step is shorter
-    # Kind: how many stand in the program, bytes of the largest result. None where the program's text cannot be had.
+    seconds_at_peak: float  # the flops at the chip's peak rate, a lower bound of a step's time
+    # Kind -> count in the program, bytes of the largest result. None if the program's text is not available.
     collectives: dict[str, dict[str, int]] | None
     fits: bool
     reads: dict[str, int]  # bytes of each model's weights and cache
-    texts: int  # that pass at once, on all chips
-    saved: int  # bytes of a checkpoint, of all chips together; 0 where there is none
+    texts: int  # batch size over all chips
+    saved: int  # bytes of a checkpoint over all chips; 0 without one
 
 
 def compile_plan(
     plan: Plan, progress: Callable[[int, str], None] = lambda done, program: None, only: str | None = None
 ) -> Iterator[tuple[Cost, list[str]]]:
-    """Each program's cost, and what to change where it does not fit: training, scoring of each model, decoding.
+    """Compile training, scoring of each model, and decoding; yield each cost and what to change if it does not fit.
 
     Args:
-      plan: what to compile.
-      progress: told before each program how many are done, and its name.
-      only: the name of the one program that is wanted.
+      plan: the plan to compile.
+      progress: callback(programs done, name of the next), called before each program.
+      only: the name of a single program to compile.
 
     Raises:
-      UserError: no such topology, no libtpu, a mesh that is not of all its chips, a batch that the mesh cannot split.
+      UserError: no such topology, no libtpu, a mesh that does not use all chips, a batch that the mesh cannot split.
     """
     devices = topology_devices(plan.topology)
     chips = len(devices)
     sizes = plan.mesh or (1, chips, 1)
     if math.prod(sizes) != chips:
-        raise UserError(
-            f"--mesh {','.join(map(str, sizes))}: {plan.topology} has {chips} chips, not {math.prod(sizes)}"
-        )
+        raise UserError(f"mesh {','.join(map(str, sizes))}: {plan.topology} has {chips} chips, not {math.prod(sizes)}")
     plan.training.check_split(sizes[0] * sizes[1])
     plan, kind = replace(plan, mesh=sizes), plan.expert_dtype or plan.dtype
     mesh = make_mesh(*sizes, devices=devices)
@@ -113,18 +111,20 @@ def compile_plan(
 
 
 def topology_devices(name: str) -> list:
-    """The devices of a topology, as in v5e:4x4.
+    """Return the devices of a topology, as in v5e:4x4.
 
     Raises:
       UserError: no libtpu, or no such topology.
     """
     kind = name.partition(":")[0]
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", name.partition(":")[2]):
-        raise UserError(f"--topology {name}: write KIND:SHAPE, as in v5e:4x4 or v5p:2x2x4; kinds: {', '.join(CHIPS)}")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for the machine it is on
+        raise UserError(
+            f"topology {name}: must be KIND:SHAPE, as in v5e:4x4 or v5p:2x2x4; kinds are {', '.join(CHIPS)}"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # otherwise libtpu queries the metadata server of a TPU host
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may be planning too: no chip is taken
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "4")  # its log speaks of a machine that is not there
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # planning uses no chip, so processes need no lock
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "4")  # the log would complain about missing hardware
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "4")
     from jax.experimental import topologies
 
@@ -133,13 +133,13 @@ def topology_devices(name: str) -> list:
     except (RuntimeError, ValueError, ImportError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"--topology {name}: {reason}; `pip install 'colm-jax[plan]'` brings libtpu, which compiles for TPUs"
+            f"topology {name}: {reason}; `pip install 'colm-jax[plan]'` installs libtpu, which compiles for TPUs"
         ) from None
     return list(found.devices)
 
 
 def measure(program: Program, kind: str, chips: int) -> Cost:
-    """Compiles a program for the chips of its mesh; one that does not fit is measured by the compiler's complaint."""
+    """Compile a program for the chips of its mesh; if it does not fit, read its size from the compiler's error."""
     chip = CHIPS[kind]
     flops = matrix_flops(program.traced.jaxpr.jaxpr) / chips
     try:
@@ -158,7 +158,7 @@ def measure(program: Program, kind: str, chips: int) -> Cost:
 
 
 def _needed(complaint: str, arguments: int) -> int | None:
-    """Bytes that a program would have needed, from the compiler's words; None where they are about something else."""
+    """Return the bytes that a program would need, from the compiler's error; None for an unrelated error."""
     whole = re.search(r"Used ([\d.]+)([KMGT]) of", complaint)
     temporaries = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds", complaint)
     if whole is not None:
@@ -167,7 +167,7 @@ def _needed(complaint: str, arguments: int) -> int | None:
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
-    """The collectives that stand in a compiled program's text; one in a loop counts once."""
+    """Count the collectives in a compiled program's text; one in a loop counts once."""
     count: Counter[str] = Counter()
     largest: dict[str, int] = {}
     for kind, dims, name in _COLLECTIVE.findall(text):
@@ -178,13 +178,13 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
 
 
 def _width(kind: str) -> int:
-    """Bytes of an element, from HLO's name of its type, as in bf16."""
+    """Return the bytes of an element, from HLO's name of its type, such as bf16."""
     digits = re.search(r"\d+", kind)
     return 1 if digits is None else max(1, int(digits[0]) // 8)
 
 
 def advice(cost: Cost, plan: Plan) -> list[str]:
-    """What to change where a program does not fit, what weighs most first."""
+    """Return what to change if a program does not fit, the largest saving first."""
     if cost.fits:
         return []
     assert plan.mesh is not None  # `costs` has set it
@@ -218,7 +218,7 @@ def advice(cost: Cost, plan: Plan) -> list[str]:
 
 
 def matrix_flops(jaxpr: Any) -> float:
-    """Floating-point operations of a traced program's matrix products, loops counted as often as they run."""
+    """Return the floating-point operations of a traced program's matrix products, with every loop iteration counted."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":

@@ -1,6 +1,6 @@
-"""The programs of a run, traced from shapes: one training step, scoring, one decoding step.
+"""The programs of a run, traced with abstract arrays: a training step, scoring, a decode step.
 
-They are the programs themselves (`TrainStep`, the scorer's pass, the decoding loop), not models of them.
+These are the actual programs (`TrainStep`, the scorer's pass, the decoding loop), not approximations.
 """
 
 import math
@@ -35,24 +35,24 @@ from colm_jax.training.step import ScoredBatch, TrainStep
 
 
 def shape(sizes: tuple[int, ...], kind: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
-    """An array that is not there, in the place of one that is."""
+    """Return an abstract array."""
     return jax.ShapeDtypeStruct(sizes, kind, sharding=sharding)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A traced program, and what of its arguments lies on each chip."""
+    """A traced program, with the per-chip bytes of its arguments."""
 
     name: str
     traced: jax.stages.Traced
-    resident: dict[str, int]  # bytes a chip, by kind: "parameters", "optimizer", "experts", "caches"
-    reads: dict[str, int]  # bytes a chip that lie there for a pass of each model: its weights and its cache
-    texts: int  # that pass at once
-    saved: int = 0  # bytes of a checkpoint, all chips together
+    resident: dict[str, int]  # bytes per chip, by kind: "parameters", "optimizer", "experts", "caches"
+    reads: dict[str, int]  # bytes per chip that a pass of each model reads: its weights and its cache
+    texts: int  # batch size
+    saved: int = 0  # bytes of a checkpoint over all chips
 
 
 def model_of(config: ModelConfig, kind: str, dtype: str, mesh: jax.sharding.Mesh, stacked: bool) -> Decoder:
-    """Shapes of a model on a mesh, as loading would place it; `kind` is a dtype or "int8", "int4"."""
+    """Return an abstract model with the shardings of a loaded one; `kind` is a dtype or "int8", "int4"."""
     decoder = abstract_decoder(config, DTYPES[kind if kind in DTYPES else dtype], stacked)
     graph, state = nnx.split(decoder)
     if kind not in BITS:
@@ -84,7 +84,7 @@ def training_program(
     mesh: jax.sharding.Mesh,
     online: bool,
 ) -> Program:
-    """One step of `settings` on texts of `length` tokens; `experts`: their types and, where `online`, meshes."""
+    """Trace a training step on texts of `length` tokens; `experts` are configurations, types and meshes."""
     decoder = model_of(base, dtype, dtype, mesh, stacked=True)
     if settings.trainable == "lora":
         decoder = _with_lora(decoder, settings, mesh)
@@ -117,7 +117,7 @@ def training_program(
 def scoring_program(
     name: str, config: ModelConfig, kind: str, dtype: str, length: int, mesh: jax.sharding.Mesh
 ) -> Program:
-    """One batch of `colm score`; `kind` is the model's type, `dtype` of what int8 and int4 leave."""
+    """Trace a batch of `colm score`; `kind` is the model's type, `dtype` that of its unquantised parts."""
     graph, state = nnx.split(model_of(config, kind, dtype, mesh, stacked=True))
     traced = score_batch.trace(
         graph, state, shape((texts_at_once(mesh), length), jnp.int32), None, batch_sharding(mesh)
@@ -134,7 +134,7 @@ def decoding_program(
     rows: int,
     mesh: jax.sharding.Mesh,
 ) -> Program:
-    """A turn of the decoding loop, in which every expert may be called, for `rows` texts of up to `length` tokens."""
+    """Trace a turn of the decoding loop, with a call of every expert, for `rows` sequences of up to `length` tokens."""
     meshes = [mesh, *(where for _, _, where in experts)]
     models = [model_of(base, dtype, dtype, mesh, False), *(model_of(c, k, dtype, m, False) for c, k, m in experts)]
     (base_graph, base_state), *others = [nnx.split(model) for model in models]
@@ -155,13 +155,13 @@ def decoding_program(
 
 
 def _on_mesh(mesh: jax.sharding.Mesh, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Shape of a part of a cache, and how it lies on the mesh."""
+    """Return an abstract part of a cache with its sharding."""
     whole = replicated(mesh) if x.ndim < len(CACHE_AXES) else NamedSharding(mesh, spec_of(mesh, CACHE_AXES, x.shape))
     return shape(x.shape, x.dtype, whole)
 
 
 def on_chip(tree: Any) -> int:
-    """Bytes that one chip holds of arrays with shardings."""
+    """Return the bytes of sharded arrays on one chip."""
 
     def size(leaf) -> int:
         bits = 4 if leaf.dtype == jnp.int4 else 8 * leaf.dtype.itemsize
@@ -171,12 +171,12 @@ def on_chip(tree: Any) -> int:
 
 
 def in_all(tree: Any) -> int:
-    """Bytes of arrays, each counted once, however many chips hold a copy."""
+    """Return the total bytes of arrays, without replicas."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _with_lora(decoder: Decoder, settings: Training, mesh: jax.sharding.Mesh) -> Decoder:
-    """Shapes of the decoder with its LoRA matrices."""
+    """Return an abstract decoder with LoRA matrices."""
     graph, state = nnx.split(decoder)
     graphs: list[nnx.GraphDef] = []
 

@@ -1,4 +1,4 @@
-"""A plan in the terminal: a line a program; and a launch, a line a stage."""
+"""Terminal tables of a plan (one row per program) and of a launch (one row per stage)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _GIB = 2**30
 
 
 def show_costs(costs: Sequence[Cost], memory: int, console: Console) -> None:
-    """Prints what each program needs of a chip that has `memory` bytes."""
+    """Print each program's cost per chip with `memory` bytes."""
     table = Table(title=f"per chip, in GiB of {memory / _GIB:.0f}")
     kinds = ("parameters", "optimizer", "experts", "caches")
     for name in ("program", *kinds, "rest", "peak", "fits", "Tflop"):
@@ -25,7 +25,7 @@ def show_costs(costs: Sequence[Cost], memory: int, console: Console) -> None:
 
 
 def show_launch(launch: dict[str, Any], topology: str, console: Console) -> None:
-    """Prints each stage's hours, their sum, and what would hold the run up."""
+    """Print the hours of each stage, their sum, and the bottlenecks."""
     chips, price = launch["chips"], launch["assumed"]["price_per_chip_hour"]
     work, efficiency = launch["workload"], launch["assumed"]["efficiency"]
     table = Table(

@@ -1,1 +1,1 @@
-"""The report: what a run found, as HTML, Markdown, pictures and in the terminal. Plain data in, no models."""
+"""The report of a run as HTML, Markdown, images and terminal output. Its input is plain data, not models."""

@@ -1,21 +1,21 @@
-"""What a report holds. Last stage of the pipeline (... -> generation -> evaluation -> report); every writer reads this.
+"""Contents of a report, the last stage of the pipeline (... -> generation -> evaluation -> report).
 
-Plain data: the caller fills it in from a run's files, and html, markdown, terminal and plots only show it.
+Plain data: the caller fills it in from a run's files; html, markdown, terminal and plots only show it.
 """
 
 from dataclasses import dataclass
 
 Cell = str | float | int | None
 
-UNSURE = 0.5  # a token to which its writer gave less is one to check
+UNSURE = 0.5  # a token whose writer gave it a lower probability is to check
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a title, and a note on how its numbers came about.
+    """A table with a title and a note on its numbers.
 
     Raises:
-      ValueError: a row with more or fewer cells than there are columns.
+      ValueError: a row whose number of cells differs from the number of columns.
     """
 
     title: str
@@ -24,28 +24,28 @@ class Table:
     note: str = ""
 
     def __post_init__(self):
-        """Checks the rows, which a writer could else cut off silently."""
+        """Check the lengths of rows, which a writer could otherwise truncate silently."""
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"table {self.title!r} has {len(self.columns)} columns, but a row is {row!r}")
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Of each column, whether it holds numbers only; such columns are set flush right."""
+        """Whether each column has only numbers; such columns are right-aligned."""
         return tuple(
             bool(self.rows) and all(not isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))
         )
 
     @property
     def shown(self) -> tuple[tuple[str, ...], ...]:
-        """The cells as text; the floats of a column have equally many decimals, so that their points line up."""
+        """The cells as text; all floats of a column have the same number of decimals."""
         columns = [_shown(tuple(row[i] for row in self.rows)) for i in range(len(self.columns))]
         return tuple(zip(*columns))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A plot: named lines through points in order, and single named points; each point is (x, y)."""
+    """A plot of named lines and single named points; each point is (x, y)."""
 
     title: str
     x_label: str
@@ -53,16 +53,16 @@ class Curve:
     lines: dict[str, list[tuple[float, float]]]
     points: dict[str, tuple[float, float]]
     note: str = ""
-    diagonal: bool = False  # dashed, from (0, 0) to (1, 1), where x and y are equal
+    diagonal: bool = False  # whether to draw a dashed line from (0, 0) to (1, 1)
 
 
 @dataclass(frozen=True)
 class Bars:
-    """A plot of a share, from 0 to 1, for each of several kinds, first kind on top."""
+    """A bar chart of shares from 0 to 1, the first bar on top."""
 
     title: str
     x_label: str
-    bars: tuple[tuple[str, float | None, str], ...]  # name, share (None: there is nothing), what stands beside it
+    bars: tuple[tuple[str, float | None, str], ...]  # name, share (None: no data), label of the bar
     note: str = ""
 
 
@@ -71,10 +71,10 @@ Plot = Curve | Bars
 
 @dataclass(frozen=True)
 class View:
-    """What one model held likely where a token was written."""
+    """One model's distribution at a written token."""
 
-    candidates: tuple[tuple[str, float], ...]  # its likeliest tokens with their probabilities, best first
-    written: float  # probability of the token that was written
+    candidates: tuple[tuple[str, float], ...]  # the most probable tokens with their probabilities, best first
+    written: float  # probability of the written token
     entropy: float  # nats
 
 
@@ -83,53 +83,53 @@ class Piece:
     """One written token."""
 
     text: str
-    source: int  # who wrote it: 0 the base, 1..M an expert
+    source: int  # the writer: 0 the base, 1..M an expert
     p_defer: float | None  # None without a gate
-    views: tuple[View, ...] = ()  # the base's, then each expert's; empty where no model was asked again
+    views: tuple[View, ...] = ()  # the base's, then each expert's; empty if the answer was not scored
 
     @property
     def confidence(self) -> float | None:
-        """Probability that its writer gave it; None where no model was asked again."""
+        """The writer's probability of the token; None if the answer was not scored."""
         return self.views[self.source].written if self.views else None
 
     @property
     def unsure(self) -> bool:
-        """Whether its writer held it less likely than not."""
+        """Whether the writer's probability is below `UNSURE`."""
         return self.confidence is not None and self.confidence < UNSURE
 
     @property
     def to_check(self) -> bool:
-        """Whether a reader should look twice: an expert was called for it, or its writer was unsure."""
+        """Whether a reader should check the token: an expert wrote it, or its writer was unsure."""
         return self.source > 0 or self.unsure
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A prompt and what was written."""
+class ShownAnswer:
+    """A prompt and the answer to it."""
 
     prompt: str
     pieces: tuple[Piece, ...]
     reference: str | None
-    correct: bool | None  # None where nothing grades it
+    correct: bool | None  # None if it is not graded
     threshold: float | None
-    alone: str | None = None  # what the base writes by itself; None where it was not asked
+    alone: str | None = None  # the base's own answer; None if there is none
     alone_correct: bool | None = None
 
     @property
     def text(self) -> str:
-        """All that was written."""
+        """The whole text of the answer."""
         return "".join(piece.text for piece in self.pieces)
 
     @property
     def by_experts(self) -> int:
-        """How many tokens the experts wrote."""
+        """The number of tokens by experts."""
         return sum(piece.source > 0 for piece in self.pieces)
 
     @property
     def outcome(self) -> str | None:
-        """What experts changed: "better" or "worse" where one of team and base alone is right, else "same".
+        """The effect of the experts: "better" or "worse" if only one of team and base alone is right, otherwise "same".
 
-        Where nothing grades them: "differs" or "same" by the text. None where the base was not asked.
+        Without grades: "differs" or "same" by the text. None without the base's own answer.
         """
         if self.alone is None:
             return None
@@ -141,8 +141,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Excerpt:
-    """A part of an answer that shows something."""
+class ShownExample:
+    """An excerpt of an answer, shown as an example."""
 
     title: str
     pieces: tuple[Piece, ...]
@@ -150,33 +150,33 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report with a heading of its own."""
+    """A section of the report, with its own heading."""
 
     title: str
     text: str = ""
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
-    examples: tuple[Excerpt, ...] = ()
+    examples: tuple[ShownExample, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """All of it.
+    """A complete report.
 
     Raises:
-      ValueError: a token by a writer who has no name, or views of more or fewer models than there are writers.
+      ValueError: a token by a writer without a name, or a number of views that differs from the number of writers.
     """
 
     title: str
     facts: tuple[tuple[str, str], ...]
-    tables: tuple[Table, ...]  # the results, which come first
-    curves: tuple[Plot, ...]  # their plots
-    answers: tuple[Answer, ...]
+    tables: tuple[Table, ...]  # the results, shown first
+    curves: tuple[Plot, ...]  # plots of the results
+    answers: tuple[ShownAnswer, ...]
     writers: tuple[str, ...]  # name of the base, then of each expert
-    sections: tuple[Section, ...] = ()  # what stands behind results and answers
+    sections: tuple[Section, ...] = ()  # shown after results and answers
 
     def __post_init__(self):
-        """Checks the writers, whom answers name by number."""
+        """Check the numbers of writers in answers and examples."""
         shown = [answer.pieces for answer in self.answers]
         shown += [example.pieces for section in self.sections for example in section.examples]
         pieces = [piece for group in shown for piece in group]
@@ -189,12 +189,12 @@ class Report:
 
     @property
     def plots(self) -> tuple[Plot, ...]:
-        """Every plot, in the order in which the report shows them."""
+        """All plots, in the order of the report."""
         return (*self.curves, *(plot for section in self.sections for plot in section.plots))
 
 
 def _shown(cells: tuple[Cell, ...]) -> list[str]:
-    """A column's cells as text; a dash where there is nothing."""
+    """Return a column's cells as text; a dash for None."""
     floats = [f"{cell:g}" for cell in cells if isinstance(cell, float)]
     decimals = max((len(text.partition(".")[2]) for text in floats), default=0)
     aligned = all(text.lstrip("-").replace(".", "", 1).isdigit() for text in floats)  # no exponent, inf or nan

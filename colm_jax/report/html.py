@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network: tables, plots, and answers marked by who wrote each token."""
+"""The report as a single HTML file without network access: tables, plots, and answers with marked writers."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from colm_jax.report.contents import UNSURE, Answer, Bars, Piece, Plot, Report
+from colm_jax.report.contents import UNSURE, Bars, Piece, Plot, Report, ShownAnswer
 from colm_jax.report.page import PAGE, SCRIPT, STYLE
 from colm_jax.report.plots import COLORS, to_svg
 from colm_jax.report.words import Word, words, writers_of
@@ -20,7 +20,7 @@ _LINES = (
     "dotted",
     "dashed",
     "wavy",
-)  # under experts' tokens: colour is not all that tells them apart
+)  # under experts' tokens, since colour must not be the only mark
 _FILTERS = (
     ("right", "right"),
     ("wrong", "wrong"),
@@ -38,8 +38,8 @@ _TEMPLATE = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=
 
 
 def write_html(report: Report, path: str | Path) -> None:
-    """Writes the page."""
-    known: list[list[Any]] = []  # of each word that can be pointed at, its tokens, as the page's script reads them
+    """Write the report as an HTML page."""
+    known: list[list[Any]] = []  # for each interactive word, its tokens in the format of the page's script
 
     def marked(pieces: Sequence[Piece], threshold: float | None = None) -> Markup:
         return _text(words(pieces), report.writers, threshold, known)
@@ -49,44 +49,44 @@ def write_html(report: Report, path: str | Path) -> None:
     drawn = (Markup(to_svg(plot, f"plot{i}-")) for i, plot in enumerate(report.plots))
     page = _TEMPLATE.render(
         report=report,
-        next_plot=lambda: next(drawn),  # the page shows them in this order
+        next_plot=lambda: next(drawn),  # in the page's order
         described=_described,
         marked=marked,
         answers=answers,
-        asked_again=any(piece.views for answer in report.answers for piece in answer.pieces),
+        scored=any(piece.views for answer in report.answers for piece in answer.pieces),
         unsure=UNSURE,
         outcomes=_OUTCOMES,
         filters=[("all", "all", len(answers)), *(found for found in counts if found[2])],
         experts="the expert" if len(report.writers) == 2 else "experts",
         colors=len(COLORS) - 1,
         lines=_LINES,
-        tokens=lambda: _json({"writers": report.writers, "words": known}),  # called last, when all words are known
+        tokens=lambda: _json({"writers": report.writers, "words": known}),  # called last, after all words are collected
         style=Markup(STYLE),
         script=Markup(SCRIPT),
     )
     write_text(path_of(path), page)
 
 
-def _shown(answer: Answer, marked: Any) -> tuple[Answer, list[str], Markup, int]:
-    """An answer, what the page's filter knows of it, its marked text, and how many of its words are to be checked."""
+def _shown(answer: ShownAnswer, marked: Any) -> tuple[ShownAnswer, list[str], Markup, int]:
+    """Return an answer, its filter marks, its marked text, and the number of its words to check."""
     checks = sum(word.to_check for word in words(answer.pieces))
     return answer, _marks(answer), marked(answer.pieces, answer.threshold), checks
 
 
 def _described(plot: Plot) -> str:
-    """A plot for those who cannot see it."""
+    """Return a description of a plot for screen readers."""
     if isinstance(plot, Bars):
         return "; ".join(f"{name}: {'none' if share is None else f'{share:.3g}'}" for name, share, _ in plot.bars)
     return f"{plot.y_label} over {plot.x_label}"
 
 
 def _json(value: Any) -> Markup:
-    """JSON that may stand in a script element, whatever its strings hold."""
+    """Return JSON that is safe inside a script element, whatever its strings contain."""
     return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
-def _marks(answer: Answer) -> list[str]:
-    """What the page's filter knows of an answer."""
+def _marks(answer: ShownAnswer) -> list[str]:
+    """Return the marks by which the page filters an answer."""
     marks = [] if answer.correct is None else ["right" if answer.correct else "wrong"]
     if answer.outcome not in (None, "same"):
         marks.append(str(answer.outcome))
@@ -95,7 +95,7 @@ def _marks(answer: Answer) -> list[str]:
 
 
 def _text(found: Sequence[Word], writers: tuple[str, ...], threshold: float | None, known: list[list[Any]]) -> Markup:
-    """Words that can be pointed at, made of tokens in their writers' colours; Markup escapes what is put into it."""
+    """Return interactive words whose tokens have their writers' colours; Markup escapes its arguments."""
     parts = []
     for i, word in enumerate(found):
         for part in word.space:
@@ -113,7 +113,7 @@ def _text(found: Sequence[Word], writers: tuple[str, ...], threshold: float | No
 
 
 def _known(part: Piece, threshold: float | None) -> list[Any]:
-    """What the page tells of a token: text, writer, p_defer, threshold, its writer's probability, candidates."""
+    """Return the details of a token: text, writer, p_defer, threshold, its writer's probability, candidates."""
     views = [[[text, round(p, 4)] for text, p in view.candidates] for view in part.views]
     rounded = [None if x is None else round(x, 4) for x in (part.p_defer, threshold, part.confidence)]
     return [part.text, part.source, *rounded, views]

@@ -1,4 +1,4 @@
-"""The facts of models (`checkpoints.describe`) as tables in the terminal: what each is, and whether they can pair."""
+"""The facts of models (`checkpoints.describe`) as terminal tables: properties of each, and whether they can pair."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from rich.filesize import decimal
 from colm_jax.report.contents import Table
 from colm_jax.report.terminal import plain, show_table
 
-_RANGES = 5  # of ids that are shown
+_RANGES = 5  # ranges of ids that are shown
 
 Facts = Mapping[str, Any]
 
@@ -38,8 +38,8 @@ def _show_pair(pair: Facts, console: Console) -> None:
     if not pair["can_pair"]:
         console.print(plain(f"These models cannot pair: {pair['why_not']}", "bold red"), soft_wrap=True)
         return
-    said = f"These models can pair: {pair['shared_vocabulary']:,} shared tokens, context {pair['context']:,} tokens"
-    console.print(plain(said, "bold green"), soft_wrap=True)
+    line = f"These models can pair: {pair['shared_vocabulary']:,} shared tokens, context {pair['context']:,} tokens"
+    console.print(plain(line, "bold green"), soft_wrap=True)
     for model, ranges in pair["never_written"].items():
         if ranges:
             shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges[:_RANGES])
@@ -78,7 +78,7 @@ def _per_device(model: Facts) -> str:
 
 
 def _sharding(shape: list[int], split: list[list[str]]) -> tuple[str, str]:
-    """Return a parameter's shape, and for each of its axes the mesh axes that shard it."""
+    """Return a parameter's shape, and the mesh axes that shard each of its axes."""
     axes = [*split, *[[]] * (len(shape) - len(split))]
     return " × ".join(map(str, shape)), ", ".join("+".join(names) or "–" for names in axes)
 

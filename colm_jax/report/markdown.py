@@ -1,4 +1,4 @@
-"""The report as Markdown (GitHub's): tables, plots by file name, and a few answers with experts' tokens in bold."""
+"""The report as GitHub Markdown: tables, links to plots, and a few answers with experts' tokens in bold."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from colm_jax.report.contents import Answer, Piece, Plot, Report, Table
+from colm_jax.report.contents import Piece, Plot, Report, ShownAnswer, Table
 from colm_jax.report.words import words
 from colm_jax.storage import path_of, write_text
 
@@ -14,10 +14,10 @@ _SHOWN = 10  # answers
 
 
 def write_markdown(report: Report, path: str | Path, images: Sequence[str]) -> None:
-    """Writes the file; `images` are the plots' files, in order, relative to it.
+    """Write the report as Markdown; `images` are the plots' files in order, relative to `path`.
 
     Raises:
-      ValueError: not one image for each plot.
+      ValueError: the number of images differs from the number of plots.
     """
     if len(images) != len(report.plots):
         raise ValueError(f"the report has {len(report.plots)} plots, but images are {list(images)!r}")
@@ -56,7 +56,7 @@ def _plot(plot: Plot, image: str) -> list[str]:
 
 
 def markdown_table(table: Table, heading: str = "##") -> list[str]:
-    """A table's lines, its title first and its note last."""
+    """Return the lines of a table, with its title and its note."""
     rules = ["---:" if numeric else "---" for numeric in table.numeric]
     lines = [f"{heading} {_plain(table.title)}", ""]
     for row in (tuple(map(_plain, table.columns)), rules, *(map(_plain, row) for row in table.shown)):
@@ -64,7 +64,7 @@ def markdown_table(table: Table, heading: str = "##") -> list[str]:
     return [*lines, "", _plain(table.note)] if table.note else lines
 
 
-def _verdict(answer: Answer) -> str:
+def _verdict(answer: ShownAnswer) -> str:
     grade = "" if answer.correct is None else " ✓ right" if answer.correct else " ✗ wrong"
     changed = {"better": ", base alone wrong", "worse": ", base alone right", "differs": " (base alone: other text)"}
     return grade + changed.get(answer.outcome or "", "")
@@ -76,8 +76,8 @@ def _quoted(prompt: str) -> list[str]:
 
 
 def _text(pieces: Sequence[Piece]) -> list[str]:
-    """The text's lines, blank ones left out; neighbouring tokens of experts on a line share one mark."""
-    lines: list[list[tuple[bool, str]]] = [[]]  # of each line, its runs by experts or by the base
+    """Return the non-blank lines of the text; adjacent tokens by experts on a line share one pair of marks."""
+    lines: list[list[tuple[bool, str]]] = [[]]  # for each line, its runs by experts or by the base
     for word in words(pieces):
         if any("\n" in part.text for part in word.space) and lines[-1]:
             lines.append([])
@@ -94,9 +94,9 @@ def _text(pieces: Sequence[Piece]) -> list[str]:
 
 
 def _marked(runs: list[tuple[bool, str]]) -> str:
-    """A line in which experts' runs are bold: by asterisks, or by a tag where asterisks would not be read as such.
+    """Return a line with experts' runs in bold: by asterisks, or by a tag if asterisks would be parsed as text.
 
-    CommonMark reads asterisks between a letter and a punctuation mark from the wrong side, as in a**^5**.
+    CommonMark does not open or close bold text between a letter and a punctuation mark, as in a**^5**.
     """
     whole = "".join(text for _, text in runs)
     line, end = "", 0
@@ -116,10 +116,10 @@ def _is_mark(character: str) -> bool:
 
 
 def _start(line: str) -> str:
-    """A line whose beginning makes no list, rule or heading of it."""
+    """Return a line with its beginning escaped, so that it is no list, rule or heading."""
     return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", line)
 
 
 def _plain(text: str) -> str:
-    """Text on one line whose characters mean nothing to Markdown."""
+    """Return the text on one line, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_\[\]<>|#~$&])", r"\\\1", " ".join(text.split()) if "\n" in text else text)

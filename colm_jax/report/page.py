@@ -1,4 +1,4 @@
-"""The page that `html` fills in: its style, its script and its Jinja template. It asks for nothing from any network."""
+"""The HTML page's style, script and Jinja template, which `html` fills in. The page makes no network requests."""
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1c1d1f; --quiet: #5f6368; --line: #0002; --edge: #767b82;
@@ -91,7 +91,7 @@ if (tools) {
   });
   show();
 }
-// What is known of each word's tokens, and of the writers.
+// Details of each word's tokens, and the writers.
 const known = JSON.parse(document.querySelector("#tokens").textContent);
 const details = document.querySelector("#details");
 const element = (name, text = "", ...children) => {
@@ -107,7 +107,7 @@ function describe([text, source, rate, threshold, written, views]) {
   if (rate !== null) line.append(` · p_defer ${percent(rate)}`);
   if (rate !== null && threshold !== null) line.append(rate > threshold ? ` > η ${percent(threshold)}` :
     ` ≤ η ${percent(threshold)}`);
-  if (written !== null) line.append(` · its writer gave it ${percent(written)}`);
+  if (written !== null) line.append(` · its writer's probability ${percent(written)}`);
   const found = [line];
   if (views.length) {
     const body = element("tbody");
@@ -123,7 +123,7 @@ function hide() {
   if (current) current.removeAttribute("aria-describedby");
   current = null;
 }
-function tell(word) {
+function showDetails(word) {
   if (current && current !== word) current.removeAttribute("aria-describedby");
   current = word;
   details.replaceChildren(...known.words[Number(word.dataset.word)].flatMap(describe));
@@ -136,16 +136,16 @@ function tell(word) {
   details.style.top = `${(below ? at.bottom + 8 : at.top - box.height - 8) + scrollY}px`;
 }
 all(".word").forEach(word => {
-  word.removeAttribute("title");  // which serves where scripts do not run
-  word.addEventListener("mouseenter", () => tell(word));
+  word.removeAttribute("title");  // the fallback without scripts
+  word.addEventListener("mouseenter", () => showDetails(word));
   word.addEventListener("mouseleave", () => {
     const focused = document.activeElement;
-    if (focused.classList.contains("word")) tell(focused); else hide();
+    if (focused.classList.contains("word")) showDetails(focused); else hide();
   });
-  word.addEventListener("focus", () => tell(word));
+  word.addEventListener("focus", () => showDetails(word));
   word.addEventListener("blur", hide);
 });
-// One tab stop for each answer; from there the arrow keys go from word to word.
+// One tab stop per answer; from there the arrow keys move from word to word.
 const go = word => {
   all(".word", word.closest(".text")).forEach(other => { other.tabIndex = -1; });
   word.tabIndex = 0;
@@ -167,7 +167,7 @@ document.addEventListener("keydown", event => {
   if (event.key === "Escape") hide();
   if (!["n", "p"].includes(event.key) || event.ctrlKey || event.altKey || event.metaKey) return;
   if (event.target.matches("input, select")) return;
-  // To the next or the last place to check, from wherever the reader is.
+  // Move to the next or the previous place to check.
   const places = all("article:not([hidden]) .word.check");
   const ahead = Node.DOCUMENT_POSITION_FOLLOWING, behind = Node.DOCUMENT_POSITION_PRECEDING;
   const here = document.activeElement;
@@ -244,15 +244,15 @@ cell | length < 14 %} class="short"{% endif %}>{{ cell }}</{{ tag }}>{% endfor %
 <li>{% if loop.first %}{{ name }}{{ "" if name == "base" else " (base)" }}{% else %}\
 <span class="expert w{{ loop.index0 }}">{{ name }}</span>{% endif %}</li>
 {% endfor %}
-{% if asked_again %}
-<li><span class="unsure">unsure</span>: its writer gave it less than {{ unsure }}</li>
+{% if scored %}
+<li><span class="unsure">unsure</span>: its writer's probability is below {{ unsure }}</li>
 {% endif %}
 </ul>
-<p class="note">Where to check: what an expert wrote and what its writer was unsure of. Point at a word, or tap it, for
-who wrote it, its p_defer\
-{% if asked_again %} and what each model held likeliest{% endif %}. By keyboard: <kbd>Tab</kbd> goes to an answer, the
+<p class="note">Check the tokens by experts and those of which the writer was unsure. Point at a word, or tap it, for
+its writers, its p_defer\
+{% if scored %} and each model's most probable tokens{% endif %}. By keyboard: <kbd>Tab</kbd> moves to an answer, the
 arrow keys from word to word, <kbd>n</kbd> and <kbd>p</kbd> to the next and the previous place to check,
-<kbd>Esc</kbd> closes what is told.</p>
+<kbd>Esc</kbd> closes the details.</p>
 <div class="tools" hidden>
 <div class="row" role="group" aria-label="Show answers">
 {% for mark, label, count in filters %}

@@ -1,4 +1,4 @@
-"""The report's plots, as PNG files and as SVG for the HTML page, by matplotlib without its global state."""
+"""The report's plots as PNG files and as SVG for the HTML page; uses matplotlib without its global state."""
 
 import io
 import math
@@ -18,9 +18,9 @@ from colm_jax.storage import path_of, replacing
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, safe for colour blindness
 _INK = "#1f2021"
-_MARKED = 40  # points of a line, at most, that are marked one by one
+_MARKED = 40  # lines with more points have no markers
 _MARKERS = "sD^vPX"
-_BESIDE = tuple(  # where a name may stand by its point, best first: points right and up of it, alignments
+_BESIDE = tuple(  # offsets of a label from its point in points (x, y) and its alignments, best first
     (dx * far, dy * far, horizontal, vertical)
     for far in (1, 2)
     for dx, dy, horizontal, vertical in (
@@ -40,7 +40,7 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class _Label:
-    """A name in a plot, and the points it may stand by, best first."""
+    """A label in a plot, and the points next to which it may be placed, best first."""
 
     name: str
     places: Points
@@ -48,12 +48,12 @@ class _Label:
 
 
 def draw(plot: Plot) -> Figure:
-    """The figure of a plot."""
+    """Return the figure of a plot."""
     return _draw_bars(plot) if isinstance(plot, Bars) else _draw_curve(plot)
 
 
 def _draw_bars(plot: Bars) -> Figure:
-    """Horizontal bars from 0 to 1, the first on top, what is said of each beside it."""
+    """Draw horizontal bars from 0 to 1, the first on top, each with its label."""
     figure = Figure(figsize=(7, 1.3 + 0.42 * max(1, len(plot.bars))), layout="constrained")
     axes = figure.subplots()
     for y, (_, share, beside) in enumerate(plot.bars):
@@ -62,7 +62,7 @@ def _draw_bars(plot: Bars) -> Figure:
         axes.annotate(beside, (width, y), (6, 0), textcoords="offset points", va="center", color=_INK, fontsize=10)
     axes.set_yticks(range(len(plot.bars)), [name for name, _, _ in plot.bars], parse_math=False)
     axes.set_ylim(max(1, len(plot.bars)) - 0.4, -0.6)
-    axes.set_xlim(0, 1.28)  # room for what stands beside a full bar
+    axes.set_xlim(0, 1.28)  # room for the label of a full bar
     axes.set_xticks(np.arange(6) / 5)
     axes.tick_params(axis="y", length=0)
     _write_axes(axes, plot, "")
@@ -71,7 +71,7 @@ def _draw_bars(plot: Bars) -> Figure:
 
 
 def _write_axes(axes: Axes, plot: Plot, y_label: str) -> None:
-    """Title, labels, grid and frame, all in the ink that becomes the page's text colour."""
+    """Write title, labels, grid and frame, all in the ink that becomes the page's text colour."""
     axes.set_title(plot.title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=10, parse_math=False)
     axes.set_xlabel(plot.x_label, color=_INK, parse_math=False)
     axes.set_ylabel(y_label, color=_INK, parse_math=False)
@@ -83,7 +83,7 @@ def _write_axes(axes: Axes, plot: Plot, y_label: str) -> None:
 
 
 def _draw_curve(curve: Curve) -> Figure:
-    """Each line and point with its name beside it. Points that are not finite are left out."""
+    """Draw each line and point with its label. Points that are not finite are left out."""
     lines = {name: found for name, points in curve.lines.items() if (found := _finite(points))}
     points = {name: point for name, point in curve.points.items() if _finite([point])}
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -99,8 +99,8 @@ def _draw_curve(curve: Curve) -> Figure:
     axes.margins(0.08, 0.12)
     _write_axes(axes, curve, curve.y_label)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # names stand inside the axes and must not move them
-    # A point has one place and a line many, so points choose first.
+    figure.set_layout_engine("none")  # labels are inside the axes and must not move them
+    # A point has one possible place and a line many, so points choose first.
     labels = [_Label(name, [point], _INK) for name, point in points.items()]
     labels += [_Label(name, line[::-1], COLORS[i % len(COLORS)]) for i, (name, line) in enumerate(lines.items())]
     _write_labels(axes, labels, [_pixels(axes, line) for line in lines.values()])
@@ -108,13 +108,13 @@ def _draw_curve(curve: Curve) -> Figure:
 
 
 def write_png(plot: Plot, path: str | Path) -> None:
-    """Writes a picture."""
+    """Write a plot as a PNG file."""
     with replacing(path_of(path)) as beside:
         draw(plot).savefig(beside, format="png", dpi=160, metadata={"Software": None})
 
 
 def to_svg(plot: Plot, prefix: str = "") -> str:
-    """An <svg> element for an HTML page, the same for the same plot; `prefix` sets its ids apart from other plots'.
+    """Return a deterministic <svg> element for an HTML page; `prefix` makes its ids unique in the page.
 
     It has no background, its ink is the page's text colour, and the page may set its colours: --color-0, --color-1, ...
     """
@@ -126,7 +126,7 @@ def to_svg(plot: Plot, prefix: str = "") -> str:
     text = re.sub(
         r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL
     )  # names as given, not escaped for HTML
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # HTML knows them
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # implied in HTML
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", text).replace(_INK, "currentColor")
     for i, color in enumerate(COLORS):
         text = text.replace(color.lower(), f"var(--color-{i}, {color})")
@@ -138,16 +138,16 @@ def _finite(points: Points) -> Points:
 
 
 def _pixels(axes: Axes, line: Points) -> np.ndarray:
-    """Where a line runs on the picture: [points, 2], close together."""
+    """Return densely spaced points of a line in pixels, [points, 2]."""
     corners = axes.transData.transform(np.array(line, float))
     steps = np.linspace(0, 1, 30)[:, None]
     return np.concatenate([corners[:1], *(a + (b - a) * steps for a, b in pairwise(corners))])
 
 
 def _write_labels(axes: Axes, labels: list[_Label], lines: list[np.ndarray]) -> None:
-    """Writes each name where it is least in the way: of the plot's edge, of other names and markers, of lines."""
+    """Place each label where it overlaps least with the plot's edge, other labels, markers and lines."""
     singles = [axes.transData.transform(label.places[0]) for label in labels if label.color == _INK]
-    taken = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in singles]
+    occupied = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in singles]
     for label in labels:
         text = axes.annotate(label.name, label.places[0], (0, 0), textcoords="offset points", parse_math=False)
         text.set(color=label.color, fontsize=10, fontweight="normal" if label.color == _INK else "bold")
@@ -160,11 +160,11 @@ def _write_labels(axes: Axes, labels: list[_Label], lines: list[np.ndarray]) -> 
                 near = box.padded(2)
                 covered = sum(bool(((line > near.min) & (line < near.max)).all(1).any()) for line in lines)
                 outside = not (axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0)
-                hidden = sum(box.overlaps(other) for other in taken)
+                hidden = sum(box.overlaps(other) for other in occupied)
                 cost = 8 * hidden + 9 * outside + 4 * covered + 0.5 * rank + 0.1 * order
                 if cost < best_cost:
                     best, best_cost = (place, (dx, dy), horizontal, vertical, box), cost
         assert best is not None
         text.xy, text.xyann = best[0], best[1]
         text.set(ha=best[2], va=best[3])
-        taken.append(best[4])
+        occupied.append(best[4])

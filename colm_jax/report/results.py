@@ -1,4 +1,4 @@
-"""The report's tables and plots of results: accuracies with intervals, calibration, cost."""
+"""Tables and plots of results: accuracies with intervals, calibration, cost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,34 +14,34 @@ _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def interval(accuracy: float, answers: int) -> str:
-    """Wilson's 95 % interval of a share of right answers, as text."""
+    """Return Wilson's 95 % interval of an accuracy, as text."""
     low, high = wilson(round(accuracy * answers), answers)
     return f"{low:.3f}–{high:.3f}"
 
 
 def area_under(points: Sequence[tuple[float, float]]) -> float | None:
-    """Area under a curve over the range that it spans, divided by that: its mean height. None where it spans none."""
+    """Return the area under a curve divided by its range in x (its mean height); None if the range is empty."""
     x, y = np.array(sorted(points), float).reshape(-1, 2).T
     return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 and x[-1] > x[0] else None
 
 
 def with_area(title: str, lines: dict[str, list[tuple[float, float]]], points: dict[str, tuple[float, float]]) -> Curve:
-    """Accuracy against deferral rate, each curve's area in the note."""
+    """Return a plot of accuracy against deferral rate, with each curve's area in the note."""
     areas = {name: area_under(line) for name, line in lines.items()}
-    said = [
+    described = [
         f"{name} {area:.3f} from deferral rate {min(lines[name])[0]:.2f} to {max(lines[name])[0]:.2f}"
         for name, area in areas.items()
         if area is not None
     ]
-    note = f"Area under the curve, divided by the range it spans: {'; '.join(said)}." if said else ""
+    note = f"Area under the curve, divided by the range it spans: {'; '.join(described)}." if described else ""
     return Curve(title, "deferral rate", "accuracy", lines, points, note)
 
 
 def calibration_section(calibration: Mapping[str, Any]) -> Section:
-    """The dev set's curve; ROC and reliability diagram where the calibration holds them.
+    """Return the section on calibration: the dev set's curve and, if present, ROC and reliability diagram.
 
     Args:
-      calibration: what `calibration.threshold` returns, or an older file without "roc" and "reliability".
+      calibration: the result of `calibration.threshold`, or an older file without "roc" and "reliability".
     """
     metric = calibration["metric"].replace("_", " ")
     line = [(point["deferral_rate"], point["score"]) for point in calibration["curve"]]
@@ -49,7 +49,7 @@ def calibration_section(calibration: Mapping[str, Any]) -> Section:
     curve = with_area(f"Calibration: {metric} (dev)", {"team": line}, chosen)
     plots = [Curve(curve.title, curve.x_label, metric, curve.lines, curve.points, curve.note)]
     roc = calibration.get("roc") or {}
-    if roc.get("points"):  # none where the expert always or never differs
+    if roc.get("points"):  # empty if the expert always or never differs
         plots.append(_roc(roc))
     if reliability := calibration.get("reliability"):
         plots.append(_reliability(reliability))
@@ -86,13 +86,13 @@ def cost_section(
     bytes_a_weight: Sequence[float],
     answers: Sequence[tuple[int, Sequence[int]]],
 ) -> Section | None:
-    """Expected work of an answer: of the team, and of each model alone writing answers of the same lengths.
+    """Return the section on expected cost per answer, of the team and of each model alone with equal answer lengths.
 
     Args:
       writers: names of the base and of each expert.
-      configs: theirs.
-      bytes_a_weight: theirs.
-      answers: of each, its prompt's tokens and who wrote each of its own.
+      configs: their configurations.
+      bytes_a_weight: their bytes per weight.
+      answers: for each answer, the number of prompt tokens and the source of each written token.
     """
     written = [(prompt, sources) for prompt, sources in answers if len(sources)]
     if not written or len(configs) < 2:
@@ -130,17 +130,17 @@ def cost_section(
         ),
         f"Means over {len(written):,} answers of {np.mean([len(s) for _, s in written]):.1f} tokens to prompts of "
         f"{np.mean([p for p, _ in written]):.1f}, decoded one at a time; models alone write as many tokens. "
-        "Operations: 2 for each weight that a token meets, and attention's. Weights are read once a pass; an expert's "
-        "call is one pass over all that it has not read. In a batch, sequences share passes, and bytes are fewer.",
+        "Operations: 2 per weight that a token uses, plus attention. Each forward pass reads the weights once; an "
+        "expert call is one pass over all tokens not in its cache. In a batch, sequences share passes and bytes.",
     )
     return Section("Cost", "", (table,))
 
 
 def _unit(value: float, name: str) -> tuple[float, str]:
-    """The unit in which a value is a number of few digits."""
+    """Return the size and name of the unit with the largest SI prefix that is at most the value."""
     return next(((size, f"{letter}{name}") for size, letter in _UNITS if value >= size), (1.0, name))
 
 
 def _digits(value: float) -> float:
-    """Three significant digits."""
+    """Round to three significant digits."""
     return float(f"{value:.3g}")

@@ -1,4 +1,4 @@
-"""The report as JSON, beside the page: `colm show` reads it, and so may other programs. Last stage of the pipeline."""
+"""The report as JSON, for `colm show` and other programs."""
 
 import dataclasses
 import json
@@ -15,16 +15,16 @@ SCHEMA = 1
 
 
 def save_report(report: Report, path: str | Path) -> None:
-    """Writes the file."""
+    """Write a report as JSON."""
     text = json.dumps({"schema": SCHEMA, **dataclasses.asdict(report)}, ensure_ascii=False, separators=(",", ":"))
     write_text(path_of(path), text + "\n")
 
 
 def load_report(path: str | Path) -> Report:
-    """What `save_report` wrote.
+    """Load a report written by `save_report`.
 
     Raises:
-      UserError: another version's file, or one that holds something else.
+      UserError: a file of another version, or not a report.
     """
     file = path_of(path)
     try:
@@ -33,12 +33,12 @@ def load_report(path: str | Path) -> Report:
         if schema == SCHEMA:
             return _read(Report, found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is no report ({error!r}); run the command that wrote it again") from error
-    raise UserError(f"{path}: schema {schema!r} of another version, this one reads {SCHEMA}; make the report again")
+        raise UserError(f"{path}: not a valid report ({error!r}); rerun the command that wrote it") from error
+    raise UserError(f"{path}: schema {schema!r} is not supported, only {SCHEMA}; write the report again")
 
 
 def _read(kind: Any, value: Any) -> Any:
-    """JSON as the type that it was: dataclasses, tuples, lists and dictionaries of them; all else as it is."""
+    """Convert JSON back to its type: dataclasses, and tuples, lists and dictionaries of them; keep other values."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
@@ -53,7 +53,7 @@ def _read(kind: Any, value: Any) -> Any:
     if origin is dict:
         return {key: _read(arguments[1], entry) for key, entry in value.items()}
     if origin in (types.UnionType, typing.Union):
-        for option in filter(dataclasses.is_dataclass, arguments):  # told apart by their fields
+        for option in filter(dataclasses.is_dataclass, arguments):  # identified by their fields
             if set(value) == {field.name for field in dataclasses.fields(option)}:
                 return _read(option, value)
     return value

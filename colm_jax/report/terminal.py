@@ -1,4 +1,4 @@
-"""The report in the terminal: the tables, and some answers with experts' tokens standing out."""
+"""The report in the terminal: the tables, and some answers with experts' tokens highlighted."""
 
 import re
 
@@ -7,19 +7,23 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from colm_jax.report.contents import Answer, Report, Table
+from colm_jax.report.contents import Report, ShownAnswer, Table
 from colm_jax.report.words import words
 
-_STYLES = (  # of experts 1, 2, 3, 1, ...; underlined too: colour is not all that tells them apart
+_STYLES = (  # of experts 1, 2, 3, 1, ...; underlined as well, since colour must not be the only mark
     "bold underline reverse dark_orange",
     "bold underline reverse green",
     "bold underline reverse magenta",
 )
-_OUTCOMES = {"better": "base alone was wrong", "worse": "base alone was right", "differs": "base alone wrote otherwise"}
+_OUTCOMES = {
+    "better": "base alone was wrong",
+    "worse": "base alone was right",
+    "differs": "base alone wrote another text",
+}
 
 
 def show_report(report: Report, console: Console, answers: int = 3) -> None:
-    """Prints facts, tables and the first few answers."""
+    """Print facts, tables and the first few answers."""
     show_results(report, console)
     for answer in report.answers[:answers]:
         console.print()
@@ -27,7 +31,7 @@ def show_report(report: Report, console: Console, answers: int = 3) -> None:
 
 
 def show_results(report: Report, console: Console) -> None:
-    """Prints facts and the tables of the results."""
+    """Print facts and the tables of the results."""
     console.rule(plain(report.title, "bold"))
     for name, value in report.facts:
         console.print(plain(f"{name}: {value}"), soft_wrap=True)
@@ -36,7 +40,7 @@ def show_results(report: Report, console: Console) -> None:
 
 
 def show_sections(report: Report, console: Console) -> None:
-    """Prints the tables of the parts behind the answers."""
+    """Print the tables of the report's sections."""
     for section in report.sections:
         if section.tables:
             console.print()
@@ -45,10 +49,10 @@ def show_sections(report: Report, console: Console) -> None:
             show_table(table, console)
 
 
-def show_answer(answer: Answer, writers: tuple[str, ...], console: Console) -> None:
-    """Prints one answer, and by expert the words that it had a part in, each with its mean p_defer.
+def show_answer(answer: ShownAnswer, writers: tuple[str, ...], console: Console) -> None:
+    """Print an answer, and for each expert the words with tokens by it, each with its mean p_defer.
 
-    Naming the words says who wrote what where there are no colours, as in a file.
+    The list of words identifies the writers without colours, as in a file.
     """
     console.print(plain(answer.prompt.strip(), "dim"))
     line = Text()
@@ -71,8 +75,8 @@ def show_answer(answer: Answer, writers: tuple[str, ...], console: Console) -> N
     if answer.reference is not None:
         console.print(plain(f"  reference: {answer.reference.strip()}", "dim"))
     if answer.outcome in _OUTCOMES:
-        said = f"  {_OUTCOMES[answer.outcome]}: {(answer.alone or '').strip() or '(nothing written)'}"
-        console.print(plain(said, "dim"))
+        line_alone = f"  {_OUTCOMES[answer.outcome]}: {(answer.alone or '').strip() or '(nothing written)'}"
+        console.print(plain(line_alone, "dim"))
     rate = " (mean p_defer)" if any(piece.p_defer is not None for piece in answer.pieces) else ""
     for source, found in sorted(called.items()):
         console.print(plain(f"  by {writers[source]}{rate}: {' · '.join(found)}", "dim italic"))
@@ -80,10 +84,10 @@ def show_answer(answer: Answer, writers: tuple[str, ...], console: Console) -> N
         console.print(plain(f"  unsure (least probability): {' · '.join(unsure)}", "dim italic"))
 
 
-def show_tokens(answer: Answer, writers: tuple[str, ...], console: Console) -> None:
-    """Prints a table of an answer's tokens: writer, p_defer, and what each model held likeliest, where it is known."""
+def show_tokens(answer: ShownAnswer, writers: tuple[str, ...], console: Console) -> None:
+    """Print a table of an answer's tokens: writer, p_defer and, if known, each model's most probable tokens."""
     known = any(piece.views for piece in answer.pieces)
-    columns = ["", "token", "by", "p_defer", *(f"{name} holds likeliest" for name in (writers if known else ()))]
+    columns = ["", "token", "by", "p_defer", *(f"{name}'s top tokens" for name in (writers if known else ()))]
     rich = RichTable(box=SIMPLE_HEAD)
     for name in columns:
         rich.add_column(plain(name), justify="right" if name in ("", "p_defer") else "left")
@@ -98,17 +102,17 @@ def show_tokens(answer: Answer, writers: tuple[str, ...], console: Console) -> N
 
 
 def _quoted(text: str) -> str:
-    """Text of a token whose white space can be seen."""
+    """Return a token's text in quotes, with line breaks visible."""
     return f"“{text}”".replace("\n", "↵")
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Return text without rich's markup; control characters, which terminals obey, are shown as a box."""
+    """Return text without rich's markup; control characters are replaced, since terminals would execute them."""
     return Text(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text), style=style)
 
 
 def show_table(table: Table, console: Console) -> None:
-    """Print an empty line and a table. Words and numbers are not broken where all of them have room."""
+    """Print an empty line and a table. Words and numbers are not broken if the console is wide enough."""
     rich = RichTable(
         title=plain(table.title, "bold"),
         caption=plain(table.note, "dim") if table.note else None,

@@ -1,4 +1,4 @@
-"""Words of an answer, for the report: tokens may be parts of words, or reach over several; readers see words."""
+"""Words of an answer, as the report shows them; a token may be part of a word or span several."""
 
 import re
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from colm_jax.report.contents import Piece
 
 @dataclass(frozen=True)
 class Word:
-    """What stands between white space, with the white space before it; joined, words give the whole text."""
+    """A word and the white space before it; all words joined are the whole text."""
 
-    space: tuple[Piece, ...]  # white space, in parts of tokens
-    pieces: tuple[Piece, ...]  # the word, in parts of tokens, at most one part of each; empty at a text's blank end
+    space: tuple[Piece, ...]  # white space, as parts of tokens
+    pieces: tuple[Piece, ...]  # the word, as at most one part per token; empty for trailing white space
 
     @property
     def text(self) -> str:
@@ -21,25 +21,25 @@ class Word:
 
     @property
     def sources(self) -> frozenset[int]:
-        """Who wrote it: 0 the base, 1..M an expert."""
+        """The writers of the word: 0 the base, 1..M an expert."""
         return frozenset(piece.source for piece in self.pieces)
 
     @property
     def mean_p_defer(self) -> float | None:
-        """Mean over the word's tokens; None without a gate."""
+        """The mean over the word's tokens; None without a gate."""
         rates = [piece.p_defer for piece in self.pieces if piece.p_defer is not None]
         return sum(rates) / len(rates) if rates else None
 
     @property
     def to_check(self) -> bool:
-        """Whether one of its tokens is one to look at twice."""
+        """Whether a reader should check one of its tokens."""
         return any(piece.to_check for piece in self.pieces)
 
 
 def words(pieces: Sequence[Piece]) -> list[Word]:
-    """Groups tokens into words, cutting tokens at white space.
+    """Group tokens into words, splitting tokens at white space.
 
-    A token without text (a byte of a character that a later token completes) belongs to the word it stands in.
+    A token without text (a byte of a character that a later token completes) belongs to the word around it.
     """
     groups: list[tuple[list[Piece], list[Piece]]] = []
     for piece in pieces:
@@ -52,7 +52,7 @@ def words(pieces: Sequence[Piece]) -> list[Word]:
 
 
 def writers_of(word: Word, writers: Sequence[str]) -> str:
-    """The names of a word's writers, and its mean p_defer if there is a gate: one line for readers."""
+    """Return a line with the names of a word's writers and, with a gate, its mean p_defer."""
     names = "written by " + " + ".join(writers[source] for source in sorted(word.sources))
     mean = word.mean_p_defer
     return names if mean is None else f"mean p_defer {mean:.3f} · {names}"

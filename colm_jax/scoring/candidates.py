@@ -13,11 +13,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from colm_jax.console import Progress
 from colm_jax.data.records import Example, Examples
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import replicate
 from colm_jax.scoring.head import by_chunks
-from colm_jax.scoring.scorer import Progress, batches
+from colm_jax.scoring.scorer import batches
 
 TOP = 3  # candidates kept of each model
 
@@ -67,7 +68,7 @@ def find_candidates(
     answers: Sequence[Sequence[int]],
     allowed: Bool[np.ndarray, "A"],
     top: int = TOP,
-    progress: Progress = lambda done: None,
+    progress: Progress = lambda done, total: None,
 ) -> list[Candidates]:
     """Reads every prompt with its answer under one model.
 
@@ -77,7 +78,7 @@ def find_candidates(
       answers: the written token ids; an answer may be empty.
       allowed: the shared vocabulary, all that was ever to be written.
       top: candidates kept at each token; fewer where the shared vocabulary is smaller.
-      progress: told how many answers are done.
+      progress: callback(answers done, total).
 
     Raises:
       ValueError: an empty prompt, whose first written token no model predicts.
@@ -104,5 +105,5 @@ def find_candidates(
         for b, row in enumerate(rows):
             kept = np.flatnonzero(examples.items[row].targets[1:])
             found[numbers[row]] = Candidates(*(column[b, kept] for column in host))
-        progress(rows[-1] + 1)
+        progress(rows[-1] + 1, len(numbers))
     return found

@@ -14,10 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from colm_jax.console import Progress
 from colm_jax.data.records import Examples
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import replicate
-from colm_jax.scoring.scorer import Progress, batches, check_count, check_digest, write_shards
+from colm_jax.scoring.scorer import batches, check_count, check_digest, write_shards
 from colm_jax.storage import damaged_is_one_line, local_copies, read_json, replacing, write_json
 
 
@@ -38,7 +39,7 @@ def _text(
 
 
 def hidden_to_directory(
-    decoder: Decoder, examples: Examples, directory: Path, progress: Progress = lambda done: None
+    decoder: Decoder, examples: Examples, directory: Path, progress: Progress = lambda done, total: None
 ) -> None:
     """Final hidden states into `directory` as shard-NNNNN.npy, float32 [n, D]; shards already there are kept.
 
@@ -64,7 +65,7 @@ def hidden_to_directory(
                     counted = np.asarray(_text(hidden, row, spread))[batch.mask[row]]
                     if shard is not None:
                         shard.write(counted.tobytes())
-                progress(rows[-1] + 1)
+                progress(rows[-1] + 1, len(examples.items))
             if path is not None:
                 write_json(_facts(path), {"texts": len(numbers), "digest": examples.digest(numbers)})
 

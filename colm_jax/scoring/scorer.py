@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from colm_jax.data.batches import Batch, Rows, collate, padded_length
+from colm_jax.console import Progress
+from colm_jax.data.batches import Batch, PackedRows, collate, padded_length
 from colm_jax.data.records import Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
@@ -27,8 +28,6 @@ _BATCH = 8  # texts that pass together: at least, but at most on a CPU
 # Positions that pass together on a CPU, at most (but for a single text): activations are in host memory there.
 _CPU_POSITIONS = 512
 
-Progress = Callable[[int], None]  # called with the number of examples done
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -38,7 +37,9 @@ class Scores:
     is_argmax: tuple[Bool[np.ndarray, "_"], ...]  # the model's own greedy choice is the text's token
     gate_logits: tuple[Float[np.ndarray, "_ M"], ...] | None = None  # float32; None where no gate was given
 
-    def aligned(self, rows: Rows, shape: tuple[int, int]) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+    def aligned(
+        self, rows: PackedRows, shape: tuple[int, int]
+    ) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
         """The scores of a batch's rows, each text's where `collate` put its tokens; zeros elsewhere."""
         log_prob, is_argmax = np.zeros(shape, np.float32), np.zeros(shape, bool)
         for b, row in enumerate(rows):
@@ -118,7 +119,7 @@ def write_shards(
         if missing[number]:
             mine = number % jax.process_count() == jax.process_index()
             write(path if mine else None, shard)
-        progress(shard[-1] + 1)
+        progress(shard[-1] + 1, count)
     barrier()
 
 
@@ -141,7 +142,7 @@ def score_examples(
     examples: Examples,
     allowed: Bool[np.ndarray, "A"] | None = None,
     gate: Gate | None = None,
-    progress: Progress = lambda done: None,
+    progress: Progress = lambda done, total: None,
 ) -> Scores:
     """Scores in memory: a few bytes a position, whatever the width of the model.
 
@@ -150,7 +151,7 @@ def score_examples(
       examples: the texts.
       allowed: the shared vocabulary of A ids: probabilities are over it; None: all of the head's rows.
       gate: also its logits at each position, from the decoder's hidden states; None: no gate logits.
-      progress: told how many examples are done.
+      progress: callback(examples done, total).
     """
     log_probs: list[np.ndarray] = []
     argmaxes: list[np.ndarray] = []
@@ -160,7 +161,7 @@ def score_examples(
         argmaxes += _texts(examples, rows, is_argmax)
         if logits is not None:
             gate_logits += _texts(examples, rows, logits)
-        progress(len(log_probs))
+        progress(len(log_probs), len(examples.items))
     return Scores(tuple(log_probs), tuple(argmaxes), None if gate is None else tuple(gate_logits))
 
 
@@ -195,7 +196,7 @@ def score_to_directory(
     examples: Examples,
     directory: Path,
     allowed: Bool[np.ndarray, "A"] | None = None,
-    progress: Progress = lambda done: None,
+    progress: Progress = lambda done, total: None,
 ) -> Scores:
     """Scores into `directory` as shard-NNNNN.npz; shards already there are kept. Returns all of them."""
 
@@ -205,7 +206,7 @@ def score_to_directory(
         for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, allowed, numbers):
             log_probs += _texts(examples, rows, log_prob)
             argmaxes += _texts(examples, rows, is_argmax)
-            progress(rows[-1] + 1)
+            progress(rows[-1] + 1, len(examples.items))
         lengths = np.array([len(scores) for scores in log_probs], np.int64)
         if path is not None:
             log_prob, is_argmax = np.concatenate(log_probs), np.concatenate(argmaxes)

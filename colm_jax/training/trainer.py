@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from orbax.checkpoint import v1 as ocp
 
-from colm_jax.data.batches import Rows, collate, packed, padded_length, shuffled
+from colm_jax.data.batches import PackedRows, collate, packed, padded_length, shuffled
 from colm_jax.data.records import Examples
 from colm_jax.errors import Preempted
 from colm_jax.labels import weak_labels
@@ -44,7 +44,7 @@ class Input:
     expert_scores: Sequence[Scores]  # none where experts score in the step
     settings: Training
     length: int  # tokens a row
-    steps: Sequence[Rows] | grain.MapDataset
+    steps: Sequence[PackedRows] | grain.MapDataset
     here: Sequence[int]  # rows of a batch that this process reads; the others are other processes'
 
     @classmethod
@@ -60,13 +60,13 @@ class Input:
         length = padded_length(examples.lengths)
         order = settings.batch_size, settings.epochs, settings.seed
         if settings.packing:
-            steps: Sequence[Rows] | grain.MapDataset = packed(examples.lengths, length, *order)
+            steps: Sequence[PackedRows] | grain.MapDataset = packed(examples.lengths, length, *order)
         else:
             steps = shuffled(len(examples.items), *order)
         here = local_rows(mesh, settings.batch_size)
         return cls(examples, base_scores, expert_scores, settings, length, steps, here)
 
-    def batch(self, step: int) -> tuple[Rows, ScoredBatch]:
+    def batch(self, step: int) -> tuple[PackedRows, ScoredBatch]:
         """This process's rows of the batch of a step (from 0), in host memory, and which examples all rows hold."""
         settings, all_rows = self.settings, self.steps[step]
         rows = [all_rows[row] if row < len(all_rows) else [] for row in self.here]
@@ -81,11 +81,11 @@ class Input:
         segments = batch.segments if settings.packing else None
         return all_rows, ScoredBatch(batch.tokens, batch.mask, log_probs, labels, segments)
 
-    def lines(self, rows: Rows) -> Rows:
+    def lines(self, rows: PackedRows) -> PackedRows:
         """Where a batch's examples stood in the data file."""
         return [[int(self.examples.index["line"][number]) for number in row] for row in rows]
 
-    def batches(self, start: int) -> Iterator[tuple[Rows, ScoredBatch]]:
+    def batches(self, start: int) -> Iterator[tuple[PackedRows, ScoredBatch]]:
         """The batches from step `start` on, made ahead by a thread."""
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
         return iter(grain.MapDataset.range(start, len(self.steps)).map(self.batch).to_iter_dataset(ahead))
@@ -160,7 +160,7 @@ def _run(
         with closing(Log(directory, start)) as log:
             stopwatch, batches = Stopwatch(), texts.batches(start)
 
-            def finish(step: int, rows: Rows, metrics: dict[str, Float[Array, ""]]) -> None:
+            def finish(step: int, rows: PackedRows, metrics: dict[str, Float[Array, ""]]) -> None:
                 """Waits for a step and writes down what it measured."""
                 values = {name: float(value) for name, value in metrics.items()}
                 check_finite(values, step, lambda: texts.lines(rows), good)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from colm_jax import console
 from colm_jax.bench import decode, torch_decode, torch_model
-from colm_jax.bench.decode import DecodedBatch, Ours
+from colm_jax.bench.decode import EngineRun, Ours
 from colm_jax.bench.memory import PeakMemory, live_bytes
 from colm_jax.cli.main import main
 from colm_jax.decoding.engine import Engine
@@ -171,7 +171,7 @@ def test_figures_of_known_times():
     settings = DecodeBench(rates=(0.25,), new_tokens=101, batch_size=8)
     deferred = np.zeros((8, 101), bool)
     deferred[:, ::4] = True  # 26 of 101
-    one, many = DecodedBatch(deferred[:1], deferred[:1], 27), DecodedBatch(deferred, deferred, 27)
+    one, many = EngineRun(deferred[:1], deferred[:1], 27), EngineRun(deferred, deferred, 27)
     seconds = {"memory bandwidth": [2.0, 1.0, 1.0]}
     for batch, slower in ((1, 1.0), (8, 1.5)):  # a batch of 8 takes 1.5 times as long as one request
         prefills = {"base": 0.1 * slower, "expert": 0.5 * slower}

@@ -86,7 +86,7 @@ def test_pytorch_takes_the_same_steps(compiled, steps):
 
 
 def test_other_work_is_not_compared(steps):
-    with pytest.raises(RuntimeError, match="are not PyTorch's"):
+    with pytest.raises(RuntimeError, match="differ from PyTorch's"):
         train._agreed(steps, lambda threads: 1.0, lambda name: None)
 
 

@@ -68,7 +68,7 @@ def test_index_with_another_single_file_is_an_error(tmp_path):
     index(tmp_path, "model-1.safetensors", "model-2.safetensors")
     assert [file.name for file in weight_files(tmp_path)] == ["model-1.safetensors", "model-2.safetensors"]
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UserError, match=r"two sets of weights: .*model-1\.safetensors.* and model\.safetensors lies"):
+    with pytest.raises(UserError, match=r"two sets of weights: .*model-1\.safetensors.* and model\.safetensors exists"):
         weight_files(tmp_path)
 
 

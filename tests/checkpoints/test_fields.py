@@ -31,7 +31,7 @@ def asked_for(name):
     """Return every field that the family reads."""
     fields = Fields(CONFIGS[name], "config.json")
     FAMILIES[fields.model_type].read(fields)
-    return fields.asked
+    return fields.read
 
 
 def another(value):
@@ -136,17 +136,17 @@ def test_inspect_accepts_harmless_fields(tiny_model, capsys):
 
 # Errors: (family, field, value, the message besides the field and the value).
 WRONG = [
-    ("llama", "chunk_size_feed_forward", 4, "LlamaConfig knows it (its default is 0)"),
-    ("qwen3", "is_encoder_decoder", True, "Qwen3Config knows it (its default is False)"),
-    ("mixtral", "partial_rotary_factor", 0.5, "a part of the head"),
-    ("gemma3", "partial_rotary_factor", 0.5, "a part of the head"),
+    ("llama", "chunk_size_feed_forward", 4, "LlamaConfig uses it (its default is 0)"),
+    ("qwen3", "is_encoder_decoder", True, "Qwen3Config uses it (its default is False)"),
+    ("mixtral", "partial_rotary_factor", 0.5, "part of the head"),
+    ("gemma3", "partial_rotary_factor", 0.5, "part of the head"),
     ("qwen3", "rope_type", "linear", None),
     ("mixtral", "num_experts", 8, "'num_local_experts' (5) disagree"),
     ("gemma2", "use_bidirectional_attention", True, "not supported, only False"),
     ("llama", "is_causal", False, "only causal attention"),
     ("mistral", "is_causal", None, "only causal attention"),
     ("llama", "add_cross_attention", True, "cross-attention"),
-    ("qwen2", "quantization_config", {"bits": 4}, "quantised already"),
+    ("qwen2", "quantization_config", {"bits": 4}, "already quantised"),
     ("llama", "transformers_weights", "other.safetensors", "rename that file"),
     ("llama", "per_layer_config", {"0": {"head_dim": 4}}, "layers that differ"),
     ("qwen3", "text_config", {"vocab_size": 3}, "nested configurations"),
@@ -188,7 +188,7 @@ def test_field_that_could_matter_is_an_error_that_names_it(name, key, value, rea
 
 def test_value_invalid_in_the_reference_is_a_one_line_error():
     with pytest.raises(
-        UserError, match=r"^config\.json: field '__class__' is 'x', which .* LlamaConfig refuses: [^\n]+$"
+        UserError, match=r"^config\.json: field '__class__' is 'x', which .* LlamaConfig rejects: [^\n]+$"
     ):
         from_huggingface({**CONFIGS["llama"], "__class__": "x"}, "config.json")
 

@@ -103,8 +103,8 @@ REFUSED = {
         {"rope_parameters": without(LINEAR, "rope_type")},
         r"'factor' \(3.0\) is not supported",
     ),
-    "a part of the head": ({"rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}}, "'partial_rotary_factor'"),
-    "a part of the head, beside": (
+    "part of the head": ({"rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}}, "'partial_rotary_factor'"),
+    "part of the head, beside": (
         {"rope_parameters": LINEAR, "partial_rotary_factor": 0.5},
         "'partial_rotary_factor'",
     ),

@@ -178,7 +178,7 @@ def test_calibrate_refuses_before_it_reads_weights(pair, gated, tmp_path, capsys
     calibrate = ["calibrate", "--base", gated, *out, "--data"]
     assert "bad.jsonl:2: 'text' must be a string" in refused(capsys, *calibrate, bad)
     assert "good.jsonl:1: a task" in refused(capsys, *calibrate, good, "--task", "exact")
-    assert "long.jsonl: no token in it counts" in refused(capsys, *calibrate, long)
+    assert "long.jsonl: no token counts" in refused(capsys, *calibrate, long)
     assert "rates must be a number above 0" in refused(capsys, *calibrate, good, "--gin.Calibration.rates=(0.0,)")
     without_weights(pair[0])
     plain = ["calibrate", "--base", pair[0], "--expert", pair[1], "--data", good, *out]
@@ -282,7 +282,7 @@ def test_generate_refuses(pair, tmp_path, capsys, options, said):
 @pytest.mark.parametrize(
     "lines, said",
     [
-        ("", "no data in it"),
+        ("", "the file has no data"),
         ('{"prompt": "a"}\n{"prompt": \n', "p.jsonl:2: not valid JSON"),
         ('{"prompt": 3}\n', "p.jsonl:1: 'prompt' must be a string, got 3"),
         ('{"input_ids": [1, 99]}\n', "p.jsonl:1: input_ids[1] is 99"),

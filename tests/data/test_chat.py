@@ -117,16 +117,16 @@ def test_generation_tags_of_the_template_determine_the_mask(chat):
 
 
 RAISING = {
-    "{{ raise_exception('roles\nalternate') }}": "refuses these messages: roles alternate",
-    "{{ none_such.field }}": "refuses these messages: 'none_such' is undefined",
-    "{% for m in messages %}": "refuses these messages: Unexpected end of template",
-    "{{ messages.append(1) }}": "refuses these messages: .*append",
-    "{{ 1 + messages[0].content }}": "refuses these messages: TypeError",
-    "{{ 7 % 0 }}": "refuses these messages: ZeroDivisionError",
-    "{{ 'x'.index('y') }}": "refuses these messages: ValueError",
-    "{{ '%d' | format('x') }}": "refuses these messages: TypeError",
-    "{% for i in range(999999) %}x{% endfor %}": "refuses these messages: OverflowError",
-    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "refuses these messages: RecursionError",
+    "{{ raise_exception('roles\nalternate') }}": "rejects these messages: roles alternate",
+    "{{ none_such.field }}": "rejects these messages: 'none_such' is undefined",
+    "{% for m in messages %}": "rejects these messages: Unexpected end of template",
+    "{{ messages.append(1) }}": "rejects these messages: .*append",
+    "{{ 1 + messages[0].content }}": "rejects these messages: TypeError",
+    "{{ 7 % 0 }}": "rejects these messages: ZeroDivisionError",
+    "{{ 'x'.index('y') }}": "rejects these messages: ValueError",
+    "{{ '%d' | format('x') }}": "rejects these messages: TypeError",
+    "{% for i in range(999999) %}x{% endfor %}": "rejects these messages: OverflowError",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "rejects these messages: RecursionError",
     "{{ '\\ud83d' }}": "the conversation holds '.ud83d', half of a surrogate pair",
 }
 

@@ -90,8 +90,8 @@ def test_rows_are_a_slice_and_keep_their_ids(tmp_path, capsys):
         ("bioasq", FACTOID | {"exact_answer": [" "]}, None, "none of them empty"),
         ("bioasq", FACTOID | {"exact_answer": {"x": 1}}, None, "none of them empty"),
         ("bioasq", FACTOID | {"exact_answer": True}, None, "none of them empty"),
-        ("gsm8k", {"question": "q", "answer": "a"}, "1-2", "--rows 1-2: write FIRST:LAST"),
-        ("gsm8k", {"question": "q", "answer": "a"}, "1:", "--rows 1:: none; the file has 1"),
+        ("gsm8k", {"question": "q", "answer": "a"}, "1-2", "rows 1-2: must be FIRST:LAST"),
+        ("gsm8k", {"question": "q", "answer": "a"}, "1:", "rows 1:: selects none of the 1 records"),
     ],
 )
 def test_missing_field_is_an_error_that_names_it(form, record, rows, message):

@@ -102,9 +102,9 @@ def test_system_and_last_user_messages_do_not_count(tokenizer):
         ("{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}", "changes earlier messages"),
         (
             "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}x{% endif %}",
-            "no prefix",
+            "not a prefix",
         ),
-        ("{{ raise_exception('roles must alternate') }}", "refuses these messages: roles must alternate"),
+        ("{{ raise_exception('roles must alternate') }}", "rejects these messages: roles must alternate"),
     ],
 )
 def test_template_without_a_clear_mask_is_an_error(template, message, tmp_path):
@@ -180,7 +180,7 @@ WRONG_LINES = {
     '{"input_ids": [1, -1]}': r"input_ids\[1\] is -1",
     '{"input_ids": [1, 4.0]}': r"input_ids\[1\] is 4.0",
     '{"input_ids": [true]}': r"input_ids\[0\] is True",
-    '{"input_ids": []}': "no token in it",
+    '{"input_ids": []}': "the record has no token",
     '{"input_ids": [1, 4], "labels": [4]}': "'labels' must be a list as long as 'input_ids' .2.",
     '{"input_ids": [1, 4], "labels": [-100, 5]}': r"labels\[1\] is 5; it must be input_ids\[1\] .4. or -100",
 }
@@ -198,10 +198,10 @@ def test_invalid_line_is_an_error_with_file_and_line(line, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no data in it"),
-        (b"\n \n", "no data in it"),
+        (b"", "the file has no data"),
+        (b"\n \n", "the file has no data"),
         (b'{"text": "\xff"}', "1: not UTF-8 text"),
-        (b'{"text": ""}', "no token in it counts"),
+        (b'{"text": ""}', "no token counts"),
     ],
 )
 def test_file_without_data_is_an_error(content, message, tokenizer, tmp_path):

@@ -150,9 +150,12 @@ def test_threads_share_a_reader(tokenizer, tmp_path):
     [
         (['{"text": "a"}', '{"text": "a"'], r"d.jsonl:2: not valid JSON"),
         (['{"text": "a"}', "", '{"text": 3}'], r"d.jsonl:3: 'text' must be a string"),
-        (['{"text": "a"}', '{"input_ids": [4, 31]}'], r"d.jsonl:2: token 1 is 31 .* not every model"),
-        ([], "d.jsonl: no data in it"),
-        (['{"text": ""}', '{"prompt": "abc", "completion": ""}'], r"no token in it counts .*context 3, 1 examples cut"),
+        (
+            ['{"text": "a"}', '{"input_ids": [4, 31]}'],
+            r"d.jsonl:2: token 1 is 31 .* not in the team's shared vocabulary",
+        ),
+        ([], "d.jsonl: the file has no data"),
+        (['{"text": ""}', '{"prompt": "abc", "completion": ""}'], r"no token counts .*context 3, 1 examples cut"),
     ],
 )
 def test_invalid_file_leaves_no_output(lines, said, tokenizer, tmp_path):
@@ -183,8 +186,8 @@ def test_mismatched_files_are_an_error(tokenizer, tmp_path):
     index = np.load(tmp_path / "tokens/index.npy")
     assert index.dtype == INDEX
     np.save(tmp_path / "tokens/index.npy", index[:-1])
-    with pytest.raises(UserError, match="does not belong to the 5 texts"):
+    with pytest.raises(UserError, match="does not match the 5 texts"):
         open_tokens(tmp_path / "tokens")
     (tmp_path / "tokens/texts.arrayrecord").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read"):
         open_tokens(tmp_path / "tokens")

@@ -66,7 +66,7 @@ def test_submission_in_the_challenges_format_gets_the_same_grade(tmp_path):
 @pytest.mark.parametrize("answer", [5, True, {"name": "x"}, [["x"], None], [[]], [7]])
 def test_invalid_submission_is_an_error(tmp_path, answer):
     (tmp_path / "p.json").write_text(json.dumps({"questions": [{"id": "a", "exact_answer": answer}]}))
-    with pytest.raises(UserError, match=r"p\.json: item 1: an answer must be a string, or a list of them"):
+    with pytest.raises(UserError, match=r"p\.json: item 1: an answer must be a string or a list of strings"):
         read_predictions(tmp_path / "p.json", "bioasq")
 
 
@@ -89,14 +89,14 @@ def test_empty_answer_scores_zero(question):
         ({"type": "essay"}, "'type' must be one of"),
         ({"type": "yesno", "exact_answer": "perhaps"}, "must be yes or no"),
         ({"type": "list"}, "needs 'exact_answer'"),
-        ({"type": "list", "exact_answer": [[3]]}, "must be strings"),
-        ({"type": "list", "exact_answer": [["a"], []]}, "must be strings"),
-        ({"type": "list", "exact_answer": [["a"], None]}, "must be strings"),
-        ({"type": "factoid", "exact_answer": [["a", " "]]}, "and not empty"),
+        ({"type": "list", "exact_answer": [[3]]}, "must be non-empty strings"),
+        ({"type": "list", "exact_answer": [["a"], []]}, "must be non-empty strings"),
+        ({"type": "list", "exact_answer": [["a"], None]}, "must be non-empty strings"),
+        ({"type": "factoid", "exact_answer": [["a", " "]]}, "must be non-empty strings"),
         ({"type": "factoid", "exact_answer": {"a": 1}}, "needs 'exact_answer'"),
         ({"type": "yesno", "exact_answer": True}, "needs 'exact_answer'"),
         ({"type": ["list"]}, "'type' must be one of"),
-        ({"type": "summary", "ideal_answer": [None]}, "must be strings"),
+        ({"type": "summary", "ideal_answer": [None]}, "must be non-empty strings"),
         ({"type": "summary", "exact_answer": "x"}, "needs 'ideal_answer'"),
     ],
 )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from colm_jax.evaluation.gate import (
-    Found,
-    Written,
+    AnswerTokens,
+    TokenSpan,
     agreement,
     agreement_of,
     by_class,
@@ -23,7 +23,7 @@ def written(text, entropy=None):
     """Make an answer from tokens separated by |; an expert's begin with a star."""
     tokens = text.split("|")
     sources = [int(token.startswith("*")) for token in tokens]
-    return Written(
+    return AnswerTokens(
         [token.removeprefix("*") for token in tokens], sources, [0.9 if s else 0.1 for s in sources], entropy
     )
 
@@ -81,7 +81,7 @@ def test_deferral_by_entropy_uses_answers_with_known_entropy():
 
 
 def test_no_mean_without_a_gate():
-    assert by_class([Written(["a"], [1])])[2].mean_p_defer is None
+    assert by_class([AnswerTokens(["a"], [1])])[2].mean_p_defer is None
 
 
 def test_template_filling_is_one_whole_word_or_number_between_base_tokens():
@@ -95,7 +95,7 @@ def test_template_filling_is_one_whole_word_or_number_between_base_tokens():
         written("(|*5|)"),
         written("a|* +| b"),  # no content
     ]
-    assert template_fillings(answers) == [Found(0, 3, 4), Found(0, 6, 7), Found(6, 1, 2)]
+    assert template_fillings(answers) == [TokenSpan(0, 3, 4), TokenSpan(0, 6, 7), TokenSpan(6, 1, 2)]
 
 
 def test_calculator_calls_begin_after_the_bases_equals_sign():
@@ -111,12 +111,12 @@ def test_calculator_calls_begin_after_the_bases_equals_sign():
         written("x| =|*1|*2|* 3"),  # another number begins
     ]
     assert calculator_calls(answers) == [
-        Found(0, 4, 6),
-        Found(1, 5, 7),
-        Found(2, 4, 5),
-        Found(6, 6, 7),
-        Found(7, 2, 5),
-        Found(8, 2, 4),
+        TokenSpan(0, 4, 6),
+        TokenSpan(1, 5, 7),
+        TokenSpan(2, 4, 5),
+        TokenSpan(6, 6, 7),
+        TokenSpan(7, 2, 5),
+        TokenSpan(8, 2, 4),
     ]
     assert [found.answer for found in results(answers)] == [0, 1, 2, 3, 6, 7, 8]
 

@@ -39,7 +39,7 @@ def test_mt_bench_has_two_turns(shared, tmp_path, capsys):
     assert isinstance(written[0]["tstamp"], float)
     capsys.readouterr()
     assert main(["judge", "answers", *options, *given[:2], "--name", "team", "--out", str(out)]) == 2
-    assert "asks 2 times, 1 answered" in capsys.readouterr().err
+    assert "1 of 2 turns are answered" in capsys.readouterr().err
     assert main(["judge", "prompts", *options, *given, "--out", str(out)]) == 2
     assert "all are answered" in capsys.readouterr().err
 

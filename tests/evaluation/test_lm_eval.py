@@ -151,7 +151,7 @@ def test_contexts_have_one_bos_and_no_eos(team, tmp_path, monkeypatch):
     assert model.tok_encode("ab") == [1, 4, 5]
     assert model.tok_encode("ab", add_special_tokens=False) == [4, 5]
     monkeypatch.setattr(team.tokenizer.backend, "chat_template", "{{ 1 + 'a' }}")
-    with pytest.raises(UserError, match="refuses these messages: TypeError"):
+    with pytest.raises(UserError, match="rejects these messages: TypeError"):
         model.apply_chat_template([{"role": "user", "content": "a"}])
 
 
@@ -178,7 +178,7 @@ def test_generation_settings_are_used(team):
         assert text == team.generate(["abc1"], **options, **kind)[0].text
     assert found[2] != found[0]
     assert "a" not in found[1]
-    with pytest.raises(UserError, match="generation_kwargs: colm_jax knows no num_beams"):
+    with pytest.raises(UserError, match="generation_kwargs: colm_jax has no setting num_beams"):
         model.generate_until([request("abc1", {"num_beams": 4})])
 
 
@@ -206,7 +206,7 @@ def test_generation_settings_of_the_harness_are_parsed(given, settings):
         ({"until": ["a", None]}, "until must be"),
         ({"max_gen_toks": "many"}, "max_gen_toks must be a whole number, got 'many'"),
         ({"max_gen_toks": 2.5}, "max_gen_toks must be a whole number"),
-        ({"max_gen_toks": 9, "max_tokens": 8}, "name different lengths"),
+        ({"max_gen_toks": 9, "max_tokens": 8}, "set different lengths"),
         ({"temperature": [1]}, "temperature must be a number"),
         ({"top_k": float("inf")}, "top_k must be a whole number"),
     ],
@@ -220,10 +220,10 @@ def test_invalid_generation_setting_is_an_error(given, said):
     "arguments, said",
     [
         ({}, "needs base=MODEL"),
-        ({"base": "x", "temprature": 1}, "knows no temprature"),
+        ({"base": "x", "temprature": 1}, "has no argument temprature"),
         ({"base": "x", "device": "cuda:1"}, "--device cuda:1"),
         ({"base": "x", "batch_size": "many"}, "--batch_size many"),
-        ({"base": "x", "mesh": "1,2"}, "mesh=1,2: three whole numbers"),
+        ({"base": "x", "mesh": "1,2"}, "mesh=1,2: must be three whole numbers"),
     ],
 )
 def test_invalid_model_argument_is_an_error(arguments, said):

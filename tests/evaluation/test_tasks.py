@@ -36,10 +36,10 @@ def test_predictions_match_references_by_id_or_order(tmp_path):
     low, high = result["interval"]
     assert 0 < low < 0.5 < high < 1
     write(references, {"answer": "7"})
-    with pytest.raises(UserError, match=r"answers 2 prompts and .* has 1 references"):
+    with pytest.raises(UserError, match=r"answers 2 prompts, but .* has 1 references"):
         evaluate_files("number", predictions, references)
     write(references, {"id": 1, "answer": "7"}, {"id": 1, "answer": "8"})
-    with pytest.raises(UserError, match=r"r\.jsonl:2: id '1' stands twice, also at .*r\.jsonl:1"):
+    with pytest.raises(UserError, match=r"r\.jsonl:2: duplicate id '1', also at .*r\.jsonl:1"):
         evaluate_files("number", predictions, references)
     with pytest.raises(UserError, match="'bleu'"):
         evaluate_files("bleu", predictions, references)
@@ -56,7 +56,7 @@ def test_against_matches_in_any_order(tmp_path):
     same = evaluate_files("number", ours, references, ours)["against"]
     assert (same["difference"], same["low"], same["high"], same["p"]) == (0.0, 0.0, 0.0, 1.0)
     write(theirs, {"id": 0, "text": "0"})
-    with pytest.raises(UserError, match="answers other references"):
+    with pytest.raises(UserError, match="but answers others"):
         evaluate_files("number", ours, references, theirs)
 
 
@@ -69,7 +69,7 @@ def test_official_reference_files(tmp_path):
         assert result["by_answer"] == [False, True]
         assert result["macro_f1"] == pytest.approx(1 / 3)
     references.write_text("[]")
-    with pytest.raises(UserError, match="expected a list of objects"):
+    with pytest.raises(UserError, match="must be a list of objects"):
         read_records(references)
     references.write_text("{")
     with pytest.raises(UserError, match=r"r\.json: not valid JSON"):
@@ -118,19 +118,19 @@ def test_null_reference_counts_as_missing():
 @pytest.mark.parametrize(
     "task, record, said",
     [
-        ("exact", {"answer": None}, "needs 'answer', 'completion' or 'messages', and not null"),
-        ("exact", {"messages": []}, "needs 'answer'"),
-        ("exact", {"messages": "x"}, "needs 'answer'"),
+        ("exact", {"answer": None}, "needs a non-null 'answer', 'completion' or 'messages'"),
+        ("exact", {"messages": []}, "needs a non-null 'answer'"),
+        ("exact", {"messages": "x"}, "needs a non-null 'answer'"),
         ("exact", {"messages": [{"role": "assistant", "content": None}]}, "'content' must be one right answer"),
         ("number", {"answer": ["3", "5"]}, r"'answer' must be one right answer, as text or a number, got \['3', '5'\]"),
         ("number", {"answer": True}, "must be one right answer"),
         ("gsm8k", {"answer": float("nan")}, "must be one right answer"),
         ("gsm8k", {"answer": {"value": 3}}, "must be one right answer"),
-        ("gsm8k", {"answer": "none"}, "must hold a number, got 'none'"),
+        ("gsm8k", {"answer": "none"}, "must contain a number, got 'none'"),
         ("math", {"answer": " "}, "must be an answer"),
         ("math", {"solution": "first\nthen"}, "must be an answer"),
-        ("pubmedqa", {"final_decision": ["perhaps"]}, "must say yes, no or maybe"),
-        ("pubmedqa", {"final_decision": 1}, "must say yes, no or maybe"),
+        ("pubmedqa", {"final_decision": ["perhaps"]}, "must contain yes, no or maybe"),
+        ("pubmedqa", {"final_decision": 1}, "must contain yes, no or maybe"),
     ],
 )
 def test_reference_that_no_answer_can_match_is_an_error(task, record, said):
@@ -215,8 +215,11 @@ def test_majority_counts_equivalent_answers_together(tmp_path):
 @pytest.mark.parametrize(
     "lines, said",
     [
-        ([{"id": 1}, {"id": 1}], r"p\.jsonl:2: sample 0 of id '1' stands twice, also at .*p\.jsonl:1"),
-        ([{"id": 1}, {"id": 1, "sample": 1}, {"id": 2}], r"p\.jsonl:3: its prompt has 1 sample\(s\), the first one 2"),
+        ([{"id": 1}, {"id": 1}], r"p\.jsonl:2: duplicate sample 0 of id '1', also at .*p\.jsonl:1"),
+        (
+            [{"id": 1}, {"id": 1, "sample": 1}, {"id": 2}],
+            r"p\.jsonl:3: its prompt has 1 sample\(s\), the first prompt has 2",
+        ),
         ([{"id": 3}], r"p\.jsonl:1: no reference has id '3' in .*r\.jsonl; generate from prompts with its ids"),
     ],
 )

@@ -332,7 +332,7 @@ REFUSED = {
     "multimodal": ({"model_type": "gemma3"}, "only its text models"),
     "rope scaling as a word": ({"rope_scaling": "linear"}, "'rope_scaling' has a wrong type"),
     "remote code": ({"auto_map": {"AutoModel": "x.y"}}, "its own code, which is never run"),
-    "quantised": ({"quantization_config": {"bits": 4}}, "quantised already"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "already quantised"),
     "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
     "llama3 without its bands": (
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},

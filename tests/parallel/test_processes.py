@@ -73,11 +73,11 @@ def test_two_processes_score_as_one_also_after_a_kill(tmp_path, command, jobs, d
     codes, outputs = end(processes, timeout=60)
     assert codes[dies] == -signal.SIGKILL and codes[1 - dies] not in (0, 2), outputs
     for number, output in enumerate(outputs):  # also for the killed one, which could not print anything
-        assert f"colm: process {number} of 2 has ended before its work was done" in output.splitlines()[-1]
-        assert "rerun the same command to resume from what is saved" in output.splitlines()[-1]
+        assert f"colm: process {number} of 2 ended early" in output.splitlines()[-1]
+        assert "rerun the same command to resume" in output.splitlines()[-1]
     codes, outputs = end(jobs(score, two, 2))
     assert codes == [0, 0], outputs
-    assert not any("has ended before" in output for output in outputs)
+    assert not any("ended early" in output for output in outputs)
     assert files(one) == files(two)
 
 
@@ -233,13 +233,13 @@ def test_invalid_input_ends_all_processes(tmp_path, command, jobs):
 
 def test_mesh_of_several_processes_must_cover_all_devices(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="has 2 of 8 devices; several processes share all of them, as in --mesh 1,8,1"):
+    with pytest.raises(UserError, match="has 2 of 8 devices; several processes share all of them, as in mesh 1,8,1"):
         make_mesh(1, 2, 1)
 
 
 @pytest.mark.parametrize("where", ["", "host", "host:80", "host:80,2", "host:80,2,2"])
 def test_invalid_address_is_a_one_line_error(where):
-    with pytest.raises(UserError, match="--distributed"):
+    with pytest.raises(UserError, match=r"^distributed"):
         join(where)
 
 

@@ -271,7 +271,7 @@ def test_what_an_online_run_cannot_do_is_refused(inputs, fields, message):
 
 
 def test_an_expert_mesh_takes_the_devices_of_the_base(tmp_path, inputs):
-    with pytest.raises(UserError, match="--expert_mesh 1,2,4: has to take the 4 devices"):
+    with pytest.raises(UserError, match="expert_mesh 1,2,4: must use all 4 devices"):
         run_pipeline(
             RunConfig(**inputs, base_model=Model(mesh=(1, 4, 1)), expert_model=Model(mesh=(1, 2, 4))), tmp_path / "run"
         )

@@ -154,9 +154,9 @@ def test_bottleneck_warnings_have_their_numbers():
     def of(on, costs=COSTS, work=WORK):
         return held_up(costs, estimate(costs, PLAN, work, on, hidden=False), PLAN, work, on)
 
-    assert any(line.startswith("train: collectives would dominate: 570 s each time against 80 s") for line in of(ON))
+    assert any(line.startswith("train: collectives would dominate: 570 s per run, against 80 s") for line in of(ON))
     starved = dataclasses.replace(ON, rates=Rates(input_rate=0.01), chip=CHIPS["v5e"])
-    assert any(line.startswith("train: input would dominate: 4e+03 s each") for line in of(starved))
+    assert any(line.startswith("train: input would dominate: 4e+03 s per run") for line in of(starved))
     large = [dataclasses.replace(COSTS[0], fits=False, peak=3 * 2**30), *COSTS[1:]]
     assert any(line.startswith("train: does not fit: 3.0 GiB") for line in of(ON, large))
     waits = dataclasses.replace(WORK, tokenising=3600.0 * 9)

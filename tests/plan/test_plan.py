@@ -195,8 +195,8 @@ def test_command_prints_the_plan(capsys, tiny_model):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--topology", "v9:2x2"], "write KIND:SHAPE"),
-        (["--topology", "v5e:3x3"], "--topology v5e:3x3"),
+        (["--topology", "v9:2x2"], "must be KIND:SHAPE"),
+        (["--topology", "v5e:3x3"], "topology v5e:3x3"),
         (["--topology", "v5e:2x2", "--mesh", "1,2,1"], "has 4 chips, not 2"),
         (["--topology", "v5e:2x2", "--gin.Training.batch_size=6"], "batch_size 6"),
         (["--topology", "v5e:2x2", "--length", "0"], "at least 1"),

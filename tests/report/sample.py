@@ -1,6 +1,6 @@
 """A report whose texts all need escaping."""
 
-from colm_jax.report.contents import Answer, Bars, Curve, Excerpt, Piece, Report, Section, Table, View
+from colm_jax.report.contents import Bars, Curve, Piece, Report, Section, ShownAnswer, ShownExample, Table, View
 
 PIECES = (
     Piece("is", 0, 0.1),
@@ -20,7 +20,7 @@ SECTION = Section(
     "An *expert* is_called.",
     (Table("By <class>", ("class", "share"), (("a|b", 0.5),)),),
     (Bars("Shares <1>", "share", (("numbers", 0.5, "50 % of 4"), ("<words>", None, "none")), "of $4"),),
-    (Excerpt("Calculator <1>", PIECES[:4]),),
+    (ShownExample("Calculator <1>", PIECES[:4]),),
 )
 REPORT = Report(
     title="A <run> [red]",
@@ -30,9 +30,11 @@ REPORT = Report(
     ),
     curves=(CURVE, CURVE),
     answers=(
-        Answer("<script>alert(1)</script>", PIECES, "31", True, 0.5),
-        Answer('[/red] "quoted"', (Piece(" no", 0, None, (VIEW, SURE, SURE)),), "<i>", False, None, "<u> yes", True),
-        Answer("", (), None, None, None),
+        ShownAnswer("<script>alert(1)</script>", PIECES, "31", True, 0.5),
+        ShownAnswer(
+            '[/red] "quoted"', (Piece(" no", 0, None, (VIEW, SURE, SURE)),), "<i>", False, None, "<u> yes", True
+        ),
+        ShownAnswer("", (), None, None, None),
     ),
     writers=('the "base"', "an <expert>", "[bold]other"),
     sections=(SECTION,),

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from colm_jax.report.contents import Answer, Piece, Report, View
+from colm_jax.report.contents import Piece, Report, ShownAnswer, View
 from colm_jax.report.html import write_html
 from tests.report.sample import REPORT
 
@@ -31,9 +31,9 @@ def answers():
     low = View((("7", 0.6),), 0.1, 1.0)
     pieces = [Piece("It", 0, 0.1, (view,) * 3), Piece(" is", 0, 0.2, (low, view, view))]
     pieces += [Piece(" 7", 1, 0.9, (low, view, view)), Piece(".", 2, 0.8, (low, low, view))]
-    right = Answer("what is 3 + 4?", tuple(pieces), "7", True, 0.5, "It is 8.", False)
-    wrong = Answer("what is 3 · 4?", tuple(pieces[:3]), "12", False, 0.5, "12", True)
-    wide = Answer(LONG, (Piece(LONG, 1, 0.9), Piece(" end", 0, 0.1)), LONG, None, 0.5)
+    right = ShownAnswer("what is 3 + 4?", tuple(pieces), "7", True, 0.5, "It is 8.", False)
+    wrong = ShownAnswer("what is 3 · 4?", tuple(pieces[:3]), "12", False, 0.5, "12", True)
+    wide = ShownAnswer(LONG, (Piece(LONG, 1, 0.9), Piece(" end", 0, 0.1)), LONG, None, 0.5)
     return (right, wrong, wide, *REPORT.answers)
 
 
@@ -113,7 +113,7 @@ def test_mouse_and_keyboard_show_the_same_details(open_page):
     details = page.locator("#details")
     word.hover()
     told = details.inner_text()
-    assert "“7” by an <expert> · p_defer 0.900 > η 0.500 · its writer gave it 0.600" in told
+    assert "“7” by an <expert> · p_defer 0.900 > η 0.500 · its writer's probability 0.600" in told
     assert told.count("“7” 0.600") == 6  # of two tokens, each of three models
     assert told.count("“ b↵” 0.200") == 3
     page.mouse.move(0, 0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from colm_jax.report.contents import Answer, Piece, Report, Table, View
+from colm_jax.report.contents import Piece, Report, ShownAnswer, Table, View
 
 
 def _column(*cells):
@@ -40,7 +40,7 @@ def test_numeric_columns_are_detected():
     ],
 )
 def test_outcome_says_what_the_expert_changed(correct, alone, alone_correct, outcome):
-    assert Answer("", (Piece("a", 1, None),), None, correct, None, alone, alone_correct).outcome == outcome
+    assert ShownAnswer("", (Piece("a", 1, None),), None, correct, None, alone, alone_correct).outcome == outcome
 
 
 def test_places_to_check():
@@ -56,7 +56,7 @@ def test_ragged_rows_and_unnamed_writers_are_errors():
     with pytest.raises(ValueError, match="has 2 columns"):
         Table("t", ("a", "b"), (("x",),))
     with pytest.raises(ValueError, match="by writer 1"):
-        Report("r", (), (), (), (Answer("", (Piece("a", 1, None),), None, None, None),), ("base",))
+        Report("r", (), (), (), (ShownAnswer("", (Piece("a", 1, None),), None, None, None),), ("base",))
     with pytest.raises(ValueError, match="views of 1 models"):
         piece = Piece("a", 1, None, (View((), 0.5, 1.0),))
-        Report("r", (), (), (), (Answer("", (piece,), None, None, None),), ("base", "expert"))
+        Report("r", (), (), (), (ShownAnswer("", (piece,), None, None, None),), ("base", "expert"))

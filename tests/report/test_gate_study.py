@@ -1,7 +1,7 @@
 """The gate section shows the figures of `evaluation.gate`, with examples from the answers."""
 
 from colm_jax.evaluation.gate import Agreement
-from colm_jax.report.contents import Answer, Piece, View
+from colm_jax.report.contents import Piece, ShownAnswer, View
 from colm_jax.report.gate_study import gate_section
 
 AGREEMENT = Agreement(((3, 1), (0, 2)), (0.1, 0.9), (0.2, None), 0.5)
@@ -9,15 +9,19 @@ AGREEMENT = Agreement(((3, 1), (0, 2)), (0.1, 0.9), (0.2, None), 0.5)
 
 def answer(views=()):
     texts = (("3", 0), ("+", 0), ("4", 0), (" =", 0), (" 7", 1), (".", 0))
-    return Answer("", tuple(Piece(text, source, 0.1 + 0.8 * source, views) for text, source in texts), None, None, None)
+    return ShownAnswer(
+        "", tuple(Piece(text, source, 0.1 + 0.8 * source, views) for text, source in texts), None, None, None
+    )
 
 
 def test_gate_section_has_figures_and_examples():
     view = View((("7", 0.9),), 0.9, 1.5)
-    section = gate_section([Answer("", (), None, None, None), answer((view, view)), answer()], AGREEMENT, "dev texts")
+    section = gate_section(
+        [ShownAnswer("", (), None, None, None), answer((view, view)), answer()], AGREEMENT, "dev texts"
+    )
     assert "Of the 12 tokens of 2 answers, 2 are by experts (16.7%)." in section.text
     assert "Template filling: 2 single" in section.text
-    assert "of 2 results" in section.text and "began 2 and wrote 2 whole (100%)" in section.text
+    assert "of 2 results" in section.text and "started 2 and wrote 2 completely (100%)" in section.text
     by_class, by_place, by_entropy, agreement = section.tables
     assert by_class.rows[0] == ("number", 6, 2, 0.3333, 0.3667)
     assert sum(row[1] for row in by_place.rows) == 12

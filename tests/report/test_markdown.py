@@ -6,7 +6,7 @@ from html import unescape
 import pytest
 from markdown_it import MarkdownIt
 
-from colm_jax.report.contents import Answer, Piece, Report
+from colm_jax.report.contents import Piece, Report, ShownAnswer
 from colm_jax.report.markdown import write_markdown
 from tests.report.sample import EMPTY, REPORT
 
@@ -19,7 +19,7 @@ def _read(report, directory, images=()):
 
 
 def _answer(directory, *pieces):
-    answer = Answer("p", tuple(Piece(text, source, None) for text, source in pieces), None, None, None)
+    answer = ShownAnswer("p", tuple(Piece(text, source, None) for text, source in pieces), None, None, None)
     html = _read(Report("r", (), (), (), (answer,), ("base", "expert")), directory)[1]
     return html.partition("</blockquote>")[2].strip().replace("<b>", "<strong>").replace("</b>", "</strong>")
 

@@ -5,7 +5,7 @@ import re
 
 from rich.console import Console
 
-from colm_jax.report.contents import Answer, Piece, Report, Table
+from colm_jax.report.contents import Piece, Report, ShownAnswer, Table
 from colm_jax.report.terminal import show_answer, show_report, show_sections, show_tokens
 from tests.report.sample import EMPTY, REPORT
 
@@ -40,7 +40,7 @@ def test_expert_tokens_are_highlighted_with_and_without_colours():
 
 
 def test_control_characters_are_escaped():
-    answer = Answer("\x1b[2J", (Piece("a\x1b]0;title\x07", 1, 0.5),), "\x9b2J", False, None)
+    answer = ShownAnswer("\x1b[2J", (Piece("a\x1b]0;title\x07", 1, 0.5),), "\x9b2J", False, None)
     shown = _shown(lambda console: show_answer(answer, ("base", "expert"), console), colors=None)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
 
@@ -63,7 +63,7 @@ def test_tokens_are_shown_with_each_models_candidates():
     assert "(unsure)" in shown
     plain = _shown(lambda console: show_tokens(REPORT.answers[0], REPORT.writers, console), colors=None)
     assert re.search(r"2 +“ 3” +an <expert> +0.800\s", plain)
-    assert "likeliest" not in plain
+    assert "top tokens" not in plain
 
 
 def test_sections_show_their_tables():

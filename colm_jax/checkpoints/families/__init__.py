@@ -1,4 +1,4 @@
-"""The families of checkpoints that can be read and written, by their Hugging Face model_type."""
+"""Supported checkpoint families, by their Hugging Face model_type."""
 
 from typing import Any
 
@@ -19,16 +19,18 @@ FAMILIES: dict[str, Family] = {
 
 
 def from_huggingface(config: dict[str, Any], source: str) -> ModelConfig:
-    """Reads a `config.json`; `source` names it in errors.
+    """Read a `config.json`; `source` names it in errors.
 
     Raises:
-      UserError: a family, a field or a value that is not implemented, a missing field, or a wrong type.
+      UserError: an unsupported family, field or value, a missing field, or a wrong type.
     """
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None and config.get("model_type") == "gemma3":
         raise UserError(f"{source}: model_type 'gemma3' is the multimodal Gemma 3; only its text models are read")
     if family is None:
-        raise UserError(f"{source}: model_type {config.get('model_type')!r} is none of {', '.join(FAMILIES)}")
+        raise UserError(
+            f"{source}: model_type {config.get('model_type')!r} is not supported, only {', '.join(FAMILIES)}"
+        )
     fields = Fields(config, source)
     try:
         result = family.read(fields)
@@ -41,7 +43,7 @@ def from_huggingface(config: dict[str, Any], source: str) -> ModelConfig:
 def to_huggingface(
     config: ModelConfig, dtype: str, bos_id: int | None, eos_id: int | list[int] | None
 ) -> dict[str, Any]:
-    """The `config.json` that transformers reads for this model."""
+    """Return the `config.json` that transformers reads for this model."""
     family = FAMILIES[config.family]
     head = {"architectures": [family.architecture], "model_type": family.model_type}
     return {**head, **family.write(config), "bos_token_id": bos_id, "eos_token_id": eos_id, "dtype": dtype}

@@ -1,7 +1,7 @@
-"""What a family of checkpoints is: how its config.json reads and writes, and what its tensors are called.
+"""Definition of a checkpoint family: reading and writing its config.json, and the names of its tensors.
 
-A family is one file beside this one (docs/families.md says how to add one). `fields.py` says which fields a file may
-have, `rope.py` reads and writes rotary positions.
+Each family is one file in this directory (docs/families.md explains how to add one). `fields.py` validates the fields
+of a config.json; `rope.py` reads and writes rotary position parameters.
 """
 
 import math
@@ -19,8 +19,8 @@ _DEEPEST = 10_000  # layers
 class Stored:
     """A parameter in the checkpoint: its name ({} for the layer, then for the network of a mixture) and its layout.
 
-    Layouts: "same"; "flat", all axes in one; "transposed", [out, in] with heads flattened into `out`; "merged",
-    likewise with heads flattened into `in`.
+    Layouts: "same"; "flat", all axes flattened; "transposed", [out, in] with heads flattened into `out`; "merged",
+    [out, in] with heads flattened into `in`.
     """
 
     name: str
@@ -28,11 +28,11 @@ class Stored:
 
     @property
     def inputs(self) -> int:
-        """How many of our leading axes are the stored tensor's columns; 0: it is not transposed."""
+        """The number of the parameter's leading axes that are the stored tensor's columns; 0: not transposed."""
         return {"same": 0, "flat": 0, "transposed": 1, "merged": 2}[self.layout]
 
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of one stored tensor, given one layer's (and network's) shape here."""
+        """Return the shape of one stored tensor, given the parameter's shape for one layer (and network)."""
         if self.layout == "same":
             return ours
         if self.layout == "flat":
@@ -48,10 +48,10 @@ class Family:
     architecture: str  # transformers' class, written on export
     read: Callable[[Fields], ModelConfig]
     write: Callable[[ModelConfig], Json]
-    table: dict[str, Stored]  # path in Decoder -> where it is stored; paths a config has no use for are left out
+    table: dict[str, Stored]  # path in Decoder -> stored tensor; may have paths that a config does not use
 
 
-# What Llama-like families share.
+# Shared by Llama-like families.
 
 _LAYER = "model.layers.{}."
 TABLE: dict[str, Stored] = {
@@ -80,7 +80,7 @@ TABLE: dict[str, Stored] = {
 
 
 def read_sizes(fields: Fields) -> dict[str, Any]:
-    """The fields that every family names alike."""
+    """Read the fields that have the same name in every family."""
     heads, width = fields.get("num_attention_heads", int), fields.get("hidden_size", int)
     depth = fields.get("num_hidden_layers", int)
     if not 1 <= depth <= _DEEPEST:
@@ -91,7 +91,7 @@ def read_sizes(fields: Fields) -> dict[str, Any]:
         "depth": depth,
         "heads": heads,
         "kv_heads": fields.optional("num_key_value_heads", int, heads),
-        "head_dim": fields.optional("head_dim", int, width // max(heads, 1)),  # 0 heads: refused by ModelConfig
+        "head_dim": fields.optional("head_dim", int, width // max(heads, 1)),  # ModelConfig rejects 0 heads
         "ff": fields.get("intermediate_size", int),
         "context": fields.get("max_position_embeddings", int),
         "rms_eps": fields.get("rms_norm_eps", float),
@@ -100,7 +100,7 @@ def read_sizes(fields: Fields) -> dict[str, Any]:
 
 
 def write_sizes(config: ModelConfig) -> Json:
-    """The inverse of `read_sizes`."""
+    """Return the fields of `read_sizes`; its inverse."""
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -116,19 +116,19 @@ def write_sizes(config: ModelConfig) -> Json:
 
 
 def read_windows(fields: Fields, depth: int, window: int | None, default: list[bool]) -> tuple[int | None, ...] | None:
-    """Per layer its window, by `layer_types` or, where a file has none, where `default` says so."""
+    """Return each layer's window, by `layer_types` or, if the file has none, by `default`."""
     windowed = _windowed_layers(fields, depth)
     if windowed is None:
         windowed = default
     if not any(windowed):
         return None
     if window is None:
-        raise fields.error("field 'sliding_window' is missing, and 'layer_types' has windowed layers")
+        raise fields.error("field 'sliding_window' is missing, but 'layer_types' has windowed layers")
     return tuple(window if w else None for w in windowed)
 
 
 def read_uniform_windows(fields: Fields, depth: int, window: int | None) -> tuple[int | None, ...] | None:
-    """The windows of a family whose layers are all alike; `layer_types` may repeat it."""
+    """Return the windows of a family whose layers are all alike; `layer_types`, if present, must agree."""
     windowed = _windowed_layers(fields, depth)
     if windowed not in (None, [window is not None] * depth):
         raise fields.error(
@@ -139,7 +139,7 @@ def read_uniform_windows(fields: Fields, depth: int, window: int | None) -> tupl
 
 
 def _windowed_layers(fields: Fields, depth: int) -> list[bool] | None:
-    """Which layers have a window by `layer_types`; None where a file has none."""
+    """Return whether each layer has a window, from `layer_types`; None if the file has none."""
     types = fields.given("layer_types", list)
     if types is None:
         return None
@@ -147,16 +147,16 @@ def _windowed_layers(fields: Fields, depth: int) -> list[bool] | None:
         if kind not in ("full_attention", "sliding_attention"):
             raise fields.error(f"layer type {kind!r} is not supported, only 'full_attention', 'sliding_attention'")
     if len(types) != depth:
-        raise fields.error(f"{len(types)} 'layer_types' for {depth} layers")
+        raise fields.error(f"'layer_types' has {len(types)} entries for {depth} layers")
     return [kind == "sliding_attention" for kind in types]
 
 
 def layer_types(config: ModelConfig) -> list[str]:
-    """The inverse of `read_windows`."""
+    """Return `layer_types`; the inverse of `read_windows`."""
     windows = config.windows or (None,) * config.depth
     return ["full_attention" if window is None else "sliding_attention" for window in windows]
 
 
 def one_window(config: ModelConfig) -> int | None:
-    """The size that a family's files give all windows; None without one."""
+    """Return the size of the windows, which all layers share; None without windows."""
     return next((window for window in config.windows or () if window is not None), None)

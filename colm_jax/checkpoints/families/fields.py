@@ -1,11 +1,11 @@
-"""A config.json while it is read: typed values, defaults, and what may stand in it although no family reads it.
+"""Validated access to a config.json: typed values, defaults, and the fields that no family reads.
 
-- A field that a family reads must have the right type. Sizes and eps must be there; any other that the file leaves out
-  has the default of transformers' configuration class for this model_type.
-- A field that no family reads is accepted if that class does not know it or if it holds the class's default: it changes
-  nothing. So are the fields of CHANGES_NOTHING, whatever they hold.
-- Every other field is an error: transformers knows it, and it is not implemented here. So are the fields of REFUSED,
-  which no class declares and which transformers' shared code reads all the same.
+- A field that a family reads must have the right type. Sizes and eps are required; any other missing field has the
+  default of transformers' configuration class for this model_type.
+- A field that no family reads is accepted if that class does not declare it or if it has the class's default, since it
+  changes nothing. The fields of CHANGES_NOTHING are accepted with any value.
+- Every other field is an error: transformers uses it, and it is not implemented here. The fields of REFUSED, which no
+  class declares but transformers' shared code reads, are errors too.
 """
 
 from typing import Any
@@ -16,35 +16,35 @@ from colm_jax.text.special import token_ids
 
 Json = dict[str, Any]
 
-# Fields that transformers knows and that change no log-probability.
+# Fields that transformers declares and that change no log-probability.
 CHANGES_NOTHING = frozenset(
     # names and versions
     """_name_or_path name_or_path _commit_hash architectures model_type tokenizer_class transformers_version """
-    # token ids: those of the end of text are read with the tokenizer, padding is masked
+    # token ids: end-of-text ids are read with the tokenizer, padding is masked
     """bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id """
-    # heads of classifiers and old task settings
+    # classifier heads and old task settings
     """finetuning_task id2label label2id num_labels problem_type task_specific_params prefix """
-    # what a PyTorch module returns or keeps
+    # outputs and caches of PyTorch modules
     """output_attentions output_hidden_states output_router_logits return_dict use_return_dict torchscript use_cache """
     """tie_last_hidden_states cache_implementation """
-    # the type of the stored weights, of which each tensor says its own
+    # the type of the stored weights; each tensor has its own
     """dtype torch_dtype use_bfloat16 """
-    # which of several kernels computes the same
+    # the choice among equivalent kernels
     """_attn_implementation attn_implementation _attn_implementation_autoset """
     """_experts_implementation experts_implementation pretraining_tp """
-    # training of the published model
+    # hyperparameters of the published model's training
     """attention_dropout gradient_checkpointing initializer_range router_aux_loss_coef router_jitter_noise """
-    # sampling of old files
+    # sampling parameters in old files
     """max_length""".split()
 )
 
 _NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 # Fields that must not be set: the values that mean "not set", and the reason.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "auto_map": (_NOTHING, "the checkpoint brings its own code, which is never run"),
-    "quantization_config": (_NOTHING, "the weights are quantised already; name the unquantised checkpoint"),
-    "compression_config": (_NOTHING, "the weights are quantised already; name the unquantised checkpoint"),
-    "transformers_weights": (_NOTHING, "it names a weights file of its own; rename that file to model.safetensors"),
+    "auto_map": (_NOTHING, "the checkpoint has its own code, which is never run"),
+    "quantization_config": (_NOTHING, "the weights are already quantised; use the unquantised checkpoint"),
+    "compression_config": (_NOTHING, "the weights are already quantised; use the unquantised checkpoint"),
+    "transformers_weights": (_NOTHING, "it names another weights file; rename that file to model.safetensors"),
     "per_layer_config": (_NOTHING, "layers that differ in their sizes are not supported"),
     "pruned_heads": (_NOTHING, "pruned heads are not supported"),
     "kv_sharing_modes": (_NOTHING, "layers that share a KV cache are not supported"),
@@ -55,27 +55,27 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "add_cross_attention": (_NOTHING, "cross-attention is not supported"),
     "cross_attention_hidden_size": (_NOTHING, "cross-attention is not supported"),
     "attention_chunk_size": ((None,), "chunked attention is not supported"),
-    "partial_rotary_factor": ((None, 1.0), "rotary positions on a part of the head are not supported"),
-    # of families without windows: transformers' attention ignores it, its KV cache does not
+    "partial_rotary_factor": ((None, 1.0), "rotary positions on part of the head dimension are not supported"),
+    # in families without windows transformers' attention ignores it, but its KV cache does not
     "sliding_window": ((None,), "models of this model_type have no sliding window; remove the field"),
 }
-LARGEST = 2**31 - 1  # of a whole number
+LARGEST = 2**31 - 1  # largest whole number of a field
 _REQUIRED = object()
 
 
 class Fields:
-    """A config.json while it is read: which fields were asked for, and errors that name file, field and value."""
+    """Typed access to a config.json; records which fields are read. Errors name file, field and value."""
 
     def __init__(self, config: Json, source: str):
         self.config, self.source, self.model_type = config, source, config["model_type"]
-        self.asked: set[str] = set()
+        self.read: set[str] = set()
 
     def error(self, text: str) -> UserError:
-        """An error that names the file."""
+        """Return an error that names the file; the caller raises it."""
         return UserError(f"{self.source}: {text}")
 
     def get(self, key: str, kind: type) -> Any:
-        """A field that the file must have; kind float: any number, as a float.
+        """Return the value of a required field; kind float accepts any number and returns a float.
 
         Raises:
           UserError: missing, null, or of another type.
@@ -86,18 +86,18 @@ class Fields:
         return value
 
     def given(self, key: str, kind: type) -> Any:
-        """A field's value; None where it is missing or null."""
-        self.asked.add(key)
+        """Return the value of a field; None if it is missing or null."""
+        self.read.add(key)
         value = self.config.get(key)
         return None if value is None else self._checked(key, value, kind)
 
     def optional(self, key: str, kind: type, nothing: Any = _REQUIRED) -> Any:
-        """A field that the file may leave out: it then has the reference's default.
+        """Return the value of an optional field; if it is missing, the default of transformers' class.
 
         Args:
           key: the field.
-          kind: of its value.
-          nothing: what null means, in the file or as the reference's default; not given, null is an error.
+          kind: the type of its value.
+          nothing: the value for null, in the file or as the default; without it null is an error.
         """
         value = self.given(key, kind)
         if value is None and key not in self.config:
@@ -118,21 +118,21 @@ class Fields:
         return float(value) if isinstance(value, int) and kind is float else value
 
     def only(self, key: str, *allowed: Any) -> None:
-        """A field of which only these values are implemented; it may be missing."""
-        self.asked.add(key)
+        """Check a field of which only these values are supported; it may be missing."""
+        self.read.add(key)
         if key in self.config and self.config[key] not in allowed:
             raise self.error(f"{key}={self.config[key]!r:.80} is not supported, only {allowed[0]!r}")
 
     def done(self) -> None:
-        """Checks what nobody asked for.
+        """Check the fields that were not read.
 
         Raises:
-          UserError: a field that could change what the model computes, or token ids that are none.
+          UserError: a field that could change the model's output, or invalid token ids.
         """
         for key in ("bos_token_id", "eos_token_id"):
             token_ids(self.config, key, self.source)
         for key, value in self.config.items():
-            if key in self.asked:
+            if key in self.read:
                 continue
             if key in REFUSED:
                 neutral, reason = REFUSED[key]
@@ -149,16 +149,16 @@ class Fields:
                 return
             raise self.error(
                 f"{key!r} ({value!r:.80}) and {other!r} ({self.config.get(other)!r:.80}) disagree, and transformers' "
-                f"{name} takes them for one field; remove the wrong one"
+                f"{name} treats them as one field; remove the wrong one"
             )
         try:
             effect = effect_of(self.model_type, key, value)
         except ValueError as error:
-            raise self.error(f"field {key!r} is {value!r:.80}, which transformers' {name} refuses: {error}") from None
+            raise self.error(f"field {key!r} is {value!r:.80}, which transformers' {name} rejects: {error}") from None
         if effect is None:
             return
         default = f"its default is {effect[key]!r:.80}" if key in effect else f"it changes {', '.join(effect)}"
         raise self.error(
-            f"field {key!r} is {value!r:.80}; transformers' {name} knows it ({default}), and no other value is "
-            "implemented: remove it if the model does not need it"
+            f"field {key!r} is {value!r:.80}; transformers' {name} uses it ({default}), and other values are not "
+            "supported: remove it if the model does not need it"
         )

@@ -1,5 +1,5 @@
-"""Gemma 2 (soft caps, every second layer windowed) and the text models of Gemma 3 (query and key norms, a rope of
-their own for windowed layers). Both: zero-centred norms before and after, scaled and tied embeddings.
+"""Gemma 2 (soft caps, every second layer windowed) and the text models of Gemma 3 (query and key norms, a separate rope
+for windowed layers). Both: zero-centred norms before and after each block, scaled and tied embeddings.
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ from colm_jax.checkpoints.families.rope import read_rope, read_ropes_by_layer, w
 from colm_jax.models.config import ModelConfig
 
 _GELU = "gelu_pytorch_tanh"
-_GEMMA3_PATTERN = 6  # every sixth layer is without a window, where a file does not say
+_GEMMA3_PATTERN = 6  # by default every sixth layer has no window
 
 
 def _read_common(fields: Fields, pattern: int) -> dict[str, Any]:
     for key in ("hidden_activation", "hidden_act"):
         fields.only(key, _GELU, None)
-    fields.only("sliding_window_size", fields.config.get("sliding_window"), None)  # Gemma 2 9B and 27B name it twice
+    fields.only("sliding_window_size", fields.config.get("sliding_window"), None)  # duplicate in Gemma 2 9B and 27B
     fields.only("use_bidirectional_attention", False, None)
     sizes = read_sizes(fields)
     bias = fields.optional("attention_bias", bool)
@@ -54,7 +54,9 @@ def _write_common(config: ModelConfig) -> Json:
         **write_sizes(config),
         "hidden_activation": _GELU,
         "attention_bias": config.qkv_bias,
-        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,  # transformers wants whole ones
+        "query_pre_attn_scalar": int(scalar)
+        if scalar == int(scalar)
+        else scalar,  # transformers expects an int if whole
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.logit_softcap,
         "sliding_window": one_window(config),

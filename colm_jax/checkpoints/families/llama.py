@@ -1,4 +1,4 @@
-"""Llama 1 to 3, CodeLlama, and what shares their files: Meditron, Llemma, Vicuna, TinyLlama, ..."""
+"""Llama 1 to 3, CodeLlama, and models in their format: Meditron, Llemma, Vicuna, TinyLlama, ..."""
 
 from colm_jax.checkpoints.families.family import TABLE, Family, read_sizes, read_uniform_windows, write_sizes
 from colm_jax.checkpoints.families.fields import Fields, Json

@@ -1,4 +1,4 @@
-"""Mistral: Llama with a sliding window on every layer (none in later releases). Mixtral: a mixture in each as well."""
+"""Mistral: Llama with a sliding window on every layer (none in later releases). Mixtral: with mixture layers too."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5 (biases on query, key and value) and Qwen 3 (query and key norms, a head size of its own)."""
+"""Qwen 2 and 2.5 (biases on query, key and value) and Qwen 3 (query and key norms, an explicit head size)."""
 
 from typing import Any
 
@@ -23,8 +23,8 @@ def _read_common(fields: Fields) -> dict[str, Any]:
     first = fields.optional("max_window_layers", int)
     by_depth = [used and window is not None and i >= first for i in range(sizes["depth"])]
     windows = read_windows(fields, sizes["depth"], window, by_depth)
-    if windows is not None and not used:  # files name a window that is not in use
-        raise fields.error("'layer_types' has windowed layers, and 'use_sliding_window' is false")
+    if windows is not None and not used:  # files may set a window that is not used
+        raise fields.error("'layer_types' has windowed layers, but 'use_sliding_window' is false")
     return {**sizes, "rope": read_rope(fields), "windows": windows}
 
 

@@ -1,7 +1,6 @@
-"""What transformers' own configuration class says of a field: its default, and whether it knows it.
+"""Defaults and fields of transformers' own configuration classes.
 
-The class is imported when a config.json leaves something out or holds a field that nobody here reads. It needs no
-PyTorch.
+A class is imported only if a config.json lacks a field or has one that no family reads. It does not need PyTorch.
 """
 
 import copy
@@ -10,13 +9,13 @@ import os
 from functools import lru_cache
 from typing import Any
 
-MISSING = object()  # the class has no such parameter, or no default for it
+MISSING = object()  # the class has no such parameter, or no default
 
 
 @lru_cache
 def reference_class(model_type: str) -> Any:
-    """The configuration class of a model_type."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not installed
+    """Return the configuration class of a model_type."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # about missing PyTorch
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.utils import logging
 
@@ -25,39 +24,39 @@ def reference_class(model_type: str) -> Any:
 
 
 def default_of(model_type: str, field: str) -> Any:
-    """The value that the class gives a field which a file leaves out, or MISSING."""
+    """Return the class's default of a field, or MISSING."""
     parameter = inspect.signature(reference_class(model_type)).parameters.get(field)
     return MISSING if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
 
 
 def default_rope(model_type: str) -> dict[str, Any]:
-    """`rope_parameters` of the class by default: one description, or one for each layer type."""
+    """Return the class's default `rope_parameters`: one description, or one for each layer type."""
     return reference_class(model_type)().rope_parameters
 
 
 def known_rope_parameters() -> frozenset[str]:
-    """Every parameter that some kind of rope has."""
+    """Return the names of all rope parameters in transformers."""
     from transformers.modeling_rope_utils import RopeParameters
 
     return frozenset(RopeParameters.__annotations__)
 
 
 def effect_of(model_type: str, field: str, value: Any) -> dict[str, Any] | None:
-    """What the class would hold otherwise if a file had this value of a field; None: the value changes nothing.
+    """Return the attributes of the class that a field's value changes; None if it changes nothing.
 
-    A field that the class does not know is only kept under its own name, which nobody reads: that is no change. A field
-    may set others (an alias, an old spelling), so whole instances are compared, with and without it.
+    The class keeps an undeclared field under its own name, which no model reads: that is no change. A field may set
+    others (an alias, an old spelling), so whole instances are compared, with and without it.
 
     Returns:
-      The attributes that differ, as they are without the field.
+      The attributes that differ, with their values without the field.
 
     Raises:
-      ValueError: the class refuses the value.
+      ValueError: the class rejects the value.
     """
     made = reference_class(model_type)
     try:
         given = vars(made(**{field: copy.deepcopy(value)}))
-    except Exception as error:  # the class checks little: a value that it does not expect may raise anything
+    except Exception as error:  # an unexpected value may raise anything
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     plain = vars(made())
     changed = {name for name in given.keys() | plain.keys() if given.get(name, MISSING) != plain.get(name, MISSING)}

@@ -1,7 +1,7 @@
 """Rotary positions in config.json: `rope_parameters` of transformers 5, `rope_theta` and `rope_scaling` before it.
 
-A file may have both spellings. Where they disagree transformers lets one replace the other, theta and all, and not the
-same one in every family and version: that is refused.
+A file may have both spellings. If they disagree, transformers replaces one by the other, theta included, and which one
+depends on family and version; such files are rejected.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _LAYERS = ("full_attention", "sliding_attention")
 
 
 def read_rope(fields: Fields) -> Rope:
-    """The rope of a family that has one for all layers."""
+    """Read the rope of a family that has one for all layers."""
     found = {key: fields.given(key, dict) for key in ("rope_parameters", "rope_scaling")}
     ropes = {key: _read_one(fields, key, value, "rope_theta") for key, value in found.items() if value}
     if not ropes:
@@ -29,25 +29,25 @@ def read_rope(fields: Fields) -> Rope:
 
 
 def read_ropes_by_layer(fields: Fields) -> tuple[Rope, Rope]:
-    """The ropes of layers without and with a window, of a family that has two."""
+    """Read the ropes of layers without and with a window, for a family that has two."""
     found, scaling = fields.given("rope_parameters", dict) or {}, fields.given("rope_scaling", dict) or {}
     for key in found:
         if key not in _LAYERS:
             raise fields.error(
-                f"'rope_parameters' has {key!r}; in this family it holds {_LAYERS[0]!r} and {_LAYERS[1]!r}, each with "
-                "the parameters of its layers, and transformers ignores the rest"
+                f"'rope_parameters' has {key!r}; in this family only {_LAYERS[0]!r} and {_LAYERS[1]!r} are allowed, "
+                "each with the parameters of its layers (transformers ignores the rest)"
             )
     by_layer = {layers: found.get(layers) or {} for layers in _LAYERS}
     for layers, parameters in by_layer.items():
         if not isinstance(parameters, dict):
             raise fields.error(f"'rope_parameters.{layers}' has a wrong type: {parameters!r:.80}")
     if "type" in scaling and "rope_type" not in scaling:
-        raise fields.error("'rope_scaling' has 'type', which transformers ignores in this family: name it 'rope_type'")
+        raise fields.error("'rope_scaling' has 'type', which transformers ignores in this family; name it 'rope_type'")
     full, windowed = (
         _read_one(fields, f"rope_parameters.{layers}", by_layer[layers], theta, layers)
         for layers, theta in zip(_LAYERS, ("rope_theta", "rope_local_base_freq"))
     )
-    if scaling:  # transformers updates full attention's parameters with it
+    if scaling:  # transformers updates the parameters of full attention with it
         merged = _read_one(fields, "rope_scaling", {**by_layer[_LAYERS[0]], **scaling}, "rope_theta", _LAYERS[0])
         if found and merged != full:
             raise _disagree(fields, {"rope_parameters": found, "rope_scaling": scaling})
@@ -56,20 +56,20 @@ def read_ropes_by_layer(fields: Fields) -> tuple[Rope, Rope]:
 
 
 def _disagree(fields: Fields, found: Json) -> UserError:
-    """Of two descriptions of one rope."""
+    """Return the error for two descriptions of one rope that disagree."""
     both = " and ".join(f"{key!r} ({value!r:.200})" for key, value in found.items())
     return fields.error(f"{both} disagree; remove the wrong one")
 
 
 def _read_one(fields: Fields, name: str, found: Json, theta_field: str, layers: str | None = None) -> Rope:
-    """One description of a rope.
+    """Read one description of a rope.
 
     Args:
       fields: the file.
-      name: of the description, for errors.
+      name: names the description in errors.
       found: the description.
-      theta_field: the field of the file that may name theta beside it.
-      layers: whose rope it is, where the family has several.
+      theta_field: the field of the file that may hold theta as well.
+      layers: the kind of layers, if the family has a rope for each kind.
     """
     kinds = {found[key] if isinstance(found[key], str) else None for key in ("rope_type", "type") if key in found}
     if len(kinds) > 1:
@@ -83,13 +83,13 @@ def _read_one(fields: Fields, name: str, found: Json, theta_field: str, layers: 
         raise fields.error(f"{name}: rope type {shown!r:.80} is not supported, only 'default', 'linear' and 'llama3'")
     used = _USED[kind]
     _check_unused(fields, name, kind, found)
-    theta = _beside(fields, name, found, "rope_theta", theta_field)
+    theta = _one_value(fields, name, found, "rope_theta", theta_field)
     if theta is None and "rope_theta" not in found:
         usual = default_rope(fields.model_type)
         theta = (usual if layers is None else usual[layers])["rope_theta"]
     values = {"rope_theta": theta, **{key: found.get(key) for key in used}}
     if kind == "llama3" and layers is None:
-        values[_ORIGINAL] = _beside(fields, name, found, _ORIGINAL, _ORIGINAL)
+        values[_ORIGINAL] = _one_value(fields, name, found, _ORIGINAL, _ORIGINAL)
     for key, value in values.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise fields.error(f"{name}: field {key!r} is missing or no number: {value!r:.80}")
@@ -105,7 +105,7 @@ def _read_one(fields: Fields, name: str, found: Json, theta_field: str, layers: 
 
 
 def _check_unused(fields: Fields, name: str, kind: str, found: Json) -> None:
-    """Refuses parameters that transformers knows and that this kind of rope does not use."""
+    """Raise UserError for parameters that transformers knows and this kind of rope does not use."""
     rest = {key: value for key, value in found.items() if key not in ("rope_type", "type", "rope_theta", *_USED[kind])}
     if not rest:
         return
@@ -116,20 +116,20 @@ def _check_unused(fields: Fields, name: str, kind: str, found: Json) -> None:
             raise fields.error(f"{name}: field {key!r} ({value!r:.80}) is not supported with rope type {kind!r}")
 
 
-def _beside(fields: Fields, name: str, found: Json, key: str, field: str) -> Any:
-    """A parameter that a field of the file may name too; where both do they must agree."""
-    beside = fields.given(field, float)
+def _one_value(fields: Fields, name: str, found: Json, key: str, field: str) -> Any:
+    """Return a parameter that a field of the file may hold as well; if both are set they must agree."""
+    value = fields.given(field, float)
     if key not in found:
-        return beside
-    if beside is not None and found[key] != beside:
+        return value
+    if value is not None and found[key] != value:
         raise fields.error(
-            f"{field!r} ({beside:g}) and '{name}.{key}' ({found[key]!r:.80}) disagree; remove the wrong one"
+            f"{field!r} ({value:g}) and '{name}.{key}' ({found[key]!r:.80}) disagree; remove the wrong one"
         )
     return found[key]
 
 
 def write_rope(rope: Rope) -> Json:
-    """One rope description, as transformers 5 writes it."""
+    """Return the description of a rope in transformers 5's spelling."""
     if rope.bands is not None:
         values = (rope.bands.low, rope.bands.high, rope.bands.original_context)
         return {"rope_type": "llama3", "rope_theta": rope.theta, "factor": rope.factor, **dict(zip(_BANDS, values))}
@@ -139,7 +139,7 @@ def write_rope(rope: Rope) -> Json:
 
 
 def write_both_ropes(rope: Rope) -> Json:
-    """The rope in transformers 5's spelling and, for older readers, in theirs."""
+    """Return the description of a rope in transformers 5's spelling and in that of earlier versions."""
     new = write_rope(rope)
     scaling = None if new["rope_type"] == "default" else {k: v for k, v in new.items() if k != "rope_theta"}
     return {"rope_parameters": new, "rope_theta": rope.theta, "rope_scaling": scaling}

@@ -15,7 +15,7 @@ from colm_jax.pipeline.stages.answers import EVALUATION, GRADES, test_split
 from colm_jax.pipeline.stages.opened import RunContext, run_threshold, trained_team
 from colm_jax.pipeline.stages.team import CALIBRATION
 from colm_jax.pipeline.study import Study, read_study, write_study
-from colm_jax.report.contents import Answer, Report, Section, Table
+from colm_jax.report.contents import Report, Section, ShownAnswer, Table
 from colm_jax.report.gate_study import gate_section
 from colm_jax.report.results import calibration_section, cost_section, interval
 from colm_jax.settings.references import text_of
@@ -124,7 +124,7 @@ def _task_table(result: dict[str, Any], answers: int) -> Table:
     return Table(f"Task: {result['task']['name']} ({result['split']})", columns, rows, f"{answers:,} answers. {WILSON}")
 
 
-def _report_answers(run: RunContext, written: list[Generation], study: Study) -> tuple[Answer, ...]:
+def _report_answers(run: RunContext, written: list[Generation], study: Study) -> tuple[ShownAnswer, ...]:
     """Return the team's answers, graded if there is a task, each beside the text that the base writes alone."""
     config, count = run.inputs.config, len(written)
     path = run.directory("generate") / "base.jsonl"

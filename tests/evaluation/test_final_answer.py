@@ -1,6 +1,6 @@
 import pytest
 
-from colm_jax.evaluation.said import answer_of, last_boxed, last_formula, marked, said
+from colm_jax.evaluation.final_answer import final_answer, last_boxed, last_formula, marked_answer, stated_answer
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_last_formula_is_the_fallback_answer(text, answer):
     ],
 )
 def test_first_mark_is_the_answer_and_headings_are_not_marks(text, answer):
-    assert marked(text) == answer
+    assert marked_answer(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,11 @@ def test_first_mark_is_the_answer_and_headings_are_not_marks(text, answer):
     ],
 )
 def test_usual_answer_phrases(text, answer):
-    assert said(text) == answer
+    assert stated_answer(text) == answer
 
 
 def test_box_precedes_mark_and_mark_precedes_phrase():
-    assert answer_of("#### 1\nthe answer is 2, \\boxed{3}") == "3"
-    assert answer_of("the answer is 2\n#### 1") == "1"
-    assert answer_of("the answer is 2") == "2"
-    assert answer_of("2") is None
+    assert final_answer("#### 1\nthe answer is 2, \\boxed{3}") == "3"
+    assert final_answer("the answer is 2\n#### 1") == "1"
+    assert final_answer("the answer is 2") == "2"
+    assert final_answer("2") is None

@@ -1,13 +1,13 @@
-r"""The answer that a text gives: the last \boxed{...}, what follows "####", or what "the answer is".
+r"""The final answer of a text: the last \boxed{...}, the text after "####", or the text after "the answer is".
 
-Every search is linear in the text, whatever a model wrote.
+Every search takes time linear in the text.
 """
 
 import re
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(\{?)|\\.|[{}]", re.DOTALL)
 _UNBRACED = re.compile(r"-?\d+(?:[.,]\d+)*|[^\s$]+")
-# GSM8K's mark. A heading ("#### Step 2", "#### 1. Count") is none.
+# GSM8K's mark; a heading ("#### Step 2", "#### 1. Count") does not count.
 _MARKED = re.compile(r"####[ \t]*+(?![^\w\n\\]{0,9}[a-zA-Z]{2})(?!\d{1,2}[.)][ \t]+[a-zA-Z])(\S[^\n]*)")
 _VERB = r"(?:is|was|are|equals|(?:will|would|should|must)\s+be)"
 _ANSWER = re.compile(
@@ -20,18 +20,18 @@ _MATH = r"(?:\$\$.+?\$\$|\$(?!\s)(?:\\\$|[^$\n])*?(?<=[^\s\\])\$(?!\d)|\\\(.+?\\
 _MATHS = re.compile(rf"{_MATH}(?:\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*(?:{_MATH}|-?\d+(?:[./]\d+)*))*", re.DOTALL)
 _FORMULAS = re.compile(rf"{_MATHS.pattern}|`-?[\d.,/]+`", re.DOTALL)
 _BOLD = re.compile(r"(\*\*|__|\*|_)(?=\S)([^\n]+?)\1")
-_END_LENGTH = 2000  # characters at a text's end in which its last formula is looked for
-# Where an answer ends that nothing encloses: at the end of its line, sentence or bold print, or where a remark begins.
+_END_LENGTH = 2000  # characters at a text's end that are searched for its last formula
+# The end of an unenclosed answer: the end of its line, sentence or bold text, or the beginning of a remark.
 _END = re.compile(
     r"\n|\*\*|</|\.(?=[\s*_]|$)|\s\((?=[a-zA-Z]{2})|"
     r"[,;]?\s{1,2}(?:because|since|as|which|who|when|where|if)\b|[,;]\s{1,2}(?:so|not|but|with)\b"
 )
-_REMARK = re.compile(r"[,;]\s+(?!(?:and|or)\b)(?=[a-zA-Z]{2})")  # behind a number or a formula
+_REMARK = re.compile(r"[,;]\s+(?!(?:and|or)\b)(?=[a-zA-Z]{2})")  # after a number or a formula
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{...} (or \fbox) that is closed holds; None without one."""
-    opened: list[int | None] = []  # where the content of each open brace begins, None for those of no box
+    r"""Return the content of the last closed \boxed{...} (or \fbox); None without one."""
+    opened: list[int | None] = []  # start of the content of each open brace; None for braces that are not boxes
     last, found = -1, None
     for token in _BRACES.finditer(text):
         if token.group() == "{":
@@ -47,14 +47,14 @@ def last_boxed(text: str) -> str | None:
     return found
 
 
-def marked(text: str) -> str | None:
-    """What follows the first "####" on its line; None without one. The text ends there: a base model runs on."""
+def marked_answer(text: str) -> str | None:
+    """Return the rest of the line after the first "####"; None without one. Later text is ignored."""
     found = _MARKED.search(text)
     return found.group(1).strip() if found else None
 
 
-def said(text: str) -> str | None:
-    """What follows the last "the answer is", "Answer:" or the like; None where there is nothing."""
+def stated_answer(text: str) -> str | None:
+    """Return the text after the last "the answer is", "Answer:" or similar; None without one."""
     for found in reversed(list(_ANSWER.finditer(text))):
         if answer := _first_answer(text, found.end()):
             return answer
@@ -62,9 +62,9 @@ def said(text: str) -> str | None:
 
 
 def _first_answer(text: str, start: int) -> str:
-    """The answer that begins at `start`: formulas, bold print, or words up to where they end."""
+    """Return the answer that begins at `start`: formulas, bold text, or words up to their end."""
     opening = re.compile(r"(?:[\s:“\"}]|[*_]{1,2}(?=\s))*").match(text, start)
-    assert opening is not None  # it may be empty
+    assert opening is not None  # the match may be empty
     start = opening.end()
     if formulas := _MATHS.match(text, start):
         return formulas.group()
@@ -79,20 +79,20 @@ def _first_answer(text: str, start: int) -> str:
 
 
 def last_formula(text: str) -> str | None:
-    """The last formula (or number in backquotes) of a text that has words before it; None where there is none.
+    """Return the last formula (or number in backquotes) of a text with words before it; None without one.
 
-    "So we get $13$." names its answer in no usual way; "$1$ or $3$" is an answer itself.
+    This finds answers such as "So we get $13$."; "$1$ or $3$" is an answer itself.
     """
-    end = text[-_END_LENGTH:]  # in which a formula that is never closed costs little
+    end = text[-_END_LENGTH:]  # bounds the cost of a formula that is never closed
     formulas = list(_FORMULAS.finditer(end))
     if not formulas or not re.search("[a-zA-Z]{2}", _FORMULAS.sub(" ", end[: formulas[-1].start()])):
         return None
     return formulas[-1].group().strip("`")
 
 
-def answer_of(text: str) -> str | None:
-    """The answer of a solution: its last box, else what it marks, else what it says, else its last formula, or None."""
-    for find in (last_boxed, marked, said, last_formula):
+def final_answer(text: str) -> str | None:
+    """Return a solution's last box, otherwise its marked answer, stated answer or last formula; None without any."""
+    for find in (last_boxed, marked_answer, stated_answer, last_formula):
         if (answer := find(text)) is not None:
             return answer
     return None
