@@ -111,7 +111,7 @@ def _answers_key(run: DemoContext) -> StageKey:
 
 
 def _write_answers(run: DemoContext, directory: Path) -> None:
-    """ShownAnswer the test problems for every row of the table and every point of the plot."""
+    """Answer the test problems for every row of the table and every point of the plot."""
     colm, weak, tuned = run.inputs.colm, run.inputs.weak, run.inputs.tuned
     inputs = colm.inputs
     untrained = CoLM(inputs.base, inputs.experts, inputs.expert_tokenizers, inputs.mesh)
