@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.decoding.strategies import Step
+from colm_jax.models.arrays import pytree
 from colm_jax.models.gate import log_writers
 from colm_jax.settings.generation import Correction
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Trials:
     """The trial of each slot, of C candidates; candidate C: the trial is decided, and the chosen token is rewritten."""
@@ -43,7 +44,7 @@ class Trials:
         )
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Proposal:
     """What the next token is sampled from, in a trial or not."""
@@ -93,7 +94,7 @@ def propose(
     trials = replace(
         trials,
         place=jnp.where(begins, positions, trials.place),
-        candidate=jnp.where(begins, skipped, trials.candidate),
+        candidate=jnp.where(begins, skipped.astype(jnp.int32), trials.candidate),
         tokens=trials.tokens.at[:, 0].set(jnp.where(begins, own, trials.tokens[:, 0])),
         sources=trials.sources.at[:, 0].set(jnp.where(begins, expert, trials.sources[:, 0])),
     )

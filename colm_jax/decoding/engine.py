@@ -368,7 +368,7 @@ def _group(slots: Sequence[int], done: np.ndarray, ends: np.ndarray, room: int) 
     def shape(slot: int) -> tuple[int, bool]:
         sizes = [size for size in PREFILL_SIZES if done[slot] + size <= room]
         enough = [size for size in sizes if size >= ends[slot] - done[slot]]
-        return (enough or sizes[-1:])[0], done[slot] == 0
+        return (enough or sizes[-1:])[0], bool(done[slot] == 0)
 
     size, fresh = shape(slots[0])
     return [slot for slot in slots if shape(slot) == (size, fresh)][: max(1, PREFILL_TOKENS // size)], size

@@ -243,7 +243,7 @@ def _write_tokens(config: LoopConfig, state: DecodingState, ready: Bool[Array, "
         source = source_of(correction, proposal, token, trials, place)
     ended = ready & jnp.isin(token, jnp.array(config.eos_ids, jnp.int32))
     writes = ready & ~ended
-    lengths = state.lengths + writes
+    lengths = state.lengths + writes.astype(jnp.int32)
     finish = jnp.where(writes & (lengths >= requests.limits), LENGTH, state.finish)
     finish = jnp.where(writes & jnp.any(token[:, None] == requests.stop_ids, axis=1), STOP, finish)
     finish = jnp.where(ended, EOS, finish)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.checks import INT32
+from colm_jax.models.arrays import pytree
 from colm_jax.settings.generation import GenerationSettings
 
 # Within the bounds neither a temperature nor its reciprocal is flushed to 0 in float32; beyond them the distribution is
@@ -15,7 +16,7 @@ from colm_jax.settings.generation import GenerationSettings
 _COLDEST, _HOTTEST = 1e-37, 1e30
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class SamplingParams:
     """How each slot samples: arrays, so that one compiled program serves all values."""

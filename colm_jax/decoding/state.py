@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -10,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from colm_jax.decoding.correction import Trials
 from colm_jax.decoding.sampling import SamplingParams
 from colm_jax.decoding.strategies import Strategy
+from colm_jax.models.arrays import pytree
 from colm_jax.models.cache import KVCache
 from colm_jax.settings.generation import Correction, ExpertBatching
 
@@ -42,7 +42,7 @@ class LoopConfig:
         return self.sizes[-1].chunk
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Models:
     """The team's weights and its vocabulary."""
@@ -62,7 +62,7 @@ class Graphs:
     gate: nnx.GraphDef | None
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class SlotRequests:
     """What the request in each slot asks for; of a single request, without the leading axis."""
@@ -78,7 +78,7 @@ class SlotRequests:
     keys: Array  # [*B] PRNG keys
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class PendingCalls:
     """Expert calls, from the base step that makes them to the expert pass that serves them."""
@@ -90,7 +90,7 @@ class PendingCalls:
     gate_logits: Float[Array, "B M"]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class DecodingState:
     """A batch being decoded. Entry t of a [B, S] array is about the token at position t of the sequence."""

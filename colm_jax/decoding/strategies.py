@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from colm_jax.models.arrays import pytree
 from colm_jax.models.gate import log_writers
 from colm_jax.settings.strategies import Strategy
 
 ALPHA, BETA = 0.1, 0.5  # contrastive_v2 (O'Brien & Lewis 2023, arXiv 2309.09117)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Step:
     """What the next token is decided from. Logits are float32, -inf outside the shared vocabulary."""
