@@ -10,7 +10,7 @@ FILES = frozenset(
     data/test_batches.py data/test_chat.py data/test_convert.py
     decoding/test_sampling.py
     demo/test_pair.py
-    evaluation/test_choices.py evaluation/test_compare.py evaluation/test_numbers.py evaluation/test_said.py
+    evaluation/test_choices.py evaluation/test_compare.py evaluation/test_numbers.py evaluation/test_final_answer.py
     evaluation/test_bioasq.py evaluation/test_judges.py evaluation/test_math_answers.py
     labels/test_weak.py
     models/test_gate.py models/test_decoder.py models/test_feed_forward.py
@@ -20,7 +20,7 @@ FILES = frozenset(
     plan/test_launch.py
     report/test_contents.py report/test_html.py report/test_inspection.py report/test_markdown.py report/test_store.py
     report/test_terminal.py report/test_words.py
-    scoring/test_candidates.py
+    scoring/test_candidates.py scoring/test_head.py scoring/test_scorer.py
     settings/test_fields.py settings/test_gin_edge.py
     storage/test_files.py storage/test_text.py
     sweep/test_trials.py

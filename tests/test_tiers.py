@@ -14,7 +14,7 @@ PACKAGES = sorted(path.parent.name for path in (TESTS.parent / "colm_jax").glob(
 
 
 def test_every_fast_file_and_slow_test_exists():
-    assert sorted(FILES) == sorted(name for name in FILES if (TESTS / name).is_file())
+    assert not [name for name in FILES if not (TESTS / name).is_file()]
     for path, function in (name.split("::") for name in SLOW):
         assert path in FILES and f"def {function}(" in (TESTS / path).read_text(encoding="utf-8")
 
