@@ -14,6 +14,7 @@ from colm_jax import console
 from colm_jax.bench import decode, torch_decode, torch_model
 from colm_jax.bench.decode import EngineRun, Ours
 from colm_jax.bench.memory import PeakMemory, live_bytes
+from colm_jax.bench.models import pair_of
 from colm_jax.cli.main import main
 from colm_jax.decoding.engine import Engine
 from colm_jax.errors import UserError
@@ -75,8 +76,9 @@ def little_traffic(monkeypatch):
 @pytest.fixture(scope="module")
 def pair():
     """Base, expert, and the engine as the benchmark uses it."""
-    base, expert = Decoder(TINY.base, nnx.Rngs(0)), Decoder(TINY.expert, nnx.Rngs(1))
-    engine = Engine(base, Gate(TINY.base_width, 1), [expert], np.ones(TINY.vocab_size, bool), (), TINY.base.context)
+    base_config, expert_config = pair_of(TINY)
+    base, expert = Decoder(base_config, nnx.Rngs(0)), Decoder(expert_config, nnx.Rngs(1))
+    engine = Engine(base, Gate(TINY.base_width, 1), [expert], np.ones(TINY.vocab_size, bool), (), base_config.context)
     prompts = np.random.default_rng(0).integers(0, TINY.vocab_size, (TINY.batch_size, TINY.prompt_tokens))
     return base, expert, Ours(engine, prompts, TINY.new_tokens, seed=0)
 
@@ -245,7 +247,7 @@ def test_sizes_that_cannot_be_meant_name_themselves(settings, message):
 
 def test_the_default_pair():
     sizes = {}
-    for name, config in (("base", DecodeBench().base), ("expert", DecodeBench().expert)):
+    for name, config in zip(("base", "expert"), pair_of(DecodeBench())):
         abstract = nnx.eval_shape(lambda config=config: Decoder(config, nnx.Rngs(0)))
         sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract)))
     assert sizes == {"base": 27_662_848, "expert": 158_096_384}

@@ -11,6 +11,7 @@ from flax import nnx
 
 from colm_jax import console
 from colm_jax.bench import torch_model, torch_step, train
+from colm_jax.bench.models import model_of
 from colm_jax.bench.timing import Figure, ratio, take_turns
 from colm_jax.cli.main import main
 from colm_jax.errors import UserError
@@ -31,7 +32,7 @@ SMALL = TrainBench(vocab_size=1024, width=128, depth=2, ff=352, batch_size=4, le
 @pytest.fixture(scope="module")
 def compiled():
     """A base, its gate, the steps of all objectives and the peak bytes of each."""
-    decoder, gate = Decoder(SMALL.model, nnx.Rngs(0)), Gate(SMALL.width, 1)
+    decoder, gate = Decoder(model_of(SMALL), nnx.Rngs(0)), Gate(SMALL.width, 1)
     return decoder, gate, *train._compiled(decoder, gate, SMALL, np.random.default_rng(0), lambda name: None)
 
 
