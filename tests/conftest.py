@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches anything
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax
+import jaxtyping
 import pytest
 
 from colm_jax.parallel import make_mesh
@@ -88,6 +89,14 @@ def shared() -> Path:
     if not (SHARED / "models").is_dir():
         pytest.skip(NO_SHARED)
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def unchecked_types():
+    """Checks no types and shapes, where programs are compiled with shapes in place of arrays."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -173,6 +173,6 @@ def judge(
     back = again | chooses
     tokens = tokens.at[:, 0].set(jnp.where(chooses, tokens[rows, best], tokens[:, 0]))
     sources = sources.at[:, 0].set(jnp.where(chooses, sources[rows, best], sources[:, 0]))
-    candidate = jnp.where(chooses, count, trials.candidate + again)
+    candidate = jnp.where(chooses, count, trials.candidate + again.astype(jnp.int32))
     place = jnp.where((done & ~back) | over, -1, trials.place)
     return Trials(place, candidate, tokens, sources, scores), back

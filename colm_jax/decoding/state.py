@@ -87,7 +87,7 @@ class PendingCalls:
     age: Int[Array, "B"]  # base steps since the call
     base: Float[Array, "B V"]  # the base's logits of the next token, float32
     answers: tuple[Float[Array, "B V"], ...]  # each expert's
-    gate_logits: Float[Array, "B M"]
+    gate_logits: Float[Array, "B G"]
 
 
 @pytree

@@ -25,7 +25,7 @@ class Step:
 
     base: Float[Array, "B V"]
     experts: tuple[Float[Array, "B V"], ...]  # zeros where an expert was not called
-    gate_logits: Float[Array, "B M"]  # zeros without a gate
+    gate_logits: Float[Array, "B G"]  # zeros without a gate
     deferred: Bool[Array, "B"]  # p_defer > threshold (strategy `random`: at its rate)
 
 
@@ -46,7 +46,7 @@ def _of_writer(step: Step, writer: Int[Array, "B"]) -> Float[Array, "B V"]:
 
 
 def called(
-    strategy: Strategy, gate_logits: Float[Array, "B M"], deferred: Bool[Array, "B"], expert: int
+    strategy: Strategy, gate_logits: Float[Array, "B G"], deferred: Bool[Array, "B"], expert: int
 ) -> Bool[Array, "B"]:
     """Return which slots call this expert (0-based)."""
     if strategy.calls == "never":

@@ -21,6 +21,8 @@ from tests.tiny import tiny_config
 
 # Sizes by whose prime factors each array is known: 3 and 19 of a cache, 3 and 11 or 13 of a weight.
 LENGTH = 152 - ROOM  # of a cache with its room: 8 · 19
+pytestmark = pytest.mark.usefixtures("unchecked_types")  # programs are compiled from shapes
+
 MODEL = tiny_config(width=88, heads=6, kv_heads=3, head_dim=8, ff=104, vocab_size=34, depth=2)
 ON_TPU = tiny_config(width=256, heads=8, kv_heads=4, head_dim=128, ff=512, vocab_size=512, depth=2)
 

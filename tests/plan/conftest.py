@@ -1,10 +1,6 @@
-import jaxtyping
 import pytest
 
 
-@pytest.fixture(scope="module", autouse=True)
-def unchecked_types():
-    """Checks no types: a plan compiles with shapes in the place of arrays."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+@pytest.fixture(autouse=True, scope="module")
+def _no_checks(unchecked_types):
+    """A plan compiles with shapes in place of arrays."""
