@@ -11,7 +11,7 @@ __all__ = ["CoLM", "__version__"]
 
 
 def __getattr__(name: str):
-    """Imports `CoLM` on first use, so that `colm --help` and the data tools start without JAX."""
+    """Import `CoLM` on first use, so that `colm --help` and the data tools start without JAX."""
     if name == "CoLM":
         from colm_jax.team import CoLM
 

@@ -88,7 +88,7 @@ class CoLM:
 
         Args:
           base: a local Hugging Face directory, a team directory, or a Hub name.
-          experts: likewise; None: those that the team directory names, [] a base alone.
+          experts: likewise; None: the experts of the team directory; []: a base alone.
           mesh: where weights live; None: the first device.
           dtype: of weights, activations and caches: "float32", "bfloat16" or "float16".
           expert_dtype: of the experts, where it differs; "int8" and "int4" quantise their weights. None: as the
@@ -164,7 +164,7 @@ class CoLM:
         keys: Sequence[int] | None = None,
         **overrides: Any,
     ) -> Iterator[tuple[int, Generation]]:
-        """`generate`, yielding (index of the prompt, answer) as answers are finished, in no particular order.
+        """Generate as `generate`; yield (index of the prompt, answer) as answers are finished, in no particular order.
 
         With `log_probs`, answers come in groups.
 
@@ -256,7 +256,7 @@ class CoLM:
         return self.score_examples(encode_examples(places, self.tokenizer, self.context, "records", self.allowed))
 
     def score_examples(self, examples: Examples) -> ScoredTexts:
-        """`score` of texts that are tokenised already."""
+        """Score texts that are tokenised already, as `score`."""
         models = [score_examples(self.base, examples, self.allowed, self.gate)]
         models += [score_examples(expert, examples, self.allowed) for expert in self.experts]
         gate_logits, scored = models[0].gate_logits, []

@@ -15,7 +15,7 @@ per token, with the actual deferral rate. In a batch, c counts the steps at whic
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -170,15 +170,7 @@ def measure(settings: DecodeBench, announce: Announce = lambda name: None) -> tu
             announce(_name(_deferred(rate), batch))
             runs[rate, batch] = ours("random", batch, rate)
 
-    works: dict[str, Callable[[], Any]] = {}
-    for batch in batches:
-        for model in MODELS:
-            works[_name(model, batch)] = partial(ours, model, batch)
-            works[_name(f"{model}, 1 token", batch)] = partial(ours, model, batch, new_tokens=1)
-        works[_name("no deferral", batch)] = partial(ours, "defer", batch)
-        for rate in settings.rates:
-            works[_name(_deferred(rate), batch)] = partial(ours, "random", batch, rate)
-    trials: dict[str, float] = {}
+    works, trials = _engine_works(ours, settings.rates, batches), dict[str, float]()
     if pair is not None:
         others, trials = _baselines(pair, ours, runs, settings, announce)
         works |= others
@@ -235,6 +227,19 @@ def _leaves(module: nnx.Module, what: str) -> int:
 def _cache_bytes(model, batch: int, positions: int, dtype: str) -> int:
     """Return the bytes of keys and values of all positions of a batch, without padding."""
     return 2 * batch * model.depth * model.kv_heads * model.head_dim * positions * DTYPES[dtype].dtype.itemsize
+
+
+def _engine_works(ours: Ours, rates: Sequence[float], batches: Sequence[int]) -> dict[str, Callable[[], Any]]:
+    """Return the runs of the engine that are timed, by name."""
+    works: dict[str, Callable[[], Any]] = {}
+    for batch in batches:
+        for model in MODELS:
+            works[_name(model, batch)] = partial(ours, model, batch)
+            works[_name(f"{model}, 1 token", batch)] = partial(ours, model, batch, new_tokens=1)
+        works[_name("no deferral", batch)] = partial(ours, "defer", batch)
+        for rate in rates:
+            works[_name(_deferred(rate), batch)] = partial(ours, "random", batch, rate)
+    return works
 
 
 def _baselines(

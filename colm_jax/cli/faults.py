@@ -1,7 +1,7 @@
-"""How a command ends that could not do its work: the exit status, and the one line that says why.
+"""Errors of the command line: the exit status, and the one line that says why.
 
-What is not listed here is a fault of this program, and ends with Python's traceback. COLM_TRACEBACK=1 shows the
-traceback of all others too.
+An error that is not listed here is a bug and ends with Python's traceback. COLM_TRACEBACK=1 shows the traceback of
+every error.
 """
 
 import errno
@@ -17,7 +17,7 @@ _SMALLER = (
     "Make it smaller: --dtype bfloat16, --batch_size or --gin.Training.batch_size, --trainable lora or gate, "
     "--gin.Training.remat=\"'full'\", or more devices by --mesh."
 )
-# What the user can mend where the path is one that was given; of all others the machine is in trouble.
+# The user's to correct if the path was given in the command; otherwise a fault of the machine.
 _GIVEN = {
     getattr(errno, name)
     for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY ELOOP ENAMETOOLONG EACCES EPERM EROFS EINVAL".split()
@@ -74,7 +74,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _of_the_system(error: OSError, arguments: Sequence[str]) -> tuple[int, str]:
-    """Of an error of the operating system, or of a library that calls its own one."""
+    """Return status and line of an error of the operating system."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     said = error.strerror or _one_line(error) or type(error).__name__
     line = f"{' to '.join(names)}: {said}" if names else said
@@ -86,7 +86,7 @@ def _of_the_system(error: OSError, arguments: Sequence[str]) -> tuple[int, str]:
 
 
 def _is_given(name: str, arguments: Sequence[str]) -> bool:
-    """Return whether a path is one of the arguments, or lies below one."""
+    """Return whether a path is one of the arguments, or below one."""
     path = os.path.abspath(name)
     words = [word.strip("'\"") for argument in arguments for word in (argument, argument.partition("=")[2])]
     roots = [os.path.abspath(word) for word in words if word and not word.startswith("-")]

@@ -107,7 +107,7 @@ def expert_flag(parser: Parser, required: bool = False, text: str = "repeat for 
 def team_flags(parser: Parser) -> None:
     """Add the flags of a team that is loaded: --base, --expert, and how they are held."""
     parser.add_argument("--base", required=True, metavar="MODEL", help=declared(field_of(RunConfig, "base")).help)
-    expert_flag(parser, text="repeat for several experts (default: those that the team names)")
+    expert_flag(parser, text="repeat for several experts (default: the experts of the team)")
     dtype_flags(parser, expert_default="as the team was trained, or --dtype")
     mesh_flag(parser)
     expert_mesh_flag(parser)

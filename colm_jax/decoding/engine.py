@@ -356,7 +356,7 @@ class Session:
 
 
 def _group(slots: Sequence[int], done: np.ndarray, ends: np.ndarray, room: int) -> tuple[list[int], int]:
-    """Return slots whose sequences one pass can read, and its size.
+    """Return the slots whose sequences one pass can read, and its size.
 
     Args:
       slots: with unread tokens.

@@ -60,22 +60,22 @@ def run_turns(
 
 
 def _runnable(state: DecodingState) -> Bool[Array, "B"]:
-    """Unfinished sequences without a pending call."""
+    """Return the unfinished sequences without a pending call."""
     return (state.finish == UNFINISHED) & ~has_pending(state)
 
 
 def _within_reach(config: LoopConfig, state: DecodingState) -> Bool[Array, "B"]:
-    """Slots whose pending calls a pass inside the loop can serve."""
+    """Return the slots whose pending calls a pass inside the loop can serve."""
     return has_pending(state) & ~jnp.any(out_of_reach(state, config.reach), axis=1)
 
 
 def _enough(batching: ExpertBatching, pending: Bool[Array, "B"], age: Int[Array, "B"]) -> Bool[Array, ""]:
-    """Whether these pending calls are many or old enough for an expert pass."""
+    """Return whether these pending calls are many or old enough for an expert pass."""
     return (jnp.sum(pending) >= batching.calls) | jnp.any(pending & (age >= batching.steps))
 
 
 def _pass_due(config: LoopConfig, state: DecodingState) -> Bool[Array, ""]:
-    """Whether an expert pass is due: enough calls are pending, or no sequence can continue without one."""
+    """Return whether an expert pass is due: enough calls are pending, or no sequence can continue without one."""
     near = _within_reach(config, state)
     return jnp.any(near) & (_enough(config.batching, near, state.pending.age) | ~jnp.any(_runnable(state)))
 
@@ -191,7 +191,7 @@ def _expert_pass(
 
 
 def _shares(needed: Int[Array, "B"], room: Int[Array, ""]) -> Int[Array, "B"]:
-    """How much of what each slot needs it gets, in order, until the room is full."""
+    """Return how much of what each slot needs it gets, in order, until the room is full."""
     before = jnp.cumsum(needed) - needed
     return jnp.clip(room - before, 0, needed)
 
@@ -206,12 +206,12 @@ def _window(tokens: Int[Array, "B S"], start: Int[Array, "B"], size: int) -> Int
 
 
 def _written(state: DecodingState) -> Int[Array, "B"]:
-    """The number of tokens after each prompt."""
+    """Return the number of tokens after each prompt."""
     return state.lengths - state.requests.prompt_lengths
 
 
 def _keys(state: DecodingState) -> Array:
-    """[B] the PRNG key of each slot's next token."""
+    """Return the PRNG key of each slot's next token, [B]."""
     return jax.vmap(jax.random.fold_in)(state.requests.keys, _written(state))
 
 
@@ -221,7 +221,7 @@ def _threshold(state: DecodingState) -> Float[Array, "B"]:
 
 
 def _deferred(config: LoopConfig, state: DecodingState) -> Bool[Array, "B"]:
-    """Whether each slot's next token is deferred."""
+    """Return whether each slot's next token is deferred."""
     if config.strategy.name == "random":
         coins = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(_keys(state))
         return coins < state.requests.rates

@@ -44,7 +44,7 @@ def empty_state(
 
     Args:
       loop: what is compiled into the loop.
-      models: base and experts: configuration, type of the cache, and the mesh that it lies on.
+      models: base and experts: configuration, type of the cache, and its mesh.
       vocab_size: of the shared vocabulary.
       shape: of the batch.
     """

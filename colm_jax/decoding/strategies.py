@@ -33,12 +33,12 @@ Choice = tuple[Float[Array, "B V"], Int[Array, "B"]]  # logits to sample the tok
 
 
 def _writer(step: Step) -> Int[Array, "B"]:
-    """The most probable expert where deferred (1..M), else the base (0)."""
+    """Return the most probable expert where deferred (1..M), else the base (0)."""
     return jnp.where(step.deferred, 1 + jnp.argmax(step.gate_logits, axis=-1), 0)
 
 
 def _of_writer(step: Step, writer: Int[Array, "B"]) -> Float[Array, "B V"]:
-    """The logits of each slot's writer."""
+    """Return the logits of each slot's writer."""
     logits = step.base
     for m, expert in enumerate(step.experts):
         logits = jnp.where((writer == m + 1)[:, None], expert, logits)
@@ -62,7 +62,7 @@ def _defer(step: Step) -> Choice:
 
 
 def _compose(step: Step) -> Choice:
-    """Where deferred, the mixture Σ_z P(Z=z) p_z; the source is the model that contributes most to the token."""
+    """Return the mixture Σ_z P(Z=z) p_z where deferred; the source is the model that contributes most to the token."""
     models = jnp.stack([step.base, *step.experts], axis=1)  # [B, M+1, V]
     joint = log_writers(step.gate_logits)[..., None] + jax.nn.log_softmax(models, axis=-1)
     mixture = jax.nn.logsumexp(joint, axis=1)

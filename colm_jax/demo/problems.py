@@ -125,7 +125,7 @@ def draw_problem(kind: str, rng: random.Random, compute: Compute = calculate) ->
 
 
 def _two_step(rng: random.Random, compute: Compute, name: str, item: str, box: str) -> Problem:
-    """A product below 100, then a sum or a difference."""
+    """Return a product below 100, then a sum or a difference."""
     while True:
         each, _, count = product = draw_fact("·", rng)
         operator, other = rng.choice("+-"), rng.randint(11, 88)
@@ -146,7 +146,7 @@ def _two_step(rng: random.Random, compute: Compute, name: str, item: str, box: s
 
 
 def _powers(rng: random.Random, compute: Compute) -> Problem:
-    """A product, a quotient or a power of powers; finding the exponent is wording, the power is the fact."""
+    """Return a product, a quotient or a power of powers; finding the exponent is wording, the power is the fact."""
     letter = rng.choice(_LETTERS)
     base, _, exponent = fact = draw_fact("^", rng)
     products = [(m, exponent - m) for m in (2, 3, 4) if 2 <= exponent - m <= 4]

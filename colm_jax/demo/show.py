@@ -104,7 +104,7 @@ def _write_pair(run: StageContext[int], directory: Path) -> None:
 
 
 def _answers_key(run: DemoContext) -> StageKey:
-    """The three teams and the pair."""
+    """Return the three teams and the pair."""
     runs = {"colm": run.inputs.colm, "weak": run.inputs.weak, "sft": run.inputs.tuned}
     teams = {name: each.stages["team"].digest for name, each in runs.items()}
     return StageKey(teams | {"pair": run.inputs.pair.digest}, {"curve": CURVE})

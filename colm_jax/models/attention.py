@@ -18,7 +18,7 @@ _MASKED = -1e30  # finite: a row that is masked throughout gives a mean, not NaN
 
 
 def rope_frequencies(head_dim: int, rope: Rope) -> Float[np.ndarray, "h2"]:
-    """Radians per token of each pair of dimensions, float32 (Su et al. 2021, eq. 15; bands: Llama 3.1)."""
+    """Return radians per token of each pair of dimensions, float32 (Su et al. 2021, eq. 15; bands: Llama 3.1)."""
     frequencies = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
     stretched = frequencies / rope.factor
     if rope.bands is None:
@@ -29,19 +29,19 @@ def rope_frequencies(head_dim: int, rope: Rope) -> Float[np.ndarray, "h2"]:
 
 
 def rope_angles(positions: Int[Array, "B T"], head_dim: int, rope: Rope) -> Float[Array, "B T h2"]:
-    """Rotation angles in radians, float32, of each position and pair of dimensions."""
+    """Return rotation angles in radians, float32, of each position and pair of dimensions."""
     return positions[..., None].astype(jnp.float32) * rope_frequencies(head_dim, rope)
 
 
 def positions_in(segments: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
-    """Each token's place in its own text, for rows in which texts follow one another."""
+    """Return each token's place in its own text, for rows in which texts follow one another."""
     places = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
     first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return places - jax.lax.cummax(jnp.where(first, places, 0), axis=1)
 
 
 def rotate(x: Float[Array, "B T heads h"], angles: Float[Array, "B T h2"]) -> Float[Array, "B T heads h"]:
-    """Applies RoPE in the half-split layout of Hugging Face checkpoints: dimension i turns with i + h/2."""
+    """Apply RoPE in the half-split layout of Hugging Face checkpoints: dimension i turns with i + h/2."""
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -60,7 +60,7 @@ def attend(
     segments: Int[AnyArray, "B T"] | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "B T H h"]:
-    """Each new token attends to the cached tokens (`past`: keys, values, lengths) and to the new ones up to itself.
+    """Attend from each new token to the cached tokens (`past`: keys, values, lengths) and to the new ones up to itself.
 
     Right padding needs no mask: no real token attends to a later one. Softmax in float32.
 
@@ -116,9 +116,9 @@ def _by_head(
     precision: jax.lax.PrecisionLike,
     dtype: DTypeLike,
 ) -> Float[Array, "B K R _"]:
-    """The product of each head's rows with its cache, summed over the cache's `axis`.
+    """Return the product of each head's rows with its cache, summed over the cache's `axis`.
 
-    In the order in which the cache lies, and with one text without an axis for texts: in any other form XLA on CPU
+    In the memory order of the cache, and for one text without an axis for texts: in any other form XLA on CPU
     transposes the cache first, a copy of it in every step.
     """
     axes: tuple[int, ...] = (0, 1)

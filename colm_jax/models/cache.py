@@ -1,8 +1,8 @@
 """The KV cache: what a model has read of each sequence, and how far.
 
 A pass over new tokens only *reads* the cache and returns the keys and values of those tokens (`KVRows`); `write` stores
-them afterwards. So a pass can stand inside `lax.cond` while the write stands outside, and no branch ever returns (and
-copies) a cache. KVRows at or beyond a sequence's length are never read: writing rubbish there is harmless.
+them afterwards. So a pass can be inside `lax.cond` while the write is outside, and no branch ever returns (and
+copies) a cache. KVRows at or beyond a sequence's length are never read: what is written there does not matter.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class KVCache:
         dtype: DTypeLike,
         mesh: Mesh | AbstractMesh | None = None,
     ) -> "KVCache":
-        """A cache of `size` positions. It must exceed the longest text by the longest chunk ever written to it.
+        """Return a cache of `size` positions. It must exceed the longest text by the longest chunk ever written to it.
 
         On a `mesh` it is split by heads where the model's keys and values are.
         """
@@ -65,7 +65,7 @@ class KVCache:
         )
 
     def write(self, rows: KVRows, count: Int[Array, "N"], slots: Int[Array, "N"] | None = None) -> "KVCache":
-        """Stores `rows` behind the texts' lengths and lengthens them by `count` (0..T, the valid rows).
+        """Store `rows` after the texts' lengths and lengthen them by `count` (0..T, the valid rows).
 
         The rows are those of all texts in order, or of the texts in `slots`. One slice update per text, in a loop: as a
         scatter (`vmap`) the same write costs several times a whole step on CPU, and unrolled it is most of what there
@@ -86,7 +86,7 @@ class KVCache:
         return KVCache(keys, values, self.lengths.at[slots].set(self.lengths[slots] + count))
 
     def write_line(self, rows: KVRows, ragged: Ragged) -> "KVCache":
-        """Stores the rows of several texts in one line, in blocks of BLOCK behind each text's length.
+        """Store the rows of several texts in one line, in blocks of BLOCK after each text's length.
 
         No more blocks than hold tokens: where nothing was read, nothing is written. The line is BLOCK places longer
         than its tokens, since a text's last block reaches beyond them.
@@ -109,12 +109,12 @@ class KVCache:
         return KVCache(keys, values, self.lengths + ragged.counts)
 
     def of(self, slots: Int[Array, "N"]) -> "KVCache":
-        """What was read of the texts in some slots."""
+        """Return what was read of the texts in some slots."""
         return jax.tree.map(lambda x: x[slots], self)
 
 
 def no_rows(config: ModelConfig, batch: int, time: int, dtype: DTypeLike) -> KVRows:
-    """KVRows of a pass that did not happen: what the idle branch of a `lax.cond` returns."""
+    """Return the rows of a pass that did not happen: what the idle branch of a `lax.cond` returns."""
     shape = (batch, config.kv_heads, time, config.head_dim)
     zeros = tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
     return KVRows(keys=zeros, values=zeros)

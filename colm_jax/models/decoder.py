@@ -155,14 +155,14 @@ class Decoder(nnx.Module):
         spread: jax.sharding.Sharding | None = None,
         ragged: Ragged | None = None,
     ) -> tuple[Float[Array, "B T D"], KVRows | None]:
-        """Reads T tokens behind what the cache holds (from position 0 without one).
+        """Read T tokens after what the cache holds (from position 0 without one).
 
         Args:
           tokens: to be read.
           cache: what was read before; needs `unstacked()` layers.
           remat: what each layer keeps for its gradient, a key of REMAT; of stacked layers only.
           segments: where rows hold several texts: which one each token belongs to. Without a cache only.
-          spread: how the residual stream lies on a mesh, by texts. Without it the compiler may split the stream as
+          spread: sharding of the residual stream by texts. Without it the compiler may split the stream as
             the weights are, along D, and then every product of the whole batch is summed over the devices.
           ragged: where the tokens [1,N] are those of several texts in one line: whose they are. With a cache only.
 
@@ -210,7 +210,7 @@ class Decoder(nnx.Module):
         policy: Callable | None,
         kept: Constraint,
     ) -> Float[Array, "B T D"]:
-        """The stacked layers, one after the other."""
+        """Return the stacked layers, one after the other."""
         graph, stacked = nnx.split(self.layers)
         windows = None
         if self.config.windows is not None and any(self.config.windows):
@@ -230,7 +230,7 @@ class Decoder(nnx.Module):
     def logits(
         self, hidden: Float[AnyArray, "*N D"], allowed: Bool[AnyArray, "A"] | None = None
     ) -> Float[Array, "*N _"]:
-        """Scores over the vocabulary, float32; given `allowed`, over its A ids, -inf where it is False."""
+        """Return scores over the vocabulary, float32; given `allowed`, over its A ids, -inf where it is False."""
         kernel = self.embedding[...].T if self.config.tied else self.head[...]
         logits = jnp.dot(hidden, kernel, precision=precision_of(hidden.dtype), preferred_element_type=jnp.float32)
         if self.config.logit_softcap is not None:
@@ -238,7 +238,7 @@ class Decoder(nnx.Module):
         return logits if allowed is None else jnp.where(allowed, logits[..., : allowed.shape[0]], -jnp.inf)
 
     def unstacked(self) -> "Decoder":
-        """The same model with a list of layers in place of the stacked ones. Copies the layers' weights."""
+        """Return the same model with a list of layers in place of the stacked ones. Copies the layers' weights."""
         if not isinstance(self.layers, Block):
             return self
         graph, stacked = nnx.split(self.layers)
@@ -248,7 +248,7 @@ class Decoder(nnx.Module):
 
 
 def _layer(stacked: nnx.State, number: int) -> nnx.State:
-    """One layer of stacked parameters."""
+    """Return one layer of stacked parameters."""
 
     def take(variable: nnx.Variable) -> nnx.Variable:
         value = jax.tree.map(lambda leaf: leaf[number], variable.get_value())

@@ -10,7 +10,7 @@ from colm_jax.models.layers import Linear, Maker, product
 
 
 def activate(name: str, x: Float[Array, "*N F"]) -> Float[Array, "*N F"]:
-    """The gate's activation: SiLU, or GELU by its tanh approximation."""
+    """Return the gate's activation: SiLU, or GELU by its tanh approximation."""
     return jax.nn.silu(x) if name == "silu" else jax.nn.gelu(x, approximate=True)
 
 
@@ -26,7 +26,7 @@ class FeedForward(nnx.Module):
         self.down = Linear("btf,fd->btd", (f, d), ("ff", "embed"), make, scale=scale, bias=bias)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Applies the layer to each token."""
+        """Apply the layer to each token."""
         return self.down(activate(self.activation, self.gate(x)) * self.up(x))
 
 
@@ -48,7 +48,7 @@ class MixtureFeedForward(nnx.Module):
         self.down = make((n, f, d), ("networks", "ff", "embed"), (2 * config.depth * f) ** -0.5)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Applies each token's networks."""
+        """Apply each token's networks."""
         shares = jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1)
         top, chosen = jax.lax.top_k(shares, self.active)  # [B, T, A]
         weights = top / jnp.sum(top, axis=-1, keepdims=True)

@@ -15,16 +15,16 @@ class Gate(nnx.Module):
         self.kernel = nnx.Param(jnp.zeros((width, experts), jnp.float32), axes=("embed", "experts"))
 
     def __call__(self, hidden: Float[AnyArray, "*N D"]) -> Float[Array, "*N M"]:
-        """Gate logits g, float32."""
+        """Return gate logits g, float32."""
         return jnp.dot(hidden.astype(jnp.float32), self.kernel[...], precision=jax.lax.Precision.HIGHEST)
 
 
 def log_writers(logits: Float[AnyArray, "*N M"]) -> Float[Array, "*N M+1"]:
-    """log P(Z = 0..M) from gate logits, the base first."""
+    """Return log P(Z = 0..M) from gate logits, the base first."""
     base = jnp.zeros_like(logits[..., :1])
     return jax.nn.log_softmax(jnp.concatenate([base, logits], axis=-1), axis=-1)
 
 
 def p_defer(logits: Float[AnyArray, "*N M"]) -> Float[Array, "*N"]:
-    """P(Z ≠ 0): the probability that an expert writes."""
+    """Return P(Z ≠ 0): the probability that an expert writes."""
     return jax.nn.sigmoid(jax.nn.logsumexp(logits, axis=-1))

@@ -20,12 +20,12 @@ class Maker:
         self.rngs, self.dtype, self.layers = rngs, dtype, layers
 
     def __call__(self, shape: tuple[int, ...], axes: tuple[str, ...], scale: float) -> nnx.Param:
-        """A parameter, normal with deviation `scale`."""
+        """Return a parameter, normal with deviation `scale`."""
         shape, axes = self._stacked(shape, axes)
         return nnx.Param((scale * jax.random.normal(self.rngs.params(), shape)).astype(self.dtype), axes=axes)
 
     def constant(self, value: float, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
-        """A parameter that is `value` everywhere."""
+        """Return a parameter that is `value` everywhere."""
         shape, axes = self._stacked(shape, axes)
         return nnx.Param(jnp.full(shape, value, self.dtype), axes=axes)
 
@@ -34,7 +34,7 @@ class Maker:
 
 
 def product(equation: str, x: Float[Array, "..."], kernel: Float[Array, "..."] | qwix.QArray) -> Float[Array, "..."]:
-    """The einsum of activations and a kernel that may be quantised."""
+    """Return the einsum of activations and a kernel that may be quantised."""
     einsum = qwix.einsum if isinstance(kernel, qwix.QArray) else jnp.einsum
     return einsum(equation, x, kernel, precision=precision_of(x.dtype))
 
@@ -65,7 +65,7 @@ class Linear(nnx.Module):
         return sum(axis in x for axis in kernel)
 
     def __call__(self, x: Float[Array, "B T ..."], joined: bool = False) -> Float[Array, "B T ..."]:
-        """Maps each token.
+        """Map each token.
 
         `joined`: where two axes are summed over, they are joined first; XLA on CPU else transposes the kernel at every
         call. Not for training: LoRA knows a kernel by its einsum.
@@ -89,7 +89,7 @@ class RMSNorm(nnx.Module):
         self.scale = make.constant(0.0 if zero_centred else 1.0, (size,), (axis,))
 
     def __call__(self, x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
-        """Normalises each vector. (The families differ in where they round: Gemma scales before, the others after.)"""
+        """Normalise each vector. (The families differ in where they round: Gemma scales before, the others after.)"""
         wide = x.astype(jnp.float32)
         wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
         if self.zero_centred:

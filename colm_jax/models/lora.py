@@ -21,7 +21,8 @@ _SUFFIXES = ("_lora_a", "_lora_b")
 
 
 def add_lora(decoder: Decoder, settings: Lora, seed: int) -> Decoder:
-    """The same model with LoRA matrices (`nnx.LoRAParam`) on its layers; it computes the same until they are trained.
+    """Return the same model with LoRA matrices (`nnx.LoRAParam`) on its layers; it computes the same until they are
+    trained.
 
     A kernel W becomes W + alpha / rank · A B, and B is initialised to 0. A mixture's networks get none.
 
@@ -42,7 +43,7 @@ def add_lora(decoder: Decoder, settings: Lora, seed: int) -> Decoder:
     kernels = dict(nnx.to_flat_state(stacked))
 
     def spread(number: int, path: tuple, variable: nnx.Variable) -> nnx.Variable:
-        """One layer's matrix, as a stack: A random in every layer, with variance 1 / inputs; B zero. Float32."""
+        """Return one layer's matrix, as a stack: A random in every layer, with variance 1 / inputs; B zero. Float32."""
         name, matrix = path[-1][: -len(_SUFFIXES[0])], path[-1][-1]
         axes = kernels[(*path[:-1], name)].get_metadata()["axes"]
         shape, others = (config.depth, *variable.shape), len(variable.shape) - 1
@@ -60,7 +61,7 @@ def add_lora(decoder: Decoder, settings: Lora, seed: int) -> Decoder:
 
 
 def merge_lora(decoder: Decoder, plain: Decoder, settings: Lora) -> Decoder:
-    """`plain` (the model before `add_lora`, its graph) with W + alpha / rank · A B in place of each kernel."""
+    """Return `plain` (the model before `add_lora`, its graph) with W + alpha / rank · A B in place of each kernel."""
     state = dict(nnx.to_flat_state(nnx.state(decoder.layers)))
     graph, stacked = nnx.split(plain.layers)
     merged = []
@@ -75,7 +76,7 @@ def merge_lora(decoder: Decoder, plain: Decoder, settings: Lora) -> Decoder:
 
 @jax.jit
 def _product(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """A B of every layer, float32."""
+    """Return a B of every layer, float32."""
 
     def one(a: Float[Array, "*inputs R"], b: Float[Array, "R *outputs"]) -> Float[Array, "..."]:
         return jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)

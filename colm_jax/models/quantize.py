@@ -18,7 +18,9 @@ QUANTIZED = re.compile(r"layers(\.\d+)?\.(attention\.\w+\.kernel|feed_forward\.(
 
 @partial(jax.jit, static_argnames=("inputs", "kind"))
 def quantize_kernel(kernel: Float[Array, "..."], inputs: int, kind: str) -> qwix.QArray:
-    """One layer's kernel [inputs..., outputs...], symmetric, by its largest value: one scale an output (and tile)."""
+    """Return one layer's kernel [inputs..., outputs...], symmetric, by its largest value: one scale an output (and
+    tile).
+    """
     channels = range(inputs, kernel.ndim)
     size = kernel.shape[inputs - 1]
     tiles = {inputs - 1: INT4_TILE} if kind == "int4" and size % INT4_TILE == 0 else {}

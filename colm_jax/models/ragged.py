@@ -15,7 +15,7 @@ from colm_jax.models.arrays import pytree
 @pytree
 @dataclass(frozen=True)
 class Ragged:
-    """Where each of N tokens in line belongs. Those behind the last text's belong nowhere; what they give is unused."""
+    """Where each of N tokens in line belongs. Tokens after the last text's belong to none; their results are unused."""
 
     starts: Int[Array, "B"]  # each text's first place in the line
     counts: Int[Array, "B"]  # how many it has there, C at most
@@ -25,7 +25,7 @@ class Ragged:
 
     @classmethod
     def of(cls, counts: Int[Array, "B"], tokens: int, chunk: int) -> "Ragged":
-        """A line of `tokens` places for texts with `counts` new tokens, `chunk` at most each; they must fit."""
+        """Return a line of `tokens` places for texts with `counts` new tokens, `chunk` at most each; they must fit."""
         starts = jnp.cumsum(counts) - counts
         places = jnp.arange(tokens)
         text = jnp.minimum(jnp.sum(jnp.cumsum(counts)[:, None] <= places, axis=0), counts.shape[0] - 1)
@@ -34,13 +34,13 @@ class Ragged:
         return cls(starts, counts, text, offset, cells)
 
     def grid(self, line: Float[Array, "1 N *D"]) -> Float[Array, "B C *D"]:
-        """Each text's tokens in a row of their own. Cells beyond a text's count hold others' tokens."""
+        """Return each text's tokens in a row of their own. Cells beyond a text's count hold others' tokens."""
         return line[0][self.cells]
 
     def line(self, grid: Float[Array, "B C *D"]) -> Float[Array, "1 N *D"]:
-        """The way back."""
+        """Return the way back."""
         return grid[self.text, self.offset][None]
 
     def last(self, line: Float[Array, "1 N D"]) -> Float[Array, "B D"]:
-        """What the line holds at each text's last token."""
+        """Return what the line holds at each text's last token."""
         return line[0][jnp.clip(self.starts + self.counts - 1, 0, line.shape[1] - 1)]

@@ -22,7 +22,7 @@ def _joint(
     expert_log_probs: Float[AnyArray, "B T M"],
     mask: Bool[AnyArray, "B T"],
 ) -> tuple[Float[Array, "B T M+1"], Float[Array, "B T M+1"]]:
-    """log P(Z = z) and log P(Z = z) + log p_z(x), with masked positions replaced by zeros before any arithmetic.
+    """Return log P(Z = z) and log P(Z = z) + log p_z(x), with masked positions replaced by zeros before any arithmetic.
 
     Replacing at the input, not the output, is what keeps gradients there zero even where scores are infinite.
     """
@@ -38,7 +38,7 @@ def marginal_nll(
     expert_log_probs: Float[AnyArray, "B T M"],
     mask: Bool[AnyArray, "B T"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """−Σ mask · log Σ_z P(Z=z) p_z(x).
+    """Return −Σ mask · log Σ_z P(Z=z) p_z(x).
 
     Args:
       gate_logits: logits g of P(Z) = softmax(0, g).
@@ -60,7 +60,7 @@ def responsibilities(
     expert_log_probs: Float[AnyArray, "B T M"],
     mask: Bool[AnyArray, "B T"],
 ) -> Float[Array, "B T M+1"]:
-    """P(Z = z | text) at each position, the base first: the E step. Rows where mask is false are zero."""
+    """Return P(Z = z | text) at each position, the base first: the E step. Rows where mask is false are zero."""
     _, joint = _joint(gate_logits, base_log_prob, expert_log_probs, mask)
     return jax.nn.softmax(joint, axis=-1) * mask[..., None].astype(joint.dtype)
 
@@ -71,7 +71,7 @@ def em_loss(
     expert_log_probs: Float[AnyArray, "B T M"],
     mask: Bool[AnyArray, "B T"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """−Σ mask · Σ_z r_z (log P(Z=z) + [z=0] log p_0(x)), r the responsibilities under stop_gradient.
+    """Return −Σ mask · Σ_z r_z (log P(Z=z) + [z=0] log p_0(x)), r the responsibilities under stop_gradient.
 
     Arguments and result as `marginal_nll`; the value differs, the gradient is the same (Fisher's identity).
     """
@@ -84,5 +84,7 @@ def em_loss(
 
 
 def latent_objective(objective: Any) -> Callable:
-    """The function of "marginal", "em", or of a reference to one of the user's with the same arguments and result."""
+    """Return the function of "marginal", "em", or of a reference to one of the user's with the same arguments and
+    result.
+    """
     return {"marginal": marginal_nll, "em": em_loss}[objective] if isinstance(objective, str) else object_of(objective)

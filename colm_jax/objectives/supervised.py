@@ -10,7 +10,7 @@ from colm_jax.models.arrays import AnyArray
 def sft_loss(
     base_log_prob: Float[AnyArray, "B T"], mask: Bool[AnyArray, "B T"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """−Σ mask · log p_0(x): plain cross-entropy of the base, as (sum, count)."""
+    """Return −Σ mask · log p_0(x): plain cross-entropy of the base, as (sum, count)."""
     kept = mask.astype(base_log_prob.dtype)
     return -jnp.sum(kept * jnp.where(mask.astype(bool), base_log_prob, 0.0)), jnp.sum(kept)
 
@@ -21,7 +21,7 @@ def weighted_bce(
     mask: Bool[AnyArray, "B T"],
     positive_weight: float,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Binary cross-entropy of each expert's logit against its weak label, positives weighted; (sum, count).
+    """Return binary cross-entropy of each expert's logit against its weak label, positives weighted; (sum, count).
 
     Args:
       gate_logits: of each expert.
@@ -50,7 +50,7 @@ def weak_loss(
     mask: Bool[AnyArray, "B T"],
     positive_weight: float = 5.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """2/3 · cross-entropy of the base + 1/3 · weighted BCE of the gate against weak labels; (sum, count)."""
+    """Return 2/3 · cross-entropy of the base + 1/3 · weighted BCE of the gate against weak labels; (sum, count)."""
     nll, count = sft_loss(base_log_prob, mask)
     bce, _ = weighted_bce(gate_logits, labels, mask, positive_weight)
     return (2.0 * nll + bce) / 3.0, count

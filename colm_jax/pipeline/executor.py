@@ -53,7 +53,7 @@ class Stage(Generic[R]):
     name: str  # also of its directory, below that of the run
     key: Callable[[StageContext[R]], StageKey]
     work: Callable[[StageContext[R], Path], None]  # writes the stage's files; see `StageDirectory.run`
-    needs: tuple[str, ...] = ()  # earlier stages that it reads; "scores" stands for every "scores/NAME"
+    needs: tuple[str, ...] = ()  # earlier stages that it reads; "scores" means every "scores/NAME"
     applies: Callable[[R], bool] = lambda inputs: True  # whether these inputs have such a stage
     step: str = ""  # the step of `until` that it belongs to; "": one of its own name
 
@@ -83,7 +83,7 @@ def run_stages(
       stages: in order; each one follows the stages that it needs.
       inputs: passed to the stages.
       out: the directory; each stage has its own below it.
-      store: where the stages themselves lie, for runs with stages in common: stages with equal keys are done once, and
+      store: where the stages are kept, for runs with stages in common: stages with equal keys are done once, and
         `out` holds links to them. None: in `out`.
       until: the last step to do (see `steps`); None: all.
       on_finished: called with each stage when it is done, also when there was nothing to do.

@@ -1,4 +1,4 @@
-"""Generation lines: the files of answers, and how one goes on where it was stopped."""
+"""Generation lines: files of answers, and how writing one resumes."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from colm_jax.text.tokenizer import Tokenizer
 
 
 def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any]:
-    """A generation line (the contract's), with "tools", "sample" and "log_probs" where there are any."""
+    """Return a generation line (the contract's), with "tools", "sample" and "log_probs" where there are any."""
     key = prompt_key(prompt, str(name))
     line = {
         "id": name,
@@ -38,7 +38,7 @@ def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any
 
 
 def ids_of_prompt(line: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
-    """Ids of the prompt in a generation line, which is text, messages (with the line's tools) or ids.
+    """Return ids of the prompt in a generation line, which is text, messages (with the line's tools) or ids.
 
     Raises:
       UserError: it is none of these.
@@ -51,7 +51,7 @@ def ids_of_prompt(line: dict[str, Any], tokenizer: Tokenizer, where: str) -> lis
 
 
 def write_generations(path: Path, prompts: Sequence[Any], answers: Sequence[Generation], names: Sequence[Any]) -> None:
-    """Writes a file of generation lines."""
+    """Write a file of generation lines."""
     make_directory(path.parent)
     lines = (generation_line(*each) for each in zip(prompts, answers, names, strict=True))
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -60,12 +60,12 @@ def write_generations(path: Path, prompts: Sequence[Any], answers: Sequence[Gene
 class GenerationFile:
     """A file of generation lines, which appears when it is whole.
 
-    Until then what is finished lies in FILE.part, line by line as it came: a run that was stopped finds it there and
-    goes on. Its first line says what the answers belong to; where that has changed, they are made anew.
+    Until then finished answers are in FILE.part, in the order in which they were finished; a rerun resumes from it. Its
+    first line holds the hash of what decides the answers; if that has changed, all prompts are answered again.
     """
 
     def __init__(self, path: Path, prompts: Sequence[Any], names: Sequence[Any], samples: int, key: str):
-        """Finds what was written before.
+        """Read the answers of an interrupted run.
 
         Args:
           path: the file.
@@ -86,7 +86,7 @@ class GenerationFile:
                 self._lines[found[:2]] = found[2]
 
     def _kept(self, line: str) -> tuple[int, int, str] | None:
-        """A line of FILE.part: prompt, sample and generation line; None where it is something else."""
+        """Return a line of FILE.part: prompt, sample and generation line; None where it is something else."""
         number, _, rest = line.partition(" ")
         sample, _, text = rest.partition(" ")
         try:
@@ -107,23 +107,23 @@ class GenerationFile:
         return [i for i in range(len(self._prompts)) if any((i, j) not in self._lines for j in range(self._samples))]
 
     def add(self, number: int, answer: Generation) -> None:
-        """Keeps an answer to prompt `number`."""
+        """Keep an answer to prompt `number`."""
         line = generation_line(self._prompts[number], answer, self._names[number])
         self._lines[number, answer.sample] = text = json.dumps(line, ensure_ascii=False)
         self._growing.write(f"{number} {answer.sample} {text}\n")
 
     def begin(self) -> None:
-        """Starts FILE.part anew, with what was found in it."""
+        """Start a new FILE.part with the answers that were found in it."""
         make_directory(self._path.parent)
         found = (f"{number} {sample} {text}\n" for (number, sample), text in self._lines.items())
         self._growing = GrowingFile(self._part, "".join((self._head, *found)))
 
     def stop(self) -> None:
-        """Keeps what is finished."""
+        """Close the file; finished answers are kept."""
         self._growing.close()
 
     def finish(self) -> None:
-        """Puts the whole file in its place, in the prompts' order."""
+        """Write the whole file, in the order of the prompts."""
         ordered = [self._lines[place] for place in sorted(self._lines)]
         write_text(self._path, "".join(f"{text}\n" for text in ordered))
         self._part.unlink()
@@ -140,7 +140,7 @@ def write_answers(
     prompt_ids: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
-    """Answers prompts into a file of generation lines, going on where a stopped run was.
+    """Answer prompts into a file of generation lines; resume where an interrupted run stopped.
 
     Of several processes all compute every answer together, and the first writes.
 
@@ -153,7 +153,7 @@ def write_answers(
       key: hash of the models and of whatever else is not among the arguments and decides the answers.
       places: name of each prompt in errors.
       prompt_ids: of each prompt, where they are known already; None: they are tokenised here.
-      progress: told how many answers are finished.
+      progress: progress callback(answers finished).
 
     Returns:
       The lines; none in processes other than the first, which need not see the file.

@@ -191,7 +191,7 @@ def run_in_store(
 ) -> bool:
     """`StageDirectory.run` for runs that share stages; return whether there was work.
 
-    The files lie in STORE/NAME/HASH, where HASH is that of inputs and settings, and the stage's own directory is a
+    The files are in STORE/NAME/HASH, where HASH is that of inputs and settings, and the stage's own directory is a
     link to it. If several processes want the same stage at the same time, one works and the others wait.
 
     Raises:

@@ -37,7 +37,7 @@ Columns = tuple[Int[Array, "B T k"], Float[Array, "B T k"], Float[Array, "B T"],
 
 
 def top_candidates(logits: Float[Array, "B T V"], tokens: Int[Array, "B T"], top: int) -> Columns:
-    """The fields of `Candidates` at each position, float32; ids with logit -inf have probability 0."""
+    """Return the fields of `Candidates` at each position, float32; ids with logit -inf have probability 0."""
     log_p = jax.nn.log_softmax(logits, axis=-1)
     best, ids = jax.lax.top_k(log_p, top)
     p = jnp.exp(log_p)
@@ -70,7 +70,7 @@ def find_candidates(
     top: int = TOP,
     progress: Progress = lambda done, total: None,
 ) -> list[Candidates]:
-    """Reads every prompt with its answer under one model.
+    """Read every prompt with its answer under one model.
 
     Args:
       decoder: the model.

@@ -19,7 +19,7 @@ LOGIT_BYTES = 64 << 20  # of the logits that are held at once, over the whole ba
 def token_scores(
     logits: Float[AnyArray, "B T V"], tokens: Int[AnyArray, "B T"]
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """log p(token) and "token is the argmax" at each position, float32."""
+    """Return log p(token) and "token is the argmax" at each position, float32."""
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == tokens
 
@@ -31,7 +31,7 @@ def head_scores(
     allowed: Bool[AnyArray, "A"] | None = None,
     logit_bytes: int = LOGIT_BYTES,
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """`token_scores` of the decoder's logits over the `allowed` ids, a chunk of positions at a time.
+    """Return `token_scores` of the decoder's logits over the `allowed` ids, a chunk of positions at a time.
 
     Args:
       decoder: whose head is applied.
@@ -50,7 +50,7 @@ def head_argmax(
     allowed: Bool[AnyArray, "A"] | None = None,
     logit_bytes: int = LOGIT_BYTES,
 ) -> Int[Array, "B T"]:
-    """The decoder's own greedy choice at each position, among the `allowed` ids; arguments as of `head_scores`."""
+    """Return the decoder's greedy choice at each position among the `allowed` ids; arguments as of `head_scores`."""
 
     def choice(logits: Float[Array, "B t V"], _: Int[Array, "B t"]) -> tuple[Int[Array, "B t"]]:
         return (jnp.argmax(logits, axis=-1),)
@@ -68,7 +68,9 @@ def by_chunks(
     allowed: Bool[AnyArray, "A"] | None = None,
     logit_bytes: int = LOGIT_BYTES,
 ) -> tuple[Shaped[Array, "B T ..."], ...]:
-    """What `measure` makes of logits [B,t,V] and tokens [B,t], arrays [B,t,...], joined over chunks of positions."""
+    """Return what `measure` makes of logits [B,t,V] and tokens [B,t], arrays [B,t,...], joined over chunks of
+    positions.
+    """
     batch, time = tokens.shape
     chunk = max(1, logit_bytes // (4 * batch * decoder.config.vocab_size))
     if chunk >= time:

@@ -34,14 +34,14 @@ def _hidden_batch(
 def _text(
     hidden: Float[Array, "B T D"], row: Int[Array, ""], spread: jax.sharding.NamedSharding | None
 ) -> Float[Array, "T D"]:
-    """One text of a batch, so that no device ever holds another's texts but this one."""
+    """Return one text of a batch; no device gathers more of the others' texts than this one."""
     return replicate(hidden[row], spread)
 
 
 def hidden_to_directory(
     decoder: Decoder, examples: Examples, directory: Path, progress: Progress = lambda done, total: None
 ) -> None:
-    """Final hidden states into `directory` as shard-NNNNN.npy, float32 [n, D]; shards already there are kept.
+    """Write final hidden states into `directory` as shard-NNNNN.npy, float32 [n, D]; existing shards are kept.
 
     Row by row they are the states that predict the tokens that count in the loss, in the order of the texts. Which
     texts these are says shard-NNNNN.json, which is written first.
@@ -73,7 +73,7 @@ def hidden_to_directory(
 
 
 def open_hidden(directory: Path, examples: Examples) -> tuple[Float[np.ndarray, "n D"], ...]:
-    """The shards that `hidden_to_directory` wrote for these examples, mapped into memory, not read.
+    """Return the shards that `hidden_to_directory` wrote for these examples, mapped into memory, not read.
 
     Raises:
       UserError: a shard was made from other token ids or loss masks than these, or shards are missing.
@@ -92,5 +92,5 @@ def open_hidden(directory: Path, examples: Examples) -> tuple[Float[np.ndarray, 
 
 
 def _facts(shard: Path) -> Path:
-    """The file that says which texts a shard, finished or not, holds."""
+    """Return the file that says which texts a shard, finished or not, holds."""
     return shard.with_name(shard.name.partition(".")[0] + ".json")

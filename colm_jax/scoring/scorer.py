@@ -1,7 +1,7 @@
 """One model over the data: float32 log-probability of each text's own next token, and whether it was the argmax.
 
-Written in shards, each whole or not at all, so that a stopped run goes on behind the last whole shard.
-Of several processes all compute each batch together, and they take turns in writing: the shards lie side by side.
+Scores are written in shards, each whole or not at all, so that an interrupted run resumes after the last whole shard.
+Several processes compute each batch together and take turns in writing shards.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,7 @@ class Scores:
     def aligned(
         self, rows: PackedRows, shape: tuple[int, int]
     ) -> tuple[Float[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
-        """The scores of a batch's rows, each text's where `collate` put its tokens; zeros elsewhere."""
+        """Return the scores of a batch's rows in the places of its tokens; zeros elsewhere."""
         log_prob, is_argmax = np.zeros(shape, np.float32), np.zeros(shape, bool)
         for b, row in enumerate(rows):
             start = 0
@@ -61,7 +61,7 @@ def score_batch(
     spread: jax.sharding.NamedSharding | None,
     gate: Gate | None = None,
 ) -> tuple[Float[Array, "B T1-1"], Bool[Array, "B T1-1"], Float[Array, "B T1-1 M"] | None]:
-    """Scores [B, T], "is argmax" [B, T] and gate logits [B, T, M] of a batch of texts.
+    """Return scores [B, T], "is argmax" [B, T] and gate logits [B, T, M] of a batch of texts.
 
     The gate is applied here, so that hidden states never leave the device. Without one its logits are None. `spread`
     is the sharding of the texts on the mesh; None: all on one device.
@@ -74,7 +74,7 @@ def score_batch(
 
 
 def texts_at_once(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, wanted: int = _BATCH) -> int:
-    """Texts of a batch: as many for each group of devices (data · fsdp), and at least as many as wanted."""
+    """Return texts of a batch: as many for each group of devices (data · fsdp), and at least as many as wanted."""
     groups = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-wanted // groups) * groups
 
@@ -82,7 +82,7 @@ def texts_at_once(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, wanted: i
 def batches(
     examples: Examples, numbers: Sequence[int], spread: jax.sharding.NamedSharding | None
 ) -> Iterator[tuple[Sequence[int], Batch]]:
-    """The examples of these numbers, a text a row; all of one shape, so that one compiled program serves."""
+    """Return the examples of these numbers, a text a row; all of one shape, so that one compiled program serves."""
     length, size = padded_length(examples.lengths), _BATCH
     if jax.default_backend() == "cpu":  # a few rows are enough to use a CPU fully
         size = min(max(1, _CPU_POSITIONS // length), _BATCH)
@@ -100,10 +100,10 @@ def write_shards(
     write: Callable[[Path | None, Sequence[int]], None],
     progress: Progress,
 ) -> None:
-    """Has `write` write every shard-NNNNN of `directory` that is not there yet, from the numbers of its examples.
+    """Have `write` write every missing shard-NNNNN of `directory`, from the numbers of its examples.
 
-    Where the shard is another process's, `write` gets no path: it computes its part and writes nothing. All shards are
-    there when any process goes on.
+    If the shard is another process's, `write` gets no path: it computes its part and writes nothing. No process returns
+    before all shards exist.
     """
     make_directory(directory)
     count = len(examples.items)
@@ -130,7 +130,7 @@ def _passes(
     numbers: Sequence[int],
     gate: Gate | None = None,
 ) -> Iterator[tuple[Sequence[int], tuple]]:
-    """The examples' scores, a batch at a time: which examples, and the results of `score_batch`."""
+    """Return the examples' scores, a batch at a time: which examples, and the results of `score_batch`."""
     graph, state = nnx.split(decoder)
     spread = decoder.batch_sharding
     for rows, batch in batches(examples, numbers, spread):
@@ -144,7 +144,7 @@ def score_examples(
     gate: Gate | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Scores:
-    """Scores in memory: a few bytes a position, whatever the width of the model.
+    """Return scores in memory: a few bytes a position, whatever the width of the model.
 
     Args:
       decoder: the model.
@@ -173,7 +173,7 @@ def _argmax_batch(
     allowed: Bool[Array, "A"] | None,
     spread: jax.sharding.NamedSharding | None,
 ) -> Int[Array, "B T1-1"]:
-    """The greedy choices in place of tokens[:, 1:]."""
+    """Return the greedy choices in place of tokens[:, 1:]."""
     decoder = nnx.merge(graph, state)
     hidden, _ = decoder(tokens[:, :-1], spread=spread)
     return replicate(head_argmax(decoder, hidden, allowed), spread)
@@ -182,7 +182,7 @@ def _argmax_batch(
 def greedy_choices(
     decoder: Decoder, examples: Examples, allowed: Bool[np.ndarray, "A"] | None = None
 ) -> list[Int[np.ndarray, "_"]]:
-    """Of each text, int32: which token the model itself would write at each position, among the allowed."""
+    """Return the model's own most probable allowed token at each position of each text, int32."""
     graph, state = nnx.split(decoder)
     spread = decoder.batch_sharding
     found: list[np.ndarray] = []
@@ -198,7 +198,7 @@ def score_to_directory(
     allowed: Bool[np.ndarray, "A"] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Scores:
-    """Scores into `directory` as shard-NNNNN.npz; shards already there are kept. Returns all of them."""
+    """Write scores into `directory` as shard-NNNNN.npz and return all of them; existing shards are kept."""
 
     def write(path: Path | None, numbers: Sequence[int]) -> None:
         log_probs: list[np.ndarray] = []
@@ -219,7 +219,7 @@ def score_to_directory(
 
 
 def load_scores(directory: Path, examples: Examples) -> Scores:
-    """Reads what `score_to_directory` wrote for these examples.
+    """Read what `score_to_directory` wrote for these examples.
 
     Raises:
       UserError: a shard is damaged or was made from other token ids or loss masks than these, or shards are missing.
@@ -239,18 +239,18 @@ def load_scores(directory: Path, examples: Examples) -> Scores:
 
 
 def check_digest(path: Path, examples: Examples, numbers: range, digest: str | None) -> None:
-    """Raises UserError where a shard's digest is not that of the examples of these numbers."""
+    """Raise UserError where a shard's digest is not that of the examples of these numbers."""
     if numbers.stop > len(examples.items) or digest != examples.digest(numbers):
         raise UserError(f"{path}: was made from other data or with another tokenizer; delete {path.parent}")
 
 
 def check_count(directory: Path, examples: Examples, count: int) -> None:
-    """Raises UserError where shards hold fewer texts than there are."""
+    """Raise UserError where shards hold fewer texts than there are."""
     if count != len(examples.items):
         raise UserError(f"{directory}: its shards hold {count} texts, the data has {len(examples.items)}; delete it")
 
 
 def _texts(examples: Examples, rows: Sequence[int], values: Shaped[Array, "B T ..."]) -> list[np.ndarray]:
-    """A batch's values [B, T, ...] as one array a text, [n-1, ...]; copies, so that no padding stays in memory."""
+    """Return a batch's values [B, T, ...] as one array a text, [n-1, ...], copied to free the padding."""
     host = np.asarray(values)
     return [host[b, : examples.lengths[row] - 1].copy() for b, row in enumerate(rows)]

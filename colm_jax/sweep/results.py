@@ -15,7 +15,7 @@ from colm_jax.storage import read_json
 from colm_jax.sweep.runner import TrialState
 from colm_jax.sweep.trials import FILE, shown
 
-_TEXT = "text"  # stands for the strategy if there is no task
+_TEXT = "text"  # in place of the strategy if there is no task
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Text and tokens: the text that tokens stand for, read token by token, and the strings that end it."""
+"""Text and tokens: detokenisation, token by token, and stop strings."""

@@ -1,6 +1,6 @@
 """Text from tokens, one token at a time: the one place where written tokens become text.
 
-A token stands for bytes, not for characters: a character may span several tokens. `tokenizers.decoders.DecodeStream`
+A token encodes bytes, not characters: a character may span several tokens. `tokenizers.decoders.DecodeStream`
 is not used: it has no end (a cut character is lost), it holds back every text that ends in U+FFFD, and after some
 invalid bytes it raises.
 """
@@ -27,7 +27,7 @@ codecs.register_error(_ONE_EACH, _replace_each_byte)
 
 
 class TokenBytes:
-    """The bytes that each token of a tokenizer stands for.
+    """The bytes of each token of a tokenizer.
 
     Byte-level tokens are spelled in a byte's printable stand-ins, byte-fallback tokens as `<0xE2>`; every other token
     adds what the tokenizer's own decoder makes of it after the token before it (a SentencePiece decoder drops the
@@ -51,7 +51,7 @@ class TokenBytes:
         return _ONE_EACH if self._byte_fallback else "replace"
 
     def special(self, token: int) -> str | None:
-        """The spelling of a special token, which is no part of the text; None for all others."""
+        """Return the spelling of a special token, which is no part of the text; None for all others."""
         return self._special.get(token)
 
     def after(self, before: int | None, token: int) -> bytes:
@@ -100,7 +100,7 @@ class Detokenizer:
         return bool(self._unfinished)
 
     def push(self, token: int) -> str:
-        """The text that the token completes: "" within a character and for special tokens."""
+        """Return the text that the token completes: "" within a character and for special tokens."""
         if self._tokens.special(token) is not None:
             return ""
         read = self._tokens.after(self._before, token)
@@ -108,11 +108,11 @@ class Detokenizer:
         return self._own(self._utf8.decode(read))
 
     def flush(self) -> str:
-        """What stands for a character that no token completed, at the end of a text."""
+        """Return the replacement for an incomplete character at the end of a text."""
         return self._own(self._utf8.decode(b"", final=True))
 
     def _own(self, text: str) -> str:
-        """The text without what stands for the prompt's own broken end."""
+        """Return the text without the replacement for the prompt's own incomplete end."""
         if not text or not self._prompt_end:
             return text
         end, self._prompt_end = self._prompt_end, ""
@@ -120,7 +120,7 @@ class Detokenizer:
 
 
 def _decoder_kinds(decoder: Any) -> set[str]:
-    """The names of a decoder and of all that it is made of."""
+    """Return the names of a decoder and of all that it is made of."""
     found: set[str] = set()
 
     def visit(value: Any) -> None:
@@ -135,7 +135,7 @@ def _decoder_kinds(decoder: Any) -> set[str]:
 
 @cache
 def _bytes_of_stand_ins() -> dict[str, int]:
-    """Byte-level BPE's printable character of every byte, backwards (GPT-2's `bytes_to_unicode`)."""
+    """Return byte-level BPE's printable character of every byte, backwards (GPT-2's `bytes_to_unicode`)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

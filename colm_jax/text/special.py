@@ -9,13 +9,13 @@ DEFER_TOKEN = "<|defer|>"  # of the original Co-LLM's format
 
 
 def token_ids(config: dict[str, Any], name: str, path: str | Path, vocab_size: int | None = None) -> tuple[int, ...]:
-    """Token ids that a config.json or generation_config.json names: one, several, or none.
+    """Return token ids that a config.json or generation_config.json names: one, several, or none.
 
     Args:
       config: the file's content.
       name: of the field: null or a missing field is no id.
       path: of the file, for errors.
-      vocab_size: ids lie below it; not given, the file's own where it has one.
+      vocab_size: upper bound of ids; not given, the file's own where it has one.
 
     Raises:
       UserError: a value that is no token id, such as a string, a negative number or one beyond the vocabulary.

@@ -17,7 +17,7 @@ class StopStrings:
         self._length = 0  # of the shown text
 
     def push(self, text: str, special: str | None = None) -> int | None:
-        """Reads what a token adds to the text, or a special token's spelling, which adds nothing to it.
+        """Read what a token adds to the text, or a special token's spelling, which adds nothing to it.
 
         Returns:
           Where in the shown text the first stop string begins that this token completes; None while none is complete.
@@ -57,7 +57,7 @@ class _Matcher:
         self._places: deque[int] = deque(maxlen=len(pattern))  # of the last characters, in the shown text
 
     def push(self, text: str, places: Sequence[int]) -> list[int]:
-        """Reads characters with their places; returns the places where complete matches begin."""
+        """Read characters with their places; return the places where complete matches begin."""
         found = []
         for character, place in zip(text, places):
             self._places.append(place)

@@ -71,22 +71,26 @@ class Tokenizer:
         return ids[: own.index(0)], ids[len(own) - own[::-1].index(0) :]
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of a text without the tokenizer's own special tokens; any that the text spells out are read as such."""
+        """Return ids of a text without the tokenizer's own special tokens; any that the text spells out are read as
+        such.
+        """
         return self.backend(text, add_special_tokens=False)["input_ids"]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text to be continued: the tokenizer's own special tokens before it (BOS), none after it.
+        """Return ids of a text to be continued: the tokenizer's own special tokens before it (BOS), none after it.
 
         A text that begins with BOS itself gets no second one.
         """
         return _joined(self._around[0], self.encode_plain(text))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a whole text with the tokenizer's own special tokens, each once where the text spells it out too."""
+        """Return ids of a whole text with the tokenizer's own special tokens, each once where the text spells it out
+        too.
+        """
         return _joined(self.encode_prompt(text), self._around[1])
 
     def encode_pair(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
-        """Ids of prompt + completion + EOS, read as one text, and which of them belong to the completion.
+        """Return ids of prompt + completion + EOS, read as one text, and which of them belong to the completion.
 
         A token that spans the border belongs to the completion. EOS is the only token after the completion, whatever
         the tokenizer itself appends to texts. A completion that spells out its end gets none; white space after it
@@ -104,7 +108,7 @@ class Tokenizer:
         return [*ids, self.eos_id], [*targets, True]
 
     def within(self, allowed: np.ndarray) -> "Tokenizer":
-        """This tokenizer as a team uses it: of its end-of-text ids only those in the shared vocabulary, [V] bool."""
+        """Return this tokenizer with the end-of-text ids that are in the shared vocabulary, [V] bool."""
         return replace(self, eos_ids=tuple(i for i in self.eos_ids if 0 <= i < len(allowed) and allowed[i]))
 
     @cached_property
@@ -113,12 +117,12 @@ class Tokenizer:
         return TokenBytes(self.backend)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of a whole prompt, special tokens left out."""
+        """Return text of a whole prompt, special tokens left out."""
         return self.backend.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _joined(first: list[int], second: list[int]) -> list[int]:
-    """One list after the other; ids that the first ends with and the second begins with occur once."""
+    """Return one list after the other; ids that the first ends with and the second begins with occur once."""
     longest = range(min(len(first), len(second)), 0, -1)
     return [*first, *second[next((n for n in longest if first[-n:] == second[:n]), 0) :]]
 
@@ -164,7 +168,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 
 def _eos_ids(directory: Path, backend: Any) -> tuple[int, ...]:
-    """The tokenizer's EOS first, then what config.json and generation_config.json add."""
+    """Return the tokenizer's EOS first, then what config.json and generation_config.json add."""
     found = [] if backend.eos_token_id is None else [backend.eos_token_id]
     size = None  # of the vocabulary, which config.json says for both
     for name in ("config.json", "generation_config.json"):
@@ -176,7 +180,7 @@ def _eos_ids(directory: Path, backend: Any) -> tuple[int, ...]:
 
 
 def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarray:
-    """The ids that any of these models may write: those on which all tokenizers agree.
+    """Return the ids that any of these models may write: those on which all tokenizers agree.
 
     Tokenizers of one vocabulary often differ in the tokens added to it (Meditron and Llemma, at Llama 2's end): those
     are left out.
@@ -212,7 +216,7 @@ def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarr
 
 
 def _no_shared_end(tokenizers: list[Tokenizer], heads: list[int]) -> str:
-    """Why none of the base's end-of-text tokens may be written, shown by the first of them."""
+    """Return why none of the base's end-of-text tokens may be written, shown by the first of them."""
     base, end = tokenizers[0], tokenizers[0].eos_ids[0]
 
     def known(tokenizer: Tokenizer, rows: int) -> str:
@@ -234,6 +238,6 @@ def _no_shared_end(tokenizers: list[Tokenizer], heads: list[int]) -> str:
 
 
 def vocabulary_digest(base: Tokenizer, allowed: np.ndarray) -> str:
-    """A hash of the shared vocabulary: its ids and their tokens."""
+    """Return a hash of the shared vocabulary: its ids and their tokens."""
     words = {int(index): base.words[index] for index in np.flatnonzero(allowed)}
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()

@@ -25,17 +25,17 @@ class Board:
         self._events.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a step's values; the file is flushed every ten seconds."""
+        """Add a step's values; the file is flushed every ten seconds."""
         for name, value in values.items():
             self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         if time.monotonic() - self._flushed > _FLUSH_EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is buffered."""
+        """Write what is buffered."""
         self._events.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Flushes and closes the file."""
+        """Flush and close the file."""
         self._events.close()

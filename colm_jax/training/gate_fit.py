@@ -1,9 +1,9 @@
-"""Fitting the gate alone, the base frozen: its start on weak labels, and `--trainable gate` by an objective.
+"""Fits of the gate alone, the base frozen: its initialisation on weak labels, and `Training.trainable` "gate".
 
 Both read hidden states that were computed once, a chunk at a time, so that a fit costs seconds and no more memory than
 a chunk. One pass over the data gives value, gradient and Hessian; a second-order method then needs few passes and no
 learning rate. The problem on labels is convex, the marginal's is not, which the trust region allows for. `reference`
-follows the original's start instead: AdamW at 2e-5, batch 8, one pass, from the mean row of the LM head.
+follows the original's initialisation instead: AdamW at 2e-5, batch 8, one pass, from the mean row of the LM head.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,9 @@ def _latent_loss(logits: Float[Array, "M"], row: Rows, objective: Callable = mar
 
 
 def _expected_loss(logits: Float[Array, "M"], row: Rows) -> Float[Array, ""]:
-    """−Σ_z r_z log P(Z = z), the part of the M step's objective that the gate can change; r is 0 in filling rows."""
+    """Return −Σ_z r_z log P(Z = z), the part of the M step's objective that the gate can change; r is 0 in filling
+    rows.
+    """
     assert row.responsibilities is not None
     return -jnp.sum(row.responsibilities * log_writers(logits))
 
@@ -70,7 +72,7 @@ def _expected_loss(logits: Float[Array, "M"], row: Rows) -> Float[Array, ""]:
 def _sums(
     kernel: Float[Array, "D M"], rows: Rows, loss: Loss, second_order: bool
 ) -> tuple[Float[Array, "N"], Float[Array, "D M"], Float[Array, "D M D M"] | None]:
-    """Losses, and the sums of gradients and (else None) Hessians of a chunk in the kernel."""
+    """Return losses, and the sums of gradients and (else None) Hessians of a chunk in the kernel."""
     exact = jax.lax.Precision.HIGHEST
     logits = jnp.dot(rows.hidden, kernel, precision=exact)
     losses, slopes = jax.vmap(jax.value_and_grad(loss))(logits, rows)
@@ -113,17 +115,17 @@ class MeanLoss:
         self._point, self.passes = x.copy(), self.passes + 1
 
     def value(self, x: Float[np.ndarray, "DM"]) -> float:
-        """Nats per token."""
+        """Return nats per token."""
         self._visit(x)
         return self._value
 
     def gradient(self, x: Float[np.ndarray, "DM"]) -> Float[np.ndarray, "DM"]:
-        """Of `value`."""
+        """Return the gradient or Hessian of `value`."""
         self._visit(x)
         return self._gradient
 
     def hessian(self, x: Float[np.ndarray, "DM"]) -> Float[np.ndarray, "DM DM"]:
-        """Of `value`."""
+        """Return the gradient or Hessian of `value`."""
         self._visit(x)
         return self._hessian
 
@@ -136,7 +138,8 @@ def minimise(
     max_steps: int,
     report: Report = lambda step, loss: None,
 ) -> Fit:
-    """The kernel that minimises a loss over all positions: by Newton steps in a trust region, or L-BFGS above DENSE.
+    """Return the kernel that minimises a loss over all positions: by Newton steps in a trust region, or L-BFGS above
+    DENSE.
 
     Args:
       positions: the data.
@@ -144,7 +147,7 @@ def minimise(
       start: where to begin.
       ridge: L2 penalty in nats per token.
       max_steps: to take at most.
-      report: told each step and the loss behind it.
+      report: progress callback(step, loss after it).
     """
     dense = start.size <= DENSE
     mean, x = MeanLoss(positions, loss, ridge, dense), np.asarray(start, np.float64).reshape(-1)
@@ -168,7 +171,7 @@ def minimise(
 
 
 def _polished(mean: MeanLoss, x: Float[np.ndarray, "DM"]) -> Float[np.ndarray, "DM"]:
-    """Newton steps from beside the optimum, while each at least halves the gradient.
+    """Return Newton steps from beside the optimum, while each at least halves the gradient.
 
     The trust region judges a step by values, and rounding hides the last steps' gain; gradients show it for longer.
     """
@@ -190,13 +193,13 @@ def initial_gate(
     head_mean: Float[np.ndarray, "D"],
     report: Report = lambda step, loss: None,
 ) -> Fit:
-    """The gate fitted to weak labels.
+    """Return the gate fitted to weak labels.
 
     Args:
       positions: what to fit.
       settings: solver and weights.
       head_mean: mean row of the base's LM head, where the reference solver starts.
-      report: told each step and its loss, nats per token.
+      report: progress callback(step, loss in nats per token).
     """
     loss = partial(_label_loss, positive_weight=settings.positive_weight)
     zero = np.zeros(positions.shape, np.float32)
@@ -208,7 +211,7 @@ def initial_gate(
 
 
 def _reference(positions: Positions, loss: Loss, kernel: Float[np.ndarray, "D M"], seed: int, report: Report) -> Fit:
-    """One shuffled pass of AdamW at 2e-5 (the original's start). Its losses are of each batch before its step."""
+    """Fit in one shuffled pass of AdamW at 2e-5 (the original's start); a loss is of its batch before the step."""
     size = min(_REFERENCE_BATCH, positions.count)
     optimizer = optax.adamw(2e-5, weight_decay=0.0)
     order = np.random.default_rng(seed).permutation(positions.count)
@@ -236,7 +239,7 @@ def train_gate(
     positive_weight: float,
     report: Report = lambda step, loss: None,
 ) -> Fit:
-    """Trains the gate to the optimum of an objective.
+    """Train the gate to the optimum of an objective.
 
     `marginal` and `weak` are one minimisation each. `em` alternates: responsibilities (E), then a Newton step (or ten
     of L-BFGS) on the expected log-likelihood with them fixed (M, convex), until the marginal no longer falls; its
@@ -247,7 +250,7 @@ def train_gate(
       kernel: where to begin.
       objective: "marginal", "em", "weak" (of which the gate's part remains, the base being frozen), or the user's own.
       positive_weight: of "weak".
-      report: told each step and its loss, nats per token.
+      report: progress callback(step, loss in nats per token).
     """
     if objective == "em":
         return _expectation_maximisation(positions, kernel, report)
@@ -260,7 +263,7 @@ def train_gate(
 
 @jax.jit
 def _expectation(kernel: Float[Array, "D M"], rows: Rows) -> tuple[Float[Array, "N M+1"], Float[Array, "N"]]:
-    """Responsibilities and the marginal's losses of a chunk."""
+    """Return responsibilities and the marginal's losses of a chunk."""
     logits = jnp.dot(rows.hidden, kernel, precision=jax.lax.Precision.HIGHEST)
     assert rows.expert_log_probs is not None
     text = logits, rows.base_log_prob, rows.expert_log_probs, rows.mask

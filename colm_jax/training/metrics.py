@@ -39,11 +39,11 @@ class Log:
                 self._open.callback(file.close)
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         self._open.close()
 
-    def keep(self) -> None:
-        """Makes what is written last, before a checkpoint counts on it."""
+    def flush(self) -> None:
+        """Flush to durable storage, before a checkpoint relies on it."""
         if self.is_writer:
             self._exact.flush()
             self._speed.flush()
@@ -51,7 +51,7 @@ class Log:
             publish(self.folder, self._logs, sent=self._sent)
 
     def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
-        """A step's line in each file; in metrics.jsonl a killed process leaves only whole lines that count."""
+        """Write a step's line to each file; after a kill, metrics.jsonl holds whole lines only."""
         if not self.is_writer:
             return
         for file, line in ((self._exact, values), (self._speed, speed)):
@@ -60,7 +60,7 @@ class Log:
 
 
 def first_lines(path: Path, count: int) -> str:
-    """The first `count` lines of a file; nothing where there is none."""
+    """Return the first `count` lines of a file; nothing where there is none."""
     return "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:count]) if path.exists() else ""
 
 
@@ -71,14 +71,14 @@ class Stopwatch:
         self._last, self._data = time.perf_counter(), 0.0
 
     def next(self, batches: Any) -> Any:
-        """The next batch; the wait is data time."""
+        """Return the next batch; the wait is data time."""
         begun = time.perf_counter()
         batch = next(batches)
         self._data += time.perf_counter() - begun
         return batch
 
     def lap(self, positions: float) -> dict[str, float]:
-        """Since the last lap: seconds, tokens (that count in the loss) a second, the share spent waiting for data."""
+        """Return seconds, tokens (that count in the loss) a second and the data-waiting share since the last lap."""
         now = time.perf_counter()
         seconds, data = now - self._last, self._data
         self._last, self._data = now, 0.0
@@ -86,9 +86,9 @@ class Stopwatch:
 
 
 def check_finite(values: Mapping[str, float], step: int, lines: Callable[[], Any], last_good: int | None) -> None:
-    """Raises UserError, naming step, examples and the checkpoint to go back to, where loss or gradient is none.
+    """Raise UserError if loss or gradient is not finite, naming step, examples and the checkpoint to resume from.
 
-    `lines` says of the batch's rows where each one's examples stand in the data.
+    `lines` returns for each row of the batch the lines of its examples in the data.
     """
     if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"]):
         return

@@ -12,7 +12,7 @@ from colm_jax.settings.training import Training
 
 
 def make_optimizer(settings: Training, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` steps; base and gate may have learning rates of their own.
+    """Return the optimizer of a run of `steps` steps; base and gate may have learning rates of their own.
 
     Raises:
       UserError: an optimizer or schedule of the user's that cannot be made.
@@ -28,7 +28,7 @@ def make_optimizer(settings: Training, steps: int) -> optax.GradientTransformati
 
 
 def _optimizer(settings: Training, rate: float, steps: int) -> optax.GradientTransformation:
-    """The optimizer of one part, at this peak rate."""
+    """Return the optimizer of one part, at this peak rate."""
     schedule = make_schedule(settings, rate, steps)
     if settings.optimizer == "adamw":
         return optax.adamw(schedule, weight_decay=settings.weight_decay)
@@ -40,7 +40,7 @@ def _optimizer(settings: Training, rate: float, steps: int) -> optax.GradientTra
 
 
 def make_schedule(settings: Training, rate: float, steps: int) -> optax.Schedule:
-    """The learning rate at each step of a run of `steps` steps, with the peak `rate`.
+    """Return the learning rate at each step of a run of `steps` steps, with the peak `rate`.
 
     Ours rise from 0 over `warmup_fraction` of the steps. A schedule of the user's is used as it is.
     """
@@ -69,14 +69,16 @@ def _is_optimizer(value: Any) -> bool:
 
 
 def _is_schedule(value: Any) -> bool:
-    """Whether this is a schedule, rather than what makes one: a reference says so, of others their parameters do."""
+    """Return whether this is a schedule, rather than what makes one: a reference says so, of others their parameters
+    do.
+    """
     if isinstance(value, Reference):
         return value.made
     return not {"learning_rate", "steps"} & set(inspect.signature(value).parameters)
 
 
 def _made(name: str, given: Any, **known: Any) -> Any:
-    """What a maker returns.
+    """Return what a maker returns.
 
     Raises:
       UserError: it cannot be called with the arguments that are known here.

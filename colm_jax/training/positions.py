@@ -49,7 +49,7 @@ class Positions:
         return self.hidden[0].shape[1], self.labels.shape[1]
 
     def take(self, rows: Int[np.ndarray, "rows"], size: int) -> Rows:
-        """The positions of these numbers, filled up to `size`."""
+        """Return the positions of these numbers, filled up to `size`."""
 
         def padded(values: Shaped[np.ndarray, "N ..."]) -> Shaped[np.ndarray, "size ..."]:
             taken = values[rows]
@@ -72,7 +72,9 @@ class Positions:
         )
 
     def chunks(self) -> Iterator[tuple[slice, Rows]]:
-        """All positions in order, each chunk with its place; all of one shape, so that one compiled program serves."""
+        """Return all positions in order, each chunk with its place; all of one shape, so that one compiled program
+        serves.
+        """
         size = min(self.chunk, self.count)
         for first in range(0, self.count, size):
             place = slice(first, min(first + size, self.count))

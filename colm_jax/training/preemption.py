@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, which a scheduler sends before it takes the machine away."""
+"""Preemption: SIGTERM, which a scheduler sends before it removes the machine."""
 
 import signal
 import threading
@@ -12,9 +12,9 @@ from colm_jax.parallel import asked_to_stop
 
 @contextmanager
 def watch() -> Iterator[Callable[[int], bool]]:
-    """Within it SIGTERM kills no longer; the function given says, behind a step, whether it has come.
+    """Catch SIGTERM in this context; yield a function that says after each step whether the signal has arrived.
 
-    Of several processes all say yes behind the same step, which is some steps after the signal.
+    In a job of several processes all answer yes after the same step, some steps after the signal.
     """
     if jax.process_count() > 1:
         yield lambda step: asked_to_stop()

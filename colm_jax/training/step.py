@@ -30,7 +30,7 @@ from colm_jax.training.optimizer import make_optimizer
 @pytree
 @dataclass(frozen=True)
 class ScoredBatch:
-    """Texts with what the experts said of them."""
+    """Texts with the experts' scores."""
 
     tokens: Int[AnyArray, "B T1"]
     mask: Bool[AnyArray, "B T1-1"]  # of the token at t + 1: it counts in the loss
@@ -54,7 +54,10 @@ def expert_scores(
     allowed: Bool[AnyArray, "A"] | None,
     spreads: Sequence[jax.sharding.Sharding | None],
 ) -> Float[Array, "B T M"]:
-    """log p of each text's own next token under each expert, nats; `spreads` say how texts lie on each one's mesh."""
+    """Return log p of each text's own next token under each expert, nats.
+
+    `spreads` are the shardings of texts on each expert's mesh.
+    """
     found = []
     for expert, spread in zip(experts, spreads, strict=True):
         segments = None if batch.segments is None else batch.segments[:, :-1]
@@ -71,7 +74,7 @@ def batch_loss(
     allowed: Bool[AnyArray, "A"] | None = None,
     spread: jax.sharding.Sharding | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The objective's sum over a batch's positions, and sums of what is shown beside it.
+    """Return the objective's sum over a batch's positions, and sums of what is shown beside it.
 
     The sums are of the expected deferral (P(Z ≠ 0)) and, unless the objective is `sft` or `weak`, of the entropy of the
     responsibilities in nats: how sure training is of who should write.
@@ -149,7 +152,10 @@ class TrainStep:
         )
 
     def start(self) -> TrainState:
-        """The state before the first step. Copies, since a step donates its state and the caller keeps its models."""
+        """Return the state before the first step.
+
+        Copies, since a step donates its state and the caller keeps its models.
+        """
         params = jax.tree.map(
             lambda leaf, like: jax.device_put(jnp.array(leaf, jnp.float32), like.sharding),
             self._params,
@@ -159,18 +165,18 @@ class TrainStep:
         return TrainState(params, jax.jit(self._optimizer.init, out_shardings=where)(params))
 
     def __call__(self, state: TrainState, batch: ScoredBatch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        """One step; the state that came in is gone. The metrics are means over the batch's positions.
+        """Take one step; the state that came in is donated. The metrics are means over the batch's positions.
 
         They are `loss` (nats), `gradient_norm`, what `batch_loss` shows, and `positions`, how many counted.
         """
         return self._step(state, self.frozen, batch)
 
     def trace(self, batch: ScoredBatch) -> jax.stages.Traced:
-        """The step for a batch of these shapes, to be lowered, compiled and looked at."""
+        """Return the step for a batch of these shapes, to be lowered, compiled and looked at."""
         return self._step.trace(self.shapes, self.frozen, batch)
 
     def models(self, params: dict[str, Any], frozen: Any = None) -> tuple[Decoder, Gate]:
-        """Base and gate with these parameters, the base's in the type that it computes in."""
+        """Return base and gate with these parameters, the base's in its own dtype."""
         frozen = self.frozen[0] if frozen is None else frozen
         base = nnx.merge(self._base_graph, _filled(self._base, params["base"]), frozen)
         return base, nnx.merge(self._gate_graph, _filled(self._gate, params["gate"]))
@@ -184,7 +190,7 @@ class TrainStep:
         count = jnp.maximum(jnp.sum(batch.mask.astype(jnp.float32)), 1.0)
 
         def gradient(part: ScoredBatch) -> tuple[tuple[Float[Array, ""], dict[str, Float[Array, ""]]], Any]:
-            """What a part of the batch adds to loss, what is shown, and gradient."""
+            """Return what a part of the batch adds to loss, what is shown, and gradient."""
             if experts:
                 scores = expert_scores(experts, part, self.allowed, self._expert_spreads)
                 part = dataclasses.replace(part, expert_log_probs=scores)
@@ -215,7 +221,9 @@ class TrainStep:
 
 
 def _like(optimizer: Any, params: Any, otherwise: jax.sharding.Sharding) -> Any:
-    """Shapes of an optimizer's state, each split as the parameter of its path and shape (moments), or `otherwise`."""
+    """Return shapes of an optimizer's state, each split as the parameter of its path and shape (moments), or
+    `otherwise`.
+    """
     by_path = {tuple(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
     def place(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -227,7 +235,7 @@ def _like(optimizer: Any, params: Any, otherwise: jax.sharding.Sharding) -> Any:
 
 
 def _filled(state: nnx.State, values: Any) -> nnx.State:
-    """The state with these values, each cast to the type it had."""
+    """Return the state with these values, each cast to the type it had."""
     values = jax.tree.map(lambda value, like: value.astype(like.dtype), values, nnx.to_pure_dict(state))
     state = jax.tree.map(lambda leaf: leaf, state)  # a copy: replace_by_pure_dict writes in place
     nnx.replace_by_pure_dict(state, values)

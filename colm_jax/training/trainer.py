@@ -1,7 +1,7 @@
 """The training run: batches by step, one jitted step, asynchronous Orbax checkpoints, exact resume.
 
 A step number fixes its batch, so a checkpoint holds parameters, optimizer state and the step, and a run that was
-killed and went on ends in the same bits. (The gate alone is fitted elsewhere: `gate_fit.train_gate`.)
+killed and resumed ends in the same bits. (The gate alone is fitted elsewhere: `gate_fit.train_gate`.)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +56,7 @@ class Input:
         settings: Training,
         mesh: jax.sharding.Mesh,
     ) -> "Input":
-        """Plans every step of a run on `mesh`."""
+        """Plan every step of a run on `mesh`."""
         length = padded_length(examples.lengths)
         order = settings.batch_size, settings.epochs, settings.seed
         if settings.packing:
@@ -67,7 +67,7 @@ class Input:
         return cls(examples, base_scores, expert_scores, settings, length, steps, here)
 
     def batch(self, step: int) -> tuple[PackedRows, ScoredBatch]:
-        """This process's rows of the batch of a step (from 0), in host memory, and which examples all rows hold."""
+        """Return the examples of all rows of a step's batch, and this process's rows in host memory."""
         settings, all_rows = self.settings, self.steps[step]
         rows = [all_rows[row] if row < len(all_rows) else [] for row in self.here]
         batch = collate(self.examples.items, rows, len(rows), self.length)
@@ -82,11 +82,11 @@ class Input:
         return all_rows, ScoredBatch(batch.tokens, batch.mask, log_probs, labels, segments)
 
     def lines(self, rows: PackedRows) -> PackedRows:
-        """Where a batch's examples stood in the data file."""
+        """Return the lines of a batch's examples in the data file."""
         return [[int(self.examples.index["line"][number]) for number in row] for row in rows]
 
     def batches(self, start: int) -> Iterator[tuple[PackedRows, ScoredBatch]]:
-        """The batches from step `start` on, made ahead by a thread."""
+        """Return the batches from step `start` on, made ahead by a thread."""
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
         return iter(grain.MapDataset.range(start, len(self.steps)).map(self.batch).to_iter_dataset(ahead))
 
@@ -105,7 +105,7 @@ def train(
     experts: Sequence[Decoder] = (),
     profile_steps: tuple[int, int] | None = None,
 ) -> tuple[Decoder, Gate]:
-    """Trains and returns decoder and gate; takes up an earlier run in `directory` where it stopped.
+    """Train and return decoder and gate; resume an earlier run in `directory`.
 
     Args:
       decoder: the base.
@@ -115,7 +115,7 @@ def train(
       expert_scores: the experts'.
       settings: objective, optimizer, length of the run.
       directory: for checkpoints/, metrics.jsonl (a line a step, no times) and logs/ (times, TensorBoard, traces).
-      report: told of each step.
+      report: progress callback(step, steps, metrics).
       allowed: the shared vocabulary of A ids, over which probabilities are; None: all of the head's rows.
       mesh: where it trains; None: the first device. A checkpoint of one mesh is taken up on any other.
       experts: the experts themselves, on the mesh, where they are to score inside the step; then no `expert_scores`.
@@ -139,7 +139,7 @@ def train(
 def _run(
     step_of: TrainStep, texts: Input, directory: Path, report: Report, profile_steps: tuple[int, int] | None
 ) -> TrainState:
-    """Every step from the last checkpoint's on."""
+    """Return every step from the last checkpoint's on."""
     settings, steps = step_of.settings, len(texts.steps)
     spread = partial(global_batch, step_of.mesh, settings.batch_size, texts.here)
     make_directory(directory)
@@ -161,7 +161,7 @@ def _run(
             stopwatch, batches = Stopwatch(), texts.batches(start)
 
             def finish(step: int, rows: PackedRows, metrics: dict[str, Float[Array, ""]]) -> None:
-                """Waits for a step and writes down what it measured."""
+                """Wait for a step and write down what it measured."""
                 values = {name: float(value) for name, value in metrics.items()}
                 check_finite(values, step, lambda: texts.lines(rows), good)
                 speed = stopwatch.lap(values["positions"])
@@ -181,7 +181,7 @@ def _run(
                 if stop or step % settings.checkpoint_every == 0:
                     finish(*under_way)  # before it is saved: no checkpoint holds what is not finite
                     under_way = None
-                    log.keep()
+                    log.flush()
                     checkpointer.save_pytree_async(step, _flattened(state))
                     good = step
                 if stop:
@@ -195,7 +195,7 @@ def _run(
 
 
 def _flattened(state: TrainState) -> dict:
-    """As it is stored: parameters by name, the optimizer's leaves in order."""
+    """Return the state as it is stored: parameters by name, the optimizer's leaves in order."""
     return {"params": state.params, "optimizer": jax.tree.leaves(state.optimizer)}
 
 

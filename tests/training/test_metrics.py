@@ -13,7 +13,7 @@ def test_what_a_checkpoint_counts_on_is_in_a_closed_file(tmp_path):
     log = Log(tmp_path, 0)
     log.write(1, {"loss": 1.0}, {})
     first = log._exact._file
-    log.keep()
+    log.flush()
     assert first.closed
     log.write(2, {"loss": 0.5}, {})
     log.close()

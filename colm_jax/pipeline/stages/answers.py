@@ -37,7 +37,7 @@ def test_split(inputs: RunInputs) -> str:
 
 
 def generate_key(run: RunContext) -> StageKey:
-    """The team, the test lines and the strategies."""
+    """Return the team, the test lines and the strategies."""
     inputs, config = run.inputs, run.inputs.config
     settings = {k: getattr(config, k) for k in ("max_new_tokens", "prompt_tokens", "random_rate")}
     settings |= {"strategies": config.answered_by, "correction": config.correction.__dict__}
@@ -96,7 +96,7 @@ def _deferral_rate(path: Path) -> float:
 
 
 def evaluate_key(run: RunContext) -> StageKey:
-    """The team, its answers and the test lines."""
+    """Return the team, its answers and the test lines."""
     inputs = run.inputs
     hashes = run.digests("team", "generate") | {"test": inputs.hashes[test_split(inputs)]}
     return StageKey(hashes, {"task": inputs.config.task})

@@ -26,7 +26,7 @@ SHOWN = ("tokens", "train", "calibrate", "team", "generate", "evaluate", "study"
 
 
 def study_key(run: RunContext) -> StageKey:
-    """The team, its answers and the test lines."""
+    """Return the team, its answers and the test lines."""
     inputs = run.inputs
     hashes = run.digests("team", "generate") | {"test": inputs.hashes[test_split(inputs)]}
     return StageKey(hashes, {"answers": inputs.config.report_answers})
@@ -49,7 +49,7 @@ def _answers_file(run: RunContext) -> Path:
 
 
 def report_key(run: RunContext) -> StageKey:
-    """Everything that the report shows."""
+    """Return everything that the report shows."""
     hashes = run.digests("evaluate", "generate", "study", "tokens", "calibrate")
     return StageKey(hashes, {"answers": run.inputs.config.report_answers})
 

@@ -13,7 +13,7 @@ from colm_jax.scoring import hidden_to_directory, score_to_directory
 
 
 def tokens_key(run: RunContext) -> StageKey:
-    """The training file and the tokenizer, not the models."""
+    """Return the training file and the tokenizer, not the models."""
     inputs = run.inputs
     hashes = {"data": inputs.file_hashes["data"], "tokenizer": inputs.tokenizer.digest}
     return StageKey(hashes | {"shared_vocabulary": inputs.vocabulary_digest}, {"length": inputs.length})
@@ -33,7 +33,7 @@ def scores_name(model: int) -> str:
 
 
 def scores_key(model: int, run: RunContext) -> StageKey:
-    """The texts and the one model."""
+    """Return the texts and the one model."""
     inputs, config = run.inputs, run.inputs.config
     directory = inputs.outline.directories[model]
     hashes = {
@@ -65,7 +65,7 @@ def needs_hidden(inputs: RunInputs) -> bool:
 
 
 def hidden_key(run: RunContext) -> StageKey:
-    """The texts and the base. No expert, so that hidden states serve again when experts are exchanged."""
+    """Return the texts and the base. No expert, so that hidden states serve again when experts are exchanged."""
     hashes = {"texts": texts_digest(run), "base": run.inputs.hashes["base"]}
     return StageKey(hashes, {"dtype": run.inputs.config.dtype})
 

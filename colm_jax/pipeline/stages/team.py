@@ -27,7 +27,7 @@ def calibrates(inputs: RunInputs) -> bool:
 
 
 def calibrate_key(run: RunContext) -> StageKey:
-    """The trained team and the dev lines."""
+    """Return the trained team and the dev lines."""
     inputs, config = run.inputs, run.inputs.config
     settings = {"calibration": config.calibration.__dict__, "task": config.task}
     return StageKey({"team": run.digests("train")["train"], "dev": inputs.hashes["dev"]}, settings)
@@ -44,7 +44,7 @@ def write_calibration(run: RunContext, directory: Path) -> None:
 
 
 def team_key(run: RunContext) -> StageKey:
-    """The trained team, its threshold, and the facts about their origin."""
+    """Return the trained team, its threshold, and the facts about their origin."""
     facts = json.dumps(_provenance(run.inputs), sort_keys=True)
     hashes = run.digests("train", "calibrate")
     return StageKey(hashes | {"provenance": hashlib.sha256(facts.encode()).hexdigest()})

@@ -35,7 +35,7 @@ def needs_labels(inputs: RunInputs) -> bool:
 
 
 def labels_key(run: RunContext) -> StageKey:
-    """The scores."""
+    """Return the scores."""
     config = run.inputs.config
     return StageKey(run.digests("scores"), {"method": config.gate_init.label_method, "experts": len(config.experts)})
 
@@ -55,7 +55,7 @@ def write_labels(run: RunContext, directory: Path) -> None:
 
 
 def gate_key(run: RunContext) -> StageKey:
-    """Labels and hidden states; for a gate of zeros its shape."""
+    """Return labels and hidden states; for a gate of zeros its shape."""
     inputs = run.inputs
     hashes = run.digests("labels", "hidden")
     if not run.has("labels"):
@@ -79,7 +79,9 @@ def write_gate(run: RunContext, directory: Path) -> None:
 
 
 def train_key(run: RunContext) -> StageKey:
-    """Scores, gate and, if the base stays as it is, its hidden states; the experts themselves if they score online."""
+    """Return scores, gate and, if the base stays as it is, its hidden states; the experts themselves if they score
+    online.
+    """
     inputs, config = run.inputs, run.inputs.config
     frozen = ["hidden"] if config.training.trainable == "gate" else []
     hashes = run.digests("scores", "gate", *frozen)
