@@ -17,6 +17,15 @@ import jax
 import jaxtyping
 import pytest
 
+# Types and shapes are checked at every call of the numerical packages. The others validate what users pass to them.
+jaxtyping.install_import_hook(
+    [
+        f"colm_jax.{package}"
+        for package in "models objectives training scoring labels decoding calibration evaluation data bench".split()
+    ],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
 from colm_jax.parallel import make_mesh
 from tests.fast import is_fast
 from tests.jobs import start_job

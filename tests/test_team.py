@@ -16,6 +16,7 @@ from colm_jax.checkpoints.directory import revision
 from colm_jax.checkpoints.team import load_base, make_gate, pinned, save_reference, save_team
 from colm_jax.errors import UserError
 from colm_jax.pipeline.run import run_pipeline
+from colm_jax.settings.models import Model
 from colm_jax.settings.run import RunConfig
 from colm_jax.settings.training import Training
 from tests.checkpoints.test_huggingface import assert_same
@@ -167,7 +168,7 @@ def trained(tmp_path, tiny_model, **settings):
 
 
 def test_colm_json_and_card_say_where_a_team_comes_from(tmp_path, tiny_model):
-    run = trained(tmp_path, tiny_model, expert_dtype="int8")
+    run = trained(tmp_path, tiny_model, expert_model=Model(dtype="int8"))
     facts = json.loads((run / "team/colm.json").read_text())
     assert facts["shared_vocabulary"]["words"] == 32
     assert facts["expert_dtype"] == "int8"

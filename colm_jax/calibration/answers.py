@@ -70,7 +70,7 @@ class Answers:
         if ((rates > threshold - _ROUNDING) & (rates <= before + _ROUNDING)).any():
             return True
         rounding = _ROUNDING_OF_END[jnp.dtype(self._team.base.dtype).name]
-        return i in self._ends and threshold - rounding < self._ends[i] <= before + rounding
+        return i in self._ends and bool(threshold - rounding < self._ends[i] <= before + rounding)
 
     def _read_ends(self, numbers: Sequence[int]) -> None:
         """Store p_defer at the end-of-text token of each answer that has one."""

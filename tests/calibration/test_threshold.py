@@ -137,7 +137,7 @@ def test_roc_of_generations_is_of_what_the_expert_would_write_there(team, dev):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"rates": (0.0,)}, "each of rates must be a number above 0 and below 1"),
+        ({"rates": (0.0,)}, "rates must be a number above 0 and below 1"),
         ({"source": "dev"}, "source must be one of texts, generations, got 'dev'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
     ],

@@ -153,7 +153,7 @@ CHANGES = {
         ("gemma3", {"layer_types": None}, ""),
         ("gemma3", {"layer_types": None, "sliding_window_pattern": 3}, ""),
         ("gemma3", {"layer_types": ["chunked_attention"] * 4}, "layer type 'chunked_attention'"),
-        ("gemma3", {"layer_types": ["full_attention"]}, "1 'layer_types' for 4 layers"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "'layer_types' has 1 entries for 4 layers"),
     ],
     "window_rope": [("gemma3", local_rope(rope_theta=60.0), "")],
     "mixture": [

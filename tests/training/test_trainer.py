@@ -355,7 +355,7 @@ def test_steps_too_small_for_bfloat16_add_up(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"batch_size": 6, "accumulate": 4}, "batch_size 6 must be a multiple of accumulate 4"),
+        ({"batch_size": 6, "accumulate": 4}, "batch_size 6 must be a multiple of Training.accumulate 4"),
         ({"remat": "some"}, "remat must be one of none, dots, full"),
         ({"accumulate": 0}, "accumulate"),
     ],
