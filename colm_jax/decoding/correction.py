@@ -6,7 +6,7 @@ to its own continuation is the candidate's score. `backtrack` tries the next can
 bound, or when the expert was not sure; `lookahead` tries them all and keeps the best. A deferred token within a trial
 ends it under `backtrack`, and is on trial itself; under `lookahead` it is written as usual.
 
-To roll back is to reset lengths: caches are indexed by position, and rows at or beyond a length are never read.
+To roll back is to reset lengths: caches are indexed by position, and rows at or beyond a length are masked out.
 """
 
 from dataclasses import dataclass, replace

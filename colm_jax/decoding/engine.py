@@ -201,6 +201,8 @@ class Session:
         self._queue = deque(item for item in self._queue if item[0] != number)
         for slot in [slot for slot, sequence in self._running.items() if sequence.number == number]:
             self._release(slot)
+        if self.idle:
+            self._drop()
 
     def step(self) -> list[Update]:
         """Admit queued requests, run a scan of the loop, and return what is new.
@@ -350,9 +352,13 @@ class Session:
         """Empty a slot; without running sequences, drop the batch."""
         del self._running[slot]
         if self.idle:
-            self._state, self._shape = None, BatchShape()
+            self._drop()
         else:
             self._state = clear(self._state, jnp.int32(slot))
+
+    def _drop(self) -> None:
+        """Free the batch's caches."""
+        self._state, self._shape = None, BatchShape()
 
 
 def _group(slots: Sequence[int], done: np.ndarray, ends: np.ndarray, room: int) -> tuple[list[int], int]:

@@ -107,8 +107,8 @@ def _base_step(graphs: Graphs, config: LoopConfig, models: Models, state: Decodi
             empty = jnp.zeros((runnable.shape[0], 1, base.config.width), base.dtype)
             return empty, no_rows(base.config, runnable.shape[0], 1, base.dtype)
 
-        # Always true where a step is run. But only so does XLA read before it writes: else it copies what the last
-        # layer reads.
+        # The predicate is always true here. The cond only forces XLA to finish reading the cache before the write
+        # below; without it, XLA copies what the last layer reads.
         hidden, rows = jax.lax.cond(jnp.any(runnable), read, idle)
         caches = (caches[0].write(rows, runnable.astype(jnp.int32)), *caches[1:])
         base_logits = jnp.where(runnable[:, None], base.logits(hidden[:, 0], models.allowed), base_logits)

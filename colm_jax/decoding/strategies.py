@@ -24,7 +24,9 @@ class Step:
     """What the next token is decided from. Logits are float32, -inf outside the shared vocabulary."""
 
     base: Float[Array, "B V"]
-    experts: tuple[Float[Array, "B V"], ...]  # zeros where an expert was not called
+    experts: tuple[
+        Float[Array, "B V"], ...
+    ]  # of an earlier call, or zeros, where an expert was not called for this token
     gate_logits: Float[Array, "B G"]  # zeros without a gate
     deferred: Bool[Array, "B"]  # p_defer > threshold (strategy `random`: at its rate)
 

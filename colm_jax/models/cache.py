@@ -2,7 +2,7 @@
 
 A pass over new tokens only *reads* the cache and returns the keys and values of those tokens (`KVRows`); `write` stores
 them afterwards. So a pass can be inside `lax.cond` while the write is outside, and no branch ever returns (and
-copies) a cache. KVRows at or beyond a sequence's length are never read: what is written there does not matter.
+copies) a cache. Rows at or beyond a sequence's length are masked out of attention, so their contents do not matter.
 """
 
 from dataclasses import dataclass
@@ -67,10 +67,10 @@ class KVCache:
     def write(self, rows: KVRows, count: Int[Array, "N"], slots: Int[Array, "N"] | None = None) -> "KVCache":
         """Store `rows` after the texts' lengths and lengthen them by `count` (0..T, the valid rows).
 
-        The rows are those of all texts in order, or of the texts in `slots`. One slice update per text, in a loop: as a
-        scatter (`vmap`) the same write costs several times a whole step on CPU, and unrolled it is most of what there
-        is to compile. How often the loop goes round is not known beforehand: XLA would unroll it for a single text,
-        and then copy the cache to keep the reads before the write apart from it.
+        The rows are those of all texts in order, or of the texts in `slots`. There is one `dynamic_update_slice` per
+        text, in a `fori_loop`: a vmapped scatter costs several decode steps on CPU, and a Python loop dominates compile
+        time. The trip count is deliberately a traced value: with a static count of 1, XLA would unroll the loop and
+        copy the cache to order earlier reads before this write.
         """
         slots = jnp.arange(self.lengths.shape[0]) if slots is None else slots
 

@@ -210,7 +210,7 @@ class Decoder(nnx.Module):
         policy: Callable | None,
         kept: Constraint,
     ) -> Float[Array, "B T D"]:
-        """Return the stacked layers, one after the other."""
+        """Apply the stacked layers in order with `lax.scan`; return the residual stream."""
         graph, stacked = nnx.split(self.layers)
         windows = None
         if self.config.windows is not None and any(self.config.windows):

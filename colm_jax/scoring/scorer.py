@@ -24,7 +24,7 @@ from colm_jax.scoring.head import head_argmax, head_scores
 from colm_jax.storage import damaged_is_one_line, entries, local_copies, make_directory, replacing
 
 SHARD_TEXTS = 128  # in a shard: what a kill can cost
-_BATCH = 8  # texts that pass together: at least, but at most on a CPU
+_BATCH = 8  # texts per batch: at least on accelerators, at most on a CPU
 # Positions that pass together on a CPU, at most (but for a single text): activations are in host memory there.
 _CPU_POSITIONS = 512
 

@@ -21,7 +21,7 @@ class Calibration:
     )
     source: str = setting(
         "texts",
-        help="of the p_defer whose quantiles give these rates: dev texts, or the base's own generations",
+        help="take the p_defer quantiles for the rates on dev texts, or on the base's own generations",
         choices=SOURCES,
     )
     max_new_tokens: int = setting(

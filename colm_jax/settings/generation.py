@@ -101,7 +101,9 @@ class GenerationSettings:
     )
     warmup: int | Sequence[int] = setting(0, help="tokens over which the threshold falls from 1", least=0, metavar="N")
     rate: float = setting(0.5, help="deferral probability of strategy random", least=0, most=1)
-    batch_size: int = setting(8, help="sequences decoded side by side", least=1, metavar="B")
+    batch_size: int = setting(
+        8, help="sequences decoded side by side; rounded up to a power of two", least=1, metavar="B"
+    )
     correction: Correction | None = setting(None, help="trials of backtrack and lookahead; None: its defaults")
     expert_batching: ExpertBatching | None = setting(
         None, help="when pending expert calls are served; None: after as many base steps as an expert pass costs"

@@ -16,7 +16,7 @@ class Model:
 
     dtype: str = setting(
         "float32",
-        help="of weights, activations and caches; of experts also int8 or int4: weights only",
+        help="of weights, activations and caches (trained weights: float32); experts also int8, int4: weights only",
         choices=EXPERT_DTYPES,
     )
     mesh: tuple[int, int, int] = setting((1, 1, 1), help="devices along data, fsdp, tensor", least=1, metavar="D,F,T")

@@ -17,16 +17,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Reference:
-    """An object that a gin file names: @NAME, the maker, or @NAME(), what it returns."""
+    """An object that a gin file names: @NAME, the factory, or @NAME(), what it returns."""
 
     text: str  # as gin writes it
     parameters: str  # of the objects that the file configures, as gin writes them
-    made: bool  # @NAME(): `value` is what the maker returned
+    made: bool  # @NAME(): `value` is what the factory returned
     value: Any = field(compare=False)
 
 
 def object_of(value: Any) -> Any:
-    """Return the object or maker that a setting holds."""
+    """Return the object or factory that a setting holds."""
     return value.value if isinstance(value, Reference) else value
 
 
@@ -35,13 +35,13 @@ def text_of(value: Any) -> str:
     return value.text if isinstance(value, Reference) else value if isinstance(value, str) else f"{value!r:.60}"
 
 
-def call_with(maker: Callable, **known: Any) -> Any:
-    """Return the maker's result, called with those of the keywords that are among its parameters."""
-    parameters = inspect.signature(maker).parameters.values()
+def call_with(factory: Callable, **known: Any) -> Any:
+    """Return the factory's result, called with those of the keywords that are among its parameters."""
+    parameters = inspect.signature(factory).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return maker(**known)
+        return factory(**known)
     names = {parameter.name for parameter in parameters}
-    return maker(**{name: value for name, value in known.items() if name in names})
+    return factory(**{name: value for name, value in known.items() if name in names})
 
 
 def describe(value: Any, within: tuple[int, ...] = ()) -> Any:
@@ -70,12 +70,24 @@ def describe(value: Any, within: tuple[int, ...] = ()) -> Any:
         return {"array": str(array.dtype), "shape": list(array.shape), "sha256": _sha256(array.tobytes())}
     if isinstance(value, functools.partial):
         return {"partial": describe([value.func, value.args, value.keywords], inner)}
-    value = inspect.unwrap(value) if callable(value) else value
+    if isinstance(value, set | frozenset):
+        return sorted((describe(item, inner) for item in value), key=str)
+    if inspect.ismodule(value):
+        return {"module": value.__name__}
+    value = _without_gin(value)
     if inspect.isroutine(value) or inspect.isclass(value):
         cells = getattr(value, "__closure__", None) or ()
         held = [cell.cell_contents for cell in cells] + list(getattr(value, "__defaults__", None) or ())
+        held += [getattr(value, "__kwdefaults__", None), getattr(value, "__self__", None)]
         return {"name": _name(value), "source": _source(value), "holds": describe(held, inner)}
     return {"class": _name(type(value)), "holds": describe(getattr(value, "__dict__", {}), inner)}
+
+
+def _without_gin(value: Any) -> Any:
+    """Return the function or class that gin has wrapped; its bindings are described beside it (`Reference`)."""
+    while hasattr(value, "__wrapped__") and getattr(value, "__globals__", {}).get("__name__") == "gin.config":
+        value = value.__wrapped__
+    return value
 
 
 def _name(value: Any) -> str:

@@ -23,8 +23,8 @@ class RunConfig:
 
     base: str = setting(help="the base: a Hugging Face directory, a team, or a Hub name", metavar="MODEL")
     experts: tuple[str, ...] = setting(help="the experts, likewise", metavar="MODEL")
-    data: str = setting(help="training texts, JSONL", metavar="FILE")
-    dev: str | None = setting(None, help="texts for calibration", metavar="FILE")
+    data: str = setting(help="training texts, JSONL or .txt", metavar="FILE")
+    dev: str | None = setting(None, help="texts for calibration, JSONL or .txt", metavar="FILE")
     test: str | None = setting(None, help="texts for evaluation, JSONL or .txt; unset: the dev file", metavar="FILE")
     task: str | None = setting(None, help="metric of answers; unset: text only", choices=TASKS, metavar="TASK")
     expert_scores: str = setting(
@@ -35,8 +35,9 @@ class RunConfig:
     length: int = setting(2048, help="longest training text in tokens, at most the context", least=2)
     strategies: tuple[str, ...] = setting(
         (),
-        help="who answers the test prompts, the report's own answers first: decoding strategies of the trained team, "
-        f"and {UNTRAINED}, the base as it was given; (): defer, base, expert, random",
+        help="strategies run on the test prompts; the report shows the first one's answers: decoding strategies of the "
+        f"trained team, or {UNTRAINED}, the original base. (): defer, base, expert, and with one expert random; "
+        f"without experts base and {UNTRAINED}",
         choices=(*STRATEGIES, UNTRAINED),
     )
     random_rate: float | None = setting(

@@ -46,8 +46,8 @@ class GateInit:
 
     solver: str | None = setting(
         None,
-        help="newton (L-BFGS to the optimum), reference (the original's AdamW pass), or zero; unset: newton, or zero "
-        "where experts score online",
+        help="newton (to the optimum; L-BFGS for large gates), reference (the original's AdamW pass) or zero; unset: "
+        "newton, or zero where experts score online",
         choices=SOLVERS,
     )
     label_method: str = setting(
@@ -80,8 +80,8 @@ class Training:
     )
     optimizer: str | Reference | Callable = setting(
         "adamw",
-        help="adamw; or an optax optimizer, made as in @optax.adafactor (called with learning_rate, the schedule) or "
-        "ready as in @optax.adafactor()",
+        help="adamw; or an optax optimizer, as in @optax.adafactor(), or a factory for one, as in @optax.adafactor, "
+        "called with the schedule as learning_rate",
         choices=OPTIMIZERS,
     )
     learning_rate: float = setting(2e-5, help="peak learning rate; of LoRA, about 2e-4 is usual", least=0)
@@ -90,9 +90,9 @@ class Training:
     )
     schedule: str | Reference | Callable = setting(
         "linear",
-        help="decay to 0 after the warm-up: linear, cosine or constant; or a function of the step, ready as in "
-        "@my_module.my_schedule(), or made as in @my_module.my_schedule (called with those of learning_rate and steps "
-        "that it takes)",
+        help="linear or cosine decay to 0 after the warm-up, or constant; or an optax schedule, as in "
+        "@my_module.my_schedule(), or a factory for one, as in @my_module.my_schedule, called with learning_rate and "
+        "steps if it accepts them",
         choices=SCHEDULES,
     )
     warmup_fraction: float = setting(0.04, help="share of the steps in which the rate rises from 0", least=0, below=1)
@@ -105,7 +105,7 @@ class Training:
     )
     remat: str = setting(
         "none",
-        help="what layers keep for their gradient: none (all), dots (input and products) or full (input)",
+        help="rematerialisation; layers save all (none), inputs and matmuls (dots) or inputs only (full)",
         choices=REMAT,
     )
     epochs: int = setting(2, help="passes over the training texts", least=1, most=INT32)
@@ -122,7 +122,7 @@ class Training:
         if isinstance(self.schedule, Reference) and self.schedule.made and self.gate_learning_rate is not None:
             raise UserError(
                 f"Training.schedule {self.schedule.text} gives base and gate the same rate; unset gate_learning_rate, "
-                "or name the schedule's maker, without parentheses"
+                "or name the schedule's factory, without parentheses"
             )
         if self.objective == "sft" and self.trainable == "gate":
             raise UserError(

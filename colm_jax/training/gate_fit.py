@@ -120,12 +120,12 @@ class MeanLoss:
         return self._value
 
     def gradient(self, x: Float[np.ndarray, "DM"]) -> Float[np.ndarray, "DM"]:
-        """Return the gradient or Hessian of `value`."""
+        """Return the gradient of `value` at x."""
         self._visit(x)
         return self._gradient
 
     def hessian(self, x: Float[np.ndarray, "DM"]) -> Float[np.ndarray, "DM DM"]:
-        """Return the gradient or Hessian of `value`."""
+        """Return the Hessian of `value` at x; empty unless `second_order`."""
         self._visit(x)
         return self._hessian
 
@@ -177,7 +177,7 @@ def _polished(mean: MeanLoss, x: Float[np.ndarray, "DM"]) -> Float[np.ndarray, "
     """
     while True:
         gradient = mean.gradient(x)
-        # In directions that bend less than float32 sums can tell from not at all, no step is known.
+        # rcond drops directions whose curvature is below float32 summation error; no step is taken along them.
         nearer = x - np.linalg.lstsq(mean.hessian(x), gradient, rcond=1e-6)[0]
         if not np.linalg.norm(mean.gradient(nearer)) < 0.5 * np.linalg.norm(gradient):
             return x

@@ -42,7 +42,7 @@ def _optimizer(settings: Training, rate: float, steps: int) -> optax.GradientTra
 def make_schedule(settings: Training, rate: float, steps: int) -> optax.Schedule:
     """Return the learning rate at each step of a run of `steps` steps, with the peak `rate`.
 
-    Ours rise from 0 over `warmup_fraction` of the steps. A schedule of the user's is used as it is.
+    Built-in schedules warm up linearly over `warmup_fraction` of the steps. A user's schedule is used unchanged.
     """
     if not isinstance(settings.schedule, str):
         given = object_of(settings.schedule)
@@ -69,8 +69,9 @@ def _is_optimizer(value: Any) -> bool:
 
 
 def _is_schedule(value: Any) -> bool:
-    """Return whether this is a schedule, rather than what makes one: a reference says so, of others their parameters
-    do.
+    """Return whether this is a schedule rather than a factory for one.
+
+    A `Reference` records which it is; any other callable is a factory if it takes `learning_rate` or `steps`.
     """
     if isinstance(value, Reference):
         return value.made
@@ -78,7 +79,7 @@ def _is_schedule(value: Any) -> bool:
 
 
 def _made(name: str, given: Any, **known: Any) -> Any:
-    """Return what a maker returns.
+    """Call a factory.
 
     Raises:
       UserError: it cannot be called with the arguments that are known here.

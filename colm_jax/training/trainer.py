@@ -136,10 +136,18 @@ def train(
     return merge_lora(trained, decoder, settings.lora) if lora else trained, gate
 
 
+def _traced(profile_steps: tuple[int, int] | None, first: int, last: int) -> tuple[int, int] | tuple[None, None]:
+    """Return the first and the last of the steps first..last that are traced; None where there are none."""
+    if profile_steps is None:
+        return None, None
+    start, stop = max(profile_steps[0], first), min(profile_steps[1], last)
+    return (start, stop) if start <= stop else (None, None)
+
+
 def _run(
     step_of: TrainStep, texts: Input, directory: Path, report: Report, profile_steps: tuple[int, int] | None
 ) -> TrainState:
-    """Return every step from the last checkpoint's on."""
+    """Run every step after the last checkpoint."""
     settings, steps = step_of.settings, len(texts.steps)
     spread = partial(global_batch, step_of.mesh, settings.batch_size, texts.here)
     make_directory(directory)
@@ -169,8 +177,9 @@ def _run(
                 report(step, steps, values | speed)
 
             under_way = None  # so that the host makes ready the next step while the devices are at this one
+            first_traced, last_traced = _traced(profile_steps, start + 1, steps)
             for step in range(start + 1, steps + 1):
-                if profile_steps is not None and step == max(profile_steps[0], start + 1):
+                if step == first_traced:
                     jax.profiler.start_trace(log.folder)
                 rows, batch = stopwatch.next(batches)
                 state, metrics = step_of(state, jax.tree.map(spread, batch))
@@ -186,7 +195,7 @@ def _run(
                     good = step
                 if stop:
                     raise Preempted(step)  # once what is being saved is saved
-                if profile_steps is not None and step == min(profile_steps[1], steps):
+                if step == last_traced:
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
             if under_way is not None:

@@ -24,7 +24,7 @@ from colm_jax.parallel import make_mesh
 from colm_jax.scoring import score_examples
 from colm_jax.settings.training import Lora, Training
 from colm_jax.training.step import ScoredBatch, batch_loss
-from colm_jax.training.trainer import Input, train
+from colm_jax.training.trainer import Input, _traced, train
 from tests.scoring.test_scorer import texts
 from tests.tiny import tiny_decoder
 
@@ -368,3 +368,18 @@ def test_bad_parts_name_themselves(settings, message):
 def test_a_batch_that_the_mesh_cannot_split_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"batch_size 4 must be a multiple of .*accumulate 1 times .* 8"):
         run(tmp_path, mesh=make_mesh(2, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("window", "first", "traced"),
+    [
+        ((2, 3), 1, (2, 3)),
+        ((2, 30), 1, (2, 20)),
+        ((2, 9), 5, (5, 9)),
+        ((2, 3), 5, None),
+        ((21, 30), 1, None),
+        (None, 1, None),
+    ],
+)
+def test_only_steps_that_run_are_traced(window, first, traced):
+    assert _traced(window, first, 20) == (traced or (None, None))

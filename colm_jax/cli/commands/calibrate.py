@@ -13,7 +13,7 @@ EXAMPLE = "colm calibrate --base RUN/team --data dev.jsonl --task number --out c
 def add_flags(parser: Parser) -> None:
     """Declare the command's flags."""
     team_flags(parser)
-    parser.add_argument("--data", required=True, metavar="FILE", help="the dev set, JSONL")
+    parser.add_argument("--data", required=True, metavar="FILE", help="the dev set, JSONL or .txt")
     task_flag(parser)
     out_flag(parser, "FILE")
     distributed_flag(parser)

@@ -44,7 +44,7 @@ def add_flags(parser: Parser) -> None:
     setting_flags(parser, RunConfig, "expert_scores")
     text = "default: all; a gate alone is fitted on one device"
     setting_flags(parser, Training, "objective", "trainable", trainable=text)
-    text = "also hours, chip hours and price of a run, and what dominates; epochs and batch size are Training's"
+    text = "also estimate hours, chip hours, price and bottlenecks of a run with Training's epochs and batch size"
     parser.add_argument("--launch", action="store_true", help=text)
     launch = parser.add_argument_group("with --launch: how much there is to do, and what is assumed")
     text = "training texts, counted with the base's tokenizer, each cut at --length"

@@ -28,8 +28,8 @@ def add_flags(parser: Parser) -> None:
     dtype_flags(parser, default="as the team is stored", expert_default="as the team was trained")
     latent = [name for name in OBJECTIVES if name != "sft"]
     parser.add_argument("--objective", choices=latent, help="of the gate (default: marginal)")
-    parser.add_argument("--data", required=True, metavar="FILE", help="training texts, JSONL")
-    parser.add_argument("--dev", required=True, metavar="FILE", help="texts for calibration")
+    parser.add_argument("--data", required=True, metavar="FILE", help="training texts, JSONL or .txt")
+    parser.add_argument("--dev", required=True, metavar="FILE", help="texts for calibration, JSONL or .txt")
     task_flag(parser)
     out_flag(parser, text="a run directory of its own; the team is DIR/team")
 

@@ -21,7 +21,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--answers", type=int, default=10, metavar="K", help="at most K; 0: all (default: 10)")
     text = "width of the output (default: the terminal's, or 80)"
     parser.add_argument("--width", type=int, metavar="COLUMNS", help=text)
-    text = "whose tokenizer wrote a file of generation lines (default: the team of the run that the file is in)"
+    text = "model whose tokenizer decodes a file of generation lines (default: the team of the run containing it)"
     parser.add_argument("--base", metavar="MODEL", help=text)
     parser.add_argument("--svg", metavar="FILE", help="also write the output as a picture")
 
