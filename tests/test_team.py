@@ -183,7 +183,7 @@ def test_colm_json_and_card_say_where_a_team_comes_from(tmp_path, tiny_model):
     for part in (
         "| expert 1 | expert | a local directory |",
         "data.jsonl",
-        "32 words",
+        "32 tokens",
         "objective: marginal",
         "license: # to be filled in",
     ):

@@ -173,7 +173,8 @@ def test_figures_of_known_times():
     settings = DecodeBench(rates=(0.25,), new_tokens=101, batch_size=8)
     deferred = np.zeros((8, 101), bool)
     deferred[:, ::4] = True  # 26 of 101
-    one, many = EngineRun(deferred[:1], deferred[:1], 27), EngineRun(deferred, deferred, 27)
+    tokens = deferred.astype(np.int32)
+    one, many = EngineRun(tokens[:1], deferred[:1], 27), EngineRun(tokens, deferred, 27)
     seconds = {"memory bandwidth": [2.0, 1.0, 1.0]}
     for batch, slower in ((1, 1.0), (8, 1.5)):  # a batch of 8 takes 1.5 times as long as one request
         prefills = {"base": 0.1 * slower, "expert": 0.5 * slower}
@@ -229,7 +230,10 @@ def test_peak_memory_counts_what_a_program_adds(donated, arrays):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"expert_width": 1000, "expert_heads": 16}, "expert_width 1000 must be a multiple of expert_heads 16"),
+        (
+            {"expert_width": 1000, "expert_heads": 16},
+            "expert_width 1000 must be a multiple of DecodeBench.expert_heads 16",
+        ),
         ({"new_tokens": 1}, "new_tokens must be a whole number from 2 to 2147483647, got 1"),
         ({"batch_size": 1}, "batch_size"),
         ({"prompt_tokens": 0}, "prompt_tokens"),

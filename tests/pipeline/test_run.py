@@ -392,9 +392,9 @@ def test_settings_of_correction_reach_a_run(tmp_path, inputs, monkeypatch):
     )
     asked, answers = [], CoLM.answers
 
-    def noted(self, prompts, settings, strategy, *rest, **more):
-        asked.append((strategy, settings.correction))
-        return answers(self, prompts, settings, strategy, *rest, **more)
+    def noted(self, prompts, settings, **more):
+        asked.append((settings.strategy, settings.correction))
+        return answers(self, prompts, settings, **more)
 
     monkeypatch.setattr(CoLM, "answers", noted)
     for correction in (Correction(), Correction(candidates=5)):

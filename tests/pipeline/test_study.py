@@ -120,7 +120,7 @@ def test_the_terminal_shows_a_run(finished, capsys):
     assert [len(line) for line in shown.splitlines() if "Co-LLM run" in line] == [100]
     assert main(["show", str(finished / "run"), "--answer", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "expert 1 holds" in " ".join(shown.split())
+    assert "expert 1's top token" in " ".join(shown.split())
     report = load_report(finished / "run/report/report.json")
     assert shown.count("“") >= 3 * len(report.answers[1].pieces)
     changed = sum(answer.outcome != "same" for answer in report.answers)
