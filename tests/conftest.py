@@ -21,7 +21,7 @@ import pytest
 jaxtyping.install_import_hook(
     [
         f"colm_jax.{package}"
-        for package in "models objectives training scoring labels decoding calibration evaluation data bench".split()
+        for package in "models objectives training scoring labels decoding calibration evaluation data".split()
     ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )

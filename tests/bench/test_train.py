@@ -125,7 +125,11 @@ def test_targets():
 
 @pytest.mark.parametrize(
     "settings, message",
-    [({"width": 30, "heads": 4}, "multiple of heads"), ({"repeats": 0}, "repeats"), ({"texts": 8}, "two batches")],
+    [
+        ({"width": 30, "heads": 4}, "multiple of TrainBench.heads"),
+        ({"repeats": 0}, "repeats"),
+        ({"texts": 8}, "two batches"),
+    ],
 )
 def test_sizes_that_cannot_be_meant_name_themselves(settings, message):
     with pytest.raises(UserError, match=message):

@@ -22,6 +22,8 @@ from tests.pipeline.test_run import write_lines
 from tests.storage.conftest import by_others
 from tests.tiny import write_team
 
+pytestmark = pytest.mark.usefixtures("unchecked_types")  # a path in a bucket is no pathlib.Path
+
 # These depend on the location of the run and on the bucket's own hashes of its models.
 _OF_ITS_PLACE = {"manifest.json", "colm.json", "README.md", "operative_config.gin"}
 _OF_ITS_TIME = {"checkpoints", "logs"}
