@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from colm_jax import console
 from colm_jax.errors import UserError
 from colm_jax.pipeline.stage import StageDirectory, run_in_store
-from colm_jax.storage import path_of, storage_of
+from colm_jax.storage import in_bucket, path_of
 
 R = TypeVar("R")
 
@@ -96,9 +96,9 @@ def run_stages(
       ValueError: the declarations are wrong.
     """
     _check_order(stages)
-    out, store, last = path_of(out), None if store is None else path_of(store), len(stages)
-    if store is not None and not (storage_of(store).has_links and storage_of(out).has_links):
+    if store is not None and (in_bucket(store) or in_bucket(out)):  # before a bucket is asked
         raise UserError(f"store {store}, out {out}: shared stages are linked and locked; both must be on disk")
+    out, store, last = path_of(out), None if store is None else path_of(store), len(stages)
     if until is not None:
         if until not in steps(stages):
             raise UserError(f"until must be one of {', '.join(steps(stages))}, got {until!r}")
