@@ -26,6 +26,16 @@ from colm_jax.settings.bench import DecodeBench, TrainBench
 from colm_jax.settings.calibration import Calibration
 from colm_jax.settings.fields import checked, field_of, types_of
 from colm_jax.settings.generation import Correction, GenerationSettings
+from colm_jax.settings.gin_values import (
+    MACRO,
+    MODULE,
+    is_macro,
+    is_own,
+    is_required,
+    refers,
+    with_macros,
+    with_references,
+)
 from colm_jax.settings.models import Model
 from colm_jax.settings.references import Reference
 from colm_jax.settings.run import RunConfig
@@ -61,12 +71,10 @@ def _nested(kind: type) -> list[str]:
 
 
 _NAMES = {kind: name for name, kind in SETTINGS.items()}
-_MODULE = "colm_jax"
 _REGISTERED = {
-    name: gin.external_configurable(kind, name=name, module=_MODULE, denylist=_nested(kind))
+    name: gin.external_configurable(kind, name=name, module=MODULE, denylist=_nested(kind))
     for name, kind in SETTINGS.items()
 }
-_MACRO = "gin.macro"
 _Key = tuple[str, str, str]  # scope, full selector, argument
 
 
@@ -133,13 +141,13 @@ class Bindings:
         """Bind settings of a class to the flags that were given (not None), which win over all else."""
         for setting, value in flags.items():
             if value is not None:
-                gin.bind_parameter((scope, f"{_MODULE}.{name}", setting), value)
+                gin.bind_parameter((scope, f"{MODULE}.{name}", setting), value)
                 flag = "expert" if setting == "experts" else f"{scope}_{setting}" if scope == "expert" else setting
-                self.places[scope, f"{_MODULE}.{name}", setting] = f"--{flag}"
+                self.places[scope, f"{MODULE}.{name}", setting] = f"--{flag}"
 
     def is_bound(self, name: str, setting: str, scope: str = "") -> bool:
         """Return whether a setting has a binding in exactly this scope."""
-        return (scope, f"{_MODULE}.{name}", setting) in self.places
+        return (scope, f"{MODULE}.{name}", setting) in self.places
 
     def make(self, kind: type[T], scope: str = "", **nested: Any) -> T:
         """Return a settings object: its defaults, then gin's bindings, flags among them.
@@ -154,12 +162,12 @@ class Bindings:
         """
         name = _NAMES[kind]
         with gin.config_scope(scope or None):
-            bound = gin.get_bindings(f"{_MODULE}.{name}", resolve_references=False)
+            bound = gin.get_bindings(f"{MODULE}.{name}", resolve_references=False)
             places = {setting: self._place(scope, name, setting) for setting in bound}
             self._check_required(kind, name, bound, places, nested)
             try:
                 made = _REGISTERED[name](**nested)
-                made = replace(made, **{n: _with_references(v) for n, v in bound.items() if _refers(v)})
+                made = replace(made, **{n: with_references(v) for n, v in bound.items() if refers(v)})
             except UserError as error:
                 said = str(error).partition("\n  In call to configurable")[0]
                 raise UserError(f"{said}{_mentioned(said, places)}") from None
@@ -172,7 +180,7 @@ class Bindings:
     def _place(self, scope: str, name: str, setting: str) -> str:
         """Return where the binding that counts in a scope was written."""
         scopes = [scope, ""] if scope else [""]
-        return next(p for s in scopes if (p := self.places.get((s, f"{_MODULE}.{name}", setting))) is not None)
+        return next(p for s in scopes if (p := self.places.get((s, f"{MODULE}.{name}", setting))) is not None)
 
     def _check_required(
         self, kind: type, name: str, bound: Mapping[str, Any], places: Mapping[str, str], nested: Mapping[str, Any]
@@ -180,7 +188,7 @@ class Bindings:
         for entry in fields(kind):  # type: ignore[arg-type]
             needed = entry.default is MISSING and entry.default_factory is MISSING
             missing = needed and entry.name not in bound and entry.name not in nested
-            if missing or (entry.name in bound and _is_required(bound[entry.name])):
+            if missing or (entry.name in bound and is_required(bound[entry.name])):
                 where = f"{places[entry.name]}: " if entry.name in places else ""
                 raise UserError(f"{where}{name}.{entry.name} has no value; {_how_to_give(name, entry)}")
 
@@ -190,16 +198,11 @@ class Bindings:
         Args:
           places: add to each line a comment that says where its value comes from.
         """
-        operative = {key: bound for key, bound in gin_config._OPERATIVE_CONFIG.items() if _is_own(key[1])}
+        operative = {key: bound for key, bound in gin_config._OPERATIVE_CONFIG.items() if is_own(key[1])}
         # An optimizer is made long after this is written: what binds it, and macros, are not operative yet.
-        bound = {key: bound for key, bound in gin_config._CONFIG.items() if not _is_own(key[1])}
+        bound = {key: bound for key, bound in gin_config._CONFIG.items() if not is_own(key[1])}
         text = gin_config._config_str({**bound, **operative}, 118)
         return _annotated(text, self.places) if places else text
-
-
-def _is_own(selector: str) -> bool:
-    """Return whether a selector is that of a settings class."""
-    return selector.startswith(f"{_MODULE}.")
 
 
 def read(files: list[str], bindings: list[str]) -> Bindings:
@@ -222,8 +225,8 @@ def read(files: list[str], bindings: list[str]) -> Bindings:
     for (scope, selector, argument), place in found.places.items():
         value = gin_config._CONFIG[scope, selector][argument]
         _check_macros(value, found.places, place, ())
-        if _is_own(selector):
-            _check_value(selector.removeprefix(f"{_MODULE}."), argument, value, place)
+        if is_own(selector):
+            _check_value(selector.removeprefix(f"{MODULE}."), argument, value, place)
     return found
 
 
@@ -329,12 +332,12 @@ def _key(statement: config_parser.BindingStatement, where: str, context: _Contex
     """
     scope, name, argument = statement.scope, statement.selector, statement.arg_name
     if not argument:
-        return (f"{scope}/{name}" if scope else name), _MACRO, "value"
+        return (f"{scope}/{name}" if scope else name), MACRO, "value"
     found = context.get_configurable(name)
     if not found:
         raise UserError(f"{where}: {name}.{argument}: no settings of the name {name}{_nearest(name, SETTINGS)}")
-    own = found.selector.removeprefix(f"{_MODULE}.")
-    if not _is_own(found.selector):
+    own = found.selector.removeprefix(f"{MODULE}.")
+    if not is_own(found.selector):
         try:
             parsed = gin_config.ParsedBindingKey.parse((scope, name, argument))  # gin knows a function's arguments
         except ValueError as error:
@@ -370,77 +373,16 @@ def _hint(said: str) -> str:
     return "; import its module first, as in import my_module" if "No configurable matching reference" in said else ""
 
 
-# Values: macros and references in them.
-
-
-def _is_reference(value: Any) -> bool:
-    return isinstance(value, gin_config.ConfigurableReference)
-
-
-def _is_macro(value: Any) -> bool:
-    return _is_reference(value) and value.configurable.selector in (_MACRO, "gin.constant")
-
-
-def _is_required(value: Any) -> bool:
-    return _is_macro(value) and repr(value) == "%gin.REQUIRED"
-
-
-def _with_macros(value: Any) -> Any:
-    """Return the value with macros replaced by their values; references stay."""
-    if _is_macro(value) and value.configurable.selector == _MACRO:
-        return _with_macros(gin_config._CONFIG["/".join(value.scopes), _MACRO]["value"])
-    if _is_macro(value) and not _is_required(value):
-        return value.scoped_configurable_fn()
-    return _mapped(_with_macros, value)
-
-
-def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """Return the value with the function applied to what a container holds."""
-    if isinstance(value, dict):
-        return {function(key): function(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(function(item) for item in value)
-    return value
-
-
-def _refers(value: Any) -> bool:
-    """Return whether a value, its macros filled in, holds a reference."""
-    value = _with_macros(value)
-    if isinstance(value, dict):
-        return any(map(_refers, [*value, *value.values()]))
-    return any(map(_refers, value)) if isinstance(value, list | tuple) else _is_reference(value)
-
-
-def _with_references(value: Any) -> Any:
-    """Return the value with references as `Reference` objects, which keep their text."""
-    value = _with_macros(value)
-    if not _is_reference(value):
-        return _mapped(_with_references, value)
-    made = value.scoped_configurable_fn() if value.evaluate else value.scoped_configurable_fn
-    return Reference(repr(value), _parameters(), value.evaluate, made)
-
-
-def _parameters() -> str:
-    """Return every binding of what is not a settings class or a macro, as one text."""
-    own = {
-        f"{scope}/{selector}.{name}": repr(_with_macros(value))
-        for (scope, selector), bound in gin_config._CONFIG.items()
-        if selector != _MACRO and not _is_own(selector)
-        for name, value in bound.items()
-    }
-    return "; ".join(f"{key.removeprefix('/')} = {own[key]}" for key in sorted(own))
-
-
 def _check_macros(value: Any, known: Mapping[_Key, str], place: str, within: tuple[str, ...]) -> None:
     """Raise UserError for a macro without a value, or one that is defined by itself."""
-    if _is_macro(value) and value.configurable.selector == _MACRO:
+    if is_macro(value) and value.configurable.selector == MACRO:
         name = "/".join(value.scopes)
         if name in within:
             raise UserError(f"{place}: %{name} is defined by itself")
-        if (name, _MACRO, "value") not in known:
-            macros = [scope for scope, selector, _ in known if selector == _MACRO]
+        if (name, MACRO, "value") not in known:
+            macros = [scope for scope, selector, _ in known if selector == MACRO]
             raise UserError(f"{place}: %{name} has no value{_nearest(name, macros) if macros else ''}")
-        _check_macros(gin_config._CONFIG[name, _MACRO]["value"], known, place, (*within, name))
+        _check_macros(gin_config._CONFIG[name, MACRO]["value"], known, place, (*within, name))
     elif isinstance(value, dict):
         for item in (*value, *value.values()):
             _check_macros(item, known, place, within)
@@ -451,9 +393,9 @@ def _check_macros(value: Any, known: Mapping[_Key, str], place: str, within: tup
 
 def _check_value(name: str, setting: str, value: Any, place: str) -> None:
     """Raise UserError for a value that the setting cannot have; references are checked when they are made."""
-    if _refers(value):
+    if refers(value):
         return
-    kind, value = SETTINGS[name], _with_macros(value)
+    kind, value = SETTINGS[name], with_macros(value)
     entry = field_of(kind, setting)
     try:
         checked(kind, entry, value, f"{name}.")
@@ -490,7 +432,7 @@ def _annotated(text: str, places: Mapping[_Key, str]) -> str:
         if found is None or found[2] not in names:
             lines.append(line)
             continue
-        selector = f"{_MODULE}.{names[found[2]]}"
+        selector = f"{MODULE}.{names[found[2]]}"
         bound = [key for scope in (found[1] or "", "") if (key := (scope, selector, found[3])) in places]
         comment = f"# {places[bound[0]] if bound else 'default'}"
         lines += [comment, line] if line.endswith("\\") else [f"{line:60}  {comment}"]
