@@ -83,6 +83,14 @@ class ModelConfig:
     windows: tuple[int | None, ...] | None = None  # per layer: tokens it sees, itself included; None: all
     window_rope: Rope | None = None  # of layers with a window, where it differs
     mixture: Mixture | None = None
+    mixture_layers: tuple[bool, ...] | None = None  # which layers are mixtures; None: all, where there is a mixture
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """The runs of layers with the same parameters, [start, stop) each: layers are stacked run by run."""
+        kinds = self.mixture_layers or (False,) * self.depth
+        starts = [i for i in range(self.depth) if i == 0 or kinds[i] != kinds[i - 1]]
+        return tuple(zip(starts, [*starts[1:], self.depth]))
 
     def __post_init__(self) -> None:
         """Rejects sizes that no network can have."""
@@ -102,6 +110,10 @@ class ModelConfig:
             raise UserError(f"model config: activation must be one of {ACTIVATIONS}, got {self.activation!r}")
         if self.windows is not None and len(self.windows) != self.depth:
             raise UserError(f"model config: {len(self.windows)} windows for {self.depth} layers")
+        if self.mixture_layers is not None and (self.mixture is None or len(self.mixture_layers) != self.depth):
+            raise UserError(
+                f"model config: mixture_layers must say for each of {self.depth} layers of a mixture, yes or no"
+            )
         for window in self.windows or ():
             if window is not None and (not isinstance(window, int) or window < 1):
                 raise UserError(f"model config: a window must be a positive whole number, got {window!r}")

@@ -14,7 +14,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from colm_jax.checkpoints.families import from_huggingface
-from colm_jax.checkpoints.huggingface import DTYPES, load_model, parts_of, save_tensors, to_tensors
+from colm_jax.checkpoints.huggingface import DTYPES, load_model, save_tensors, to_tensors
+from colm_jax.checkpoints.layout import stored_shapes
 from colm_jax.models.cache import KVCache
 from colm_jax.parallel import make_mesh
 from tests.tiny import run
@@ -113,8 +114,7 @@ CONFIGS = {name: {**_SIZES, **fields} for name, fields in CONFIGS.items()}
 def weights(config: dict[str, Any]) -> dict[str, np.ndarray]:
     """Every tensor under its checkpoint name, drawn in the order of the names from one seed."""
     rng, drawn, ours = np.random.default_rng(7), {}, from_huggingface(config, "config")
-    for name, part in sorted(parts_of(ours).items()):
-        shape = part.stored.shape(part.shape)
+    for name, shape in sorted(stored_shapes(ours).items()):
         if len(shape) == 1:
             centre = 1 if name.endswith("norm.weight") and not ours.zero_centred_norm else 0
             drawn[name] = (0.3 * rng.standard_normal(shape) + centre).astype(np.float32)
