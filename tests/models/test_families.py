@@ -260,7 +260,7 @@ PUBLISHED = {
     "Qwen3-8B": (
         {**LLAMA_2, "model_type": "qwen3", "rope_theta": 1e6, "sliding_window": None, "use_sliding_window": False}
         | {"max_window_layers": 36, "attention_bias": False, "head_dim": 64},
-        {"head_dim": 64, "qk_norm": True},
+        {"head_dim": 64, "qk_norm": "head"},
     ),
     "gemma-2-2b": (
         {
