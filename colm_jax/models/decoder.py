@@ -16,12 +16,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.models.arrays import AnyArray
-from colm_jax.models.attention import Past, attend, positions_in, rope_angles, rotate
+from colm_jax.models.attention import Past, attend, positions_in
 from colm_jax.models.cache import KVCache, KVRows
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.feed_forward import FeedForward, MixtureFeedForward
 from colm_jax.models.layers import Linear, Maker, RMSNorm, precision_of
 from colm_jax.models.ragged import Ragged
+from colm_jax.models.rope import Angles, angles_where, rope_angles, rotate
 from colm_jax.parallel import batch_sharding
 
 KeyValue = tuple[Float[Array, "R K T h"], Float[Array, "R K T h"]]  # of the new tokens, in one layer
@@ -64,7 +65,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "R T D"],
-        angles: Float[Array, "R T h2"],
+        angles: Angles,
         window: int | Int[Array, ""] | None,
         past: Past | None,
         segments: Int[AnyArray, "R T"] | None,
@@ -110,7 +111,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "R T D"],
-        angles: Float[Array, "R T h2"],
+        angles: Angles,
         window: int | Int[Array, ""] | None = None,
         past: Past | None = None,
         segments: Int[AnyArray, "R T"] | None = None,
@@ -177,10 +178,11 @@ class Decoder(nnx.Module):
             positions = (cache.lengths[ragged.text] + ragged.offset)[None]
         if segments is not None:
             positions = positions_in(segments)
-        everywhere = rope_angles(positions, config.head_dim, config.rope)
-        local = (
-            everywhere if config.window_rope is None else rope_angles(positions, config.head_dim, config.window_rope)
-        )
+        longest = tokens.shape[1] if cache is None else config.context  # a cached key turned once, for all
+        everywhere = rope_angles(positions, config.head_dim, config.rope, longest)
+        local = everywhere
+        if config.window_rope is not None:
+            local = rope_angles(positions, config.head_dim, config.window_rope, longest)
 
         def kept(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
             return x if spread is None else jax.lax.with_sharding_constraint(x, spread)
@@ -204,8 +206,8 @@ class Decoder(nnx.Module):
     def _scan(
         self,
         x: Float[Array, "B T D"],
-        everywhere: Float[Array, "B T h2"],
-        local: Float[Array, "B T h2"],
+        everywhere: Angles,
+        local: Angles,
         segments: Int[AnyArray, "B T"] | None,
         policy: Callable | None,
         kept: Constraint,
@@ -220,7 +222,7 @@ class Decoder(nnx.Module):
             x: Float[Array, "B T D"], layer: tuple[nnx.State, Int[Array, ""] | None]
         ) -> tuple[Float[Array, "B T D"], None]:
             state, window = layer
-            angles = everywhere if window is None else jnp.where(window == _NO_WINDOW, everywhere, local)
+            angles = everywhere if window is None else angles_where(window == _NO_WINDOW, everywhere, local)
             return kept(nnx.merge(graph, state)(x, angles, window, None, segments)[0]), None
 
         if policy is not None:
