@@ -1,15 +1,12 @@
-"""Grouped-query causal attention with rotary positions, over new tokens and, where there is one, a cache."""
-
-import math
+"""Grouped-query causal attention over new tokens and, where there is one, a cache."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.models.arrays import AnyArray
-from colm_jax.models.config import Rope, Temperature
+from colm_jax.models.config import Temperature
 
 # Cached keys and values, and how many of them each sequence has.
 Past = tuple[Float[Array, "B K S h"], Float[Array, "B K S v"], Int[Array, "B"]]
@@ -17,35 +14,11 @@ Past = tuple[Float[Array, "B K S h"], Float[Array, "B K S v"], Int[Array, "B"]]
 _MASKED = -1e30  # finite: a row that is masked throughout gives a mean, not NaN
 
 
-def rope_frequencies(head_dim: int, rope: Rope) -> Float[np.ndarray, "h2"]:
-    """Return radians per token of each pair of dimensions, float32 (Su et al. 2021, eq. 15; bands: Llama 3.1)."""
-    frequencies = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
-    stretched = frequencies / rope.factor
-    if rope.bands is None:
-        return stretched.astype(np.float32)
-    turns = rope.bands.original_context * frequencies / (2 * math.pi)  # within the original context
-    kept = np.clip((turns - rope.bands.low) / (rope.bands.high - rope.bands.low), 0, 1)
-    return (kept * frequencies + (1 - kept) * stretched).astype(np.float32)
-
-
-def rope_angles(positions: Int[Array, "B T"], head_dim: int, rope: Rope) -> Float[Array, "B T h2"]:
-    """Return rotation angles in radians, float32, of each position and pair of dimensions."""
-    return positions[..., None].astype(jnp.float32) * rope_frequencies(head_dim, rope)
-
-
 def positions_in(segments: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
     """Return each token's place in its own text, for rows in which texts follow one another."""
     places = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
     first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return places - jax.lax.cummax(jnp.where(first, places, 0), axis=1)
-
-
-def rotate(x: Float[Array, "B T heads h"], angles: Float[Array, "B T h2"]) -> Float[Array, "B T heads h"]:
-    """Apply RoPE in the half-split layout of Hugging Face checkpoints: dimension i turns with i + h/2."""
-    cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
 
 
 def temperatures(positions: Int[Array, "B T"], temperature: Temperature) -> Float[Array, "B T"]:

@@ -4,12 +4,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from colm_jax.models.attention import attend, rotate
+from colm_jax.models.attention import attend
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.feed_forward import FeedForward, MixtureFeedForward
 from colm_jax.models.inputs import KeyValue, LayerInputs
 from colm_jax.models.latent import LatentAttention
 from colm_jax.models.layers import Linear, Maker, RMSNorm, precision_of, unit
+from colm_jax.models.rope import rotate
 
 
 class Attention(nnx.Module):

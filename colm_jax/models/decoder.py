@@ -17,13 +17,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.models.arrays import AnyArray
-from colm_jax.models.attention import positions_in, rope_angles, temperatures
+from colm_jax.models.attention import positions_in, temperatures
 from colm_jax.models.block import Block
 from colm_jax.models.cache import KVCache, KVRows
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.inputs import LayerInputs
 from colm_jax.models.layers import Maker, RMSNorm, precision_of
 from colm_jax.models.ragged import Ragged
+from colm_jax.models.rope import rope_angles
 from colm_jax.parallel import batch_sharding
 
 Constraint = Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]  # the residual stream, with a sharding
@@ -98,7 +99,9 @@ class Decoder(nnx.Module):
             positions = (cache.lengths[ragged.text] + ragged.offset)[None]
         if segments is not None:
             positions = positions_in(segments)
-        layers = self._layer_inputs(positions, segments, ragged)
+        # Keys in a cache keep their rotation: it must not depend on how much a cache holds at the time.
+        longest = max(tokens.shape[1], config.context) if cache is None else config.context
+        layers = self._layer_inputs(positions, longest, segments, ragged)
 
         def kept(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
             return x if spread is None else jax.lax.with_sharding_constraint(x, spread)
@@ -125,14 +128,18 @@ class Decoder(nnx.Module):
         return self.norm(x), None if cache is None else KVRows(*map(tuple, zip(*rows)))
 
     def _layer_inputs(
-        self, positions: Int[Array, "R T"], segments: Int[AnyArray, "R T"] | None, ragged: Ragged | None
+        self,
+        positions: Int[Array, "R T"],
+        longest: int,
+        segments: Int[AnyArray, "R T"] | None,
+        ragged: Ragged | None,
     ) -> list[LayerInputs]:
-        """Return what each layer is given for tokens at these positions of their texts."""
+        """Return what each layer is given for tokens at these positions of texts of at most `longest` tokens."""
         config = self.config
-        everywhere = rope_angles(positions, config.rotary_dim, config.rope)
-        local = (
-            everywhere if config.window_rope is None else rope_angles(positions, config.rotary_dim, config.window_rope)
-        )
+        everywhere = rope_angles(positions, config.rotary_dim, config.rope, longest)
+        local = everywhere
+        if config.window_rope is not None:
+            local = rope_angles(positions, config.rotary_dim, config.window_rope, longest)
         temperature = None if config.temperature is None else temperatures(positions, config.temperature)
         found = []
         for i in range(config.depth):
@@ -218,7 +225,8 @@ def _scan(
         if own["rotated"] is not None:
             inputs = replace(inputs, rotated=own["rotated"])
         if own["angles"] is not None:
-            inputs = replace(inputs, angles=jnp.stack([*angles.values()])[own["angles"]])
+            stacked_angles = jax.tree.map(lambda *leaves: jnp.stack(leaves), *angles.values())
+            inputs = replace(inputs, angles=jax.tree.map(lambda leaf: leaf[own["angles"]], stacked_angles))
         if own["hot"] is not None and temperature is not None:
             inputs = replace(inputs, temperature=jnp.where(own["hot"], temperature, 1.0))
         return kept(nnx.merge(graph, state)(x, inputs)[0]), None

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from colm_jax.models.arrays import AnyArray, pytree
 from colm_jax.models.attention import Past
 from colm_jax.models.ragged import Ragged
+from colm_jax.models.rope import Angles
 
 KeyValue = tuple[Float[Array, "R K T h"], Float[Array, "R K T v"]]  # of the new tokens, in one layer
 
@@ -19,7 +20,7 @@ class LayerInputs:
     R rows of tokens: one for each of B sequences, or a single one with the tokens of all (`Ragged`).
     """
 
-    angles: Float[Array, "R T h2"]  # of rotary positions
+    angles: Angles  # of rotary positions
     rotated: bool | Bool[Array, ""] = True  # whether the layer has rotary positions
     temperature: Float[Array, "R T"] | None = None  # factor of each token's queries
     window: int | Int[Array, ""] | None = None  # tokens that each one sees, itself included; None: all

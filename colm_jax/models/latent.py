@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from colm_jax.models.attention import attend, rotate
+from colm_jax.models.attention import attend
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.inputs import KeyValue, LayerInputs
 from colm_jax.models.layers import Linear, Maker, RMSNorm, precision_of
+from colm_jax.models.rope import rotate, score_factor
 
 
 class LatentAttention(nnx.Module):
@@ -21,7 +22,7 @@ class LatentAttention(nnx.Module):
     def __init__(self, config: ModelConfig, make: Maker):
         assert config.latent is not None
         self.latent = config.latent
-        self.scale = (config.latent.plain + config.latent.rotary) ** -0.5
+        self.scale = (config.latent.plain + config.latent.rotary) ** -0.5 * score_factor(config.rope)
         latent, d, heads = config.latent, config.width, config.heads
 
         def norm(size: int) -> RMSNorm:

@@ -12,10 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from colm_jax.errors import UserError
-from colm_jax.models.attention import rope_angles
 from colm_jax.models.block import Block
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.inputs import LayerInputs
+from colm_jax.models.rope import rope_angles
 from colm_jax.seeds import random_key
 from colm_jax.settings.training import Lora
 
@@ -46,7 +46,7 @@ def _with_matrices(
     graph, stacked = nnx.split(run)
     one = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[0], stacked))
     x = jnp.zeros((1, 1, config.width), decoder.dtype)
-    inputs = LayerInputs(rope_angles(jnp.zeros((1, 1), jnp.int32), config.rotary_dim, config.rope))
+    inputs = LayerInputs(rope_angles(jnp.zeros((1, 1), jnp.int32), config.rotary_dim, config.rope, config.context))
     key = random_key(seed) if number == 0 else jax.random.fold_in(random_key(seed), 2**31 - number)
     block = qwix.apply_lora_to_model(one, provider, x, inputs, rngs=nnx.Rngs(key))
     graph, lora, *_ = nnx.split(block, nnx.LoRAParam, ...)

@@ -2,7 +2,7 @@
 
 from colm_jax.checkpoints.families.family import TABLE, Family, Stored, gate_and_up, read_sizes, write_sizes
 from colm_jax.checkpoints.families.fields import Fields, Json
-from colm_jax.checkpoints.families.rope import read_rope, write_both_ropes
+from colm_jax.checkpoints.families.rope import RopeRules, read_rope, write_both_ropes
 from colm_jax.models.config import ModelConfig
 
 
@@ -12,7 +12,7 @@ def _read(fields: Fields) -> ModelConfig:
     return ModelConfig(
         family="glm4",
         **sizes,
-        rope=read_rope(fields, sizes["head_dim"], interleaved=True),
+        rope=read_rope(fields, RopeRules(partial=True, interleaved=True)),
         qkv_bias=fields.optional("attention_bias", bool),
         post_norm=True,
     )

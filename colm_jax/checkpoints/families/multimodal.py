@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from colm_jax.checkpoints.families.fields import REFUSED, Fields, Json
 from colm_jax.checkpoints.families.reference import default_of
 
-_PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
 _LEFT_OUT = ("vision_tower.", "vision_model.", "multi_modal_projector.")
 
 

@@ -14,8 +14,13 @@ from colm_jax.checkpoints.families.family import (
     write_sizes,
 )
 from colm_jax.checkpoints.families.fields import Fields, Json
-from colm_jax.checkpoints.families.rope import read_rope, write_both_ropes
+from colm_jax.checkpoints.families.rope import RopeRules, read_rope, write_both_ropes
 from colm_jax.models.config import ModelConfig
+
+# Phi-3 once called longrope "su" and "yarn".
+_ROPE = RopeRules(
+    kinds={"default": "default", "longrope": "longrope", "su": "longrope", "yarn": "longrope"}, partial=True
+)
 
 
 def _read(fields: Fields) -> ModelConfig:
@@ -24,7 +29,7 @@ def _read(fields: Fields) -> ModelConfig:
     return ModelConfig(
         family="phi3",
         **sizes,
-        rope=read_rope(fields, sizes["head_dim"]),
+        rope=read_rope(fields, _ROPE),
         windows=read_uniform_windows(fields, sizes["depth"], window),
     )
 
