@@ -108,6 +108,86 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     },
 }
+_PLAIN_ROPE = {"rope_theta": 177.0, "rope_type": "default"}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 5.0,
+    "original_max_position_embeddings": 130,
+    "beta_fast": 6.0,
+    "beta_slow": 1.5,
+    "attention_factor": 1.3,
+    "truncate": False,
+}
+_WINDOWED = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+CONFIGS |= {
+    "llama-yarn": {"model_type": "llama", "rope_parameters": _YARN, "tie_word_embeddings": False},
+    "phi3": {
+        "model_type": "phi3",
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 321.0,
+            "short_factor": [1.1, 1.4],
+            "long_factor": [2.0, 5.0],
+            "original_max_position_embeddings": 150,
+            "partial_rotary_factor": 0.5,
+        },
+        "original_max_position_embeddings": 150,
+        "partial_rotary_factor": 0.5,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+        "sliding_window": 400,
+    },
+    "olmo2": {
+        "model_type": "olmo2",
+        "rope_parameters": _PLAIN_ROPE,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+    },
+    "olmo3": {
+        "model_type": "olmo3",
+        "rope_parameters": {
+            "full_attention": {key: value for key, value in _YARN.items() if key != "truncate"},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "sliding_window": 90,
+        "layer_types": _WINDOWED,
+    },
+    "smollm3": {
+        "model_type": "smollm3",
+        "pad_token_id": 0,
+        "rope_parameters": _YARN,
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "no_rope_layers": [1, 0, 1, 0],
+        "use_sliding_window": True,
+        "sliding_window": 90,
+        "layer_types": _WINDOWED,
+    },
+    "granite": {
+        "model_type": "granite",
+        "rope_parameters": _PLAIN_ROPE,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "embedding_multiplier": 1.7,
+        "attention_multiplier": 0.6,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 1.6,
+    },
+    "glm4": {
+        "model_type": "glm4",
+        "pad_token_id": 0,
+        "rope_parameters": {**_PLAIN_ROPE, "partial_rotary_factor": 0.67},
+        "partial_rotary_factor": 0.67,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+    },
+}
 CONFIGS = {name: {**_SIZES, **fields} for name, fields in CONFIGS.items()}
 
 

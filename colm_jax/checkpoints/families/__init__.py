@@ -52,5 +52,5 @@ def to_huggingface(
 ) -> dict[str, Any]:
     """Return the `config.json` that transformers reads for this model."""
     family = FAMILIES[config.family]
-    head = {"architectures": [family.architecture], "model_type": family.model_type}
+    head = {"architectures": [family.architecture], "model_type": family.model_type, "pad_token_id": None}
     return {**head, **family.write(config), "bos_token_id": bos_id, "eos_token_id": eos_id, "dtype": dtype}
