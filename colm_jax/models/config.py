@@ -18,15 +18,15 @@ class Bands:
     """Llama 3's scaling of rotary positions: by wavelength, only the slow dimensions are divided by the factor."""
 
     low: float  # waves longer than original_context / low are stretched
-    high: float  # waves shorter than original_context / high are not; between the two, smoothly
+    high: float  # waves shorter than original_context / high are not; between the two, smoothly (at once in Llama 4)
     original_context: int  # in tokens, before the stretch
 
     def __post_init__(self) -> None:
         """Rejects numbers that have no meaning."""
         _positive("rope scaling.low", self.low)
         _positive("rope scaling.original_context", self.original_context)
-        if not self.low < self.high < float("inf"):
-            raise UserError(f"model config: rope scaling.high must exceed {self.low}, got {self.high!r}")
+        if not self.low <= self.high < float("inf"):
+            raise UserError(f"model config: rope scaling.high must not be below {self.low}, got {self.high!r}")
 
 
 @dataclass(frozen=True)
