@@ -9,7 +9,12 @@ from typing import Any
 
 from colm_jax.errors import UserError
 
-ACTIVATIONS = ("silu", "gelu_tanh")
+ACTIVATIONS = ("silu", "gelu_tanh", "clamped_swish")  # the last: gpt-oss
+_MIXTURE_CHOICES = {
+    "scoring": ("softmax", "sigmoid"),
+    "group_score": ("best", "two_best"),
+    "bias": (None, "router", "choice"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,92 @@ class Rope:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A feed-forward layer of several networks, of which each token passes a few (mixture of experts)."""
+    """A feed-forward layer of several networks, of which each token passes a few (mixture of experts).
+
+    A router scores the networks for each token. It picks those with the best scores, and weights what they return (or
+    what they read) by their scores. A shared network, where there is one, reads every token besides.
+    """
 
     networks: int
     active: int  # networks a token passes
+    ff: int | None = None  # F of each network; None: that of ModelConfig
+    scoring: str = "softmax"  # of the router's outputs: over all networks, or "sigmoid" of each
+    normalised: bool = True  # a token's weights are divided by their sum
+    scale: float = 1.0  # and multiplied by this
+    groups: int = 1  # networks in order are in groups of equal size,
+    active_groups: int = 1  # of which a token's best so many have all the networks it passes
+    group_score: str = "best"  # a group's score: that of its best network, or the sum of its "two_best"
+    bias: str | None = None  # of each network: "router", added to the router's output; "choice": to the score, to pick
+    on_input: bool = False  # weights multiply what a network reads, not what it returns
+    wide_router: bool = False  # the router multiplies in float32, whatever the type of activations
+    network_bias: bool = False  # the networks' linear maps have biases
+    shared_ff: int | None = None  # F of the network that reads every token
+    shared_gate: bool = False  # what it returns is multiplied by the sigmoid of one more output for the token
 
     def __post_init__(self) -> None:
-        """Rejects sizes that no network can have."""
-        if not 1 <= self.active <= self.networks <= 10_000:
+        """Rejects values that no network can have, and combinations that no family has."""
+        for name in ("networks", "active", "groups", "active_groups", "ff", "shared_ff"):
+            value = getattr(self, name)
+            if value is None and name in ("ff", "shared_ff"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"model config: mixture {name} must be a positive whole number, got {value!r}")
+        if not self.active <= self.networks <= 10_000:
             raise UserError(f"model config: of {self.networks} networks {self.active} cannot be active")
+        for name, allowed in _MIXTURE_CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"model config: mixture {name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("normalised", "on_input", "wide_router", "network_bias", "shared_gate"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"model config: mixture {name} must be true or false, got {getattr(self, name)!r}")
+        _positive("mixture scale", self.scale)
+        self._check_groups()
+        for wrong, message in (
+            (
+                self.bias == "choice" and self.scoring != "sigmoid",
+                "a bias for the choice of networks needs sigmoid scores",
+            ),
+            (
+                self.bias == "router" and not (self.scoring == "softmax" and self.normalised and self.groups == 1),
+                "a bias of the router's outputs needs normalised softmax scores and one group",
+            ),
+            (
+                self.scoring == "sigmoid" and self.on_input == (self.bias == "choice"),
+                "sigmoid scores weight the networks' inputs or come with a bias for the choice, one of the two",
+            ),
+            (
+                self.on_input and (self.scoring != "sigmoid" or self.normalised or self.scale != 1 or self.groups > 1),
+                "weights on the networks' inputs are sigmoids, not normalised, not scaled, of one group",
+            ),
+            (
+                self.group_score == "two_best" and self.bias != "choice",
+                "groups are scored by their two best networks only with a bias for the choice",
+            ),
+            (
+                self.scoring == "softmax" and self.normalised and (self.scale != 1 or self.groups > 1),
+                "normalised softmax weights are not scaled, and have one group",
+            ),
+            (self.network_bias and self.bias != "router", "networks have biases only if the router has one"),
+            (
+                self.shared_gate and (self.shared_ff is None or self.scoring != "softmax" or self.groups > 1),
+                "a gate of the shared network needs one, softmax scores, and one group",
+            ),
+        ):
+            if wrong:
+                raise UserError(f"model config: mixture: {message}; got {self}")
+
+    def _check_groups(self) -> None:
+        """Check that the groups divide the networks, and that a token's groups hold what it passes."""
+        if self.networks % self.groups:
+            raise UserError(f"model config: {self.networks} networks cannot be in {self.groups} groups of equal size")
+        size = self.networks // self.groups
+        if self.active_groups > self.groups or self.active > self.active_groups * size:
+            raise UserError(
+                f"model config: {self.active} active networks cannot be in {self.active_groups} of {self.groups} "
+                f"groups of {size}"
+            )
+        if self.group_score == "two_best" and size < 2:
+            raise UserError(f"model config: groups of one network ({self.groups} groups) have no two best")
 
 
 @dataclass(frozen=True)
@@ -70,6 +152,8 @@ class ModelConfig:
     rms_eps: float
     tied: bool  # the head is the embedding table
     activation: str = "silu"  # of the feed-forward gate
+    activation_limit: float | None = None  # of "clamped_swish": gate and up are clamped there
+    activation_slope: float | None = None  # of "clamped_swish": gate · sigmoid(slope · gate)
     qkv_bias: bool = False
     out_bias: bool = False  # of attention's output
     ff_bias: bool = False
@@ -100,6 +184,15 @@ class ModelConfig:
             raise UserError(f"model config: head_dim must be even for RoPE, got {self.head_dim}")
         if self.activation not in ACTIVATIONS:
             raise UserError(f"model config: activation must be one of {ACTIVATIONS}, got {self.activation!r}")
+        for name in ("activation_limit", "activation_slope"):
+            value = getattr(self, name)
+            if (value is None) == (self.activation == "clamped_swish"):
+                raise UserError(
+                    f"model config: {name} belongs to activation 'clamped_swish', and to no other; got {value!r} with "
+                    f"{self.activation!r}"
+                )
+            if value is not None:
+                _positive(name, value)
         if self.windows is not None and len(self.windows) != self.depth:
             raise UserError(f"model config: {len(self.windows)} windows for {self.depth} layers")
         for window in self.windows or ():
