@@ -14,7 +14,8 @@ from flax import nnx
 
 from colm_jax.checkpoints.directory import resolve, revision, weight_files
 from colm_jax.checkpoints.families import FAMILIES
-from colm_jax.checkpoints.huggingface import DTYPES, abstract_decoder, match_tensors, parts_of, read_config
+from colm_jax.checkpoints.huggingface import DTYPES, match_tensors, read_config
+from colm_jax.checkpoints.layout import abstract_decoder, by_path, table_key
 from colm_jax.checkpoints.team import TEAM_FILE
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
@@ -32,8 +33,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
     """
     directory = resolve(model, weights=False)
     config, tokenizer = read_config(directory), load_tokenizer(directory)
-    tensors = match_tensors(directory, values=False) if path_of(model).is_dir() or _has_weights(directory) else None
-    parts = parts_of(config).values() if tensors is None else [part for _, part in tensors]
+    held = match_tensors(directory, values=False) if path_of(model).is_dir() or _has_weights(directory) else None
     team = read_json(directory / TEAM_FILE) if (directory / TEAM_FILE).exists() else None
     kind = "original Co-LLM (deferral row)" if tokenizer.has_defer_token else "team" if team else "model"
     facts: dict[str, Any] = {
@@ -42,13 +42,12 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
         "revision": revision(directory),
         "format": kind,
         "family": config.family,
-        "parameters": sum(math.prod(part.shape) for part in parts),
-        "stored_as": None if tensors is None else dict(Counter(str(tensor.dtype) for tensor, _ in tensors)),
-        "bytes_on_disk": None if tensors is None else sum(tensor.bytes for tensor, _ in tensors),
+        "parameters": sum(math.prod(variable.shape) for variable in _parameters(config).values()),
+        "stored_as": None if held is None else dict(Counter(str(part.tensor.dtype) for part in held)),
+        "bytes_on_disk": None if held is None else sum(part.bytes for part in held),
         "bytes": memory(config),
         "cache_bytes_per_token": {
-            name: 2 * config.depth * config.kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
-            for name, dtype in DTYPES.items()
+            name: config.cache_width * jnp.dtype(dtype).itemsize for name, dtype in DTYPES.items()
         },
         "context": config.context,
         "vocabulary": {
@@ -75,16 +74,21 @@ def _has_weights(directory: Path) -> bool:
         return False
 
 
+def _parameters(config: ModelConfig) -> dict[str, nnx.Variable]:
+    """Return the parameters of a model by path, as abstract arrays."""
+    return by_path(nnx.state(abstract_decoder(config)))
+
+
 def memory(config: ModelConfig) -> dict[str, int]:
     """Return the bytes of the weights in every type that loading offers (int8 and int4: the rest in bfloat16)."""
     sizes: dict[str, int] = dict.fromkeys((*DTYPES, *BITS), 0)
     table = FAMILIES[config.family].table
-    for path, variable in nnx.to_flat_state(nnx.state(abstract_decoder(config))):
-        count, name = math.prod(variable.shape), ".".join(map(str, path))
+    for path, variable in _parameters(config).items():
+        count = math.prod(variable.shape)
         for kind, dtype in DTYPES.items():
             sizes[kind] += count * jnp.dtype(dtype).itemsize
         for kind in BITS:
-            sizes[kind] += _quantized_bytes(name, variable, table[name].inputs, kind) or 2 * count
+            sizes[kind] += _quantized_bytes(path, variable, table[table_key(path)].inputs, kind) or 2 * count
     return sizes
 
 
@@ -102,12 +106,12 @@ def _quantized_bytes(path: str, variable: nnx.Variable, inputs: int, kind: str) 
 
 def _layout(config: ModelConfig, mesh: jax.sharding.AbstractMesh) -> dict[str, Any]:
     per_device, layout = 0, {}
-    for path, variable in nnx.to_flat_state(nnx.state(abstract_decoder(config))):
+    for path, variable in _parameters(config).items():
         spec = spec_of(mesh, variable.get_metadata()["axes"], variable.shape)
         split = [[entry] if isinstance(entry, str) else list(entry or ()) for entry in spec]
         parts = math.prod(mesh.shape[axis] for axes in split for axis in axes)
         per_device += math.prod(variable.shape) // parts
-        layout[".".join(map(str, path))] = {"shape": list(variable.shape), "split": split}
+        layout[path] = {"shape": list(variable.shape), "split": split}
     return {"parameters_per_device": per_device, "layout": layout}
 
 

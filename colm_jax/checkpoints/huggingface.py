@@ -8,7 +8,7 @@ token) is split into a plain base and its gate: see `load_model`.
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from colm_jax.checkpoints.directory import weight_map
-from colm_jax.checkpoints.families import FAMILIES, Stored, from_huggingface
-from colm_jax.checkpoints.reader import TensorOnDisk, read_array, same_values, tensors_on_disk
+from colm_jax.checkpoints.families import from_huggingface, text_tensor
+from colm_jax.checkpoints.layout import abstract_decoder, by_path, layout_of
+from colm_jax.checkpoints.reader import (
+    StoredPart,
+    StoredTensor,
+    TensorOnDisk,
+    read_array,
+    same_values,
+    tensors_on_disk,
+)
 from colm_jax.console import Progress
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
@@ -49,51 +56,14 @@ class Deferral:
     embedding: np.ndarray  # [D]
 
 
-@dataclass(frozen=True)
-class Part:
-    """The parameter, or the one layer (and network) of it, that a stored tensor holds."""
-
-    path: str  # in Decoder
-    index: tuple[int, ...]  # (), (layer,) or (layer, network)
-    shape: tuple[int, ...]  # of this part
-    stored: Stored
-
-
 def read_config(directory: Path) -> ModelConfig:
     """Return the configuration of the directory's model as stored (in the original's format with the deferral row)."""
     path = directory / "config.json"
     return from_huggingface(read_json(path), str(path))
 
 
-def abstract_decoder(config: ModelConfig, dtype: DTypeLike = jnp.float32, stacked: bool = True) -> Decoder:
-    """Return a decoder of abstract arrays."""
-
-    def make() -> Decoder:
-        decoder = Decoder(config, nnx.Rngs(0), dtype)
-        return decoder if stacked else decoder.unstacked()
-
-    return nnx.eval_shape(make)
-
-
-@lru_cache(maxsize=8)
-def parts_of(config: ModelConfig, stacked: bool = True) -> dict[str, Part]:
-    """Return the parts of a checkpoint of this configuration, by tensor name."""
-    table, found = FAMILIES[config.family].table, {}
-    for path, variable in _by_path(nnx.state(abstract_decoder(config))).items():
-        stored, shape = table[path], variable.shape
-        indices: list[tuple[int, ...]] = [()]
-        for size in shape[: stored.name.count("{}")]:
-            indices = [(*index, i) for index in indices for i in range(size)]
-        for index in indices:
-            part = Part(path, index, shape[len(index) :], stored)
-            if not stacked and path.startswith("layers."):
-                part = replace(part, path=path.replace("layers", f"layers.{index[0]}", 1), index=index[1:])
-            found[stored.name.format(*index)] = part
-    return found
-
-
-def match_tensors(directory: Path, values: bool = True) -> list[tuple[TensorOnDisk, Part]]:
-    """Match every tensor of a checkpoint with its part of a decoder, in the order on disk.
+def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
+    """Match every tensor of a checkpoint with its parts of a decoder, in the order on disk.
 
     Only headers are read, except that with `values` a tied model's `lm_head.weight`, if stored, is compared with the
     embedding.
@@ -103,11 +73,15 @@ def match_tensors(directory: Path, values: bool = True) -> list[tuple[TensorOnDi
         or a tied model with a head of its own.
     """
     config = read_config(directory)
-    wanted, found = parts_of(config), dict[str, TensorOnDisk]()
+    wanted, found = layout_of(config), dict[str, TensorOnDisk]()
     on_disk = [tensor for tensor in tensors_on_disk(directory) if not _NO_WEIGHTS.fullmatch(tensor.name)]
     _check_index(directory, on_disk)
+    model_type = read_json(directory / "config.json")["model_type"]
     for tensor in on_disk:
-        name = tensor.name
+        name = text_tensor(model_type, tensor.name)
+        if name is None:
+            continue
+        tensor = replace(tensor, name=name)
         if name in found:
             raise UserError(f"{tensor.file}: tensor {name!r} is also in {found[name].file.name}; remove one of them")
         if name == _HEAD and config.tied:
@@ -115,7 +89,7 @@ def match_tensors(directory: Path, values: bool = True) -> list[tuple[TensorOnDi
             continue
         if name not in wanted:
             raise UserError(f"{tensor.file}: unknown tensor {name!r}; config.json describes no such weight")
-        expected = wanted[name].stored.shape(wanted[name].shape)
+        expected = wanted[name].shape
         if tensor.shape != expected:
             raise UserError(f"{tensor.file}: tensor {name!r} has shape {list(tensor.shape)}, expected {list(expected)}")
         found[name] = tensor
@@ -124,10 +98,11 @@ def match_tensors(directory: Path, values: bool = True) -> list[tuple[TensorOnDi
         raise UserError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are)")
     if values and config.tied and _HEAD in found:
         _check_tied_head(found[_HEAD], found[_TABLE])
-    return sorted(((found[name], part) for name, part in wanted.items()), key=lambda m: (m[0].file, m[0].offset))
+    in_order = sorted(wanted, key=lambda name: (found[name].file, found[name].offset))
+    return [StoredPart.of(found[name], part) for name in in_order for part in wanted[name].parts]
 
 
-def _check_tied_head(head: TensorOnDisk, table: TensorOnDisk) -> None:
+def _check_tied_head(head: StoredTensor, table: StoredTensor) -> None:
     """Check that the stored head of a tied model equals its embedding, since programs differ in which they use."""
     if not same_values(head, table):
         raise UserError(
@@ -183,20 +158,21 @@ def load_model(
                 f"expected; config.json has vocab_size={config.vocab_size}, tie_word_embeddings={config.tied}"
             )
         config = replace(config, vocab_size=tokenizer_size)
-        for tensor, part in matched:
-            if part.path in ("embedding", "head"):
-                extra[part.path] = tensor.rows(tokenizer_size, tokenizer_size + 1)[0].astype(np.float32)
-    parts = parts_of(config, stacked)
-    matched = [(tensor, parts[tensor.name]) for tensor, _ in matched]
+        for held in matched:
+            if held.part.path in ("embedding", "head"):
+                extra[held.part.path] = held.rows(tokenizer_size, tokenizer_size + 1)[0].astype(np.float32)
+    # The same parts, in the order of `match_tensors`, of the decoder to be made.
+    parts = {name: iter(layout.parts) for name, layout in layout_of(config, stacked).items()}
+    matched = [replace(held, part=next(parts[held.tensor.name])) for held in matched]
     graph, state = nnx.split(abstract_decoder(config, DTYPES[dtype], stacked))
-    loaded = _read_parameters(matched, _by_path(state), mesh, quantize, progress)
+    loaded = _read_parameters(matched, by_path(state), mesh, quantize, progress)
     flat = [(path, variable.replace(loaded[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
     decoder = nnx.merge(graph, nnx.from_flat_state(flat))
     return decoder, Deferral(gate=extra["head"], embedding=extra["embedding"]) if extra else None
 
 
 def _read_parameters(
-    matched: list[tuple[TensorOnDisk, Part]],
+    matched: list[StoredPart],
     abstract: dict[str, Any],
     mesh: jax.sharding.Mesh,
     quantize: str | None,
@@ -204,13 +180,14 @@ def _read_parameters(
 ) -> dict[str, Any]:
     """Read every parameter onto the mesh, one tensor at a time, its blocks in parallel; return them by path."""
     loaded: dict[str, Any] = {}
-    total, done = sum(tensor.bytes for tensor, _ in matched), 0
+    total, done = sum(held.bytes for held in matched), 0
     with ThreadPoolExecutor(_READERS) as pool:  # one pool for all: each thread keeps some memory
-        for tensor, part in matched:
+        for held in matched:
+            part = held.part
             variable, layers = abstract[part.path], len(part.index)
             axes = variable.get_metadata()["axes"]
             sharding = jax.sharding.NamedSharding(mesh, spec_of(mesh, axes[layers:], part.shape))
-            value = read_array(tensor, part.stored, part.shape, variable.dtype, sharding, pool)
+            value = read_array(held, variable.dtype, sharding, pool)
             if quantize is not None and QUANTIZED.fullmatch(part.path):
                 value = quantize_kernel(value, part.stored.inputs, quantize)
             if layers:
@@ -219,13 +196,9 @@ def _read_parameters(
                     whole = _empty(value, variable.shape[:layers], mesh, axes)
                 value = _place(whole, value, part.index)
             loaded[part.path] = jax.block_until_ready(value)  # otherwise pending copies fill the host's memory
-            done += tensor.bytes
+            done += held.bytes
             progress(done, total)
     return loaded
-
-
-def _by_path(state: nnx.State) -> dict:
-    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def _empty(value, leading: tuple[int, ...], mesh, axes):
@@ -254,15 +227,25 @@ def to_tensors(decoder: Decoder, dtype: str | None = None) -> dict[str, np.ndarr
 
     With several processes, all must call this; only the first receives the tensors.
     """
-    arrays = {path: variable[...] for path, variable in _by_path(nnx.state(decoder)).items()}
+    arrays = {path: variable[...] for path, variable in by_path(nnx.state(decoder)).items()}
     tensors = {}
-    for name, part in parts_of(decoder.config).items():
-        value = to_host(arrays[part.path][part.index])  # one layer at a time: each device briefly holds all of it
-        if not is_first():
-            continue
-        shape = part.stored.shape(part.shape)
-        value = value.reshape(shape) if part.stored.inputs == 0 else value.reshape(shape[::-1]).T
-        tensors[name] = np.ascontiguousarray(value if dtype is None else value.astype(DTYPES[dtype]))
+    for name, layout in layout_of(decoder.config).items():
+        whole = None
+        for part in layout.parts:
+            value = to_host(arrays[part.path][part.index])  # one layer at a time: each device briefly holds all of it
+            if not is_first():
+                continue
+            value = value if dtype is None else value.astype(DTYPES[dtype])
+            shape = part.stored.shape(part.shape)
+            value = value.reshape(shape) if part.stored.inputs == 0 else value.reshape(shape[::-1]).T
+            if shape == layout.shape:
+                whole = np.ascontiguousarray(value)
+                continue
+            whole = np.empty(layout.shape, value.dtype) if whole is None else whole
+            slab = whole if part.slab is None else whole[part.slab]
+            slab[part.within(slab.shape)] = value
+        if whole is not None:
+            tensors[name] = whole
     return tensors
 
 

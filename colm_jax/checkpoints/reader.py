@@ -5,8 +5,9 @@ Host memory: one tensor's shards and a few blocks (see `Storage.read_size`).
 
 import json
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import ml_dtypes
@@ -14,6 +15,7 @@ import numpy as np
 
 from colm_jax.checkpoints.directory import open_weights, weight_files
 from colm_jax.checkpoints.families import Stored
+from colm_jax.checkpoints.layout import Part
 from colm_jax.errors import UserError
 from colm_jax.storage import read_range, storage_of
 
@@ -22,9 +24,39 @@ _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_d
 Ranges = tuple[tuple[int, int], ...]  # start and stop, an axis each
 
 
+class StoredTensor(Protocol):
+    """A tensor of a checkpoint, read by rows; every file format has its own."""
+
+    @property
+    def name(self) -> str:
+        """The name, as the family's table has it."""
+
+    @property
+    def file(self) -> Path:
+        """The file, for errors."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of what `rows` returns."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the values."""
+
+    @property
+    def bytes(self) -> int:
+        """The size in the file."""
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Read rows start..stop-1 (elements, of a vector)."""
+
+    def slab(self, number: int) -> "StoredTensor":
+        """Return one entry of the leading axis, as a tensor."""
+
+
 @dataclass(frozen=True)
 class TensorOnDisk:
-    """The location of a tensor's bytes."""
+    """The location of a tensor's bytes in a safetensors file."""
 
     name: str
     file: Path
@@ -45,6 +77,43 @@ class TensorOnDisk:
         if len(data) != (stop - start) * width:
             raise UserError(f"{self.file}: ends within tensor {self.name!r} (truncated?)")
         return np.frombuffer(data, self.dtype).reshape(stop - start, *row)
+
+    def slab(self, number: int) -> "TensorOnDisk":
+        """Return one entry of the leading axis, as a tensor."""
+        shape = self.shape[1:]
+        offset = self.offset + number * self.dtype.itemsize * int(np.prod(shape))
+        return replace(self, shape=shape, offset=offset)
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """What a stored tensor holds of one parameter."""
+
+    tensor: StoredTensor  # the matrix or vector; of a stack, the slab
+    part: Part
+
+    @classmethod
+    def of(cls, tensor: StoredTensor, part: Part) -> "StoredPart":
+        """Return a part of a whole tensor."""
+        return cls(tensor if part.slab is None else tensor.slab(part.slab), part)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the stored matrix or vector, as far as it belongs to the parameter."""
+        whole = self.tensor.shape
+        return tuple(len(range(size)[piece]) for size, piece in zip(whole, self.part.within(whole)))
+
+    @property
+    def bytes(self) -> int:
+        """The size in the file."""
+        return self.tensor.bytes * int(np.prod(self.shape)) // max(1, int(np.prod(self.tensor.shape)))
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Read rows start..stop-1 (elements, of a vector)."""
+        rows, *columns = self.part.within(self.tensor.shape)
+        wanted = range(self.tensor.shape[0])[rows][start:stop]
+        block = self.tensor.rows(wanted[0], wanted[-1] + 1)[:: wanted.step]
+        return block[:, columns[0]] if columns else block
 
 
 def tensors_on_disk(directory: Path) -> list[TensorOnDisk]:
@@ -70,36 +139,32 @@ def tensors_on_disk(directory: Path) -> list[TensorOnDisk]:
     return found
 
 
-def same_values(first: TensorOnDisk, second: TensorOnDisk) -> bool:
+def same_values(first: StoredTensor, second: StoredTensor) -> bool:
     """Return whether two tensors hold the same values, whatever their types, reading a block of rows at a time."""
     if first.shape != second.shape:
         return False
-    for start, stop in _blocks(first, 0, first.shape[0]):
+    for start, stop in _blocks(first.file, first.bytes // max(1, first.shape[0]), 0, first.shape[0]):
         if not np.array_equal(first.rows(start, stop).astype(np.float64), second.rows(start, stop).astype(np.float64)):
             return False
     return True
 
 
-def _blocks(tensor: TensorOnDisk, first: int, last: int) -> list[tuple[int, int]]:
+def _blocks(file: Path, row_bytes: int, first: int, last: int) -> list[tuple[int, int]]:
     """Split rows first..last-1 into ranges of about `Storage.read_size` bytes."""
-    step = max(1, storage_of(tensor.file).read_size // max(1, tensor.bytes // max(1, tensor.shape[0])))
+    step = max(1, storage_of(file).read_size // max(1, row_bytes))
     return [(start, min(start + step, last)) for start in range(first, last, step)]
 
 
 def read_array(
-    tensor: TensorOnDisk,
-    stored: Stored,
-    shape: tuple[int, ...],
+    held: StoredPart,
     dtype: np.dtype,
     sharding: jax.sharding.Sharding,
     pool: Executor,
 ) -> jax.Array:
-    """Read a stored tensor as a parameter (or one layer of it), sharded by `sharding`.
+    """Read a parameter (or one layer and network of it), sharded by `sharding`.
 
     Args:
-      tensor: with at least as many rows as `shape` needs (the original's format has one more).
-      stored: the layout on disk.
-      shape: the shape of the parameter.
+      held: the stored part, with at least as many rows as the parameter needs (the original's format has one more).
       dtype: the type to convert to.
       sharding: the sharding of the parameter.
       pool: threads that read blocks.
@@ -107,6 +172,7 @@ def read_array(
     Raises:
       UserError: a value that is not finite in `dtype`, or a truncated file.
     """
+    tensor, stored, shape = held.tensor, held.part.stored, held.part.shape
     places = {
         device: tuple(s.indices(size)[:2] for s, size in zip(index or (), shape))
         for device, index in sharding.addressable_devices_indices_map(shape).items()
@@ -116,7 +182,7 @@ def read_array(
     first, last = min(rows.start for (rows, _), _ in targets), max(rows.stop for (rows, _), _ in targets)
 
     def fill(start: int, stop: int) -> None:
-        block = tensor.rows(start, stop)
+        block = held.rows(start, stop)
         with np.errstate(over="ignore"):  # overflow is reported below
             block = block.astype(dtype, copy=False)
         if not np.isfinite(block).all():
@@ -127,7 +193,8 @@ def read_array(
                 part = block[low - start : high - start]
                 shard[low - rows.start : high - rows.start] = part if columns is None else part[:, columns]
 
-    list(pool.map(lambda rows: fill(*rows), _blocks(tensor, first, last)))
+    row_bytes = held.bytes // max(1, held.shape[0])
+    list(pool.map(lambda rows: fill(*rows), _blocks(tensor.file, row_bytes, first, last)))
     parts = [jax.device_put(shards[ranges], device) for device, ranges in places.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 

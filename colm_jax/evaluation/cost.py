@@ -4,7 +4,7 @@ Costs are for one sequence at a time: the base processes every token; an expert 
 are not in its cache in one forward pass.
 
 - A token in a forward pass takes 2 operations (multiply, add) per weight: of every layer's linear kernels (in a
-  mixture, those of its active networks) and of the head; an embedding look-up takes none. Attention adds, per layer,
+  mixture, those of its active networks and of the shared one) and of the head; an embedding look-up takes none. Attention adds, per layer,
   4 · H · head_dim operations (query · key, weights · values) for every token in its context, itself included, limited
   by the layer's window. Norms, softmax and rotary positions are left out.
 - A forward pass reads every weight once, however many tokens it has: bytes are passes × weights × bytes per weight. All
@@ -38,12 +38,13 @@ def weights_met(config: ModelConfig, active: bool = True) -> int:
     """Return the number of weights in linear kernels and head that a token uses; all of them if not `active`."""
     heads, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     attention = config.width * (heads + 2 * kv) + heads * config.width
-    networks, router = 1, 0
-    if config.mixture is not None:
-        networks = config.mixture.active if active else config.mixture.networks
-        router = config.width * config.mixture.networks
-    layer = attention + 3 * config.width * config.ff * networks + router
-    return config.depth * layer + config.width * config.vocab_size
+    head = config.width * config.vocab_size
+    mixture = config.mixture
+    if mixture is None:
+        return config.depth * (attention + 3 * config.width * config.ff) + head
+    met = (mixture.active if active else mixture.networks) * (mixture.ff or config.ff) + (mixture.shared_ff or 0)
+    columns = 3 * met + mixture.networks + mixture.shared_gate  # of the networks, the router, the shared network's gate
+    return config.depth * (attention + config.width * columns) + head
 
 
 def read(config: ModelConfig, start: int, stop: int, bytes_a_weight: float) -> Work:

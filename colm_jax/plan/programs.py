@@ -15,7 +15,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from colm_jax.checkpoints.families import FAMILIES
-from colm_jax.checkpoints.huggingface import DTYPES, abstract_decoder
+from colm_jax.checkpoints.huggingface import DTYPES
+from colm_jax.checkpoints.layout import abstract_decoder
 from colm_jax.decoding.engine import pass_sizes
 from colm_jax.decoding.loop import run_turns
 from colm_jax.decoding.slots import BatchShape, empty_state

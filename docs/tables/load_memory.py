@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from colm_jax.checkpoints.families import from_huggingface, to_huggingface
-from colm_jax.checkpoints.huggingface import load_model, parts_of
+from colm_jax.checkpoints.huggingface import load_model
+from colm_jax.checkpoints.layout import stored_shapes
 from colm_jax.models.config import ModelConfig, Rope
 from colm_jax.parallel import make_mesh
 from tests.tiny import write_model
@@ -40,7 +41,7 @@ def write_zeros(directory: Path) -> int:
     directory.mkdir(parents=True)
     config = to_huggingface(CONFIG, "bfloat16", 1, 2)
     (directory / "config.json").write_text(json.dumps(config))
-    shapes = {n: part.stored.shape(part.shape) for n, part in parts_of(from_huggingface(config, "config")).items()}
+    shapes = stored_shapes(from_huggingface(config, "config"))
     files: dict[str, dict] = {"model-1.safetensors": {}, "model-2.safetensors": {}}
     for i, (name, shape) in enumerate(shapes.items()):
         files[f"model-{1 + i % 2}.safetensors"][name] = shape

@@ -14,7 +14,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from colm_jax.checkpoints.families import from_huggingface
-from colm_jax.checkpoints.huggingface import DTYPES, load_model, parts_of, save_tensors, to_tensors
+from colm_jax.checkpoints.huggingface import DTYPES, load_model, save_tensors, to_tensors
+from colm_jax.checkpoints.layout import stored_shapes
 from colm_jax.models.cache import KVCache
 from colm_jax.parallel import make_mesh
 from tests.tiny import run
@@ -107,14 +108,93 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     },
 }
+_PLAIN_ROPE = {"rope_theta": 177.0, "rope_type": "default"}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 5.0,
+    "original_max_position_embeddings": 130,
+    "beta_fast": 6.0,
+    "beta_slow": 1.5,
+    "attention_factor": 1.3,
+    "truncate": False,
+}
+_WINDOWED = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+CONFIGS |= {
+    "llama-yarn": {"model_type": "llama", "rope_parameters": _YARN, "tie_word_embeddings": False},
+    "phi3": {
+        "model_type": "phi3",
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 321.0,
+            "short_factor": [1.1, 1.4],
+            "long_factor": [2.0, 5.0],
+            "original_max_position_embeddings": 150,
+            "partial_rotary_factor": 0.5,
+        },
+        "original_max_position_embeddings": 150,
+        "partial_rotary_factor": 0.5,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+        "sliding_window": 400,
+    },
+    "olmo2": {
+        "model_type": "olmo2",
+        "rope_parameters": _PLAIN_ROPE,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+    },
+    "olmo3": {
+        "model_type": "olmo3",
+        "rope_parameters": {
+            "full_attention": {key: value for key, value in _YARN.items() if key != "truncate"},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "sliding_window": 90,
+        "layer_types": _WINDOWED,
+    },
+    "smollm3": {
+        "model_type": "smollm3",
+        "pad_token_id": 0,
+        "rope_parameters": _YARN,
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "no_rope_layers": [1, 0, 1, 0],
+        "use_sliding_window": True,
+        "sliding_window": 90,
+        "layer_types": _WINDOWED,
+    },
+    "granite": {
+        "model_type": "granite",
+        "rope_parameters": _PLAIN_ROPE,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "embedding_multiplier": 1.7,
+        "attention_multiplier": 0.6,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 1.6,
+    },
+    "glm4": {
+        "model_type": "glm4",
+        "pad_token_id": 0,
+        "rope_parameters": {**_PLAIN_ROPE, "partial_rotary_factor": 0.67},
+        "partial_rotary_factor": 0.67,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+    },
+}
 CONFIGS = {name: {**_SIZES, **fields} for name, fields in CONFIGS.items()}
 
 
 def weights(config: dict[str, Any]) -> dict[str, np.ndarray]:
     """Every tensor under its checkpoint name, drawn in the order of the names from one seed."""
     rng, drawn, ours = np.random.default_rng(7), {}, from_huggingface(config, "config")
-    for name, part in sorted(parts_of(ours).items()):
-        shape = part.stored.shape(part.shape)
+    for name, shape in sorted(stored_shapes(ours).items()):
         if len(shape) == 1:
             centre = 1 if name.endswith("norm.weight") and not ours.zero_centred_norm else 0
             drawn[name] = (0.3 * rng.standard_normal(shape) + centre).astype(np.float32)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from colm_jax.checkpoints.huggingface import abstract_decoder, read_config
+from colm_jax.checkpoints.huggingface import read_config
+from colm_jax.checkpoints.layout import abstract_decoder
 from colm_jax.cli.main import main
 from colm_jax.parallel import make_mesh
 from colm_jax.plan.chips import CHIPS

@@ -17,7 +17,7 @@ _DEEPEST = 10_000  # layers
 
 @dataclass(frozen=True)
 class Stored:
-    """A parameter in the checkpoint: its name ({} for the layer, then for the network of a mixture) and its layout.
+    """Where a parameter is in the checkpoint: the tensor's name, with {} for layer and network, and its layout.
 
     Layouts: "same"; "flat", all axes flattened; "transposed", [out, in] with heads flattened into `out`; "merged",
     [out, in] with heads flattened into `in`.
@@ -25,14 +25,22 @@ class Stored:
 
     name: str
     layout: str
+    sections: tuple[str, ...] = ()  # parameters that share the tensor, in order: rows of [out, in], else its last axis
+    interleaved: bool = False  # the sections alternate, row by row (or column by column)
+    stacked: bool = False  # the tensor has a leading axis for all networks of a mixture
 
     @property
     def inputs(self) -> int:
         """The number of the parameter's leading axes that are the stored tensor's columns; 0: not transposed."""
         return {"same": 0, "flat": 0, "transposed": 1, "merged": 2}[self.layout]
 
+    @property
+    def by_network(self) -> bool:
+        """Whether the networks of a mixture are tensors, or slabs of a tensor, of their own."""
+        return self.stacked or self.name.count("{}") == 2
+
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of one stored tensor, given the parameter's shape for one layer (and network)."""
+        """Return the shape of the stored matrix or vector, given the parameter's shape for one layer (and network)."""
         if self.layout == "same":
             return ours
         if self.layout == "flat":
@@ -48,7 +56,7 @@ class Family:
     architecture: str  # transformers' class, written on export
     read: Callable[[Fields], ModelConfig]
     write: Callable[[ModelConfig], Json]
-    table: dict[str, Stored]  # path in Decoder -> stored tensor; may have paths that a config does not use
+    table: dict[str, Stored]  # path in Decoder, layers unnumbered -> stored tensor; may have paths that are not used
 
 
 # Shared by Llama-like families.
@@ -77,6 +85,12 @@ TABLE: dict[str, Stored] = {
     "layers.feed_forward.up.bias": Stored(_LAYER + "mlp.up_proj.bias", "same"),
     "layers.feed_forward.down.bias": Stored(_LAYER + "mlp.down_proj.bias", "same"),
 }
+
+
+def gate_and_up(name: str) -> dict[str, Stored]:
+    """Return the entries of feed-forward kernels that share a tensor: the gate's rows, then those of `up`."""
+    sections = ("feed_forward.gate.kernel", "feed_forward.up.kernel")
+    return {f"layers.{path}": Stored(name, "transposed", sections) for path in sections}
 
 
 def read_sizes(fields: Fields) -> dict[str, Any]:
@@ -136,6 +150,21 @@ def read_uniform_windows(fields: Fields, depth: int, window: int | None) -> tupl
             "are alike; remove 'layer_types'"
         )
     return None if window is None else (window,) * depth
+
+
+def read_rope_layers(fields: Fields, depth: int) -> tuple[bool, ...]:
+    """Return which layers have rotary positions: `no_rope_layers` says 1 for those that do, as in transformers.
+
+    Without that list, every `no_rope_layer_interval`-th layer has none.
+    """
+    listed, interval = fields.given("no_rope_layers", list), fields.optional("no_rope_layer_interval", int)
+    if not listed:
+        if interval < 1:
+            raise fields.error(f"field 'no_rope_layer_interval' must be at least 1, got {interval}")
+        return tuple((i + 1) % interval != 0 for i in range(depth))
+    if len(listed) != depth or any(value not in (0, 1) for value in listed):
+        raise fields.error(f"'no_rope_layers' must be {depth} values 0 or 1, one for each layer, got {listed!r:.80}")
+    return tuple(bool(value) for value in listed)
 
 
 def _windowed_layers(fields: Fields, depth: int) -> list[bool] | None:
