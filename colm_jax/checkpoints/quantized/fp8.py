@@ -63,11 +63,11 @@ def weight(module: str, pieces: Pieces, scale_name: str, strategy: str, block: t
     check_shape(scale, *shapes, why=f"{why}, of {codes.name!r} {list(codes.shape)}")
     kind = _TYPES[codes.dtype]
 
-    def load(network: int) -> Packed:
+    def load() -> Packed:
         scales = read_scales(scale).reshape(math.ceil(out / max(rows, 1)), -1)
         values = read_all(codes)
         if kind == "float8" and (values.view(np.uint8) & 127 == 127).any():
             raise UserError(f"{codes.file}: tensor {codes.name!r} holds NaN values; the file is damaged")
         return Packed(kind, values, scales, None, rows, group, None)
 
-    return PackedOnDisk(f"{module}.weight", pieces, (out, width), kind, why, load)
+    return PackedOnDisk(f"{module}.weight", pieces, (out, width), kind, scale.dtype, rows, group, load)

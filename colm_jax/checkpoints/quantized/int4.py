@@ -60,16 +60,19 @@ def awq(module: str, pieces: Pieces, group_size: int) -> PackedOnDisk:
     check_shape(zeros, (width // group, out // 8), why=why)
     check_shape(scales, (width // group, out), why=why)
 
-    def load(network: int) -> Packed:
+    def load() -> Packed:
         codes = centred(nibbles(read_all(words), _AWQ_ORDER), 4).T
         points = centred(nibbles(read_all(zeros), _AWQ_ORDER), 4).T
         return Packed("int4", codes, read_scales(scales).T, points, 1, group, None)
 
-    return PackedOnDisk(f"{module}.weight", pieces, (out, width), "int4", f"groups of {group} inputs", load)
+    name = f"{module}.weight"
+    return PackedOnDisk(name, pieces, (out, width), "int4", scales.dtype, 1, group, load, zeros=True)
 
 
-def gptq(module: str, pieces: Pieces, bits: int, group_size: int, less_one: bool) -> PackedOnDisk:
-    """Return a module's weight in GPTQ's format, of 4 or 8 bits; `less_one`: as the zero points are stored.
+def gptq(module: str, pieces: Pieces, bits: int, group_size: int, *, less_one: bool, ordered: bool) -> PackedOnDisk:
+    """Return a module's weight in GPTQ's format, of 4 or 8 bits.
+
+    `less_one`: as the zero points are stored; `ordered`: whether the inputs of groups are anywhere (`desc_act`).
 
     Raises:
       UserError: a wrong shape or type.
@@ -88,8 +91,8 @@ def gptq(module: str, pieces: Pieces, bits: int, group_size: int, less_one: bool
         check_dtype(index, np.int32, np.int64)
         check_shape(index, (width,), why=why)
 
-    def load(network: int) -> Packed:
-        order = None if index is None else _order(index, groups, group)
+    def load() -> Packed:
+        order = None if index is None else _order(index, groups, group, ordered)
         codes = centred(_unpack(read_all(words), bits, 0), bits)
         if order is not None:
             codes = codes[order]
@@ -98,11 +101,12 @@ def gptq(module: str, pieces: Pieces, bits: int, group_size: int, less_one: bool
             raise UserError(f"{zeros.file}: tensor {zeros.name!r} holds zero point 256 of 8-bit codes")
         return Packed(f"int{bits}", codes.T, read_scales(scales).T, points.astype(np.int8).T, 1, group, order)
 
-    return PackedOnDisk(f"{module}.weight", pieces, (out, width), f"int{bits}", f"groups of {group} inputs", load)
+    name, kind, facts = f"{module}.weight", f"int{bits}", {"zeros": True, "ordered": ordered}
+    return PackedOnDisk(name, pieces, (out, width), kind, scales.dtype, 1, group, load, **facts)
 
 
 def pack_quantized(
-    module: str, pieces: Pieces, bits: int, group_size: int | None, symmetric: bool, one: bool
+    module: str, pieces: Pieces, bits: int, group_size: int | None, *, symmetric: bool, one: bool, ordered: bool
 ) -> PackedOnDisk:
     """Return a module's weight in compressed-tensors' `pack-quantized`, of 4 or 8 bits.
 
@@ -113,6 +117,7 @@ def pack_quantized(
       group_size: inputs that share a scale; None: all.
       symmetric: whether there are no zero points.
       one: a single scale for the whole weight.
+      ordered: whether the inputs of groups are anywhere (`actorder`).
 
     Raises:
       UserError: a wrong shape or type.
@@ -141,8 +146,8 @@ def pack_quantized(
         check_dtype(index, np.int32, np.int64)
         check_shape(index, (width,), why=why)
 
-    def load(network: int) -> Packed:
-        order = None if index is None else _order(index, groups, group)
+    def load() -> Packed:
+        order = None if index is None else _order(index, groups, group, ordered)
         codes = centred(_unpack(read_all(words), bits, 1)[:, :width], bits)
         if order is not None:
             codes = codes[:, order]
@@ -150,14 +155,17 @@ def pack_quantized(
         values = read_scales(scales).reshape(-1, groups)
         return Packed(f"int{bits}", codes, values, points, out if one else 1, group, order)
 
-    return PackedOnDisk(f"{module}.weight", pieces, shape, f"int{bits}", f"groups of {group} inputs", load)
+    name, kind, block = f"{module}.weight", f"int{bits}", out if one else 1
+    facts = {"zeros": not symmetric, "ordered": ordered}
+    return PackedOnDisk(name, pieces, shape, kind, scales.dtype, block, group, load, **facts)
 
 
-def _order(index: TensorOnDisk, groups: int, group: int) -> np.ndarray | None:
-    """Return the inputs sorted by their groups; None if they are.
+def _order(index: TensorOnDisk, groups: int, group: int, ordered: bool) -> np.ndarray | None:
+    """Return the inputs sorted by their groups; None unless `ordered`.
 
     Raises:
-      UserError: a group that does not exist, or that has not the size of the others.
+      UserError: a group that does not exist, or that has not the size of the others; inputs out of order that should
+        not be.
     """
     of_input = read_all(index).astype(np.int64)
     if of_input.min() < 0 or of_input.max() >= groups:
@@ -169,5 +177,9 @@ def _order(index: TensorOnDisk, groups: int, group: int) -> np.ndarray | None:
         raise UserError(
             f"{index.file}: tensor {index.name!r} has {counts[uneven]} inputs in group {uneven}; group_size is {group}"
         )
-    order = np.argsort(of_input, kind="stable").astype(np.int32)
-    return None if (order == np.arange(len(order))).all() else order
+    if not ordered and (np.diff(of_input) < 0).any():
+        raise UserError(
+            f"{index.file}: tensor {index.name!r} is not in order, but config.json says that it is; set desc_act (or "
+            "actorder) as the checkpoint was made"
+        )
+    return np.argsort(of_input, kind="stable").astype(np.int32) if ordered else None

@@ -4,17 +4,21 @@
 exponents plus 127 (OCP Microscaling Formats 1.0; transformers' `integrations/mxfp4.py`).
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 
-from colm_jax.checkpoints.quantized.packed import Packed, PackedOnDisk, Pieces, check_dtype, check_shape
+from colm_jax.checkpoints.quantized.packed import Packed, PackedOnDisk, Pieces, check_dtype, check_shape, read_all
+from colm_jax.checkpoints.reader import TensorOnDisk
 from colm_jax.errors import UserError
 
 GROUP = 32
 
 
 def weight(module: str, pieces: Pieces) -> PackedOnDisk:
-    """Return the weights of all networks, from the headers.
+    """Return the weights of all networks, from the headers, in the shape of unquantised ones: [networks, in, out].
 
     Raises:
       UserError: a wrong shape or type.
@@ -30,16 +34,35 @@ def weight(module: str, pieces: Pieces) -> PackedOnDisk:
     check_shape(scales, blocks.shape[:3], why=f"{blocks.name!r} is {list(blocks.shape)}")
     networks, out, groups = blocks.shape[:3]
 
-    def load(network: int) -> Packed:
-        pairs = blocks.rows(network, network + 1).reshape(out, groups * GROUP // 2)
-        codes = np.empty((out, groups * GROUP), np.uint8)
-        np.bitwise_and(pairs, 15, out=codes[:, 0::2])
-        np.right_shift(pairs, 4, out=codes[:, 1::2])
-        exponents = scales.rows(network, network + 1)[0]
-        if (exponents == 255).any():
-            raise UserError(f"{scales.file}: tensor {scales.name!r} holds NaN scales (255); the file is damaged")
-        powers = exponents.view(ml_dtypes.float8_e8m0fnu)
-        return Packed("float4", codes.view(ml_dtypes.float4_e2m1fn), powers, None, 1, GROUP, None)
+    def slab(network: int) -> PackedOnDisk:
+        one = {name: piece.slab(network) for name, piece in pieces.items()}
+        return _described(module, one, (groups * GROUP, out), partial(_load, one["blocks"], one["scales"]), None)
 
-    shape = (networks, out, groups * GROUP)
-    return PackedOnDisk(module, pieces, shape, "float4", f"groups of {GROUP} inputs", load)
+    def whole() -> Packed:
+        raise NotImplementedError("a stack is read a network at a time")
+
+    return _described(module, pieces, (networks, groups * GROUP, out), whole, slab)
+
+
+def _described(
+    name: str,
+    pieces: Pieces,
+    shape: tuple[int, ...],
+    load: Callable[[], Packed],
+    slab: Callable[[int], PackedOnDisk] | None,
+) -> PackedOnDisk:
+    scale = np.dtype(ml_dtypes.float8_e8m0fnu)
+    return PackedOnDisk(name, pieces, shape, "float4", scale, 1, GROUP, load, transposed=True, slab_of=slab)
+
+
+def _load(blocks: TensorOnDisk, scales: TensorOnDisk) -> Packed:
+    """Read one network's weight."""
+    pairs = read_all(blocks).reshape(blocks.shape[0], -1)
+    codes = np.empty((len(pairs), 2 * pairs.shape[1]), np.uint8)
+    np.bitwise_and(pairs, 15, out=codes[:, 0::2])
+    np.right_shift(pairs, 4, out=codes[:, 1::2])
+    exponents = read_all(scales)
+    if (exponents == 255).any():
+        raise UserError(f"{scales.file}: tensor {scales.name!r} holds NaN scales (255); the file is damaged")
+    powers = exponents.view(ml_dtypes.float8_e8m0fnu)
+    return Packed("float4", codes.view(ml_dtypes.float4_e2m1fn), powers, None, 1, GROUP, None)

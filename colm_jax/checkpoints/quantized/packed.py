@@ -59,14 +59,23 @@ class Packed:
 
 @dataclass(frozen=True)
 class PackedOnDisk:
-    """A weight in few bits before its bytes are read; the headers of its pieces have been checked."""
+    """A weight in few bits before its bytes are read; the headers of its pieces have been checked.
+
+    A `StoredTensor`, whose rows are dequantised; each call of `rows` reads the whole weight (see `opened`).
+    """
 
     name: str  # of the weight, as an unquantised checkpoint names it
     pieces: Pieces
-    shape: tuple[int, ...]  # [out, in], or [networks, out, in]
+    shape: tuple[int, ...]  # [out, in], or [in, out] if `transposed`; of a stack, [networks, ...]
     kind: str  # as in Packed
-    layout: str  # what the scales are for, in words, for a reader of `colm inspect`
-    load: Callable[[int], Packed]  # reads the weight (of one network)
+    scale: np.dtype  # the type of the scales
+    block: int  # rows that share a scale
+    group: int  # inputs that share a scale
+    load: Callable[[], Packed]
+    zeros: bool = False  # whether there are zero points
+    ordered: bool = False  # whether there is an order of the inputs
+    transposed: bool = False
+    slab_of: Callable[[int], "PackedOnDisk"] | None = None
 
     @property
     def file(self) -> Path:
@@ -82,6 +91,55 @@ class PackedOnDisk:
     def bytes(self) -> int:
         """The size of all pieces."""
         return sum(piece.bytes for piece in self.pieces.values())
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of `rows`."""
+        return np.dtype(np.float32)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Read the weight and return rows start..stop-1."""
+        return self.opened().rows(start, stop)
+
+    def slab(self, number: int) -> "PackedOnDisk":
+        """Return one network's weight of a stack."""
+        assert self.slab_of is not None
+        return self.slab_of(number)
+
+    def opened(self) -> "Opened":
+        """Read the weight."""
+        return Opened(self.name, self.file, self.shape, self.load(), self.transposed)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A weight in few bits in host memory: a `StoredTensor`, whose rows are dequantised."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    packed: Packed
+    transposed: bool
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of `rows`."""
+        return np.dtype(np.float32)
+
+    @property
+    def bytes(self) -> int:
+        """The size of all rows."""
+        return self.dtype.itemsize * int(np.prod(self.shape))
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Return rows start..stop-1."""
+        if self.transposed:
+            return self.packed.dequantised(0, self.shape[1])[:, start:stop].T
+        return self.packed.dequantised(start, stop)
+
+    def slab(self, number: int) -> "Opened":
+        """Stacks are opened a slab at a time."""
+        raise NotImplementedError
 
 
 def read_all(tensor: TensorOnDisk) -> np.ndarray:

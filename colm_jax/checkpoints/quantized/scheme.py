@@ -212,7 +212,7 @@ def _gptq(settings: _Settings) -> Scheme:
     needed, optional = ((*ends[0], *ends[1]), ()) if act_order else ends
 
     def read(module: str, pieces: Pieces) -> PackedOnDisk:
-        return int4.gptq(module, pieces, bits, size, less_one=layout == "gptq")
+        return int4.gptq(module, pieces, bits, size, less_one=layout == "gptq", ordered=act_order)
 
     return Scheme("GPTQ", needed, (*optional, "weight"), ".", settings.kept_out(), _no_weight(read))
 
@@ -290,7 +290,8 @@ def _compressed_tensors(settings: _Settings) -> Scheme:
         optional = tuple({"weight_g_idx", "weight"} - set(needed))
 
         def unpack(module: str, pieces: Pieces) -> PackedOnDisk:
-            return int4.pack_quantized(module, pieces, bits, size, symmetric, strategy == "tensor")
+            one = strategy == "tensor"
+            return int4.pack_quantized(module, pieces, bits, size, symmetric=symmetric, one=one, ordered=ordered)
 
         return Scheme(f"compressed-tensors {form}", needed, optional, ".", kept_out, _no_weight(unpack))
     if bits != 8 or not symmetric:
