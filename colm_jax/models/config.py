@@ -336,9 +336,14 @@ class ModelConfig:
         return self.depth * heads * (key + value)
 
     @property
+    def mixtures(self) -> tuple[bool, ...]:
+        """Which layers are mixtures."""
+        return self.mixture_layers or (self.mixture is not None,) * self.depth
+
+    @property
     def runs(self) -> tuple[tuple[int, int], ...]:
         """The runs of layers with the same parameters, [start, stop) each: layers are stacked run by run."""
-        kinds = self.mixture_layers or (False,) * self.depth
+        kinds = self.mixtures
         starts = [i for i in range(self.depth) if i == 0 or kinds[i] != kinds[i - 1]]
         return tuple(zip(starts, [*starts[1:], self.depth]))
 
@@ -366,7 +371,6 @@ class ModelConfig:
             raise UserError(f"model config: head_dim must be even for RoPE, got {self.head_dim}")
         if self.activation not in ACTIVATIONS:
             raise UserError(f"model config: activation must be one of {ACTIVATIONS}, got {self.activation!r}")
-<<<<<<< HEAD
         if self.qk_norm is not None and self.qk_norm not in QK_NORMS:
             raise UserError(f"model config: qk_norm must be one of {QK_NORMS}, got {self.qk_norm!r}")
         for name in ("windows", "rope_layers", "mixture_layers"):
@@ -375,7 +379,6 @@ class ModelConfig:
                 raise UserError(f"model config: {len(layers)} {name} for {self.depth} layers")
         if self.mixture_layers is not None and self.mixture is None:
             raise UserError("model config: mixture_layers without a mixture")
-=======
         for name in ("activation_limit", "activation_slope"):
             value = getattr(self, name)
             if (value is None) == (self.activation == "clamped_swish"):
@@ -385,9 +388,6 @@ class ModelConfig:
                 )
             if value is not None:
                 _positive(name, value)
-        if self.windows is not None and len(self.windows) != self.depth:
-            raise UserError(f"model config: {len(self.windows)} windows for {self.depth} layers")
->>>>>>> mixture
         for window in self.windows or ():
             if window is not None and (not isinstance(window, int) or window < 1):
                 raise UserError(f"model config: a window must be a positive whole number, got {window!r}")

@@ -1,7 +1,5 @@
 """Grouped products equal one product a row, in both forms and their gradients, at the cost of the rows there are."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
