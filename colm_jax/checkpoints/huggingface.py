@@ -38,7 +38,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.quantize import QUANTIZED, quantize_kernel
-from colm_jax.models.quantized import is_quantized, widened
+from colm_jax.models.quantized import Quantized, widened
 from colm_jax.parallel import is_first, spec_of, to_host
 from colm_jax.settings.models import FLOAT_TYPES
 from colm_jax.storage import read_json, replacing
@@ -211,6 +211,7 @@ def _read_parameters(
                     last = None  # its memory is free before the next is read
                     last = held.tensor, held.tensor.opened()
                 held = replace(held, tensor=last[1])
+            value: Any
             if part.path in kept:
                 assert last is not None
                 value = read_kernel(held, last[1], axes[layers:], mesh)
@@ -263,7 +264,7 @@ def to_tensors(decoder: Decoder, dtype: str | None = None) -> dict[str, np.ndarr
         whole = None
         for part in layout.parts:
             value = jax.tree.map(lambda leaf, index=part.index: leaf[index], arrays[part.path])
-            if is_quantized(value):
+            if isinstance(value, Quantized):
                 value = widened(value, part.stored.inputs, decoder.dtype)
             value = to_host(value)  # one layer at a time: each device briefly holds all of it
             if not is_first():

@@ -15,7 +15,7 @@ INT4_TILE = 32  # inputs that share a scale, where it divides them; int8 has one
 # Paths in Decoder of what is quantised: embedding, head, router, norms and biases stay as they are, and the kernel of
 # latent attention that queries absorb.
 QUANTIZED = re.compile(
-    r"layers(\.\d+)?\.(attention\.(?!key_value\.)\w+\.kernel|feed_forward\.(shared\.)?(gate|up|down)(\.kernel)?)"
+    r"layers(\.\d+)?\.(attention\.(?!key_value_up\.)\w+\.kernel|feed_forward\.(shared\.)?(gate|up|down)(\.kernel)?)"
 )
 
 

@@ -56,7 +56,7 @@ Quantized: TypeAlias = qwix.QArray | PackedKernel
 
 def widened(kernel: Quantized, inputs: int, dtype: DTypeLike) -> Float[Array, "..."]:
     """Return one kernel, with `inputs` input axes, as an ordinary array, its inputs in their own order."""
-    shape = _shape(kernel, inputs)
+    shape = kernel_shape(kernel, inputs)
     flat = _as_matrix(kernel, inputs)
     every = [values for _, values in _halves(jnp.zeros(math.prod(shape[:inputs]), dtype), flat)]
     wide = jnp.stack(every, axis=1).reshape(-1, math.prod(shape[inputs:]))
@@ -89,7 +89,7 @@ def _matrix_product(
     x: Float[Array, "..."], kernel: Quantized, inputs: int, precision: jax.lax.PrecisionLike
 ) -> Float[Array, "..."]:
     """Return the product of activations, of which the last `inputs` axes are summed over, and a kernel."""
-    leading, outputs = x.shape[: x.ndim - inputs], _shape(kernel, inputs)[inputs:]
+    leading, outputs = x.shape[: x.ndim - inputs], kernel_shape(kernel, inputs)[inputs:]
     x, matrix = x.reshape(*leading, -1), _as_matrix(kernel, inputs)
     if matrix.order is not None:
         x, matrix = x[..., matrix.order.reshape(-1)], replace(matrix, order=None)
@@ -99,8 +99,8 @@ def _matrix_product(
     return found.reshape(*leading, *outputs)
 
 
-def _shape(kernel: Quantized, inputs: int) -> tuple[int, ...]:
-    """Return the shape of the kernel that codes stand for."""
+def kernel_shape(kernel: Quantized, inputs: int) -> tuple[int, ...]:
+    """Return the shape of the kernel that codes stand for; axes in front of its own count among `inputs`."""
     if isinstance(kernel, PackedKernel):
         shape = list(kernel.codes.shape)
         shape[inputs - 1] *= 2 if kernel.paired else 1
@@ -110,7 +110,7 @@ def _shape(kernel: Quantized, inputs: int) -> tuple[int, ...]:
 
 def _as_matrix(kernel: Quantized, inputs: int) -> PackedKernel:
     """Return the kernel as a matrix [I, O]; its scales are [I or a divisor of it, O or 1]."""
-    shape = _shape(kernel, inputs)
+    shape = kernel_shape(kernel, inputs)
 
     def flat(part: Num[Array, "..."] | None) -> Num[Array, "I2 O2"] | None:
         if part is None:

@@ -101,8 +101,8 @@ def gptq(module: str, pieces: Pieces, bits: int, group_size: int, *, less_one: b
             raise UserError(f"{zeros.file}: tensor {zeros.name!r} holds zero point 256 of 8-bit codes")
         return Packed(f"int{bits}", codes.T, read_scales(scales).T, points.astype(np.int8).T, 1, group, order)
 
-    name, kind, facts = f"{module}.weight", f"int{bits}", {"zeros": True, "ordered": ordered}
-    return PackedOnDisk(name, pieces, (out, width), kind, scales.dtype, 1, group, load, **facts)
+    name, kind = f"{module}.weight", f"int{bits}"
+    return PackedOnDisk(name, pieces, (out, width), kind, scales.dtype, 1, group, load, zeros=True, ordered=ordered)
 
 
 def pack_quantized(
@@ -156,8 +156,9 @@ def pack_quantized(
         return Packed(f"int{bits}", codes, values, points, out if one else 1, group, order)
 
     name, kind, block = f"{module}.weight", f"int{bits}", out if one else 1
-    facts = {"zeros": not symmetric, "ordered": ordered}
-    return PackedOnDisk(name, pieces, shape, kind, scales.dtype, block, group, load, **facts)
+    return PackedOnDisk(
+        name, pieces, shape, kind, scales.dtype, block, group, load, zeros=not symmetric, ordered=ordered
+    )
 
 
 def _order(index: TensorOnDisk, groups: int, group: int, ordered: bool) -> np.ndarray | None:

@@ -28,16 +28,16 @@ class Packed:
     group: int  # columns of the codes
     order: np.ndarray | None  # int32 [in]: the input of each column of the codes; None: the columns are in order
 
-    def dequantised(self, start: int, stop: int) -> np.ndarray:
-        """Return rows start..stop-1 in float32, columns in the order of the inputs."""
-        rows, width = slice(start, stop), self.codes.shape[1]
+    def dequantised(self, start: int, stop: int, columns: slice = slice(None)) -> np.ndarray:
+        """Return rows start..stop-1 in float32, columns in the order of the inputs: all, or (without an order) some."""
+        assert self.order is None or columns == slice(None)
         of_row = np.arange(start, stop) // self.block
-        of_column = np.arange(width) // self.group
+        of_column = np.arange(self.codes.shape[1])[columns] // self.group
 
         def spread(part: np.ndarray) -> np.ndarray:
             return part[of_row].astype(np.float32)[:, of_column]
 
-        wide = self.codes[rows].astype(np.float32)
+        wide = self.codes[start:stop, columns].astype(np.float32)
         if self.zeros is not None:
             wide -= spread(self.zeros)
         wide *= spread(self.scales)
@@ -134,7 +134,7 @@ class Opened:
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return rows start..stop-1."""
         if self.transposed:
-            return self.packed.dequantised(0, self.shape[1])[:, start:stop].T
+            return self.packed.dequantised(0, self.shape[1], slice(start, stop)).T
         return self.packed.dequantised(start, stop)
 
     def slab(self, number: int) -> "Opened":
