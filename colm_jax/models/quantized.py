@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import qwix
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Shaped
 
 TILE = 4 * 2**20  # bytes of a widened block of outputs
 _WHOLE = 2 * TILE  # bytes of a widened kernel that is not split
@@ -112,7 +112,7 @@ def _as_matrix(kernel: Quantized, inputs: int) -> PackedKernel:
     """Return the kernel as a matrix [I, O]; its scales are [I or a divisor of it, O or 1]."""
     shape = kernel_shape(kernel, inputs)
 
-    def flat(part: Num[Array, "..."] | None) -> Num[Array, "I2 O2"] | None:
+    def flat(part: Shaped[Array, "..."] | None) -> Shaped[Array, "I2 O2"] | None:
         if part is None:
             return None
         for axis in range(len(shape) - 1):  # repeated where groups would not be runs of the flattened axis
@@ -144,7 +144,7 @@ def _halves(x: Float[Array, "*N I"], matrix: PackedKernel) -> list[tuple[Float[A
 def _scaled(values: Float[Array, "I *O"], matrix: PackedKernel, dtype: DTypeLike) -> Float[Array, "I *O"]:
     """Return weights, given the numbers that the codes of all rows, or of each second one, stand for."""
 
-    def spread(part: Num[Array, "..."]) -> Float[Array, "..."]:
+    def spread(part: Shaped[Array, "..."]) -> Float[Array, "..."]:
         return part.astype(jnp.float32)[:, None]
 
     groups = matrix.scale.shape[0]
@@ -194,13 +194,13 @@ def _by_blocks(
     outputs = matrix.codes.shape[1]
     lanes = math.gcd(outputs, _LANES)
 
-    def split(part: Num[Array, "I2 O2"]) -> Num[Array, "..."]:
+    def split(part: Shaped[Array, "I2 O2"]) -> Shaped[Array, "..."]:
         return part.reshape(len(part), *((1, 1, 1) if part.shape[1] == 1 else (lanes, blocks, -1)))
 
     parts = jax.tree.map(split, matrix)
 
     def block(n: Int[Array, ""]) -> Float[Array, "*N lanes rest"]:
-        def one(part: Num[Array, "..."]) -> Num[Array, "..."]:
+        def one(part: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
             return part[:, :, 0] if part.shape[2] == 1 else jax.lax.dynamic_index_in_dim(part, n, 2, keepdims=False)
 
         return _dot("...i,ilr->...lr", x, jax.tree.map(one, parts), precision)

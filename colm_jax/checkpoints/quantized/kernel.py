@@ -68,7 +68,7 @@ def on_host(packed: Packed, inputs: tuple[int, ...], outputs: tuple[int, ...]) -
 def inputs_of(held: StoredPart) -> int:
     """Return the number of input axes of a kernel in a packed tensor; 0 if its layout is of no kernel."""
     tensor, part = held.tensor, held.part
-    if not isinstance(tensor, PackedOnDisk):
+    if not isinstance(tensor, PackedOnDisk | Opened):
         return 0
     if tensor.transposed:
         return 1 if part.stored.layout == "same" and len(part.shape) == 2 and part.rows is None else 0

@@ -207,6 +207,6 @@ def nibbles(words: np.ndarray, order: tuple[int, ...] = tuple(range(8)), axis: i
 
 
 def centred(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Return codes from 0 as int8 from -2^(bits-1), in place."""
-    codes -= np.uint8(2 ** (bits - 1))  # wraps around
-    return codes.view(np.int8)
+    """Return codes from 0 as int8 from -2^(bits-1); in place where they may be written to."""
+    out = codes if codes.flags.writeable else None
+    return np.subtract(codes, np.uint8(2 ** (bits - 1)), out=out).view(np.int8)  # wraps around

@@ -82,7 +82,7 @@ class Scheme:
                 f"{some.file}: tensor {module + self.separator + missing[0]!r} is missing; {self.method} needs it "
                 f"beside {some.name!r}"
             )
-        if "weight" in pieces and not fp8.is_packed(pieces):
+        if "weight" in self.needed and not fp8.is_packed(pieces):
             raise UserError(
                 f"{some.file}: tensor {pieces['weight'].name!r} has type {pieces['weight'].dtype} but has scales; "
                 f"expected 8 bits, as {self.method} stores it"
@@ -115,7 +115,7 @@ def read_scheme(config: dict[str, Any], source: str) -> Scheme | None:
         method = "bitsandbytes"
     if isinstance(method, str) and method.startswith("bitsandbytes"):
         method = "bitsandbytes"
-    if method in _REFUSED:
+    if isinstance(method, str) and method in _REFUSED:
         raise fields.error("quant_method", f"{_REFUSED[method]}; {_INSTEAD}")
     reader = _READERS.get(method) if isinstance(method, str) else None
     if reader is None:
