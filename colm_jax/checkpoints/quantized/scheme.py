@@ -104,7 +104,10 @@ def read_scheme(config: dict[str, Any], source: str) -> Scheme | None:
     Raises:
       UserError: a method, format or value that is not supported, with what to use instead.
     """
-    settings = config.get("quantization_config")
+    text = config.get("text_config")  # of a multimodal model
+    settings = config.get("quantization_config") or (
+        text.get("quantization_config") if isinstance(text, dict) else None
+    )
     if settings in (None, {}):
         return None
     if not isinstance(settings, dict):
