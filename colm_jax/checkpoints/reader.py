@@ -188,7 +188,7 @@ def read_array(
         device: tuple(s.indices(size)[:2] for s, size in zip(index or (), shape))
         for device, index in sharding.addressable_devices_indices_map(shape).items()
     }
-    shards = {ranges: _aligned(tuple(stop - start for start, stop in ranges), dtype) for ranges in places.values()}
+    shards = {ranges: aligned(tuple(stop - start for start, stop in ranges), dtype) for ranges in places.values()}
     targets = [(_stored_ranges(stored, ranges, shape), _as_stored(stored, shard)) for ranges, shard in shards.items()]
     first, last = min(rows.start for (rows, _), _ in targets), max(rows.stop for (rows, _), _ in targets)
 
@@ -210,7 +210,7 @@ def read_array(
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return an empty array, aligned so that a CPU device can use its memory without a copy."""
     size = dtype.itemsize * int(np.prod(shape))
     buffer = np.empty(size + 64, np.uint8)

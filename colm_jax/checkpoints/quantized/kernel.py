@@ -10,11 +10,12 @@ import numpy as np
 from flax import nnx
 
 from colm_jax.checkpoints.quantized.packed import Opened, Packed, PackedOnDisk
-from colm_jax.checkpoints.reader import StoredPart
+from colm_jax.checkpoints.reader import StoredPart, aligned
 from colm_jax.models.quantize import QUANTIZED
 from colm_jax.models.quantized import PackedKernel
 from colm_jax.parallel import spec_of
 
+_ROWS = 64
 _LEAST = 8  # inputs to a scale: with fewer, scales take more memory than codes
 
 
@@ -57,8 +58,10 @@ def on_host(packed: Packed, inputs: tuple[int, ...], outputs: tuple[int, ...]) -
     codes, shape = packed.codes.T, (*inputs, *outputs)
     if packed.kind in ("int4", "float4"):
         plain = codes.view(np.uint8)
-        codes = plain[1::2] << 4
-        codes |= plain[0::2] & 15
+        codes = aligned((len(plain) // 2, plain.shape[1]), np.dtype(np.uint8))
+        for start in range(0, len(codes), _ROWS):  # few at a time: their copies take memory
+            rows = slice(2 * start, 2 * (start + _ROWS))
+            np.bitwise_or(plain[rows][1::2] << 4, plain[rows][0::2] & 15, out=codes[start : start + _ROWS])
         shape = (*inputs[:-1], inputs[-1] // 2, *outputs)
     order = None if packed.order is None else packed.order.reshape(*inputs, *ones)
     assert total == packed.codes.shape[1]
@@ -148,6 +151,13 @@ def put(kernel: PackedKernel, axes: tuple[str, ...], mesh: jax.sharding.Mesh) ->
 
     def place(part: np.ndarray) -> jax.Array:
         sharding = jax.sharding.NamedSharding(mesh, spec_of(mesh, axes, part.shape))
-        return jax.make_array_from_callback(part.shape, sharding, lambda index: np.ascontiguousarray(part[index]))
+        shards: dict[tuple, np.ndarray] = {}
+        placed = []
+        for device, index in sharding.addressable_devices_indices_map(part.shape).items():
+            key = tuple(s.indices(size)[:2] for s, size in zip(index or (), part.shape))
+            if key not in shards:
+                shards[key] = np.ascontiguousarray(part[index])
+            placed.append(jax.device_put(shards[key], device))
+        return jax.make_array_from_single_device_arrays(part.shape, sharding, placed)
 
     return jax.tree.map(place, kernel)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -175,6 +176,7 @@ def check_dtype(tensor: TensorOnDisk, *allowed: type) -> None:
         raise UserError(f"{tensor.file}: tensor {tensor.name!r} has type {tensor.dtype}, expected {names}")
 
 
+_BLOCK = 2**20  # bytes to unpack at a time
 FLOATS = (np.float32, np.float16, ml_dtypes.bfloat16)  # types of scales
 
 
@@ -201,8 +203,14 @@ def nibbles(words: np.ndarray, order: tuple[int, ...] = tuple(range(8)), axis: i
     axis %= words.ndim
     unsigned = words.view(np.uint32)
     out = np.empty((*words.shape[: axis + 1], 8, *words.shape[axis + 1 :]), np.uint8)
-    for bits, place in enumerate(order):
-        np.copyto(out[(slice(None),) * (axis + 1) + (place,)], (unsigned >> np.uint32(4 * bits)) & 15, casting="unsafe")
+    step = max(1, _BLOCK // max(1, words.nbytes // max(1, len(words))))
+    for start in range(0, len(words), step):
+        rows = slice(start, start + step)
+        for bits, place in enumerate(order):
+            found = unsigned[rows] >> np.uint32(4 * bits)
+            found &= np.uint32(15)
+            index: tuple[Any, ...] = (rows, *(slice(None),) * axis, place)
+            out[index] = found
     return out.reshape(*words.shape[:axis], -1, *words.shape[axis + 1 :])
 
 

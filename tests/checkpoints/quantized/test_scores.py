@@ -129,3 +129,22 @@ def test_quantising_again(tmp_path, mesh):
     packed, plain = quantized("awq", tmp_path)
     again = load_model(packed, "float32", mesh, quantize="int8")[0]
     assert worst(again, load_model(plain, "float32", mesh, quantize="int8")[0]) < NATS
+
+
+_DEEPSEEK = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\..*proj(_with_mqa)?\.weight")
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2", "deepseek-v3"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_deepseek_in_blocks(shape, name, tmp_path, mesh):
+    """Latent attention and routed and shared networks; the kernel that queries absorb is dequantised."""
+    packed, plain = quantized("deepseek", tmp_path, name, _DEEPSEEK)
+    decoder = load_model(packed, "float32", make_mesh(*shape), packed=True)[0]
+    paths = kept(decoder)
+    assert any(path.endswith("feed_forward.gate") for path in paths)
+    assert any(path.endswith("feed_forward.shared.down.kernel") for path in paths)
+    assert any(path.endswith("attention.key_value_down.kernel") for path in paths)
+    assert not any("key_value_up" in path for path in paths)
+    assert worst(decoder, load_model(plain, "float32", mesh)[0]) < NATS
+    if shape == (1, 1, 1):
+        assert cached_error(packed, packed=True) < 1e-4
