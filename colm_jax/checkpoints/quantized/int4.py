@@ -2,7 +2,8 @@
 
 AWQ ("gemm"): qweight [in, out/8], qzeros [groups, out/8], scales [groups, out]; the four bits of a word, lowest first,
 are outputs 0, 2, 4, 6, 1, 3, 5, 7. GPTQ: qweight [in/8, out], qzeros [groups, out/8], scales [groups, out], all in
-order, and g_idx [in], the group of each input; zero points are stored less 1, but not in the format `gptq_v2`.
+order, and g_idx [in], the group of each input; from the words of zero points 1 is taken in each place, but not in the
+format `gptq_v2`.
 pack-quantized: weight_packed [out, in/8], weight_scale [out, groups], weight_zero_point [out/8, groups]; everything
 plus 8.
 """
@@ -96,10 +97,11 @@ def gptq(module: str, pieces: Pieces, bits: int, group_size: int, *, less_one: b
         codes = centred(_unpack(read_all(words), bits, 0), bits)
         if order is not None:
             codes = codes[order]
-        points = _unpack(read_all(zeros), bits, 1)[:, :out].astype(np.int16) + int(less_one) - 2 ** (bits - 1)
-        if bits == 8 and (points == 128).any():
-            raise UserError(f"{zeros.file}: tensor {zeros.name!r} holds zero point 256 of 8-bit codes")
-        return Packed(f"int{bits}", codes.T, read_scales(scales).T, points.astype(np.int8).T, 1, group, order)
+        stored = read_all(zeros)
+        if less_one:  # of whole words, whose codes borrowed from each other when they were written
+            stored = (stored.view(np.uint32) + np.uint32(0x11111111 if bits == 4 else 0x01010101)).view(np.int32)
+        points = centred(_unpack(stored, bits, 1)[:, :out], bits)
+        return Packed(f"int{bits}", codes.T, read_scales(scales).T, points.T, 1, group, order)
 
     name, kind = f"{module}.weight", f"int{bits}"
     return PackedOnDisk(name, pieces, (out, width), kind, scales.dtype, 1, group, load, zeros=True, ordered=ordered)

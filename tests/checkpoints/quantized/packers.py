@@ -57,12 +57,12 @@ def gptq(weight, group, bits=4, symmetric=False, act_order=False, less_one=True)
     if act_order:
         group_of = np.random.default_rng(weight.size).permutation(group_of)
     codes, scales, zeros, wide = rounded(weight, bits, group_of, symmetric)
-    if less_one:  # 0 cannot be stored less one
-        zeros = np.maximum(zeros, 1)
-        wide = ((codes - zeros[:, group_of]) * scales.astype(np.float32)[:, group_of]).astype(np.float32)
+    points = words(zeros.T, bits).view(np.uint32)
+    if less_one:
+        points = points - np.uint32(0x11111111 if bits == 4 else 0x01010101)
     packed = {
-        "qweight": np.ascontiguousarray(words(codes.T.T, bits).T),
-        "qzeros": words(zeros.T - int(less_one), bits),
+        "qweight": np.ascontiguousarray(words(codes, bits).T),
+        "qzeros": points.view(np.int32),
         "scales": scales.T,
         "g_idx": group_of.astype(np.int32),
     }
