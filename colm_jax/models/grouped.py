@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from colm_jax.models.arrays import AnyArray
 from colm_jax.models.layers import precision_of, product
+from colm_jax.models.quantized import kernel_shape
 
 _ROWS = 128  # of a tile, at most
 _BLOCK = 4 * 2**20  # bytes of a kernel's block in a TPU core's vector memory, of which there are two at a time
@@ -154,8 +155,8 @@ def _slice(x: Float[Array, "R K"], start: Int[Array, ""], height: int) -> Float[
 
 
 def _rows_by_tiles(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool) -> Any:
-    leaves = kernel if isinstance(kernel, jax.Array) else jax.tree.leaves(kernel)[0]
-    tiles = _Tiles(x.shape[0], sizes, first, leaves.shape[0])
+    shape = kernel.shape if isinstance(kernel, jax.Array) else kernel_shape(kernel, 2)
+    tiles = _Tiles(x.shape[0], sizes, first, shape[0])
     padded = jnp.pad(x, ((0, tiles.height), (0, 0)))  # the last tile may reach beyond
 
     def times(rows: Any, network: Any) -> Any:
@@ -168,7 +169,7 @@ def _rows_by_tiles(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool
             rows
         )[0]
 
-    width = leaves.shape[1 if transposed else 2]
+    width = shape[1 if transposed else 2]
 
     def one(i: Any, out: Any) -> Any:
         network, start, inside = tiles[i]

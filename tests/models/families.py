@@ -359,12 +359,12 @@ def round_trips(directory: Path) -> bool:
     return True
 
 
-def cached_error(directory: Path, quantize: str | None = None) -> float:
+def cached_error(directory: Path, quantize: str | None = None, packed: bool = False) -> float:
     """Largest difference of hidden states, read through the cache in chunks, from those of one pass.
 
     Two sequences, of which the second reads half of each chunk: the cache's rows are per sequence.
     """
-    decoder = load_model(directory, "float32", make_mesh(), quantize=quantize, stacked=False)[0]
+    decoder = load_model(directory, "float32", make_mesh(), quantize=quantize, stacked=False, packed=packed)[0]
     expected, chunk = np.asarray(run(decoder, tokens()[None])[0][0]), 50
     graph, state = nnx.split(decoder)
     cache = KVCache.empty(decoder.config, 2, LENGTH + chunk, jnp.float32)
