@@ -6,6 +6,7 @@ token) is split into a plain base and its gate: see `load_model`.
 """
 
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,6 @@ from colm_jax.checkpoints.layout import abstract_decoder, by_path, layout_of
 from colm_jax.checkpoints.reader import (
     StoredPart,
     StoredTensor,
-    TensorOnDisk,
     read_array,
     same_values,
     tensors_on_disk,
@@ -36,7 +36,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.models.quantize import QUANTIZED, quantize_kernel
 from colm_jax.parallel import is_first, spec_of, to_host
 from colm_jax.settings.models import FLOAT_TYPES
-from colm_jax.storage import read_json, replacing
+from colm_jax.storage import read_json, replacing, shown, source_files
 from colm_jax.text.special import DEFER_TOKEN
 
 DTYPES = {name: getattr(jnp, name) for name in FLOAT_TYPES}
@@ -59,7 +59,7 @@ class Deferral:
 def read_config(directory: Path) -> ModelConfig:
     """Return the configuration of the directory's model as stored (in the original's format with the deferral row)."""
     path = directory / "config.json"
-    return from_huggingface(read_json(path), str(path))
+    return from_huggingface(read_json(path), str(shown(directory) if source_files(directory) else path))
 
 
 def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
@@ -73,7 +73,7 @@ def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
         or a tied model with a head of its own.
     """
     config = read_config(directory)
-    wanted, found = layout_of(config), dict[str, TensorOnDisk]()
+    wanted, found = layout_of(config), dict[str, StoredTensor]()
     on_disk = [tensor for tensor in tensors_on_disk(directory) if not _NO_WEIGHTS.fullmatch(tensor.name)]
     _check_index(directory, on_disk)
     for tensor in on_disk:
@@ -91,7 +91,7 @@ def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
         found[name] = tensor
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise UserError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are)")
+        raise UserError(f"{shown(directory)}: tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are)")
     if values and config.tied and _HEAD in found:
         _check_tied_head(found[_HEAD], found[_TABLE])
     in_order = sorted(wanted, key=lambda name: (found[name].file, found[name].offset))
@@ -108,7 +108,7 @@ def _check_tied_head(head: StoredTensor, table: StoredTensor) -> None:
         )
 
 
-def _check_index(directory: Path, on_disk: list[TensorOnDisk]) -> None:
+def _check_index(directory: Path, on_disk: Sequence[StoredTensor]) -> None:
     """Check that each file holds the tensors that the index lists for it."""
     held = {(tensor.file.name, tensor.name) for tensor in on_disk}
     for name, file in (weight_map(directory) or {}).items():
@@ -150,7 +150,7 @@ def load_model(
     if tokenizer_size is not None:
         if config.tied or config.vocab_size != tokenizer_size + 1:
             raise UserError(
-                f"{directory}: the tokenizer ends in {DEFER_TOKEN}, so an untied head of {tokenizer_size + 1} rows is "
+                f"{shown(directory)}: the tokenizer ends in {DEFER_TOKEN}, so an untied head of {tokenizer_size + 1} rows is "
                 f"expected; config.json has vocab_size={config.vocab_size}, tie_word_embeddings={config.tied}"
             )
         config = replace(config, vocab_size=tokenizer_size)

@@ -4,6 +4,7 @@ Host memory: one tensor's shards and a few blocks (see `Storage.read_size`).
 """
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,10 @@ import numpy as np
 
 from colm_jax.checkpoints.directory import open_weights, weight_files
 from colm_jax.checkpoints.families import Stored
+from colm_jax.checkpoints.gguf import directory as gguf
 from colm_jax.checkpoints.layout import Part
 from colm_jax.errors import UserError
-from colm_jax.storage import read_range, storage_of
+from colm_jax.storage import read_range, source_files, storage_of
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -44,6 +46,14 @@ class StoredTensor(Protocol):
         """The shape of the values."""
 
     @property
+    def type(self) -> str:
+        """The type in the file, as its format names it."""
+
+    @property
+    def offset(self) -> int:
+        """The place of the first byte in the file."""
+
+    @property
     def bytes(self) -> int:
         """The size in the file."""
 
@@ -63,6 +73,11 @@ class TensorOnDisk:
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int  # of its first byte in the file
+
+    @property
+    def type(self) -> str:
+        """The type, as NumPy names it."""
+        return str(self.dtype)
 
     @property
     def bytes(self) -> int:
@@ -116,14 +131,16 @@ class StoredPart:
         return block[:, columns[0]] if columns else block
 
 
-def tensors_on_disk(directory: Path) -> list[TensorOnDisk]:
+def tensors_on_disk(directory: Path) -> Sequence[StoredTensor]:
     """Return the location of every tensor of a checkpoint, from the files' headers.
 
     Raises:
       UserError: a missing or damaged file, or a tensor that is not floating-point.
     """
-    found = []
-    for file in weight_files(directory):
+    files, found = weight_files(directory), []
+    if source_files(directory):
+        return gguf.tensors(directory)
+    for file in files:
         with open_weights(file):  # the library has checked header, sizes and offsets
             size = int.from_bytes(read_range(file, 0, 8), "little")
             header = json.loads(read_range(file, 8, 8 + size))
