@@ -207,7 +207,9 @@ def _rope(keys: Keys) -> Json:
             return {"rope_type": "default", "rope_theta": theta}
         return llama3_parameters(read_vector(factors), theta, original, keys.header)
     if factors is not None:
-        raise keys.header.error(f"tensor 'rope_freqs.weight' and {keys.architecture}.rope.scaling.type {kind!r}: two scalings")
+        raise keys.header.error(
+            f"tensor 'rope_freqs.weight' and {keys.architecture}.rope.scaling.type {kind!r}: two scalings"
+        )
     if kind == "linear":
         keys.only("rope.scaling.attn_factor", 1.0)
         return {"rope_type": "linear", "rope_theta": theta, "factor": factor}

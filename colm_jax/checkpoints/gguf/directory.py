@@ -1,4 +1,4 @@
-"""A GGUF file as a model directory: configuration and tokenizer converted, in the cache; the weights stay in the file."""
+"""A GGUF file as a model directory in the cache: configuration and tokenizer are converted, the weights stay in the file."""
 
 import hashlib
 from pathlib import Path
@@ -41,7 +41,9 @@ def model_directory(file: Path) -> Path:
         header = read_header(files[0])
         config, tokenizer = to_config(header), to_tokenizer(header)
         to_tensors(header, config)  # names and shapes are checked before anything is kept
-        ids = {key: value for key, value in tokenizer["generation_config.json"].items() if key != "pad_token_id"}
+        ids = {
+            f"{name}_token_id": tokenizer["generation_config.json"].get(f"{name}_token_id") for name in ("bos", "eos")
+        }
         write_json(directory / "config.json", {**config, **ids})
         for name, content in tokenizer.items():
             (write_text if isinstance(content, str) else write_json)(directory / name, content)

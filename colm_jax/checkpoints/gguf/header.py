@@ -35,7 +35,7 @@ _DIMENSIONS = 4
 _MOST_PARTS = 1000
 _LARGEST_ALIGNMENT = 1 << 16
 _WINDOW = 1 << 20  # bytes to fetch at once
-_SCALARS = {
+_SCALARS: dict[int, np.dtype] = {
     GGUFValueType.UINT8: np.dtype("<u1"),
     GGUFValueType.INT8: np.dtype("<i1"),
     GGUFValueType.UINT16: np.dtype("<u2"),
@@ -60,6 +60,7 @@ class Strings:
     data: bytes  # lengths and UTF-8, as stored
 
     def __len__(self) -> int:
+        """The number of strings."""
         return self.count
 
     def __iter__(self) -> Iterator[str]:
@@ -187,7 +188,9 @@ class _Cursor:
     def need(self, count: int, size: int, what: str) -> None:
         """Check that the file has room for `count` items of at least `size` bytes each."""
         if count * size > self.size - self.place:
-            raise self.damaged(f"{what}: {count} items of {size} bytes or more, {self.size - self.place} bytes are left")
+            raise self.damaged(
+                f"{what}: {count} items of {size} bytes or more, {self.size - self.place} bytes are left"
+            )
 
     def take(self, count: int, what: str) -> bytes:
         """Return the next bytes."""
@@ -286,7 +289,7 @@ def _read_value(cursor: _Cursor, key: str) -> Value:
 def _read_numbers(cursor: _Cursor, key: str, kind: int, count: int) -> np.ndarray:
     if kind not in _SCALARS:
         raise cursor.damaged(f"{key} has type {kind}, which GGUF does not define")
-    dtype = _SCALARS[GGUFValueType(kind)]
+    dtype = _SCALARS[kind]
     cursor.need(count, dtype.itemsize, key)
     data = cursor.take(count * dtype.itemsize, key)
     if dtype.kind == "b" and data.strip(b"\0\1"):

@@ -129,7 +129,9 @@ def _converted(header: Header, tensor: Stored, names: Names, config: Mapping[str
     if names.paired and stem in ("attn_q", "attn_k"):
         heads = config["num_attention_heads" if stem == "attn_q" else "num_key_value_heads"]
         if not heads or tensor.shape[0] % (2 * heads):
-            raise header.error(f"tensor {tensor.name!r} has shape {list(tensor.shape)}, which {heads} heads do not divide")
+            raise header.error(
+                f"tensor {tensor.name!r} has shape {list(tensor.shape)}, which {heads} heads do not divide"
+            )
     return [GGUFTensor(name, tensor, tensor.shape, heads=heads, shift=float(names.shifted_norms and "norm" in stem))]
 
 

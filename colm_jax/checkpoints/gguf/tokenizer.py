@@ -84,7 +84,9 @@ def _byte_level(header: Header, vocabulary: Vocabulary) -> Json:
     pre = header.metadata.get("tokenizer.ggml.pre", "default")
     pattern = PATTERNS.get(pre) if isinstance(pre, str) else None
     if pattern is None:
-        raise header.error(f"tokenizer.ggml.pre is {pre!r:.80}, which is not supported; known are {', '.join(PATTERNS)}")
+        raise header.error(
+            f"tokenizer.ggml.pre is {pre!r:.80}, which is not supported; known are {', '.join(PATTERNS)}"
+        )
     merges = header.metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, Strings):
         raise header.error("tokenizer.ggml.merges is missing or no list of merges")
@@ -120,7 +122,9 @@ def _listed_merges(header: Header, merges: Strings, vocab: dict[str, int]) -> li
     for number, merge in enumerate(merges):
         pair = merge.split(" ")
         if len(pair) != 2 or not all(part in vocab for part in (*pair, "".join(pair))):
-            raise header.error(f"tokenizer.ggml.merges[{number}] is {merge!r:.80}, which joins no two tokens to a third")
+            raise header.error(
+                f"tokenizer.ggml.merges[{number}] is {merge!r:.80}, which joins no two tokens to a third"
+            )
         pairs.append(pair)
     return pairs
 
@@ -242,7 +246,7 @@ def _generation(header: Header, vocabulary: Vocabulary, ids: dict[str, int | Non
     ends += [i for i, token in vocabulary.of(TokenType.CONTROL) if token in _TURN_ENDS and token in template]
     found = list(dict.fromkeys(i for i in ends if i is not None))
     named = {f"{name}_token_id": ids[name] for name in ("bos", "pad") if ids[name] is not None}
-    return {**named, "eos_token_id": found} if found else named
+    return {**named, "eos_token_id": found if len(found) > 1 else found[0]} if found else named
 
 
 def _token_id(header: Header, key: str, vocabulary: Vocabulary) -> int | None:
