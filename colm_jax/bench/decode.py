@@ -226,7 +226,7 @@ def _leaves(module: nnx.Module, what: str) -> int:
 
 def _cache_bytes(model, batch: int, positions: int, dtype: str) -> int:
     """Return the bytes of keys and values of all positions of a batch, without padding."""
-    return 2 * batch * model.depth * model.kv_heads * model.head_dim * positions * DTYPES[dtype].dtype.itemsize
+    return batch * model.cache_width * positions * DTYPES[dtype].dtype.itemsize
 
 
 def _engine_works(ours: Ours, rates: Sequence[float], batches: Sequence[int]) -> dict[str, Callable[[], Any]]:

@@ -47,8 +47,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
         "bytes_on_disk": None if held is None else sum(part.bytes for part in held),
         "bytes": memory(config),
         "cache_bytes_per_token": {
-            name: 2 * config.depth * config.kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
-            for name, dtype in DTYPES.items()
+            name: config.cache_width * jnp.dtype(dtype).itemsize for name, dtype in DTYPES.items()
         },
         "context": config.context,
         "vocabulary": {

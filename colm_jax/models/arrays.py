@@ -22,19 +22,23 @@ def pytree(cls: Cls) -> Cls:
     """Register a frozen dataclass as a pytree that JAX rebuilds without calling its constructor.
 
     JAX also rebuilds with shapes, shardings and stacked arrays as leaves, for which the fields' annotations, checked
-    in the constructor, do not hold.
+    in the constructor, do not hold. Fields of type bool are static.
     """
-    names = tuple(field.name for field in fields(cls))
+    names = tuple(field.name for field in fields(cls) if field.type is not bool)
+    static = tuple(field.name for field in fields(cls) if field.type is bool)
 
-    def flatten(tree: Any) -> tuple[tuple, None]:
-        return tuple(getattr(tree, name) for name in names), None
+    def fixed(tree: Any) -> tuple[bool, ...]:
+        return tuple(getattr(tree, name) for name in static)
 
-    def flatten_with_keys(tree: Any) -> tuple[tuple, None]:
-        return tuple((jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in names), None
+    def flatten(tree: Any) -> tuple[tuple, tuple[bool, ...]]:
+        return tuple(getattr(tree, name) for name in names), fixed(tree)
 
-    def unflatten(_: None, leaves: Iterable) -> Any:
+    def flatten_with_keys(tree: Any) -> tuple[tuple, tuple[bool, ...]]:
+        return tuple((jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in names), fixed(tree)
+
+    def unflatten(values: tuple[bool, ...], leaves: Iterable) -> Any:
         tree: Any = object.__new__(cls)
-        tree.__dict__.update(zip(names, leaves))
+        tree.__dict__.update(zip(names, leaves), **dict(zip(static, values)))
         return tree
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

@@ -1,36 +1,17 @@
-"""Grouped-query causal attention with rotary positions, over new tokens and, where there is one, a cache."""
-
-import math
+"""Grouped-query causal attention over new tokens and, where there is one, a cache."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.models.arrays import AnyArray
-from colm_jax.models.config import Rope
+from colm_jax.models.config import Temperature
 
 # Cached keys and values, and how many of them each sequence has.
-Past = tuple[Float[Array, "B K S h"], Float[Array, "B K S h"], Int[Array, "B"]]
+Past = tuple[Float[Array, "B K S h"], Float[Array, "B K S v"], Int[Array, "B"]]
 
 _MASKED = -1e30  # finite: a row that is masked throughout gives a mean, not NaN
-
-
-def rope_frequencies(head_dim: int, rope: Rope) -> Float[np.ndarray, "h2"]:
-    """Return radians per token of each pair of dimensions, float32 (Su et al. 2021, eq. 15; bands: Llama 3.1)."""
-    frequencies = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
-    stretched = frequencies / rope.factor
-    if rope.bands is None:
-        return stretched.astype(np.float32)
-    turns = rope.bands.original_context * frequencies / (2 * math.pi)  # within the original context
-    kept = np.clip((turns - rope.bands.low) / (rope.bands.high - rope.bands.low), 0, 1)
-    return (kept * frequencies + (1 - kept) * stretched).astype(np.float32)
-
-
-def rope_angles(positions: Int[Array, "B T"], head_dim: int, rope: Rope) -> Float[Array, "B T h2"]:
-    """Return rotation angles in radians, float32, of each position and pair of dimensions."""
-    return positions[..., None].astype(jnp.float32) * rope_frequencies(head_dim, rope)
 
 
 def positions_in(segments: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
@@ -40,26 +21,26 @@ def positions_in(segments: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
     return places - jax.lax.cummax(jnp.where(first, places, 0), axis=1)
 
 
-def rotate(x: Float[Array, "B T heads h"], angles: Float[Array, "B T h2"]) -> Float[Array, "B T heads h"]:
-    """Apply RoPE in the half-split layout of Hugging Face checkpoints: dimension i turns with i + h/2."""
-    cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+def temperatures(positions: Int[Array, "B T"], temperature: Temperature) -> Float[Array, "B T"]:
+    """Return the factor of each token's queries, float32 (scalable softmax, arXiv 2501.19399, as Llama 4 has it)."""
+    steps = jnp.floor((positions + temperature.offset).astype(jnp.float32) / temperature.span)
+    return 1.0 + temperature.scale * jnp.log1p(steps)
 
 
 def attend(
     query: Float[Array, "B T H h"],
     key: Float[Array, "B T K h"],
-    value: Float[Array, "B T K h"],
+    value: Float[Array, "B T K v"],
     past: Past | None = None,
     *,
     scale: float,
     softcap: float | None = None,
     window: int | Int[Array, ""] | None = None,
+    chunked: bool = False,
+    sinks: Float[Array, "H"] | None = None,
     segments: Int[AnyArray, "B T"] | None = None,
     precision: jax.lax.PrecisionLike = None,
-) -> Float[Array, "B T H h"]:
+) -> Float[Array, "B T H v"]:
     """Attend from each new token to the cached tokens (`past`: keys, values, lengths) and to the new ones up to itself.
 
     Right padding needs no mask: no real token attends to a later one. Softmax in float32.
@@ -72,6 +53,8 @@ def attend(
       scale: of query · key.
       softcap: scores become softcap · tanh(score / softcap).
       window: how many tokens each one sees, itself included; None: all.
+      chunked: the windows are chunks that begin at its multiples; a token sees those of its own chunk.
+      sinks: logits that take part in each head's softmax and have no value (gpt-oss).
       segments: which of a packed row's texts each new token belongs to; it sees no other. None: one text a row.
       precision: of the matrix products.
     """
@@ -84,29 +67,45 @@ def attend(
             logits = softcap * jnp.tanh(logits / softcap)
         return jnp.where(seen, logits, _MASKED)
 
-    distance = jnp.arange(time)[:, None] - jnp.arange(time)  # [T, T]: from each token back to each
-    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    def within(places: Int[Array, "*N T 1"], others: Int[Array, "*N 1 S"]) -> Bool[Array, "..."]:
+        """Return whether tokens at these places see those at other, earlier ones, by their window."""
+        if window is None:
+            return jnp.ones((), bool)
+        return places // window == others // window if chunked else places - others < window
+
+    places = jnp.arange(time)
+    own = places  # where each new token is: chunks need its place in its text, windows only distances
+    if chunked and segments is not None:
+        own = positions_in(segments)
+    elif chunked and past is not None:
+        own = past[2][:, None] + places
+    seen = (places[:, None] >= places) & within(own[..., :, None], own[..., None, :])  # [T, T] or [B, T, T]
     if segments is not None:
-        seen = (seen & (segments[:, :, None] == segments[:, None, :]))[:, None, None]  # [B, 1, 1, T, T]
+        seen = seen & (segments[:, :, None] == segments[:, None, :])
+    if seen.ndim == 3:
+        seen = seen[:, None, None]
     new = jnp.einsum("btkgh,bskh->bkgts", grouped, key, precision=precision, preferred_element_type=jnp.float32)
     logits = masked(new, seen)
+    size = 0 if past is None else past[0].shape[2]
     if past is not None:
         old_keys, old_values, lengths = past
-        places = jnp.arange(old_keys.shape[2])
-        known = (places < lengths[:, None])[:, None, :]
-        if window is not None:
-            distance = (lengths[:, None] + jnp.arange(time))[:, :, None] - places  # [B, T, S]
-            known &= distance < window
+        old_places = jnp.arange(size)
+        known = (old_places < lengths[:, None])[:, None, :] & within(
+            (lengths[:, None] + places)[:, :, None], jnp.broadcast_to(old_places, (batch, 1, size))
+        )
         rows = grouped.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, groups * time, head_dim)
-        old = _by_head(rows, old_keys, 3, precision, jnp.float32).reshape(*logits.shape[:-1], len(places))
+        old = _by_head(rows, old_keys, 3, precision, jnp.float32).reshape(*logits.shape[:-1], size)
         logits = jnp.concatenate([logits, masked(old, known[:, None, None])], axis=-1)  # scores: no copy of the cache
+    if sinks is not None:
+        sink = sinks.astype(jnp.float32).reshape(kv_heads, groups, 1, 1)
+        logits = jnp.concatenate([logits, jnp.broadcast_to(sink, (*logits.shape[:-1], 1))], axis=-1)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     out = jnp.einsum("bkgts,bskh->btkgh", weights[..., :time], value, precision=precision)
     if past is not None:
-        seen_old = weights[..., time:].reshape(batch, kv_heads, groups * time, len(places))
+        seen_old = weights[..., time : time + size].reshape(batch, kv_heads, groups * time, size)
         mixed = _by_head(seen_old, old_values.astype(value.dtype), 2, precision, value.dtype)
-        out += mixed.reshape(batch, kv_heads, groups, time, head_dim).transpose(0, 3, 1, 2, 4)
-    return out.reshape(batch, time, heads, head_dim)
+        out += mixed.reshape(batch, kv_heads, groups, time, -1).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, time, heads, value.shape[-1])
 
 
 def _by_head(

@@ -20,7 +20,7 @@ from colm_jax.parallel import spec_of
 
 CACHE_AXES = ("slots", "kv_heads", "cache", "head_dim")
 # Keys and values of each layer.
-Buffers = tuple[tuple[Float[Array, "B K S h"], ...], tuple[Float[Array, "B K S h"], ...]]
+Buffers = tuple[tuple[Float[Array, "B K S h"], ...], tuple[Float[Array, "B K S v"], ...]]
 BLOCK = 8  # rows that are stored at once, of several texts in one line
 
 
@@ -30,7 +30,7 @@ class KVRows:
     """Keys and values of T newly read tokens, one pair per layer."""
 
     keys: tuple[Float[Array, "B K T h"], ...]
-    values: tuple[Float[Array, "B K T h"], ...]
+    values: tuple[Float[Array, "B K T v"], ...]
 
 
 @pytree
@@ -39,7 +39,7 @@ class KVCache:
     """Keys and values of all tokens read so far, one pair per layer."""
 
     keys: tuple[Float[Array, "B K S h"], ...]  # RoPE already applied
-    values: tuple[Float[Array, "B K S h"], ...]
+    values: tuple[Float[Array, "B K S v"], ...]
     lengths: Int[Array, "B"]  # tokens read of each sequence
 
     @classmethod
@@ -55,14 +55,11 @@ class KVCache:
 
         On a `mesh` it is split by heads where the model's keys and values are.
         """
-        shape = (batch, config.kv_heads, size, config.head_dim)
-        where = None if mesh is None else NamedSharding(mesh, spec_of(mesh, CACHE_AXES, shape))
-        layers = range(config.depth)
-        return cls(
-            keys=tuple(jnp.zeros(shape, dtype, device=where) for _ in layers),
-            values=tuple(jnp.zeros(shape, dtype, device=where) for _ in layers),
-            lengths=jnp.zeros((batch,), jnp.int32),
+        heads, *widths = config.cached
+        keys, values = (
+            tuple(_zeros((batch, heads, size, width), dtype, mesh) for _ in range(config.depth)) for width in widths
         )
+        return cls(keys, values, lengths=jnp.zeros((batch,), jnp.int32))
 
     def write(self, rows: KVRows, count: Int[Array, "N"], slots: Int[Array, "N"] | None = None) -> "KVCache":
         """Store `rows` after the texts' lengths and lengthen them by `count` (0..T, the valid rows).
@@ -115,6 +112,13 @@ class KVCache:
 
 def no_rows(config: ModelConfig, batch: int, time: int, dtype: DTypeLike) -> KVRows:
     """Return the rows of a pass that did not happen: what the idle branch of a `lax.cond` returns."""
-    shape = (batch, config.kv_heads, time, config.head_dim)
-    zeros = tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
-    return KVRows(keys=zeros, values=zeros)
+    heads, *widths = config.cached
+    keys, values = (
+        tuple(jnp.zeros((batch, heads, time, width), dtype) for _ in range(config.depth)) for width in widths
+    )
+    return KVRows(keys, values)
+
+
+def _zeros(shape: tuple[int, ...], dtype: DTypeLike, mesh: Mesh | AbstractMesh | None) -> Float[Array, "B K S _"]:
+    where = None if mesh is None else NamedSharding(mesh, spec_of(mesh, CACHE_AXES, shape))
+    return jnp.zeros(shape, dtype, device=where)

@@ -10,34 +10,130 @@ from typing import Any
 from colm_jax.errors import UserError
 
 ACTIVATIONS = ("silu", "gelu_tanh")
+QK_NORMS = ("head", "joint", "unit")  # each head; all heads as one vector; each head after RoPE, without a scale
 
 
 @dataclass(frozen=True)
 class Bands:
-    """Llama 3's way to stretch positions: by wavelength, only the slow dimensions."""
+    """Llama 3's scaling of rotary positions: by wavelength, only the slow dimensions are divided by the factor."""
 
     low: float  # waves longer than original_context / low are stretched
     high: float  # waves shorter than original_context / high are not; between the two, smoothly
     original_context: int  # in tokens, before the stretch
 
+    def __post_init__(self) -> None:
+        """Rejects numbers that have no meaning."""
+        _positive("rope scaling.low", self.low)
+        _positive("rope scaling.original_context", self.original_context)
+        if not self.low < self.high < float("inf"):
+            raise UserError(f"model config: rope scaling.high must exceed {self.low}, got {self.high!r}")
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN (Peng et al. 2023): between two numbers of turns the division by the factor fades; cosines are scaled.
+
+    The optional numbers decide by which attention factor (`models.rope.attention_factor`), as in transformers.
+    """
+
+    original_context: int  # in tokens, before the stretch
+    beta_fast: float  # dimensions that turn more often in the original context are not stretched
+    beta_slow: float  # those that turn less often are stretched by the whole factor; linearly between the two
+    truncate: bool  # the two borders between dimensions are rounded outwards
+    attention_factor: float | None = None  # of cosines and sines; None: derived
+    mscale: float | None = None  # weight of log(factor) in the derived attention factor
+    mscale_all_dim: float | None = None  # the same in its denominator; DeepSeek scales attention's scores by it too
+
+    def __post_init__(self) -> None:
+        """Rejects numbers that have no meaning."""
+        for name in ("original_context", "beta_fast", "beta_slow"):
+            _positive(f"rope scaling.{name}", getattr(self, name))
+        for name in ("attention_factor", "mscale", "mscale_all_dim"):
+            if getattr(self, name) is not None:
+                _positive(f"rope scaling.{name}", getattr(self, name))
+        if self.beta_fast < self.beta_slow:
+            raise UserError(
+                f"model config: rope scaling.beta_fast ({self.beta_fast}) must not be below beta_slow "
+                f"({self.beta_slow})"
+            )
+
+
+@dataclass(frozen=True)
+class DynamicNTK:
+    """Dynamic NTK scaling: theta grows with the length of a text, from `context` on.
+
+    Shorter texts have plain positions, so it never acts within the context of the model; and a pass with a KV cache
+    never holds more.
+    """
+
+    context: int  # the longest text with plain positions, in tokens
+
+    def __post_init__(self) -> None:
+        """Rejects numbers that have no meaning."""
+        _positive("rope scaling.context", self.context)
+
+
+@dataclass(frozen=True)
+class LongRope:
+    """LongRoPE (Ding et al. 2024): a factor for each pair of dimensions; others where texts exceed original_context."""
+
+    short: tuple[float, ...]  # each pair's frequency is divided by it
+    long: tuple[float, ...]  # the same, where the longest text of a pass exceeds original_context
+    original_context: int  # in tokens
+    attention_factor: float | None = None  # of cosines and sines; None: derived from the rope's factor
+
+    def __post_init__(self) -> None:
+        """Rejects numbers that have no meaning."""
+        _positive("rope scaling.original_context", self.original_context)
+        if self.attention_factor is not None:
+            _positive("rope scaling.attention_factor", self.attention_factor)
+        elif self.original_context < 2:
+            raise UserError("model config: rope scaling.original_context must exceed 1, got 1")
+        for name in ("short", "long"):
+            for value in getattr(self, name):
+                _positive(f"rope scaling.{name}", value)
+        if len(self.short) != len(self.long):
+            raise UserError(
+                f"model config: rope scaling.short and .long must be of one size, got {len(self.short)} and "
+                f"{len(self.long)} factors"
+            )
+
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions."""
+    """Rotary positions; `models.rope` computes them."""
 
     theta: float  # base of the frequencies
-    factor: float = 1.0  # positions are divided by it, so that a longer context fits
-    bands: Bands | None = None  # where given, only frequencies in them are divided
+    factor: float = 1.0  # of the stretch, so that a longer context fits; without `scaling` it divides positions
+    scaling: Bands | Yarn | DynamicNTK | LongRope | None = None  # how the factor is used otherwise
+    dim: int | None = None  # only the first dimensions of a head turn; None: all
+    interleaved: bool = False  # dimensions 2i and 2i + 1 turn together, not i and i + dim/2
 
     def __post_init__(self) -> None:
         """Rejects numbers that have no meaning."""
         for name in ("theta", "factor"):
             _positive(f"rope {name}", getattr(self, name))
-        if self.bands is not None:
-            _positive("rope bands.low", self.bands.low)
-            _positive("rope bands.original_context", self.bands.original_context)
-            if not self.bands.low < self.bands.high < float("inf"):
-                raise UserError(f"model config: rope bands.high must exceed {self.bands.low}, got {self.bands.high!r}")
+        if self.dim is not None and (isinstance(self.dim, bool) or self.dim < 2 or self.dim % 2):
+            raise UserError(f"model config: rope dim must be a positive even number, got {self.dim!r}")
+        if isinstance(self.scaling, Yarn) and self.theta <= 1:
+            raise UserError(f"model config: rope theta must exceed 1 with yarn, got {self.theta!r}")
+
+    def turning(self, head_dim: int) -> int:
+        """Return how many dimensions of a head turn.
+
+        Raises:
+          UserError: the head has fewer, or the scaling is of another number.
+        """
+        dim = head_dim if self.dim is None else self.dim
+        if dim > head_dim:
+            raise UserError(f"model config: rope dim ({dim}) exceeds the head's {head_dim} dimensions")
+        if isinstance(self.scaling, LongRope) and len(self.scaling.short) != dim // 2:
+            raise UserError(
+                f"model config: rope scaling has {len(self.scaling.short)} factors for {dim // 2} pairs of dimensions"
+            )
+        if isinstance(self.scaling, DynamicNTK) and dim < 4:
+            raise UserError(f"model config: dynamic rope scaling needs at least 4 dimensions, got {dim}")
+        return dim
 
 
 @dataclass(frozen=True)
@@ -51,6 +147,48 @@ class Mixture:
         """Rejects sizes that no network can have."""
         if not 1 <= self.active <= self.networks <= 10_000:
             raise UserError(f"model config: of {self.networks} networks {self.active} cannot be active")
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek-V2, section 2.1): keys and values of all heads come from one small vector.
+
+    A head's query and key have `plain` dimensions without positions, then `rotary` ones; the rotary key is shared.
+    """
+
+    rank: int  # size of the vector that keys and values come from
+    query_rank: int | None  # likewise of queries; None: queries come from the residual stream
+    plain: int
+    rotary: int
+    value: int  # size of a head's value
+    rms_eps: float  # of the norms of these vectors
+
+    def __post_init__(self) -> None:
+        """Rejects sizes that no network can have."""
+        for name in ("rank", "plain", "rotary", "value", *(["query_rank"] if self.query_rank is not None else [])):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"model config: latent {name} must be a positive whole number, got {getattr(self, name)}"
+                )
+        if self.rotary % 2:
+            raise UserError(f"model config: latent rotary must be even for RoPE, got {self.rotary}")
+        _positive("latent rms_eps", self.rms_eps)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries grow with their position p: by 1 + scale · log(1 + floor((p + offset) / span))."""
+
+    scale: float
+    span: float  # in tokens
+    offset: int
+    unrotated_only: bool  # only in layers without RoPE
+
+    def __post_init__(self) -> None:
+        """Rejects numbers that have no meaning."""
+        _positive("temperature span", self.span)
+        if not 0 <= self.scale < float("inf"):
+            raise UserError(f"model config: temperature scale must be a number from 0, got {self.scale!r}")
 
 
 @dataclass(frozen=True)
@@ -73,17 +211,48 @@ class ModelConfig:
     qkv_bias: bool = False
     out_bias: bool = False  # of attention's output
     ff_bias: bool = False
-    qk_norm: bool = False  # queries and keys are normalised, head by head
-    post_norm: bool = False  # what attention and feed-forward return is normalised too
+    qk_norm: str | None = None  # how queries and keys are normalised, one of QK_NORMS
+    pre_norm: bool = True  # what attention and feed-forward read is normalised
+    post_norm: bool = False  # what attention and feed-forward return is normalised
     zero_centred_norm: bool = False  # a norm's scale is stored as its difference from 1
     scaled_embedding: bool = False  # embeddings are multiplied by sqrt(D)
+    embedding_multiplier: float | None = None
+    residual_multiplier: float | None = None  # of what attention and feed-forward add
+    logit_divisor: float | None = None
     attention_scalar: float | None = None  # query · key is divided by its square root; None: head_dim
+    attention_multiplier: float | None = None  # of query · key, in place of attention_scalar
     attention_softcap: float | None = None  # scores become cap · tanh(score / cap)
     logit_softcap: float | None = None
+    sinks: bool = False  # each head has a logit that takes part in the softmax and has no value
     windows: tuple[int | None, ...] | None = None  # per layer: tokens it sees, itself included; None: all
+    chunked: bool = False  # windows are chunks: a token sees those of its own, texts being cut at multiples of the size
+    rope_layers: tuple[bool, ...] | None = None  # which layers have rotary positions; None: all
+    temperature: Temperature | None = None
+    latent: Latent | None = None  # None: grouped-query attention
     window_rope: Rope | None = None  # of layers with a window, where it differs
     mixture: Mixture | None = None
     mixture_layers: tuple[bool, ...] | None = None  # which layers are mixtures; None: all, where there is a mixture
+
+    @property
+    def cached(self) -> tuple[int, int, int]:
+        """What a layer keeps of a token: number of heads, size of a key, size of a value.
+
+        Latent attention keeps the vector that all heads' keys and values come from, and the rotary key, as one key.
+        """
+        if self.latent is not None:
+            return 1, self.latent.rank + self.latent.rotary, 0
+        return self.kv_heads, self.head_dim, self.head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many dimensions of a query or key may turn."""
+        return self.head_dim if self.latent is None else self.latent.rotary
+
+    @property
+    def cache_width(self) -> int:
+        """How many numbers the cache holds of a token, over all layers."""
+        heads, key, value = self.cached
+        return self.depth * heads * (key + value)
 
     @property
     def runs(self) -> tuple[tuple[int, int], ...]:
@@ -99,7 +268,15 @@ class ModelConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"model config: {name} must be a positive whole number, got {value!r}")
         _positive("rms_eps", self.rms_eps)
-        for name in ("attention_scalar", "attention_softcap", "logit_softcap"):
+        for name in (
+            "attention_scalar",
+            "attention_multiplier",
+            "attention_softcap",
+            "logit_softcap",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "logit_divisor",
+        ):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         if self.heads % self.kv_heads:
@@ -108,12 +285,14 @@ class ModelConfig:
             raise UserError(f"model config: head_dim must be even for RoPE, got {self.head_dim}")
         if self.activation not in ACTIVATIONS:
             raise UserError(f"model config: activation must be one of {ACTIVATIONS}, got {self.activation!r}")
-        if self.windows is not None and len(self.windows) != self.depth:
-            raise UserError(f"model config: {len(self.windows)} windows for {self.depth} layers")
-        if self.mixture_layers is not None and (self.mixture is None or len(self.mixture_layers) != self.depth):
-            raise UserError(
-                f"model config: mixture_layers must say for each of {self.depth} layers of a mixture, yes or no"
-            )
+        if self.qk_norm is not None and self.qk_norm not in QK_NORMS:
+            raise UserError(f"model config: qk_norm must be one of {QK_NORMS}, got {self.qk_norm!r}")
+        for name in ("windows", "rope_layers", "mixture_layers"):
+            layers = getattr(self, name)
+            if layers is not None and len(layers) != self.depth:
+                raise UserError(f"model config: {len(layers)} {name} for {self.depth} layers")
+        if self.mixture_layers is not None and self.mixture is None:
+            raise UserError("model config: mixture_layers without a mixture")
         for window in self.windows or ():
             if window is not None and (not isinstance(window, int) or window < 1):
                 raise UserError(f"model config: a window must be a positive whole number, got {window!r}")

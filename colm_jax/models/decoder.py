@@ -1,12 +1,13 @@
 """The decoder: one network for every family, as Flax NNX modules, base and expert alike.
 
-Layers are stored stacked (leading axis = layer) and scanned, so that compile time does not grow with depth; decoding
-uses `unstacked()`, since on some back ends a scan copies each layer's weights. Every parameter names its logical axes
-in its metadata (`axes`); `colm_jax.parallel` maps them to a mesh.
+Layers are stored stacked (leading axis = layer; one stack for each run of alike layers) and scanned, so that compile
+time does not grow with depth; decoding uses `unstacked()`, since on some back ends a scan copies each layer's weights.
+Every parameter names its logical axes in its metadata (`axes`); `colm_jax.parallel` maps them to a mesh.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +17,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.models.arrays import AnyArray
-from colm_jax.models.attention import Past, attend, positions_in, rope_angles, rotate
+from colm_jax.models.attention import positions_in, temperatures
+from colm_jax.models.block import Block
 from colm_jax.models.cache import KVCache, KVRows
 from colm_jax.models.config import ModelConfig
-from colm_jax.models.feed_forward import FeedForward, MixtureFeedForward
-from colm_jax.models.layers import Linear, Maker, RMSNorm, precision_of
+from colm_jax.models.inputs import LayerInputs
+from colm_jax.models.layers import Maker, RMSNorm, precision_of
 from colm_jax.models.ragged import Ragged
+from colm_jax.models.rope import rope_angles
 from colm_jax.parallel import batch_sharding
 
-KeyValue = tuple[Float[Array, "R K T h"], Float[Array, "R K T h"]]  # of the new tokens, in one layer
 Constraint = Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]  # the residual stream, with a sharding
 
 _NO_WINDOW = np.iinfo(np.int32).max
@@ -37,92 +39,6 @@ REMAT = {
 }
 
 
-class Attention(nnx.Module):
-    """Self-attention with grouped key and value heads.
-
-    R rows of tokens: one for each of B sequences, or a single one with the tokens of all (`Ragged`).
-    """
-
-    def __init__(self, config: ModelConfig, make: Maker):
-        d, h = config.width, config.head_dim
-        self.scale = (h if config.attention_scalar is None else config.attention_scalar) ** -0.5
-        self.softcap = config.attention_softcap
-
-        def reads(heads: int, axis: str) -> Linear:
-            shape, axes = (d, heads, h), ("embed", axis, "head_dim")
-            return Linear("btd,dnh->btnh", shape, axes, make, scale=d**-0.5, bias=config.qkv_bias)
-
-        self.query = reads(config.heads, "heads")
-        self.key = reads(config.kv_heads, "kv_heads")
-        self.value = reads(config.kv_heads, "kv_heads")
-        shape, axes, scale = (config.heads, h, d), ("heads", "head_dim", "embed"), (2 * config.depth * d) ** -0.5
-        self.out = Linear("btnh,nhd->btd", shape, axes, make, scale=scale, bias=config.out_bias)
-        if config.qk_norm:
-            self.query_norm = RMSNorm(h, "head_dim", config.rms_eps, config.zero_centred_norm, make)
-            self.key_norm = RMSNorm(h, "head_dim", config.rms_eps, config.zero_centred_norm, make)
-
-    def __call__(
-        self,
-        x: Float[Array, "R T D"],
-        angles: Float[Array, "R T h2"],
-        window: int | Int[Array, ""] | None,
-        past: Past | None,
-        segments: Int[AnyArray, "R T"] | None,
-        ragged: Ragged | None,
-    ) -> tuple[Float[Array, "R T D"], KeyValue]:
-        """Return the output, and the new tokens' keys and values."""
-        query, key, value = self.query(x), self.key(x), self.value(x)
-        if hasattr(self, "query_norm"):
-            query, key = self.query_norm(query), self.key_norm(key)
-        query, key = rotate(query, angles), rotate(key, angles)
-        rows = key.swapaxes(1, 2), value.swapaxes(1, 2)
-        if ragged is not None:
-            query, key, value = ragged.grid(query), ragged.grid(key), ragged.grid(value)
-        mixed = attend(
-            query,
-            key,
-            value,
-            past,
-            scale=self.scale,
-            softcap=self.softcap,
-            window=window,
-            segments=segments,
-            precision=precision_of(x.dtype),
-        )
-        return self.out(mixed if ragged is None else ragged.line(mixed), joined=past is not None), rows
-
-
-class Block(nnx.Module):
-    """One layer, or all of them stacked: then its parameters have a leading axis and only `lax.scan` may call it."""
-
-    def __init__(self, config: ModelConfig, make: Maker):
-        def norm() -> RMSNorm:
-            return RMSNorm(config.width, "embed", config.rms_eps, config.zero_centred_norm, make)
-
-        self.attention_norm = norm()
-        self.attention = Attention(config, make)
-        self.feed_forward_norm = norm()
-        self.feed_forward = FeedForward(config, make) if config.mixture is None else MixtureFeedForward(config, make)
-        if config.post_norm:
-            self.attention_post_norm = norm()
-            self.feed_forward_post_norm = norm()
-
-    def __call__(
-        self,
-        x: Float[Array, "R T D"],
-        angles: Float[Array, "R T h2"],
-        window: int | Int[Array, ""] | None = None,
-        past: Past | None = None,
-        segments: Int[AnyArray, "R T"] | None = None,
-        ragged: Ragged | None = None,
-    ) -> tuple[Float[Array, "R T D"], KeyValue]:
-        """Return the residual stream, and the new tokens' keys and values."""
-        mixed, rows = self.attention(self.attention_norm(x), angles, window, past, segments, ragged)
-        x = x + (self.attention_post_norm(mixed) if hasattr(self, "attention_post_norm") else mixed)
-        out = self.feed_forward(self.feed_forward_norm(x))
-        return x + (self.feed_forward_post_norm(out) if hasattr(self, "feed_forward_post_norm") else out), rows
-
-
 class Decoder(nnx.Module):
     """Token ids to final hidden states, and those to logits."""
 
@@ -130,8 +46,14 @@ class Decoder(nnx.Module):
         self.config = config
         make = Maker(rngs, dtype, layers=None)
         self.embedding = make((config.vocab_size, config.width), ("vocab", "embed"), 0.02)
-        self.layers: Block | nnx.List = Block(config, Maker(rngs, dtype, layers=config.depth))
-        self.norm = RMSNorm(config.width, "embed", config.rms_eps, config.zero_centred_norm, make)
+        mixtures = config.mixture_layers or (config.mixture is not None,) * config.depth
+        runs = [
+            Block(config, Maker(rngs, dtype, layers=stop - start), mixture=mixtures[start])
+            for start, stop in config.runs
+        ]
+        self.stacked = True
+        self.layers: Block | nnx.List = runs[0] if len(runs) == 1 else nnx.List(runs)
+        self.norm = RMSNorm((config.width,), ("embed",), config.rms_eps, config.zero_centred_norm, make)
         if not config.tied:
             self.head = make((config.width, config.vocab_size), ("embed", "vocab"), config.width**-0.5)
 
@@ -177,10 +99,9 @@ class Decoder(nnx.Module):
             positions = (cache.lengths[ragged.text] + ragged.offset)[None]
         if segments is not None:
             positions = positions_in(segments)
-        everywhere = rope_angles(positions, config.head_dim, config.rope)
-        local = (
-            everywhere if config.window_rope is None else rope_angles(positions, config.head_dim, config.window_rope)
-        )
+        # Keys in a cache keep their rotation: it must not depend on how much a cache holds at the time.
+        longest = max(tokens.shape[1], config.context) if cache is None else config.context
+        layers = self._layer_inputs(positions, longest, segments, ragged)
 
         def kept(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
             return x if spread is None else jax.lax.with_sharding_constraint(x, spread)
@@ -188,44 +109,65 @@ class Decoder(nnx.Module):
         x = kept(jnp.take(self.embedding[...], tokens, axis=0))
         if config.scaled_embedding:
             x *= jnp.asarray(config.width**0.5, x.dtype)
-        if isinstance(self.layers, Block):
+        if config.embedding_multiplier is not None:
+            x *= config.embedding_multiplier
+        if self.stacked:
             if cache is not None:
                 raise ValueError("reading with a cache needs unstacked layers: decoder.unstacked()")
-            return self.norm(self._scan(x, everywhere, local, segments, REMAT[remat], kept)), None
+            for run, (start, stop) in zip(self.runs, config.runs):
+                x = _scan(run, x, layers[start:stop], REMAT[remat], kept)
+            return self.norm(x), None
         rows = []
-        for i, layer in enumerate(self.layers):
-            past = None if cache is None else (cache.keys[i], cache.values[i], cache.lengths)
-            window = None if config.windows is None else config.windows[i]
-            x, new = layer(x, everywhere if window is None else local, window, past, segments, ragged)
+        assert isinstance(self.layers, nnx.List)
+        for i, (layer, inputs) in enumerate(zip(self.layers, layers)):
+            if cache is not None:
+                inputs = replace(inputs, past=(cache.keys[i], cache.values[i], cache.lengths))
+            x, new = layer(x, inputs)
             x = kept(x)
             rows.append(new)
         return self.norm(x), None if cache is None else KVRows(*map(tuple, zip(*rows)))
 
-    def _scan(
+    def _layer_inputs(
         self,
-        x: Float[Array, "B T D"],
-        everywhere: Float[Array, "B T h2"],
-        local: Float[Array, "B T h2"],
-        segments: Int[AnyArray, "B T"] | None,
-        policy: Callable | None,
-        kept: Constraint,
-    ) -> Float[Array, "B T D"]:
-        """Apply the stacked layers in order with `lax.scan`; return the residual stream."""
-        graph, stacked = nnx.split(self.layers)
-        windows = None
-        if self.config.windows is not None and any(self.config.windows):
-            windows = jnp.array([window or _NO_WINDOW for window in self.config.windows], jnp.int32)
+        positions: Int[Array, "R T"],
+        longest: int,
+        segments: Int[AnyArray, "R T"] | None,
+        ragged: Ragged | None,
+    ) -> list[LayerInputs]:
+        """Return what each layer is given for tokens at these positions of texts of at most `longest` tokens."""
+        config = self.config
+        everywhere = rope_angles(positions, config.rotary_dim, config.rope, longest)
+        local = everywhere
+        if config.window_rope is not None:
+            local = rope_angles(positions, config.rotary_dim, config.window_rope, longest)
+        temperature = None if config.temperature is None else temperatures(positions, config.temperature)
+        found = []
+        for i in range(config.depth):
+            rotated = config.rope_layers is None or config.rope_layers[i]
+            window = None if config.windows is None else config.windows[i]
+            hot = config.temperature is not None and not (rotated and config.temperature.unrotated_only)
+            found.append(
+                LayerInputs(
+                    angles=everywhere if window is None else local,
+                    rotated=rotated,
+                    temperature=temperature if hot else None,
+                    window=window,
+                    segments=segments,
+                    ragged=ragged,
+                )
+            )
+        return found
 
-        def step(
-            x: Float[Array, "B T D"], layer: tuple[nnx.State, Int[Array, ""] | None]
-        ) -> tuple[Float[Array, "B T D"], None]:
-            state, window = layer
-            angles = everywhere if window is None else jnp.where(window == _NO_WINDOW, everywhere, local)
-            return kept(nnx.merge(graph, state)(x, angles, window, None, segments)[0]), None
+    @property
+    def runs(self) -> list[Block]:
+        """The stacked layers, a block for each run of alike ones (see `ModelConfig.runs`)."""
+        return [self.layers] if isinstance(self.layers, Block) else list(self.layers)
 
-        if policy is not None:
-            step = jax.checkpoint(step, policy=policy, prevent_cse=False)  # a scan's body needs no barrier
-        return jax.lax.scan(step, x, (stacked, windows))[0]
+    def with_runs(self, runs: Sequence[Block]) -> "Decoder":
+        """Return the same model with other stacked layers."""
+        other = nnx.merge(*nnx.split(self))
+        other.layers = runs[0] if len(runs) == 1 else nnx.List(runs)
+        return other
 
     def logits(
         self, hidden: Float[AnyArray, "*N D"], allowed: Bool[AnyArray, "A"] | None = None
@@ -233,18 +175,65 @@ class Decoder(nnx.Module):
         """Return scores over the vocabulary, float32; given `allowed`, over its A ids, -inf where it is False."""
         kernel = self.embedding[...].T if self.config.tied else self.head[...]
         logits = jnp.dot(hidden, kernel, precision=precision_of(hidden.dtype), preferred_element_type=jnp.float32)
+        if self.config.logit_divisor is not None:
+            logits = logits / self.config.logit_divisor
         if self.config.logit_softcap is not None:
             logits = self.config.logit_softcap * jnp.tanh(logits / self.config.logit_softcap)
         return logits if allowed is None else jnp.where(allowed, logits[..., : allowed.shape[0]], -jnp.inf)
 
     def unstacked(self) -> "Decoder":
         """Return the same model with a list of layers in place of the stacked ones. Copies the layers' weights."""
-        if not isinstance(self.layers, Block):
+        if not self.stacked:
             return self
-        graph, stacked = nnx.split(self.layers)
+        layers = []
+        for run, (start, stop) in zip(self.runs, self.config.runs):
+            graph, stacked = nnx.split(run)
+            layers += [nnx.merge(graph, _layer(stacked, i)) for i in range(stop - start)]
         other = copy.copy(self)
-        other.layers = nnx.List([nnx.merge(graph, _layer(stacked, i)) for i in range(self.config.depth)])
+        other.stacked, other.layers = False, nnx.List(layers)
         return other
+
+
+def _scan(
+    run: Block, x: Float[Array, "B T D"], layers: list[LayerInputs], policy: Callable | None, kept: Constraint
+) -> Float[Array, "B T D"]:
+    """Apply stacked layers in order with `lax.scan`; return the residual stream.
+
+    What differs between the layers' inputs is scanned over; the rest is part of the program.
+    """
+    graph, stacked = nnx.split(run)
+    first = layers[0]
+    windows = [inputs.window for inputs in layers]
+    rotated = [inputs.rotated for inputs in layers]
+    angles = {id(inputs.angles): inputs.angles for inputs in layers}
+    temperature = next((inputs.temperature for inputs in layers if inputs.temperature is not None), None)
+    hot = [inputs.temperature is not None for inputs in layers]
+    varying = {
+        "window": None if len(set(windows)) == 1 else jnp.array([w or _NO_WINDOW for w in windows], jnp.int32),
+        "rotated": None if len(set(rotated)) == 1 else jnp.array(rotated),
+        "angles": None if len(angles) == 1 else jnp.array([list(angles).index(id(inputs.angles)) for inputs in layers]),
+        "hot": None if len(set(hot)) == 1 else jnp.array(hot),
+    }
+
+    def step(
+        x: Float[Array, "B T D"], layer: tuple[nnx.State, dict[str, Array | None]]
+    ) -> tuple[Float[Array, "B T D"], None]:
+        state, own = layer
+        inputs = first
+        if own["window"] is not None:
+            inputs = replace(inputs, window=own["window"])
+        if own["rotated"] is not None:
+            inputs = replace(inputs, rotated=own["rotated"])
+        if own["angles"] is not None:
+            stacked_angles = jax.tree.map(lambda *leaves: jnp.stack(leaves), *angles.values())
+            inputs = replace(inputs, angles=jax.tree.map(lambda leaf: leaf[own["angles"]], stacked_angles))
+        if own["hot"] is not None and temperature is not None:
+            inputs = replace(inputs, temperature=jnp.where(own["hot"], temperature, 1.0))
+        return kept(nnx.merge(graph, state)(x, inputs)[0]), None
+
+    if policy is not None:
+        step = jax.checkpoint(step, policy=policy, prevent_cse=False)  # a scan's body needs no barrier
+    return jax.lax.scan(step, x, (stacked, varying))[0]
 
 
 def _layer(stacked: nnx.State, number: int) -> nnx.State:

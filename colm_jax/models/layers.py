@@ -82,16 +82,21 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation over the last axis, computed in float32."""
+    """Root-mean-square normalisation over the last axis, or the last axes together, computed in float32."""
 
-    def __init__(self, size: int, axis: str, eps: float, zero_centred: bool, make: Maker):
-        self.eps, self.zero_centred = eps, zero_centred
-        self.scale = make.constant(0.0 if zero_centred else 1.0, (size,), (axis,))
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], eps: float, zero_centred: bool, make: Maker):
+        self.eps, self.zero_centred, self.axes = eps, zero_centred, tuple(range(-len(shape), 0))
+        self.scale = make.constant(0.0 if zero_centred else 1.0, shape, axes)
 
     def __call__(self, x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
         """Normalise each vector. (The families differ in where they round: Gemma scales before, the others after.)"""
-        wide = x.astype(jnp.float32)
-        wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        wide = unit(x, self.eps, self.axes)
         if self.zero_centred:
             return (wide * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
         return self.scale[...] * wide.astype(x.dtype)
+
+
+def unit(x: Float[Array, "*N D"], eps: float, axes: tuple[int, ...] = (-1,)) -> Float[Array, "*N D"]:
+    """Return vectors divided by their root mean square, float32."""
+    wide = x.astype(jnp.float32)
+    return wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=axes, keepdims=True) + eps)

@@ -4,7 +4,6 @@ qwix adds them to one layer; here they are stacked like the layer's other parame
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from colm_jax.errors import UserError
-from colm_jax.models.decoder import Block, Decoder
+from colm_jax.models.block import Block
+from colm_jax.models.decoder import Decoder
+from colm_jax.models.inputs import LayerInputs
+from colm_jax.models.rope import rope_angles
 from colm_jax.seeds import random_key
 from colm_jax.settings.training import Lora
 
@@ -29,41 +31,53 @@ def add_lora(decoder: Decoder, settings: Lora, seed: int) -> Decoder:
     Raises:
       UserError: no linear map matches `settings.modules`.
     """
-    config = decoder.config
-    graph, stacked = nnx.split(decoder.layers)
-    one = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[0], stacked))
     provider = qwix.LoraProvider(module_path=settings.modules, rank=settings.rank, alpha=settings.alpha)
+    runs = [_with_matrices(decoder, run, provider, settings, seed, i) for i, run in enumerate(decoder.runs)]
+    if all(run is old for run, old in zip(runs, decoder.runs)):
+        raise UserError(f"Lora.modules matches no linear map of the model: {settings.modules!r}")
+    return decoder.with_runs(runs)
+
+
+def _with_matrices(
+    decoder: Decoder, run: Block, provider: qwix.LoraProvider, settings: Lora, seed: int, number: int
+) -> Block:
+    """Return a run of stacked layers with LoRA matrices; the same one if none of its linear maps matches."""
+    config = decoder.config
+    graph, stacked = nnx.split(run)
+    one = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[0], stacked))
     x = jnp.zeros((1, 1, config.width), decoder.dtype)
-    angles = jnp.zeros((1, 1, config.head_dim // 2), jnp.float32)
-    block = qwix.apply_lora_to_model(one, provider, x, angles, rngs=nnx.Rngs(random_key(seed)))
+    inputs = LayerInputs(rope_angles(jnp.zeros((1, 1), jnp.int32), config.rotary_dim, config.rope, config.context))
+    key = random_key(seed) if number == 0 else jax.random.fold_in(random_key(seed), 2**31 - number)
+    block = qwix.apply_lora_to_model(one, provider, x, inputs, rngs=nnx.Rngs(key))
     graph, lora, *_ = nnx.split(block, nnx.LoRAParam, ...)
     if not nnx.to_flat_state(lora):
-        raise UserError(f"Lora.modules matches no linear map of the model: {settings.modules!r}")
-
+        return run
     kernels = dict(nnx.to_flat_state(stacked))
 
     def spread(number: int, path: tuple, variable: nnx.Variable) -> nnx.Variable:
         """Return one layer's matrix, as a stack: A random in every layer, with variance 1 / inputs; B zero. Float32."""
         name, matrix = path[-1][: -len(_SUFFIXES[0])], path[-1][-1]
         axes = kernels[(*path[:-1], name)].get_metadata()["axes"]
-        shape, others = (config.depth, *variable.shape), len(variable.shape) - 1
+        depth = kernels[(*path[:-1], name)].shape[0]
+        shape, others = (depth, *variable.shape), len(variable.shape) - 1
         if matrix == "b":
             return nnx.LoRAParam(jnp.zeros(shape), axes=("layers", "rank", *axes[-others:]))
         bound = (3.0 * settings.rank / math.prod(variable.shape)) ** 0.5
-        key = jax.random.fold_in(random_key(seed), number)
-        value = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+        value = jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32, -bound, bound)
         return nnx.LoRAParam(value, axes=(*axes[: 1 + others], "rank"))
 
     added = [(path, spread(i, path, variable)) for i, (path, variable) in enumerate(nnx.to_flat_state(lora))]
-    layers = nnx.merge(graph, nnx.from_flat_state(added), stacked)
-    assert isinstance(layers, Block)
-    return _with_layers(decoder, layers)
+    return nnx.merge(graph, nnx.from_flat_state(added), stacked)
 
 
 def merge_lora(decoder: Decoder, plain: Decoder, settings: Lora) -> Decoder:
     """Return `plain` (the model before `add_lora`, its graph) with W + alpha / rank · A B in place of each kernel."""
-    state = dict(nnx.to_flat_state(nnx.state(decoder.layers)))
-    graph, stacked = nnx.split(plain.layers)
+    return plain.with_runs([_merged(run, old, settings) for run, old in zip(decoder.runs, plain.runs)])
+
+
+def _merged(run: Block, plain: Block, settings: Lora) -> Block:
+    state = dict(nnx.to_flat_state(nnx.state(run)))
+    graph, stacked = nnx.split(plain)
     merged = []
     for path, variable in nnx.to_flat_state(stacked):
         a, b = (state.get((*path[:-1], f"{path[-1]}{suffix}")) for suffix in _SUFFIXES)
@@ -71,7 +85,7 @@ def merge_lora(decoder: Decoder, plain: Decoder, settings: Lora) -> Decoder:
             delta = _product(a[...], b[...]) * (settings.alpha / settings.rank)
             variable = variable.replace((variable[...].astype(jnp.float32) + delta).astype(variable.dtype))
         merged.append((path, variable))
-    return _with_layers(plain, nnx.merge(graph, nnx.from_flat_state(merged)))
+    return nnx.merge(graph, nnx.from_flat_state(merged))
 
 
 @jax.jit
@@ -82,10 +96,3 @@ def _product(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..
         return jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
 
     return jax.vmap(one)(a.astype(jnp.float32), b.astype(jnp.float32))
-
-
-def _with_layers(decoder: Decoder, layers: Any) -> Decoder:
-    graph, state = nnx.split(decoder)
-    other = nnx.merge(graph, state)
-    other.layers = layers
-    return other

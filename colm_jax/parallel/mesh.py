@@ -28,6 +28,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "experts": (),
     "networks": (),
     "rank": (),
+    "latent": (),
 }
 
 

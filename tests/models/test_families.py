@@ -236,7 +236,7 @@ PUBLISHED = {
                 "rope_type": "llama3",
             }
         },
-        {"rope.factor": 8.0, "rope.bands.original_context": 8192},
+        {"rope.factor": 8.0, "rope.scaling.original_context": 8192},
     ),
     "Mistral-7B-v0.1": (
         {key: value for key, value in LLAMA_2.items() if key not in ("pretraining_tp", "rope_scaling")}
@@ -260,7 +260,7 @@ PUBLISHED = {
     "Qwen3-8B": (
         {**LLAMA_2, "model_type": "qwen3", "rope_theta": 1e6, "sliding_window": None, "use_sliding_window": False}
         | {"max_window_layers": 36, "attention_bias": False, "head_dim": 64},
-        {"head_dim": 64, "qk_norm": True},
+        {"head_dim": 64, "qk_norm": "head"},
     ),
     "gemma-2-2b": (
         {
@@ -333,7 +333,11 @@ REFUSED = {
     "rope scaling as a word": ({"rope_scaling": "linear"}, "'rope_scaling' has a wrong type"),
     "remote code": ({"auto_map": {"AutoModel": "x.y"}}, "its own code, which is never run"),
     "quantised": ({"quantization_config": {"bits": 4}}, "already quantised"),
-    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+    "multimodal rope": ({"rope_scaling": {"rope_type": "mrope", "mrope_section": [2, 2, 2]}}, "rope type 'mrope'"),
+    "yarn of no context": (
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        "'original_max_position_embeddings' is missing",
+    ),
     "llama3 without its bands": (
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
         "'low_freq_factor' is missing",

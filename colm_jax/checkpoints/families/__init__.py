@@ -5,17 +5,23 @@ from typing import Any
 from colm_jax.checkpoints.families.family import Family, Stored
 from colm_jax.checkpoints.families.fields import Fields
 from colm_jax.checkpoints.families.gemma import GEMMA2, GEMMA3
+from colm_jax.checkpoints.families.glm import GLM4
+from colm_jax.checkpoints.families.granite import GRANITE
 from colm_jax.checkpoints.families.llama import LLAMA
 from colm_jax.checkpoints.families.mistral import MISTRAL, MIXTRAL
+from colm_jax.checkpoints.families.multimodal import MULTIMODAL, text_fields, text_tensor
+from colm_jax.checkpoints.families.olmo import OLMO2, OLMO3
+from colm_jax.checkpoints.families.phi import PHI3
 from colm_jax.checkpoints.families.qwen import QWEN2, QWEN3
+from colm_jax.checkpoints.families.smollm import SMOLLM3
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 
-__all__ = ["FAMILIES", "Family", "Stored", "from_huggingface", "to_huggingface"]
+__all__ = ["FAMILIES", "Family", "Stored", "from_huggingface", "text_tensor", "to_huggingface"]
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
-}
+_DENSE = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OLMO2, OLMO3, SMOLLM3, GRANITE, GLM4)
+_MIXTURES = (MIXTRAL,)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_DENSE, *_MIXTURES)}
 
 
 def from_huggingface(config: dict[str, Any], source: str) -> ModelConfig:
@@ -24,14 +30,15 @@ def from_huggingface(config: dict[str, Any], source: str) -> ModelConfig:
     Raises:
       UserError: an unsupported family, field or value, a missing field, or a wrong type.
     """
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None and config.get("model_type") == "gemma3":
-        raise UserError(f"{source}: model_type 'gemma3' is the multimodal Gemma 3; only its text models are read")
-    if family is None:
-        raise UserError(
-            f"{source}: model_type {config.get('model_type')!r} is not supported, only {', '.join(FAMILIES)}"
-        )
-    fields = Fields(config, source)
+    model_type = config.get("model_type")
+    if model_type in MULTIMODAL:
+        fields = text_fields(config, source)
+    elif model_type in FAMILIES:
+        fields = Fields(config, source)
+    else:
+        known = ", ".join((*FAMILIES, *MULTIMODAL))
+        raise UserError(f"{source}: model_type {model_type!r} is not supported, only {known}")
+    family = FAMILIES[fields.model_type]
     try:
         result = family.read(fields)
     except UserError as error:

@@ -87,6 +87,12 @@ TABLE: dict[str, Stored] = {
 }
 
 
+def gate_and_up(name: str) -> dict[str, Stored]:
+    """Return the entries of feed-forward kernels that share a tensor: the gate's rows, then those of `up`."""
+    sections = ("feed_forward.gate.kernel", "feed_forward.up.kernel")
+    return {f"layers.{path}": Stored(name, "transposed", sections) for path in sections}
+
+
 def read_sizes(fields: Fields) -> dict[str, Any]:
     """Read the fields that have the same name in every family."""
     heads, width = fields.get("num_attention_heads", int), fields.get("hidden_size", int)
@@ -144,6 +150,21 @@ def read_uniform_windows(fields: Fields, depth: int, window: int | None) -> tupl
             "are alike; remove 'layer_types'"
         )
     return None if window is None else (window,) * depth
+
+
+def read_rope_layers(fields: Fields, depth: int) -> tuple[bool, ...]:
+    """Return which layers have rotary positions: `no_rope_layers` says 1 for those that do, as in transformers.
+
+    Without that list, every `no_rope_layer_interval`-th layer has none.
+    """
+    listed, interval = fields.given("no_rope_layers", list), fields.optional("no_rope_layer_interval", int)
+    if not listed:
+        if interval < 1:
+            raise fields.error(f"field 'no_rope_layer_interval' must be at least 1, got {interval}")
+        return tuple((i + 1) % interval != 0 for i in range(depth))
+    if len(listed) != depth or any(value not in (0, 1) for value in listed):
+        raise fields.error(f"'no_rope_layers' must be {depth} values 0 or 1, one for each layer, got {listed!r:.80}")
+    return tuple(bool(value) for value in listed)
 
 
 def _windowed_layers(fields: Fields, depth: int) -> list[bool] | None:

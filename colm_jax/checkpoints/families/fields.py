@@ -66,8 +66,9 @@ _REQUIRED = object()
 class Fields:
     """Typed access to a config.json; records which fields are read. Errors name file, field and value."""
 
-    def __init__(self, config: Json, source: str):
+    def __init__(self, config: Json, source: str, sizes_required: bool = True):
         self.config, self.source, self.model_type = config, source, config["model_type"]
+        self.sizes_required = sizes_required  # files of multimodal models leave out what has the class's default
         self.read: set[str] = set()
 
     def error(self, text: str) -> UserError:
@@ -80,6 +81,8 @@ class Fields:
         Raises:
           UserError: missing, null, or of another type.
         """
+        if not self.sizes_required:
+            return self.optional(key, kind)
         value = self.given(key, kind)
         if value is None:
             raise self.error(f"field {key!r} is missing")

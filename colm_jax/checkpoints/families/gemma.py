@@ -75,7 +75,7 @@ def _read_gemma3(fields: Fields) -> ModelConfig:
         )
     rope, window_rope = read_ropes_by_layer(fields)
     common = _read_common(fields, pattern)
-    return ModelConfig(family="gemma3_text", **common, rope=rope, window_rope=window_rope, qk_norm=True)
+    return ModelConfig(family="gemma3_text", **common, rope=rope, window_rope=window_rope, qk_norm="head")
 
 
 def _write_gemma3(config: ModelConfig) -> Json:

@@ -41,7 +41,7 @@ def _write_common(config: ModelConfig) -> Json:
 
 def _read_qwen3(fields: Fields) -> ModelConfig:
     bias = fields.optional("attention_bias", bool)
-    return ModelConfig(family="qwen3", **_read_common(fields), qkv_bias=bias, out_bias=bias, qk_norm=True)
+    return ModelConfig(family="qwen3", **_read_common(fields), qkv_bias=bias, out_bias=bias, qk_norm="head")
 
 
 QWEN2 = Family(
