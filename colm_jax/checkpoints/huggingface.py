@@ -150,8 +150,8 @@ def load_model(
     if tokenizer_size is not None:
         if config.tied or config.vocab_size != tokenizer_size + 1:
             raise UserError(
-                f"{shown(directory)}: the tokenizer ends in {DEFER_TOKEN}, so an untied head of {tokenizer_size + 1} rows "
-                f"is expected; config.json has vocab_size={config.vocab_size}, tie_word_embeddings={config.tied}"
+                f"{shown(directory)}: the tokenizer ends in {DEFER_TOKEN}, so an untied head of {tokenizer_size + 1} "
+                f"rows is expected; config.json has vocab_size={config.vocab_size}, tie_word_embeddings={config.tied}"
             )
         config = replace(config, vocab_size=tokenizer_size)
         for held in matched:

@@ -396,6 +396,7 @@ def _phi3(keys: Keys) -> Json:
         usual = _longrope_attention(common["max_position_embeddings"] / max(1, original), original)
         if attention is not None and not math.isclose(attention, usual, rel_tol=1e-6):
             rope["attention_factor"] = attention
+        common["original_max_position_embeddings"] = original
     elif attention not in (None, 1.0):
         raise keys.error("rope.scaling.attn_factor", f"is {attention}, and the file has no factors")
     window = keys.integer("attention.sliding_window", 0)
@@ -404,7 +405,6 @@ def _phi3(keys: Keys) -> Json:
         "model_type": "phi3",
         **common,
         "hidden_act": "silu",
-        "original_max_position_embeddings": original,
         # A window that is as long as the context, or longer, hides nothing.
         "sliding_window": window if 0 < window < common["max_position_embeddings"] else None,
         "rope_parameters": rope,
@@ -447,15 +447,24 @@ def _olmo2(keys: Keys) -> Json:
     common |= {
         "hidden_act": "silu",
         "attention_bias": _has(keys, "blk.0.attn_q.bias"),
-        "rope_parameters": _rope(keys),
     }
+    rope, theta = _rope(keys), keys.number("rope.freq_base", _DEFAULT_THETA)
     window, depth = keys.integer("attention.sliding_window", 0), common["num_hidden_layers"]
     windowed = keys.flags("attention.sliding_window_pattern", depth)
     if not window:
-        return {"model_type": "olmo2", **common}
+        return {"model_type": "olmo2", **common, "rope_parameters": rope}
     if windowed is None:
         windowed = [(i + 1) % 4 != 0 for i in range(depth)]
-    return {"model_type": "olmo3", **common, "sliding_window": window, "layer_types": _layer_types(windowed)}
+    return {
+        "model_type": "olmo3",
+        **common,
+        "sliding_window": window,
+        "layer_types": _layer_types(windowed),
+        "rope_parameters": {
+            "full_attention": rope,
+            "sliding_attention": {"rope_type": "default", "rope_theta": theta},
+        },
+    }
 
 
 def _smollm3(keys: Keys) -> Json:
@@ -473,6 +482,18 @@ def _smollm3(keys: Keys) -> Json:
         "no_rope_layers": [int((i + 1) % every != 0) for i in range(common["num_hidden_layers"])],
         "no_rope_layer_interval": every,
         "rope_parameters": _rope(keys),
+    }
+
+
+def _glm4(keys: Keys) -> Json:
+    common = _common(keys)
+    rotated = keys.integer("rope.dimension_count", common["head_dim"])
+    return {
+        "model_type": "glm4",
+        **common,
+        "hidden_act": "silu",
+        "attention_bias": _has(keys, "blk.0.attn_q.bias"),
+        "rope_parameters": {**_rope(keys), "partial_rotary_factor": rotated / max(1, common["head_dim"])},
     }
 
 
@@ -512,5 +533,6 @@ _ARCHITECTURES: dict[str, Callable[[Keys], Json]] = {
     "granite": _granite,
     "olmo2": _olmo2,
     "smollm3": _smollm3,
+    "glm4": _glm4,
     "gpt-oss": _gpt_oss,
 }

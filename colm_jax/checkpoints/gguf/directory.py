@@ -1,4 +1,4 @@
-"""A GGUF file as a model directory in the cache: configuration and tokenizer are converted, the weights stay in the file."""
+"""A GGUF file as a model directory in the cache: configuration and tokenizer converted, weights left in the file."""
 
 import hashlib
 from pathlib import Path

@@ -73,6 +73,14 @@ _ARCHITECTURES = {
     "gemma2": Names(_GEMMA2, shifted_norms=True),
     "gemma3": Names({**_GEMMA2, **_QK_NORM}, shifted_norms=True),
     "phi3": Names({**_LAYER, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
+    "glm4": Names(
+        {
+            **_LAYER,
+            "ffn_up": "mlp.gate_up_proj",
+            "post_attention_norm": "post_self_attn_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+        }
+    ),
     "olmo2": Names({**_ATTENTION, **_DENSE, **_QK_NORM, **_POST_NORMS}),
 }
 _OLD_MIXTRAL = {"ffn_gate": "ffn_gate_exps", "ffn_up": "ffn_up_exps", "ffn_down": "ffn_down_exps"}  # a tensor a network
