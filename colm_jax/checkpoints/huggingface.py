@@ -20,7 +20,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from colm_jax.checkpoints.directory import weight_map
-from colm_jax.checkpoints.families import from_huggingface
+from colm_jax.checkpoints.families import from_huggingface, text_tensor
 from colm_jax.checkpoints.layout import abstract_decoder, by_path, layout_of
 from colm_jax.checkpoints.reader import (
     StoredPart,
@@ -76,8 +76,12 @@ def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
     wanted, found = layout_of(config), dict[str, StoredTensor]()
     on_disk = [tensor for tensor in tensors_on_disk(directory) if not _NO_WEIGHTS.fullmatch(tensor.name)]
     _check_index(directory, on_disk)
+    model_type = read_json(directory / "config.json")["model_type"]
     for tensor in on_disk:
-        name = tensor.name
+        name = text_tensor(model_type, tensor.name)
+        if name is None:
+            continue
+        tensor = replace(tensor, name=name)
         if name in found:
             raise UserError(f"{tensor.file}: tensor {name!r} is also in {found[name].file.name}; remove one of them")
         if name == _HEAD and config.tied:

@@ -4,9 +4,9 @@ Costs are for one sequence at a time: the base processes every token; an expert 
 are not in its cache in one forward pass.
 
 - A token in a forward pass takes 2 operations (multiply, add) per weight: of every layer's linear kernels (in a
-  mixture, those of its active networks) and of the head; an embedding look-up takes none. Attention adds, per layer,
-  4 · H · head_dim operations (query · key, weights · values) for every token in its context, itself included, limited
-  by the layer's window. Norms, softmax and rotary positions are left out.
+  mixture, those of its active networks and of the shared one) and of the head; an embedding look-up takes none.
+  Attention adds, per layer, 4 · H · head_dim operations (query · key, weights · values) for every token in its
+  context, itself included, limited by the layer's window. Norms, softmax and rotary positions are left out.
 - A forward pass reads every weight once, however many tokens it has: bytes are passes × weights × bytes per weight. All
   networks of a mixture are counted, an upper bound. Cache and activations are left out: for short answers they are
   small compared with the weights. In a batch all sequences share a pass, so an answer then costs fewer bytes.
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from colm_jax.models.config import ModelConfig
+from colm_jax.models.config import Latent, ModelConfig
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}  # per weight; without scales
 
@@ -38,12 +38,25 @@ def weights_met(config: ModelConfig, active: bool = True) -> int:
     """Return the number of weights in linear kernels and head that a token uses; all of them if not `active`."""
     heads, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     attention = config.width * (heads + 2 * kv) + heads * config.width
-    networks, router = 1, 0
-    if config.mixture is not None:
-        networks = config.mixture.active if active else config.mixture.networks
-        router = config.width * config.mixture.networks
-    layer = attention + 3 * config.width * config.ff * networks + router
-    return config.depth * layer + config.width * config.vocab_size
+    if config.latent is not None:
+        attention = _latent_weights(config, config.latent)
+    columns = 3 * config.ff * config.mixtures.count(False)
+    mixture = config.mixture
+    if mixture is not None:
+        met = (mixture.active if active else mixture.networks) * (mixture.ff or config.ff) + (mixture.shared_ff or 0)
+        # of the networks, the router, the shared network's gate
+        columns += (3 * met + mixture.networks + mixture.shared_gate) * config.mixtures.count(True)
+    return config.depth * attention + config.width * (columns + config.vocab_size)
+
+
+def _latent_weights(config: ModelConfig, latent: Latent) -> int:
+    """Return the number of weights of a layer's latent attention."""
+    size = config.heads * (latent.plain + latent.rotary)
+    query = config.width * size
+    if latent.query_rank is not None:
+        query = latent.query_rank * (config.width + size)
+    kept = config.width * (latent.rank + latent.rotary) + latent.rank * config.heads * (latent.plain + latent.value)
+    return query + kept + config.heads * latent.value * config.width
 
 
 def read(config: ModelConfig, start: int, stop: int, bytes_a_weight: float) -> Work:
@@ -56,7 +69,8 @@ def read(config: ModelConfig, start: int, stop: int, bytes_a_weight: float) -> W
         # Position p attends to p + 1 tokens, at most `whole`.
         growing = range(start + 1, min(stop, whole) + 1)
         seen += layers * (sum(growing) + whole * (stop - start - len(growing)))
-    flops = 2 * weights_met(config) * (stop - start) + 4 * config.heads * config.head_dim * seen
+    width = 2 * config.head_dim if config.latent is None else config.head_dim + config.latent.value
+    flops = 2 * weights_met(config) * (stop - start) + 2 * config.heads * width * seen
     return Work(flops, weights_met(config, active=False) * bytes_a_weight, 1)
 
 

@@ -46,9 +46,8 @@ class Decoder(nnx.Module):
         self.config = config
         make = Maker(rngs, dtype, layers=None)
         self.embedding = make((config.vocab_size, config.width), ("vocab", "embed"), 0.02)
-        mixtures = config.mixture_layers or (config.mixture is not None,) * config.depth
         runs = [
-            Block(config, Maker(rngs, dtype, layers=stop - start), mixture=mixtures[start])
+            Block(config, Maker(rngs, dtype, layers=stop - start), mixture=config.mixtures[start])
             for start, stop in config.runs
         ]
         self.stacked = True

@@ -42,10 +42,10 @@ class LatentAttention(nnx.Module):
         else:
             self.query_down = down(latent.query_rank)
             self.query_norm = norm(latent.query_rank)
-            self.query = up(latent.query_rank, "latent", size)
+            self.query_up = up(latent.query_rank, "latent", size)
         self.key_value_down = down(latent.rank + latent.rotary)
         self.key_value_norm = norm(latent.rank)
-        self.key_value = up(latent.rank, "latent", latent.plain + latent.value)
+        self.key_value_up = up(latent.rank, "latent", latent.plain + latent.value)
         shape, axes = (heads, latent.value, d), ("heads", "head_dim", "embed")
         scale = (2 * config.depth * d) ** -0.5
         self.out = Linear("btnh,nhd->btd", shape, axes, make, scale=scale, bias=config.out_bias)
@@ -53,7 +53,7 @@ class LatentAttention(nnx.Module):
     def __call__(self, x: Float[Array, "R T D"], inputs: LayerInputs) -> tuple[Float[Array, "R T D"], KeyValue]:
         """Return the output, and the new tokens' latent vectors with their rotary keys (values of size 0)."""
         latent, plain = self.latent, self.latent.plain
-        query = self.query(x if latent.query_rank is None else self.query_norm(self.query_down(x)))
+        query = self.query(x) if latent.query_rank is None else self.query_up(self.query_norm(self.query_down(x)))
         query = jnp.concatenate([query[..., :plain], rotate(query[..., plain:], inputs.angles)], axis=-1)
         compressed = self.key_value_down(x)
         vector = self.key_value_norm(compressed[..., : latent.rank])
@@ -75,7 +75,7 @@ class LatentAttention(nnx.Module):
         inputs: LayerInputs,
     ) -> Float[Array, "R T H v"]:
         """Attend with each head's own keys and values."""
-        both = self.key_value(vector)
+        both = self.key_value_up(vector)
         turned = jnp.broadcast_to(rotary, (*both.shape[:-1], rotary.shape[-1]))
         key = jnp.concatenate([both[..., : self.latent.plain], turned], axis=-1)
         value = both[..., self.latent.plain :]
@@ -90,7 +90,7 @@ class LatentAttention(nnx.Module):
         Queries are padded, and results cut, to the kernel's size: a slice of the kernel would be a copy at every step.
         """
         assert inputs.past is not None
-        latent, kernel, precision = self.latent, self.key_value.kernel[...], precision_of(query.dtype)
+        latent, kernel, precision = self.latent, self.key_value_up.kernel[...], precision_of(query.dtype)
         padded = jnp.pad(query[..., : latent.plain], ((0, 0), (0, 0), (0, 0), (0, latent.value)))
         absorbed = jnp.einsum("btnh,rnh->btnr", padded, kernel, precision=precision)
         query = jnp.concatenate([absorbed, query[..., latent.plain :]], axis=-1)

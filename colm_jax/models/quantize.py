@@ -13,7 +13,7 @@ BITS: dict[str, Any] = {"int8": jnp.int8, "int4": jnp.int4}
 INT4_TILE = 32  # inputs that share a scale, where it divides them; int8 has one scale an output
 
 # Paths in Decoder of what is quantised: embedding, head, router, norms and biases stay as they are.
-QUANTIZED = re.compile(r"layers(\.\d+)?\.(attention\.\w+\.kernel|feed_forward\.(gate|up|down)(\.kernel)?)")
+QUANTIZED = re.compile(r"layers(\.\d+)?\.(attention\.\w+\.kernel|feed_forward\.(shared\.)?(gate|up|down)(\.kernel)?)")
 
 
 @partial(jax.jit, static_argnames=("inputs", "kind"))

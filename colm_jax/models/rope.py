@@ -58,6 +58,8 @@ def rope_frequencies(head_dim: int, rope: Rope, longest: int) -> Float[np.ndarra
 def _kept_bands(plain: Float[np.ndarray, "h2"], bands: Bands) -> Float[np.ndarray, "h2"]:
     """Return how much of each plain frequency is kept, 0 to 1, by Llama 3.1's bands."""
     turns = bands.original_context * plain / (2 * math.pi)  # within the original context
+    if bands.low == bands.high:
+        return np.where(turns < bands.low, np.float32(0), np.float32(1))
     return np.clip((turns - bands.low) / (bands.high - bands.low), 0, 1)
 
 

@@ -26,7 +26,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "cache": (),
     "ff": ("tensor",),
     "experts": (),
-    "networks": (),
+    "networks": ("tensor",),  # of a mixture; where they do not divide, each is split by ff
+    "scores": (),  # a router's outputs
     "rank": (),
     "latent": (),
 }
@@ -69,19 +70,22 @@ def reshaped(mesh: Mesh, sizes: tuple[int, int, int] | None) -> Mesh:
 
 
 def spec_of(mesh: Mesh | AbstractMesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
-    """Return the sharding of an array with these logical axes; an axis not divisible by its mesh axes is not sharded.
+    """Return the sharding of an array with these logical axes.
 
-    `colm inspect` shows the result, so that an unsharded axis is visible.
+    An axis not divisible by its mesh axes is not sharded. A mesh axis goes to the first that can use it: in a mixture,
+    to `networks` before `ff`. `colm inspect` shows the result, so that an unsharded axis is visible.
     """
+    used: set[str] = set()
 
-    def split(axis: str, size: int):
+    def split(axis: str, size: int) -> tuple[str, ...] | None:
         mesh_axes = tuple(a for a in RULES[axis] if mesh.shape[a] > 1)
-        parts = 1
-        for a in mesh_axes:
-            parts *= mesh.shape[a]
-        return mesh_axes if mesh_axes and size % parts == 0 else None
+        parts = math.prod(mesh.shape[a] for a in mesh_axes)
+        if not mesh_axes or size % parts or used & set(mesh_axes):
+            return None
+        used.update(mesh_axes)
+        return mesh_axes
 
-    return PartitionSpec(*(split(axis, size) for axis, size in zip(axes, shape, strict=True)))
+    return PartitionSpec(*[split(axis, size) for axis, size in zip(axes, shape, strict=True)])
 
 
 def shardings(mesh: Mesh, state: Any) -> Any:

@@ -2,7 +2,7 @@
 
 Needs torch and transformers. Made with transformers 5.23.0, torch 2.13.0 (CPU):
 
-    python -m tests.models.make_golden ../shared/models
+    python -m tests.models.make_golden ../shared/models [FAMILY ...]
 
 Each file holds `tokens` [T], `positions` (every 16th) and `logits` [positions, V], float32: for the pretrained models
 BOS, then random ids over the whole context; for the random ones of `families.py` its parity text.
@@ -45,7 +45,9 @@ def main() -> None:
     """Write every golden file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", type=Path)
-    models = parser.parse_args().models
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="only these; without any, every file is made")
+    arguments = parser.parse_args()
+    models = arguments.models
 
     def write(name: str, directory: Path, ids: np.ndarray) -> None:
         positions = np.arange(STRIDE - 1, len(ids), STRIDE)
@@ -55,11 +57,11 @@ def main() -> None:
     from transformers import AutoConfig
 
     GOLDEN.mkdir(exist_ok=True)
-    for name in SHARED_MODELS:
+    for name in [] if arguments.families else SHARED_MODELS:
         config = AutoConfig.from_pretrained(models / name)
         write(name, models / name, random_tokens(config.vocab_size, config.max_position_embeddings))
     with tempfile.TemporaryDirectory() as folder:
-        for name in CONFIGS:
+        for name in arguments.families or CONFIGS:
             write(f"family-{name}", write_family(Path(folder) / name, name), tokens())
 
 

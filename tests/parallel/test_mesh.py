@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from colm_jax.errors import UserError
@@ -59,10 +60,20 @@ def test_every_parameter_has_a_name_per_axis():
         assert len(axes) == len(shape), axes
 
 
-def test_no_parameter_is_sharded_twice_over_one_mesh_axis():
-    for axes, _ in parameters():
-        split = [mesh_axis for axis in axes for mesh_axis in RULES[axis]]
-        assert len(split) == len(set(split)), axes
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2), (1, 1, 8), (1, 2, 4)], ids=str)
+def test_no_parameter_is_sharded_twice_over_one_mesh_axis(sizes):
+    mesh = make_mesh(*sizes)
+    for axes, shape in parameters():
+        NamedSharding(mesh, spec_of(mesh, axes, shape))
+    with pytest.raises(Exception, match="at most one positional dimension"):  # as the above would raise
+        NamedSharding(mesh, P("tensor", "tensor"))
+
+
+def test_mesh_axis_goes_to_the_first_axis_that_can_use_it():
+    mesh, axes = make_mesh(1, 2, 4), ("networks", "embed", "ff")
+    assert spec_of(mesh, axes, (8, 32, 64)) == P(("tensor",), ("fsdp",), None)
+    assert spec_of(mesh, axes, (6, 32, 64)) == P(None, ("fsdp",), ("tensor",))  # 4 does not divide 6
+    assert spec_of(mesh, axes, (6, 32, 6)) == P(None, ("fsdp",), None)
 
 
 def test_axes_are_sharded_by_the_table():

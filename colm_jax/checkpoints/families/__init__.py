@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from colm_jax.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from colm_jax.checkpoints.families.family import Family, Stored
 from colm_jax.checkpoints.families.fields import Fields
 from colm_jax.checkpoints.families.gemma import GEMMA2, GEMMA3
 from colm_jax.checkpoints.families.glm import GLM4
+from colm_jax.checkpoints.families.gpt_oss import GPT_OSS
 from colm_jax.checkpoints.families.granite import GRANITE
 from colm_jax.checkpoints.families.llama import LLAMA
+from colm_jax.checkpoints.families.llama4 import LLAMA4
 from colm_jax.checkpoints.families.mistral import MISTRAL, MIXTRAL
 from colm_jax.checkpoints.families.multimodal import MULTIMODAL, text_fields, text_tensor
 from colm_jax.checkpoints.families.olmo import OLMO2, OLMO3
@@ -20,7 +23,7 @@ from colm_jax.models.config import ModelConfig
 __all__ = ["FAMILIES", "Family", "Stored", "from_huggingface", "text_tensor", "to_huggingface"]
 
 _DENSE = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OLMO2, OLMO3, SMOLLM3, GRANITE, GLM4)
-_MIXTURES = (MIXTRAL,)
+_MIXTURES = (MIXTRAL, GPT_OSS, LLAMA4, DEEPSEEK_V2, DEEPSEEK_V3)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_DENSE, *_MIXTURES)}
 
 
@@ -52,5 +55,5 @@ def to_huggingface(
 ) -> dict[str, Any]:
     """Return the `config.json` that transformers reads for this model."""
     family = FAMILIES[config.family]
-    head = {"architectures": [family.architecture], "model_type": family.model_type}
+    head = {"architectures": [family.architecture], "model_type": family.model_type, "pad_token_id": None}
     return {**head, **family.write(config), "bos_token_id": bos_id, "eos_token_id": eos_id, "dtype": dtype}

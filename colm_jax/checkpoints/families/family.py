@@ -13,6 +13,7 @@ from colm_jax.checkpoints.families.fields import Fields, Json
 from colm_jax.models.config import ModelConfig
 
 _DEEPEST = 10_000  # layers
+_SLIDING = "sliding_attention"  # in `layer_types`: with a window
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,11 @@ def write_sizes(config: ModelConfig) -> Json:
     }
 
 
-def read_windows(fields: Fields, depth: int, window: int | None, default: list[bool]) -> tuple[int | None, ...] | None:
-    """Return each layer's window, by `layer_types` or, if the file has none, by `default`."""
-    windowed = _windowed_layers(fields, depth)
+def read_windows(
+    fields: Fields, depth: int, window: int | None, default: list[bool], kind: str = _SLIDING
+) -> tuple[int | None, ...] | None:
+    """Return each layer's window, by `layer_types` (`kind`: with one) or, if the file has none, by `default`."""
+    windowed = _windowed_layers(fields, depth, kind)
     if windowed is None:
         windowed = default
     if not any(windowed):
@@ -167,23 +170,23 @@ def read_rope_layers(fields: Fields, depth: int) -> tuple[bool, ...]:
     return tuple(bool(value) for value in listed)
 
 
-def _windowed_layers(fields: Fields, depth: int) -> list[bool] | None:
+def _windowed_layers(fields: Fields, depth: int, windowed: str = _SLIDING) -> list[bool] | None:
     """Return whether each layer has a window, from `layer_types`; None if the file has none."""
     types = fields.given("layer_types", list)
     if types is None:
         return None
     for kind in types:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise fields.error(f"layer type {kind!r} is not supported, only 'full_attention', 'sliding_attention'")
+        if kind not in ("full_attention", windowed):
+            raise fields.error(f"layer type {kind!r} is not supported, only 'full_attention', {windowed!r}")
     if len(types) != depth:
         raise fields.error(f"'layer_types' has {len(types)} entries for {depth} layers")
-    return [kind == "sliding_attention" for kind in types]
+    return [kind == windowed for kind in types]
 
 
-def layer_types(config: ModelConfig) -> list[str]:
+def layer_types(config: ModelConfig, windowed: str = _SLIDING) -> list[str]:
     """Return `layer_types`; the inverse of `read_windows`."""
     windows = config.windows or (None,) * config.depth
-    return ["full_attention" if window is None else "sliding_attention" for window in windows]
+    return ["full_attention" if window is None else windowed for window in windows]
 
 
 def one_window(config: ModelConfig) -> int | None:

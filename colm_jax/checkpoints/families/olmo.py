@@ -36,7 +36,8 @@ def _read_olmo3(fields: Fields) -> ModelConfig:
     common = _read_common(fields)
     by_default = [(i + 1) % _PATTERN != 0 for i in range(common["depth"])]
     windows = read_windows(fields, common["depth"], fields.optional("sliding_window", int, None), by_default)
-    rope, window_rope = read_ropes_by_layer(fields)
+    # A theta beside `rope_parameters` is that of full layers, as in transformers.
+    rope, window_rope = read_ropes_by_layer(fields, ("rope_theta", None))
     return ModelConfig(family="olmo3", **common, windows=windows, rope=rope, window_rope=window_rope)
 
 

@@ -242,6 +242,8 @@ class _Description:
         if not 0 < part <= 1:
             raise self.error(f"{_PARTIAL!r} must be above 0 and at most 1, got {part}")
         dim = int(head_dim * part)
+        if dim < 2 or dim % 2:
+            raise self.error(f"{_PARTIAL!r} ({part:g}) turns {dim} of {head_dim} dimensions, which makes no pairs")
         return None if dim == head_dim else dim
 
     def number(self, key: str) -> float:

@@ -1,0 +1,242 @@
+"""Products of rows with the kernels of several networks, each row with its own network's (grouped matrix product).
+
+Rows are sorted by network, so that each network's rows are a block. On TPU a Pallas kernel (megablox) multiplies them,
+elsewhere a loop over tiles of rows, each of one network; both do the work of the rows that there are, and read only
+kernels of networks that have rows. Kernels may be split over devices by networks: then each device multiplies the rows
+of its own. Quantised kernels stay so: the loop dequantises one network's at a time, on TPU too.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
+from jaxtyping import Array, Float, Int, Shaped
+
+from colm_jax.models.layers import precision_of, product
+
+_ROWS = 128  # of a tile, at most
+_BLOCK = 4 * 2**20  # bytes of a kernel's block in a TPU core's vector memory, of which there are two at a time
+_PALLAS = (jnp.bfloat16, jnp.float32)  # types that the TPU kernel takes
+
+# Functions here whose operations cannot be counted in their traced programs: a loop's length and a kernel's grid depend
+# on values. Their first two arguments are a product's factors, as `product_flops` needs them.
+COUNTED = ("grouped_rows", "grouped_kernels")
+
+
+@jax.custom_vjp
+def grouped(
+    x: Float[Array, "R K"], kernel: Any, sizes: Int[Array, "networks"], first: Int[Array, ""]
+) -> Float[Array, "R F"]:
+    """Return each row times its network's kernel; zeros for rows of networks that `kernel` does not have.
+
+    Args:
+      x: rows, sorted by network.
+      kernel: [local networks, K, F], those from `first` on; plain or quantised.
+      sizes: how many rows each network has; their sum is R.
+      first: the number of the first of the kernels' networks.
+    """
+    return grouped_rows(x, kernel, sizes, first)
+
+
+def _forward(x: Any, kernel: Any, sizes: Any, first: Any) -> tuple[Any, Any]:
+    return grouped_rows(x, kernel, sizes, first), (x, kernel, sizes, first)
+
+
+def _backward(kept: Any, slope: Any) -> tuple[Any, Any, None, None]:
+    x, kernel, sizes, first = kept
+    to_x = grouped_rows(slope, kernel, sizes, first, transposed=True)
+    to_kernel = None  # quantised kernels are not trained
+    if isinstance(kernel, jax.Array):
+        to_kernel = grouped_kernels(x, slope, sizes, first, networks=kernel.shape[0], dtype=kernel.dtype)
+    return to_x, to_kernel, None, None
+
+
+grouped.defvjp(_forward, _backward)
+
+
+@partial(jax.jit, static_argnames="transposed")
+def grouped_rows(
+    x: Float[Array, "R _"],
+    kernel: Any,
+    sizes: Int[Array, "networks"],
+    first: Int[Array, ""],
+    transposed: bool = False,
+) -> Float[Array, "R _"]:
+    """Return `grouped` of these; of the kernels' transposes, if so asked."""
+    if not isinstance(kernel, jax.Array) or x.dtype not in _PALLAS or x.dtype != kernel.dtype:
+        return _rows_by_tiles(x, kernel, sizes, first, transposed)
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        sizes,
+        first,
+        tpu=partial(_rows_by_pallas, transposed=transposed),
+        default=partial(_rows_by_tiles, transposed=transposed),
+    )
+
+
+@partial(jax.jit, static_argnames=("networks", "dtype"))
+def grouped_kernels(
+    x: Float[Array, "R K"],
+    slope: Float[Array, "R F"],
+    sizes: Int[Array, "all"],
+    first: Int[Array, ""],
+    networks: int,
+    dtype: Any,
+) -> Float[Array, "networks K F"]:
+    """Return the gradient for the kernels: of each of `networks` networks from `first` on, the sum over its rows."""
+    forms = {"networks": networks, "dtype": dtype}
+    if x.dtype not in _PALLAS or x.dtype != slope.dtype:
+        return _kernels_by_tiles(x, slope, sizes, first, **forms)
+    return jax.lax.platform_dependent(
+        x, slope, sizes, first, tpu=partial(_kernels_by_pallas, **forms), default=partial(_kernels_by_tiles, **forms)
+    )
+
+
+def product_flops(name: str, shapes: list[tuple[int, ...]]) -> float:
+    """Return the expected operations of a function of COUNTED on one device, from its arguments' shapes.
+
+    If networks are split over devices, a device's share of the rows is expected to be that of the networks.
+    """
+    (rows, inputs), last = shapes[0], shapes[-2][0]  # `sizes` and `first` come last
+    if name == "grouped_kernels":
+        return 2.0 * rows * inputs * shapes[1][1]
+    kernel = shapes[1]
+    return 2.0 * rows * kernel[1] * kernel[2] * kernel[0] / last
+
+
+# Tiles: what any back end can do.
+
+
+def tile_rows(rows: int, networks: int) -> int:
+    """Return the rows of a tile: a quarter of what a network has on average, within bounds, a power of two.
+
+    A network's last tile is half empty on average, and each tile reads a kernel.
+    """
+    return max(min(8, rows), min(_ROWS, 1 << max(rows // (4 * networks), 1).bit_length() - 1))
+
+
+class _Tiles:
+    """Tiles of at most `height` sorted rows, each of one network, of the `count` networks from `first` on."""
+
+    def __init__(self, rows: int, sizes: Int[Array, "networks"], first: Int[Array, ""], count: int):
+        self.height, self.first = tile_rows(rows, sizes.shape[0]), first
+        ends = jnp.cumsum(sizes)
+        own = (jnp.arange(sizes.shape[0]) >= first) & (jnp.arange(sizes.shape[0]) < first + count)
+        tiles = jnp.where(own, -(-sizes // self.height), 0)
+        self.starts, self.ends, self.last = ends - sizes, ends, jnp.cumsum(tiles)
+        self.before = self.last - tiles
+        self.number = self.last[-1]
+
+    def __getitem__(self, i: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""], Shaped[Array, "height 1"]]:
+        """Return a tile's network (counted from `first`), its first row, and which of its rows are the network's."""
+        network = jnp.sum(self.last <= i)
+        start = self.starts[network] + (i - self.before[network]) * self.height
+        inside = (start + jnp.arange(self.height) < self.ends[network])[:, None]
+        return network - self.first, start, inside
+
+
+def _slice(x: Float[Array, "R K"], start: Int[Array, ""], height: int) -> Float[Array, "height K"]:
+    return jax.lax.dynamic_slice_in_dim(x, start, height)
+
+
+def _rows_by_tiles(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool) -> Any:
+    leaves = kernel if isinstance(kernel, jax.Array) else jax.tree.leaves(kernel)[0]
+    tiles = _Tiles(x.shape[0], sizes, first, leaves.shape[0])
+    padded = jnp.pad(x, ((0, tiles.height), (0, 0)))  # the last tile may reach beyond
+
+    def times(rows: Any, network: Any) -> Any:
+        one = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, network, keepdims=False), kernel)
+        if not transposed:
+            return product("rk,kf->rf", rows, one)
+        if isinstance(one, jax.Array):
+            return product("rf,kf->rk", rows, one)
+        return jax.vjp(lambda inputs: product("rk,kf->rf", inputs, one), jnp.zeros((rows.shape[0], width), x.dtype))[1](
+            rows
+        )[0]
+
+    width = leaves.shape[1 if transposed else 2]
+
+    def one(i: Any, out: Any) -> Any:
+        network, start, inside = tiles[i]
+        done = times(_slice(padded, start, tiles.height), network).astype(x.dtype)
+        # Rows beyond the network's belong to later ones, whose tiles follow, or to other devices.
+        return jax.lax.dynamic_update_slice_in_dim(out, jnp.where(inside, done, jnp.zeros_like(done)), start, 0)
+
+    start = jnp.zeros((padded.shape[0], width), x.dtype)
+    return jax.lax.fori_loop(0, tiles.number, one, start)[: x.shape[0]]
+
+
+def _kernels_by_tiles(x: Any, slope: Any, sizes: Any, first: Any, networks: int, dtype: Any) -> Any:
+    tiles = _Tiles(x.shape[0], sizes, first, networks)
+    x, slope = (jnp.pad(rows, ((0, tiles.height), (0, 0))) for rows in (x, slope))
+
+    def one(i: Any, out: Any) -> Any:
+        network, start, inside = tiles[i]
+        rows = _slice(x, start, tiles.height)
+        rows = jnp.where(inside, rows, jnp.zeros_like(rows))
+        added = jnp.einsum(
+            "rk,rf->kf",
+            rows,
+            _slice(slope, start, tiles.height),
+            precision=precision_of(x.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return out.at[network].add(added)
+
+    start = jnp.zeros((networks, x.shape[1], slope.shape[1]), jnp.float32)
+    return jax.lax.fori_loop(0, tiles.number, one, start).astype(dtype)
+
+
+# Pallas: TPU.
+
+
+def _whole_tiles(*arrays: Any) -> tuple[int, list[Any]]:
+    """Return the rows of a tile, and the arrays with rows of zeros that fill the last tile."""
+    rows = arrays[0].shape[0]
+    height = min(_ROWS, -(-rows // 16) * 16)
+    return height, [jnp.pad(x, ((0, -rows % height), (0, 0))) for x in arrays]
+
+
+def _block(inputs: int, outputs: int, itemsize: int) -> tuple[int, int]:
+    """Return the sizes of a kernel's block: all inputs where they fit, so that it is read once for all tiles of rows.
+
+    A block's sides are multiples of 128, or whole.
+    """
+    most = _BLOCK // itemsize
+    tall = inputs if inputs <= most // 512 else 2048
+    wide = max(most // tall // 128 * 128, 128)
+    return tall, min(outputs, wide, 1024)
+
+
+@contextlib.contextmanager
+def _megablox(dtype: Any) -> Iterator[None]:
+    """Trace the kernels as they are written: with implicit promotion; float32 in full precision, of which they say
+    nothing.
+    """
+    with jax.numpy_dtype_promotion("standard"), contextlib.ExitStack() as stack:
+        if dtype == jnp.float32:
+            stack.enter_context(jax.default_matmul_precision("highest"))
+        yield
+
+
+def _rows_by_pallas(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool, interpret: bool = False) -> Any:
+    height, (rows,) = _whole_tiles(x)
+    inputs, outputs = kernel.shape[:0:-1] if transposed else kernel.shape[1:]
+    tiling = (height, *_block(inputs, outputs, x.dtype.itemsize))
+    with _megablox(x.dtype):
+        out = gmm(rows, kernel, sizes, x.dtype, tiling, first, transpose_rhs=transposed, interpret=interpret)
+    return out[: x.shape[0]]
+
+
+def _kernels_by_pallas(
+    x: Any, slope: Any, sizes: Any, first: Any, networks: int, dtype: Any, interpret: bool = False
+) -> Any:
+    height, (x, slope) = _whole_tiles(x, slope)
+    tiling = (height, min(x.shape[1], 512), min(slope.shape[1], 512))
+    with _megablox(x.dtype):
+        return tgmm(x.T, slope, sizes, dtype, tiling, first, networks, interpret=interpret)
