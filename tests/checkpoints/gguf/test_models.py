@@ -17,19 +17,11 @@ from colm_jax.text.tokenizer import load_tokenizer
 from tests.checkpoints.gguf.write import (
     CONFIGS,
     add_sizes,
-    encode,
     write_directory,
     write_gguf,
     write_tiny,
 )
 from tests.models.families import weights
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty cache."""
-    monkeypatch.setenv("COLM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
