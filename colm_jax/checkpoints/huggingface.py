@@ -81,7 +81,7 @@ def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
         name = text_tensor(model_type, tensor.name)
         if name is None:
             continue
-        tensor = replace(tensor, name=name)
+        tensor = tensor.named(name)
         if name in found:
             raise UserError(f"{tensor.file}: tensor {name!r} is also in {found[name].file.name}; remove one of them")
         if name == _HEAD and config.tied:

@@ -63,6 +63,9 @@ class StoredTensor(Protocol):
     def slab(self, number: int) -> "StoredTensor":
         """Return one entry of the leading axis, as a tensor."""
 
+    def named(self, name: str) -> "StoredTensor":
+        """Return the same tensor under another name."""
+
 
 @dataclass(frozen=True)
 class TensorOnDisk:
@@ -92,6 +95,10 @@ class TensorOnDisk:
         if len(data) != (stop - start) * width:
             raise UserError(f"{self.file}: ends within tensor {self.name!r} (truncated?)")
         return np.frombuffer(data, self.dtype).reshape(stop - start, *row)
+
+    def named(self, name: str) -> "TensorOnDisk":
+        """Return the same tensor under another name."""
+        return replace(self, name=name)
 
     def slab(self, number: int) -> "TensorOnDisk":
         """Return one entry of the leading axis, as a tensor."""

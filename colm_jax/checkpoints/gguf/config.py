@@ -306,7 +306,7 @@ def _qwen2moe(keys: Keys) -> Json:
     shared = keys.shape("blk.0.ffn_gate_shexp.weight", 2)[0]
     if keys.integer("expert_shared_feed_forward_length", shared) != shared:
         raise keys.error("expert_shared_feed_forward_length", f"differs from the tensors' {shared}")
-    common.pop("head_dim")  # this family has none: the width over the heads
+    _drop_usual_head(common)
     return {
         "model_type": "qwen2_moe",
         **common,

@@ -6,6 +6,7 @@ from pathlib import Path
 from colm_jax.checkpoints.gguf.config import to_config
 from colm_jax.checkpoints.gguf.header import parts_of, read_header
 from colm_jax.checkpoints.gguf.names import to_tensors
+from colm_jax.checkpoints.gguf.stacks import Stack
 from colm_jax.checkpoints.gguf.tensors import GGUFTensor
 from colm_jax.checkpoints.gguf.tokenizer import to_tokenizer
 from colm_jax.storage import (
@@ -51,6 +52,6 @@ def model_directory(file: Path) -> Path:
     return convert_once(files, identity, convert)
 
 
-def tensors(directory: Path) -> list[GGUFTensor]:
+def tensors(directory: Path) -> list[GGUFTensor | Stack]:
     """Return the tensors of a directory made by `model_directory`."""
     return to_tensors(read_header(source_files(directory)[0]), read_json(directory / "config.json"))

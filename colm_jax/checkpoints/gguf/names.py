@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from colm_jax.checkpoints.gguf.header import Header, Stored
+from colm_jax.checkpoints.gguf.stacks import Stack, gpt_oss_stacks
 from colm_jax.checkpoints.gguf.tensors import GGUFTensor
 from colm_jax.errors import UserError
 
@@ -42,6 +43,7 @@ _MIXTRAL = {
 }
 # What the configuration holds.
 _READ_ELSEWHERE = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
+_GPT_OSS_NETWORKS = re.compile(r"blk\.(\d{1,6})\.ffn_((?:gate|up|down)_exps\.(?:weight|bias))")
 _NAME = re.compile(r"blk\.(\d{1,6})\.([a-z_]+?)(?:\.(\d{1,6}))?\.(weight|bias)")
 
 
@@ -81,12 +83,20 @@ _ARCHITECTURES = {
             "post_ffw_norm": "post_mlp_layernorm",
         }
     ),
+    "gpt-oss": Names(
+        {
+            **_ATTENTION,
+            "attn_sinks": "self_attn.sinks",
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_gate_inp": "mlp.router",
+        }
+    ),
     "olmo2": Names({**_ATTENTION, **_DENSE, **_QK_NORM, **_POST_NORMS}),
 }
 _OLD_MIXTRAL = {"ffn_gate": "ffn_gate_exps", "ffn_up": "ffn_up_exps", "ffn_down": "ffn_down_exps"}  # a tensor a network
 
 
-def to_tensors(header: Header, config: Mapping[str, Any]) -> list[GGUFTensor]:
+def to_tensors(header: Header, config: Mapping[str, Any]) -> list[GGUFTensor | Stack]:
     """Return every tensor of a file under its Hugging Face name.
 
     Args:
@@ -96,11 +106,14 @@ def to_tensors(header: Header, config: Mapping[str, Any]) -> list[GGUFTensor]:
     Raises:
       UserError: a tensor that the architecture does not have, or whose shape does not fit.
     """
-    names = _ARCHITECTURES[str(header.metadata["general.architecture"])]
-    found = []
+    architecture = str(header.metadata["general.architecture"])
+    found: list[GGUFTensor | Stack] = []
     for tensor in header.tensors.values():
-        if tensor.name not in _READ_ELSEWHERE:
-            found += _converted(header, tensor, names, config)
+        stacked = _GPT_OSS_NETWORKS.fullmatch(tensor.name) if architecture == "gpt-oss" else None
+        if stacked is not None:
+            found += gpt_oss_stacks(header, stacked[1]) if stacked[2] == "down_exps.weight" else []
+        elif tensor.name not in _READ_ELSEWHERE:
+            found += _converted(header, tensor, _ARCHITECTURES[architecture], config)
     return found
 
 
@@ -119,6 +132,8 @@ def _converted(header: Header, tensor: Stored, names: Names, config: Mapping[str
     if stem not in names.layer:
         raise _unknown(header, tensor)
     name = f"model.layers.{layer}.{names.layer[stem]}.{kind}"
+    if stem == "attn_sinks":
+        name = name.removesuffix(".weight")
     if network is not None:
         return [GGUFTensor(name.format(network), tensor, tensor.shape)]
     if "{}" in name:

@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 from gguf import quants
+from gguf.constants import GGML_QUANT_SIZES
 
 from colm_jax.checkpoints.gguf.header import Stored, Type
 from colm_jax.errors import UserError
@@ -80,13 +81,57 @@ class GGUFTensor:
         return replace(self, name=name)
 
     def _unpaired(self, start: int, stop: int) -> np.ndarray:
-        """Return rows whose halves of each head are stored alternately: row i of half j of a head at 2 i + j."""
+        """Return rows in the order of the checkpoint; whole heads are read."""
         assert self.heads is not None
         size = self.shape[0] // self.heads
         low, high = start // size, -(-stop // size)
         whole = read_rows(self.stored, self.first + low * size, self.first + high * size)
-        pairs = whole.reshape(high - low, size // 2, 2, *whole.shape[1:])
-        return pairs.swapaxes(1, 2).reshape(whole.shape)[start - low * size : stop - low * size]
+        return unpaired(whole, high - low)[start - low * size : stop - low * size]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Rows of a matrix as they are stored: a value is its code times the scale of its group of columns."""
+
+    bits: int  # 4 or 8
+    codes: np.ndarray  # int8, [rows, columns]
+    scales: np.ndarray  # float16, [rows, columns / CODE_GROUP]
+
+
+CODE_GROUP = 32  # columns that share a scale
+_CODES = {Type.Q8_0: 8, Type.Q4_0: 4}
+
+
+def code_bits(tensor: GGUFTensor) -> int | None:
+    """Return the bits of a matrix's codes; None for types that are more than codes and scales."""
+    return _CODES.get(tensor.stored.type) if len(tensor.shape) == 2 and not tensor.shift else None
+
+
+def read_codes(tensor: GGUFTensor) -> Codes:
+    """Return a whole matrix of a type with `code_bits`, without dequantising it.
+
+    Raises:
+      UserError: a truncated file, or scales that are not finite.
+    """
+    bits, (rows, columns) = _CODES[tensor.stored.type], tensor.shape
+    blocks = read_bytes(tensor.stored, tensor.first, tensor.first + rows).reshape(rows, columns // CODE_GROUP, -1)
+    scales = blocks[..., :2].copy().view("<f2")[..., 0]
+    check_finite(tensor.stored, scales)
+    if bits == 8:
+        codes = blocks[..., 2:].view(np.int8)
+    else:  # the low halves of the bytes are the first columns, the high halves the others; 8 stands for 0
+        halves = blocks[..., 2:]
+        codes = np.concatenate([halves & 15, halves >> 4], axis=-1).view(np.int8) - np.int8(8)
+    codes = codes.reshape(rows, columns)
+    if tensor.heads is not None:
+        codes, scales = (unpaired(values, tensor.heads) for values in (codes, scales))
+    return Codes(bits, codes, scales)
+
+
+def unpaired(values: np.ndarray, heads: int) -> np.ndarray:
+    """Return rows whose halves of each head are stored alternately: row i of half j of a head at 2 i + j."""
+    pairs = values.reshape(heads, -1, 2, *values.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
 def read_rows(stored: Stored, start: int, stop: int) -> np.ndarray:
@@ -97,23 +142,48 @@ def read_rows(stored: Stored, start: int, stop: int) -> np.ndarray:
     Raises:
       UserError: a truncated file, or values that are not finite.
     """
+    data = read_bytes(stored, start, stop)
+    values = decode(stored, data)
+    check_finite(stored, values)
+    return values
+
+
+def read_bytes(stored: Stored, start: int, stop: int) -> np.ndarray:
+    """Return the bytes of rows start..stop-1, [rows, bytes of a row].
+
+    Raises:
+      UserError: a truncated file.
+    """
     count, width = stop - start, stored.row_bytes
     data = read_range(stored.file, stored.offset + start * width, stored.offset + stop * width)
     if len(data) != count * width:
         raise UserError(f"{stored.file}: ends within tensor {stored.name!r} (truncated?)")
-    columns = (stored.shape[-1],) if len(stored.shape) > 1 else ()
+    return np.frombuffer(data, np.uint8).reshape(count, width)
+
+
+def decode(stored: Stored, data: np.ndarray) -> np.ndarray:
+    """Return the values of rows, or of the same columns of each, from their bytes [rows, bytes]."""
     if stored.type in _PLAIN:
-        values = np.frombuffer(data, _PLAIN[stored.type]).reshape(count, *columns)
-    else:
-        blocks = np.frombuffer(data, np.uint8).reshape(count, width)
-        values = np.empty((count, *columns), np.float32)
-        step = max(1, _PIECE // stored.shape[-1])
-        for i in range(0, count, step):
-            with np.errstate(all="ignore"):  # what is not finite is reported below
-                values[i : i + step] = quants.dequantize(blocks[i : i + step], stored.type)
+        values = data.view(_PLAIN[stored.type])
+        return values if len(stored.shape) > 1 else values[:, 0]
+    block, size = GGML_QUANT_SIZES[stored.type]
+    columns = data.shape[1] // size * block
+    values = np.empty((len(data), columns), np.float32)
+    step = max(1, _PIECE // columns)
+    for i in range(0, len(data), step):
+        with np.errstate(all="ignore"):  # what is not finite is reported afterwards
+            values[i : i + step] = quants.dequantize(data[i : i + step], stored.type)
+    return values
+
+
+def check_finite(stored: Stored, values: np.ndarray) -> None:
+    """Check the values of a tensor.
+
+    Raises:
+      UserError: some are not finite.
+    """
     if not np.isfinite(values).all():
         raise UserError(f"{stored.file}: tensor {stored.name!r} holds NaN or infinite values")
-    return values
 
 
 def read_vector(stored: Stored) -> np.ndarray:

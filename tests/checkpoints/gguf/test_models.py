@@ -1,5 +1,6 @@
 """Every architecture and type: a GGUF file loads as the checkpoint that it was converted from."""
 
+import json
 from dataclasses import replace
 
 import gguf
@@ -11,6 +12,7 @@ from gguf.constants import GGMLQuantizationType as Type
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.gguf.directory import tensors as gguf_tensors
 from colm_jax.checkpoints.gguf.header import TYPES, read_header
+from colm_jax.checkpoints.gguf.tensors import CODE_GROUP, code_bits, read_codes
 from colm_jax.checkpoints.huggingface import load_model, read_config, to_tensors
 from colm_jax.errors import UserError
 from colm_jax.text.tokenizer import load_tokenizer
@@ -63,14 +65,94 @@ def test_type_is_dequantised_as_llama_cpp_does(kind, mesh_shape, tmp_path):
     np.testing.assert_array_equal(read["model.layers.2.self_attn.k_proj.weight"], expected)
 
 
-def test_rows_are_those_of_the_whole(tmp_path):
-    directory = resolve(write_tiny(tmp_path / "tiny.gguf", "llama/mixtral", Type.Q8_0))
+@pytest.mark.parametrize(("name", "kind"), [("llama/mixtral", Type.Q8_0), ("gpt-oss", Type.MXFP4)])
+def test_rows_are_those_of_the_whole(name, kind, tmp_path):
+    directory = resolve(write_tiny(tmp_path / "tiny.gguf", name, kind))
     for tensor in gguf_tensors(directory):
         whole = tensor.rows(0, tensor.shape[0])
         assert whole.shape == tensor.shape
         assert whole.dtype == tensor.dtype
         for start, stop in [(0, 1), (1, 4), (tensor.shape[0] - 3, tensor.shape[0])]:
             np.testing.assert_array_equal(tensor.rows(start, stop), whole[start:stop], err_msg=tensor.name)
+        if len(tensor.shape) > 2:
+            slab = tensor.slab(2)
+            for start, stop in [(0, slab.shape[0]), (31, 33), (5, 40)]:
+                np.testing.assert_array_equal(slab.rows(start, stop), whole[2, start:stop], err_msg=tensor.name)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(Type.Q8_0, 8), (Type.Q4_0, 4)])
+@pytest.mark.parametrize("name", ["llama", "llama/mixtral"])
+def test_codes_times_scales_are_the_values(name, kind, bits, tmp_path):
+    found = 0
+    for tensor in gguf_tensors(resolve(write_tiny(tmp_path / "tiny.gguf", name, kind))):
+        if code_bits(tensor) is None:
+            continue
+        read = read_codes(tensor)
+        assert read.bits == bits
+        assert read.codes.dtype == np.int8
+        assert np.abs(read.codes.astype(int)).max() <= 2 ** (bits - 1)
+        values = read.codes.astype(np.float32) * np.repeat(read.scales.astype(np.float32), CODE_GROUP, axis=1)
+        np.testing.assert_array_equal(values, tensor.rows(0, tensor.shape[0]), err_msg=tensor.name)
+        found += 1
+    assert found > 20
+
+
+def test_networks_of_gpt_oss_are_turned_over(tmp_path):
+    file = write_tiny(tmp_path / "tiny.gguf", "gpt-oss", Type.MXFP4)
+    stored = {t.name: quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(file).tensors}
+    read = {tensor.name: tensor.rows(0, tensor.shape[0]) for tensor in gguf_tensors(resolve(file))}
+    experts = "model.layers.1.mlp.experts."
+    both = read[experts + "gate_up_proj"]
+    np.testing.assert_array_equal(both[:, :, 0::2], stored["blk.1.ffn_gate_exps.weight"].swapaxes(1, 2))
+    np.testing.assert_array_equal(both[:, :, 1::2], stored["blk.1.ffn_up_exps.weight"].swapaxes(1, 2))
+    np.testing.assert_array_equal(read[experts + "down_proj"], stored["blk.1.ffn_down_exps.weight"].swapaxes(1, 2))
+    np.testing.assert_array_equal(read[experts + "gate_up_proj_bias"][:, 1::2], stored["blk.1.ffn_up_exps.bias"])
+
+
+_QWEN_MIXTURE = {
+    **{key: value for key, value in CONFIGS["qwen3"].items() if key != "model_type"},
+    "tie_word_embeddings": False,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
+
+
+def _qwen_mixture(name):
+    """Random tensors of the first layer of a mixture of Qwen's, with its embedding and head."""
+    rng, layer = np.random.default_rng(1), "model.layers.0."
+    shapes = {"model.embed_tokens.weight": (64, 64), "lm_head.weight": (64, 64), "model.norm.weight": (64,)}
+    shapes[layer + "mlp.gate.weight"] = (6, 64)
+    for i in range(6):
+        for part, shape in (("gate", (32, 64)), ("up", (32, 64)), ("down", (64, 32))):
+            shapes[f"{layer}mlp.experts.{i}.{part}_proj.weight"] = shape
+    if name == "qwen2moe":
+        shapes[layer + "mlp.shared_expert_gate.weight"] = (1, 64)
+        for part, shape in (("gate", (48, 64)), ("up", (48, 64)), ("down", (64, 48))):
+            shapes[f"{layer}mlp.shared_expert.{part}_proj.weight"] = shape
+    else:
+        shapes |= {f"{layer}self_attn.{part}_norm.weight": (32,) for part in "qk"}
+    return {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", ["qwen2moe", "qwen3moe"])
+def test_mixtures_of_qwen_have_the_tensors_and_fields_of_their_checkpoints(name, tmp_path):
+    shared = {"shared_expert_intermediate_size": 48} if name == "qwen2moe" else {}
+    config, expected = {**_QWEN_MIXTURE, "model_type": name, **shared}, _qwen_mixture(name)
+    if shared:
+        config["head_dim"] = 16
+    directory = resolve(write_gguf(tmp_path / "tiny.gguf", name, config, expected))
+    read = {tensor.name: tensor.rows(0, tensor.shape[0]) for tensor in gguf_tensors(directory)}
+    assert read.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(read[key], value, err_msg=key)
+    written = json.loads((directory / "config.json").read_text())
+    wanted = {**config, "model_type": {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}[name]}
+    wanted["norm_topk_prob"] = name == "qwen3moe"
+    if shared:
+        del wanted["head_dim"]
+    assert {key: written.get(key) for key in wanted} == wanted
+    assert "head_dim" not in written or not shared
 
 
 def test_split_file_loads_as_one(tmp_path, mesh):

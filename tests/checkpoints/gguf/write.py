@@ -126,6 +126,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "layer_types": [*_WINDOWS, *_WINDOWS],
     },
     "smollm3": {"model_type": "smollm3", **_ROPE, **_SILU, "no_rope_layers": [1, 1, 1, 0]},
+    "gpt-oss": {
+        "model_type": "gpt_oss",
+        "rope_parameters": {**_YARN, "truncate": False},
+        **_SILU,
+        "attention_bias": True,
+        "sliding_window": 90,
+        "layer_types": [*_WINDOWS, *_WINDOWS],
+        "num_local_experts": 5,
+        "num_experts_per_tok": 3,
+    },
     "glm4": {
         "model_type": "glm4",
         "rope_parameters": {"rope_theta": 177.0, "rope_type": "default", "partial_rotary_factor": 0.5},
@@ -224,8 +234,10 @@ def gguf_tensors(architecture: str, config: Mapping[str, Any], tensors: Mapping[
     """Tensors under llama.cpp's names, converted as it converts them."""
     number = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
     names, found, stacks = gguf.get_tensor_name_map(number, config["num_hidden_layers"]), {}, {}
-    for name, value in tensors.items():
+    for name, value in _apart(tensors).items():
         stem, _, kind = name.rpartition(".")
+        if name.endswith("sinks"):
+            stem, kind = name, "weight"
         if expert := re.search(r"\.experts\.(\d+)\.", name):
             stem = stem.replace(expert[0], ".experts.")
         theirs = f"{names.get_name(stem)}.{kind}"
@@ -247,6 +259,24 @@ def gguf_tensors(architecture: str, config: Mapping[str, Any], tensors: Mapping[
         found["rope_freqs.weight"] = llama3_factors(config)
     if rope.get("rope_type") == "longrope":
         found |= {f"rope_factors_{k}.weight": np.asarray(rope[f"{k}_factor"], np.float32) for k in ("long", "short")}
+    return found
+
+
+def _apart(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """gpt-oss's networks, output by input, and gate apart from up; all other tensors as they are."""
+    found = {}
+    for name, value in tensors.items():
+        kind = "bias" if name.endswith("_bias") else "weight"
+        stem = name.removesuffix("_bias")
+        if not stem.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            found[name] = value
+            continue
+        value = value if kind == "bias" else value.swapaxes(1, 2)
+        if stem.endswith("down_proj"):
+            found[f"{stem}.{kind}"] = value
+        else:
+            for i, half in enumerate(("gate_proj", "up_proj")):
+                found[f"{stem.removesuffix('gate_up_proj')}{half}.{kind}"] = value[:, i::2]
     return found
 
 
@@ -279,7 +309,7 @@ def write_gguf(
     edits.get("add_tokenizer", add_tokenizer)(writer, config["vocab_size"])
     rng = np.random.default_rng(0)
     for name, value in (gguf_tensors(architecture, config, tensors) | edits.get("extra", {})).items():
-        if value.ndim == 1 or kind == GGMLQuantizationType.F32:
+        if value.ndim == 1 or name.endswith(".bias") or kind == GGMLQuantizationType.F32:
             writer.add_tensor(name, np.ascontiguousarray(value, np.float32))
         elif kind == GGMLQuantizationType.F16:
             writer.add_tensor(name, np.ascontiguousarray(value, np.float16))
