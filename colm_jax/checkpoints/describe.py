@@ -14,6 +14,7 @@ from flax import nnx
 
 from colm_jax.checkpoints.directory import resolve, revision, weight_files
 from colm_jax.checkpoints.families import FAMILIES
+from colm_jax.checkpoints.families.rope import write_rope
 from colm_jax.checkpoints.huggingface import DTYPES, match_tensors, read_config
 from colm_jax.checkpoints.layout import abstract_decoder, by_path, table_key
 from colm_jax.checkpoints.team import TEAM_FILE
@@ -43,6 +44,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
         "format": kind,
         "family": config.family,
         "parameters": sum(math.prod(variable.shape) for variable in _parameters(config).values()),
+        "active_parameters": sum(_active(config, variable) for variable in _parameters(config).values()),
         "stored_as": None if held is None else dict(Counter(part.tensor.type for part in held)),
         "bytes_on_disk": None if held is None else sum(part.bytes for part in held),
         "bytes": memory(config),
@@ -50,6 +52,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
             name: config.cache_width * jnp.dtype(dtype).itemsize for name, dtype in DTYPES.items()
         },
         "context": config.context,
+        "rope": write_rope(config.rope),
         "vocabulary": {
             "words": tokenizer.size,
             "rows": config.vocab_size - tokenizer.has_defer_token,
@@ -57,6 +60,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
             "end_of_text_tokens": [tokenizer.backend.convert_ids_to_tokens(i) or "" for i in tokenizer.eos_ids],
         },
         "chat_template": tokenizer.template_digest,
+        "tokenizer": tokenizer.kind,
         "config": {key: value for key, value in dataclasses.asdict(config).items() if value is not None},
         "mesh": dict(mesh.shape),
         **_layout(config, mesh),
@@ -77,6 +81,14 @@ def _has_weights(directory: Path) -> bool:
 def _parameters(config: ModelConfig) -> dict[str, nnx.Variable]:
     """Return the parameters of a model by path, as abstract arrays."""
     return by_path(nnx.state(abstract_decoder(config)))
+
+
+def _active(config: ModelConfig, variable: nnx.Variable) -> int:
+    """Return how many weights of a parameter a token passes: of a mixture's networks, those that it is routed to."""
+    count = math.prod(variable.shape)
+    if config.mixture is None or "networks" not in variable.get_metadata()["axes"]:
+        return count
+    return count * config.mixture.active // config.mixture.networks
 
 
 def memory(config: ModelConfig) -> dict[str, int]:
@@ -116,7 +128,10 @@ def _layout(config: ModelConfig, mesh: jax.sharding.AbstractMesh) -> dict[str, A
 
 
 def describe_pair(models: list[str]) -> dict[str, Any]:
-    """Return whether these models, base first, can decode together, and over which vocabulary."""
+    """Return whether these models, base first, can decode together, and over which vocabulary.
+
+    Models without a shared vocabulary could work together only as guests, which exchange text in place of tokens.
+    """
     directories = [resolve(model, weights=False) for model in models]
     tokenizers = [load_tokenizer(directory) for directory in directories]
     configs = [read_config(directory) for directory in directories]
@@ -124,7 +139,7 @@ def describe_pair(models: list[str]) -> dict[str, Any]:
     try:
         allowed = shared_vocabulary(tokenizers, rows)
     except UserError as error:
-        return {"can_pair": False, "why_not": str(error)}
+        return {"can_pair": False, "could_pair_as_guests": True, "why_not": str(error)}
     return {
         "can_pair": True,
         "context": min(config.context for config in configs),

@@ -259,7 +259,7 @@ class Temperature:
     """Queries grow with their position p: by 1 + scale · log(1 + floor((p + offset) / span))."""
 
     scale: float
-    span: float  # in tokens
+    span: int  # in tokens
     offset: int
     unrotated_only: bool  # only in layers without RoPE
 

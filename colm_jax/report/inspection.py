@@ -37,6 +37,10 @@ def show_models(facts: Facts, console: Console) -> None:
 def _show_pair(pair: Facts, console: Console) -> None:
     if not pair["can_pair"]:
         console.print(plain(f"These models cannot pair: {pair['why_not']}", "bold red"), soft_wrap=True)
+        console.print(
+            plain("They share no vocabulary; they would pair as guests, which exchange text (not yet supported)."),
+            soft_wrap=True,
+        )
         return
     line = f"These models can pair: {pair['shared_vocabulary']:,} shared tokens, context {pair['context']:,} tokens"
     console.print(plain(line, "bold green"), soft_wrap=True)
@@ -60,6 +64,27 @@ def _types(model: Facts) -> str:
 def _vocabulary(model: Facts) -> str:
     size, rows = model["vocabulary"]["words"], model["vocabulary"]["rows"]
     return f"{size:,} tokens" + ("" if size == rows else f", {rows:,} rows in the LM head")
+
+
+def _parameters(model: Facts) -> str:
+    count, active = model["parameters"], model["active_parameters"]
+    return f"{count:,}" if active == count else f"{count:,}, {active:,} of them active per token"
+
+
+def _rope(model: Facts) -> str:
+    rope = model["rope"]
+    shown = f"{rope['rope_type']}, theta {rope['rope_theta']:,g}"
+    if "factor" in rope:
+        shown += f", factor {rope['factor']:g}"
+    if "original_max_position_embeddings" in rope:
+        shown += f", beyond {rope['original_max_position_embeddings']:,} tokens"
+    return shown
+
+
+def _windows(model: Facts) -> str:
+    windows = model["config"].get("windows") or ()
+    sizes = {size: windows.count(size) for size in windows if size is not None}
+    return ", ".join(f"{size:,} tokens in {n} of {len(windows)} layers" for size, n in sizes.items()) or "none"
 
 
 def _end_of_text(model: Facts) -> str:
@@ -87,8 +112,11 @@ _ROWS: dict[str, Callable[[Facts], str]] = {
     "kind": lambda model: model["format"],
     "experts": _experts,
     "family": lambda model: model["family"],
-    "parameters": lambda model: f"{model['parameters']:,}",
+    "parameters": _parameters,
     "context": lambda model: f"{model['context']:,} tokens",
+    "RoPE": _rope,
+    "sliding window": _windows,
+    "tokenizer": lambda model: model["tokenizer"],
     "vocabulary": _vocabulary,
     "end of text": _end_of_text,
     "chat template": lambda model: "yes" if model["chat_template"] else "no",

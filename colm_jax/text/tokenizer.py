@@ -35,6 +35,11 @@ class Tokenizer:
         return len(self.words)
 
     @property
+    def kind(self) -> str:
+        """The algorithm, as in "BPE": the class of the `tokenizers` model."""
+        return type(self.backend.backend_tokenizer.model).__name__
+
+    @property
     def eos_id(self) -> int:
         """The id that training appends to a completion."""
         if not self.eos_ids:

@@ -10,11 +10,14 @@ import pytest
 from colm_jax.checkpoints.families.fields import Fields
 from colm_jax.checkpoints.families.reference import reference_class
 from colm_jax.checkpoints.families.rope import RopeRules, read_rope, read_ropes_by_layer
+from colm_jax.checkpoints.huggingface import load_model
 from colm_jax.errors import UserError
+from colm_jax.models.cache import KVCache
 from colm_jax.models.config import Bands, DynamicNTK, LongRope, Rope, Yarn
 from colm_jax.models.rope import angles_where, attention_factor, rope_angles, rope_frequencies, rotate, score_factor
 from tests.models.families import CONFIGS, LENGTH, cached_error, parity_error, tokens, write_family
 from tests.models.make_golden import transformers_logits
+from tests.tiny import run
 
 # YaRN with theta 10 over 8 dimensions: pair i turns 1000 / (2π · 10^(i/4)) times in the original context of 1000.
 _YARN = Yarn(1000, beta_fast=1000 / (2 * math.pi * 10**0.25), beta_slow=1000 / (2 * math.pi * 10**0.75), truncate=False)
@@ -357,6 +360,16 @@ def test_a_model_is_right(case, tmp_path):
     assert cached_error(directory) < 1e-4
     pytest.importorskip("torch", reason="needs PyTorch")
     assert parity_error(directory, transformers_logits(directory, tokens()), np.arange(LENGTH)) < 1e-4
+
+
+@pytest.mark.parametrize("size", [120, 700])
+def test_cached_keys_turn_as_in_the_longest_text_whatever_the_caches_size(size, tmp_path, mesh):
+    directory = write_family(tmp_path / "llama", "llama", rope_parameters=_LONG6)
+    decoder = load_model(directory, "float32", mesh, stacked=False)[0]
+    expected, text = np.asarray(run(decoder, tokens()[None])[0])[0], tokens()[None, :100]
+    hidden, _ = decoder(text, KVCache.empty(decoder.config, 1, size, jnp.float32))
+    np.testing.assert_allclose(np.asarray(hidden)[0], expected[:100], atol=1e-4)
+    assert np.abs(np.asarray(run(decoder, text)[0])[0] - expected[:100]).max() > 1e-2  # a short text by itself
 
 
 def test_dynamic_positions_beyond_the_context_are_those_of_transformers(tmp_path):

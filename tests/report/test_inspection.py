@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import re
 
 import jax
 import pytest
@@ -9,13 +11,15 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from colm_jax.checkpoints.describe import describe, describe_pair
-from colm_jax.checkpoints.huggingface import match_tensors
+from colm_jax.checkpoints.huggingface import match_tensors, read_config
+from colm_jax.checkpoints.layout import stored_shapes
 from colm_jax.checkpoints.reader import TensorOnDisk
 from colm_jax.cli.main import main
 from colm_jax.errors import UserError
 from colm_jax.parallel.mesh import MESH_AXES
 from colm_jax.report.inspection import show_models
-from tests.tiny import WORDS, write_model, write_team
+from tests.models.families import write_family
+from tests.tiny import WORDS, write_model, write_team, write_tokenizer
 
 
 def shown(facts):
@@ -55,6 +59,9 @@ def test_table_shows_the_facts_of_each_model(models):
     assert found["vocabulary"] == ["32 tokens", "31 tokens, 32 rows in the LM head"]
     assert found["end of text"] == ["</s> (2)", "</s> (2)"]
     assert found["chat template"] == ["no", "no"]
+    assert found["tokenizer"] == ["WordLevel", "WordLevel"]
+    assert found["RoPE"] == ["default, theta 10,000"] * 2
+    assert found["sliding window"] == ["none", "none"]
     assert found["parameters per device"] == ["17,568 (100%)"] * 2
 
 
@@ -74,7 +81,21 @@ def test_models_that_do_not_pair_show_the_reason(models, tmp_path):
     other = write_model(tmp_path / "other", words=(*WORDS[:3], *reversed(WORDS[3:])))
     text = shown(facts_of(models[0], other))
     assert "These models cannot pair: tokenizers disagree: id 3 is ' ' in" in text
+    assert "would pair as guests" in text
     assert "can pair:" not in text
+
+
+def test_a_mixture_shows_its_active_parameters_and_a_scaled_rope_its_reach(tmp_path):
+    write_family(tmp_path, "gpt-oss")
+    write_tokenizer(tmp_path)
+    found = rows(shown(facts_of(tmp_path)))
+    (parameters,) = found["parameters"]
+    count, active = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", parameters))
+    assert count == sum(math.prod(shape) for shape in stored_shapes(read_config(tmp_path)).values())
+    networks = 4 * 5 * (3 * 48 * 72 + 2 * 72 + 48)  # layers, networks, kernels and biases of each
+    assert count - active == networks * 2 // 5
+    assert found["RoPE"] == ["yarn, theta 5,000, factor 5, beyond 130 tokens"]
+    assert found["sliding window"] == ["90 tokens in 2 of 4 layers"]
 
 
 def test_long_lists_of_ids_are_shortened(models):

@@ -11,6 +11,7 @@ from colm_jax.checkpoints.families.gpt_oss import GPT_OSS
 from colm_jax.checkpoints.families.granite import GRANITE
 from colm_jax.checkpoints.families.llama import LLAMA
 from colm_jax.checkpoints.families.llama4 import LLAMA4
+from colm_jax.checkpoints.families.ministral import MINISTRAL, MINISTRAL3
 from colm_jax.checkpoints.families.mistral import MISTRAL, MIXTRAL
 from colm_jax.checkpoints.families.multimodal import MULTIMODAL, text_fields, text_tensor
 from colm_jax.checkpoints.families.olmo import OLMO2, OLMO3
@@ -22,9 +23,10 @@ from colm_jax.models.config import ModelConfig
 
 __all__ = ["FAMILIES", "Family", "Stored", "from_huggingface", "text_tensor", "to_huggingface"]
 
-_DENSE = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OLMO2, OLMO3, SMOLLM3, GRANITE, GLM4)
+_LLAMA_LIKE = (LLAMA, MISTRAL, MINISTRAL, MINISTRAL3, PHI3, GRANITE, SMOLLM3, GLM4)
+_OTHERS = (QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2, OLMO3)
 _MIXTURES = (MIXTRAL, GPT_OSS, LLAMA4, DEEPSEEK_V2, DEEPSEEK_V3)
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_DENSE, *_MIXTURES)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_LLAMA_LIKE, *_OTHERS, *_MIXTURES)}
 
 
 def from_huggingface(config: dict[str, Any], source: str) -> ModelConfig:

@@ -25,7 +25,7 @@ def _read(fields: Fields) -> ModelConfig:
     rotated, chunk = read_rope_layers(fields, depth), fields.optional("attention_chunk_size", int, None)
     by_default = [rope and chunk is not None for rope in rotated]
     tuned = fields.optional("attn_temperature_tuning", bool)
-    scale, span = fields.optional("attn_scale", float), fields.optional("floor_scale", float)
+    scale, span = fields.optional("attn_scale", float), fields.optional("floor_scale", int)
     mixture = Mixture(
         networks=fields.optional("num_local_experts", int),
         active=fields.optional("num_experts_per_tok", int),
