@@ -87,7 +87,7 @@ class CoLM:
         """Load a team.
 
         Args:
-          base: a local Hugging Face directory, a team directory, or a Hub name.
+          base: a local Hugging Face directory, a team directory, a GGUF file, or a Hub name.
           experts: likewise; None: the experts of the team directory; []: a base alone.
           mesh: where weights live; None: the first device.
           dtype: of weights, activations and caches: "float32", "bfloat16" or "float16".

@@ -26,7 +26,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
 from colm_jax.parallel import spec_of
-from colm_jax.storage import path_of, read_json
+from colm_jax.storage import path_of, read_json, shown
 from colm_jax.text.tokenizer import load_tokenizer, shared_vocabulary
 
 
@@ -43,13 +43,13 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
     kind = "original Co-LLM (deferral row)" if tokenizer.has_defer_token else "team" if team else "model"
     facts: dict[str, Any] = {
         "model": str(model),
-        "directory": str(directory),
+        "directory": str(shown(directory)),
         "revision": revision(directory),
         "format": kind,
         "family": config.family,
         "parameters": sum(math.prod(variable.shape) for variable in _parameters(config).values()),
         "active_parameters": sum(_active(config, variable) for variable in _parameters(config).values()),
-        "stored_as": None if held is None else dict(Counter(map(_stored_type, held))),
+        "stored_as": None if held is None else dict(Counter(part.tensor.type for part in held)),
         "bytes_on_disk": None if held is None else sum(part.bytes for part in held),
         "bytes": memory(config),
         "quantised": None if held is None else quantised(config, held, mesh),
@@ -107,10 +107,6 @@ def memory(config: ModelConfig) -> dict[str, int]:
         for kind in BITS:
             sizes[kind] += _quantized_bytes(path, variable, table[table_key(path)].inputs, kind) or 2 * count
     return sizes
-
-
-def _stored_type(held: StoredPart) -> str:
-    return held.tensor.kind if isinstance(held.tensor, PackedOnDisk) else str(held.tensor.dtype)
 
 
 def quantised(

@@ -1,6 +1,6 @@
-"""A model's directory: find it on disk or download it from the Hub, and list its safetensors files.
+"""A model's directory: find it on disk or download it from the Hub, and list the files of its weights.
 
-Only safetensors are read, since pickled weights could run code. Remote code is never run.
+Only safetensors and GGUF are read, since pickled weights could run code. Remote code is never run.
 """
 
 from collections.abc import Iterator
@@ -10,46 +10,134 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from colm_jax.checkpoints.gguf.directory import model_directory
+from colm_jax.checkpoints.gguf.header import SPLIT, part_names
 from colm_jax.errors import UserError
-from colm_jax.storage import path_of, read_json, read_range, storage_of
+from colm_jax.storage import path_of, read_json, read_range, source_files, storage_of
 
 _SINGLE, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 _IGNORED = ["consolidated*", "*/*"]  # duplicates of the weights, for other programs
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer headers
+_GGUF = ".gguf"
 _FETCHED = ["*.json", "*.model", "*.jinja"]  # everything but weights
 
 
 def resolve(model: str | Path, weights: bool = True) -> Path:
-    """Return the directory of a model: a path on disk or in a bucket, or the snapshot of a Hub name.
+    """Return the directory of a model: of a path on disk or in a bucket, or of a Hub name.
 
-    A missing snapshot is downloaded; unless `weights`, it may lack them. A Hub name may end in @REVISION (a branch, tag
-    or commit). The snapshot's directory is named after its commit (see `revision`). HF_HUB_OFFLINE=1 restricts to the
+    A path may be a GGUF file, or a directory with one and no safetensors; its directory is made in the cache, with the
+    weights left in the file. A Hub name is OWNER/NAME or, for a GGUF file, OWNER/NAME:FILE.gguf, and may end in
+    @REVISION (a branch, tag or commit). A missing snapshot is downloaded; unless `weights`, it may lack weights other
+    than GGUF. The snapshot's directory is named after its commit (see `revision`). HF_HUB_OFFLINE=1 restricts to the
     cache.
 
     Raises:
-      UserError: neither a directory nor a Hub name that can be fetched.
+      UserError: neither a directory, a GGUF file, nor a Hub name that can be fetched.
     """
     path = path_of(model)
     if path.is_dir():
-        return path
+        file = _only_gguf(path)
+        return path if file is None else model_directory(file)
+    if path.name.endswith(_GGUF) and path.is_file():
+        return model_directory(path)
     if "://" in str(path):
         raise UserError(f"model {str(model)!r}: nothing in the bucket begins with it")
     name, _, wanted = str(model).partition("@")
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"model {str(model)!r}: no such directory (a Hub name looks like 'owner/name')")
+    repository, _, file_name = name.partition(":")
+    if path.exists() or name.startswith((".", "/", "~")) or repository.count("/") != 1:
+        raise UserError(
+            f"model {str(model)!r}: no such directory or GGUF file (a Hub name looks like 'owner/name' or "
+            "'owner/name:file.gguf')"
+        )
+    if ":" in name:
+        return _gguf_of_hub(model, repository, file_name, wanted or None)
+    return _snapshot(model, repository, wanted or None, weights)
+
+
+def _only_gguf(directory: Path) -> Path | None:
+    """Return the GGUF file of a directory that has no safetensors; None without one.
+
+    Raises:
+      UserError: several of them.
+    """
+    if source_files(directory) or any(any(directory.glob(name)) for name in ("*.safetensors", _INDEX)):
+        return None
+    files = sorted(file for file in directory.glob(f"*{_GGUF}") if _begins(file.name))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise UserError(f"{directory}: holds several GGUF files ({names}); name one of them, {files[0]}")
+    return next(iter(files), None)
+
+
+def _begins(name: str) -> bool:
+    """Return whether a GGUF file is whole, or the first of several parts."""
+    found = SPLIT.fullmatch(name)
+    return found is None or int(found[2]) == 1
+
+
+def _snapshot(model: str | Path, repository: str, wanted: str | None, weights: bool) -> Path:
+    """Return the directory of a Hub repository."""
     from huggingface_hub import snapshot_download
+
+    patterns = [*_FETCHED, "*.safetensors"] if weights else _FETCHED
+    with _one_line_hub_errors(model):
+        directory = Path(
+            snapshot_download(repository, revision=wanted, allow_patterns=patterns, ignore_patterns=_IGNORED)
+        )
+    if (directory / "config.json").exists() and (not weights or any(directory.glob("*.safetensors"))):
+        return directory
+    if files := _gguf_names(repository, wanted):
+        raise UserError(
+            f"model {str(model)!r}: has only GGUF files ({', '.join(files)}); name one of them, as in "
+            f"{repository}:{files[0]}"
+        )
+    return directory
+
+
+def _gguf_names(repository: str, wanted: str | None) -> list[str]:
+    """Return the GGUF files of a Hub repository; none where the Hub cannot be asked."""
+    from huggingface_hub import list_repo_files
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        names = list_repo_files(repository, revision=wanted)
+    except (HfHubHTTPError, OSError):
+        return []
+    return sorted(name for name in names if name.endswith(_GGUF) and _begins(Path(name).name))
+
+
+def _gguf_of_hub(model: str | Path, repository: str, name: str, wanted: str | None) -> Path:
+    """Download a GGUF file, with its other parts; return its model directory."""
+    from huggingface_hub import hf_hub_download
+
+    if not name.endswith(_GGUF):
+        raise UserError(f"model {str(model)!r}: {name!r} is no GGUF file; write owner/name:FILE.gguf")
+    with _one_line_hub_errors(model):
+        names = part_names(name)
+        files = [Path(hf_hub_download(repository, part, revision=wanted)) for part in names]
+    return model_directory(files[0])
+
+
+@contextmanager
+def _one_line_hub_errors(model: str | Path) -> Iterator[None]:
+    """Turn the Hub's errors into one line.
+
+    Raises:
+      UserError: naming the model.
+    """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = [*_FETCHED, "*.safetensors"] if weights else _FETCHED
-        return Path(snapshot_download(name, revision=wanted or None, allow_patterns=patterns, ignore_patterns=_IGNORED))
+        yield
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {str(model)!r}: no such directory, and not available from the Hub: {reason}") from error
 
 
 def revision(directory: Path) -> str | None:
-    """Return the commit of a Hub snapshot (…/snapshots/COMMIT); None for any other directory."""
+    """Return the commit of a Hub snapshot (…/snapshots/COMMIT), or of the GGUF file in it; None for all others."""
+    for file in source_files(directory):
+        return next((above.name for above in file.parents if above.parent.name == "snapshots"), None)
     return directory.name if directory.parent.name == "snapshots" else None
 
 
@@ -72,13 +160,18 @@ def weight_map(directory: Path) -> dict[str, str] | None:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint, as listed in its index if it has one; all exist.
+    """Return the files of a checkpoint's weights, as listed in its index if it has one; all exist.
 
     Other programs' copies of the weights (pytorch_model*.bin, consolidated*) are not read, as in transformers.
 
     Raises:
       UserError: a file is missing, two sets of weights, or an adapter.
     """
+    if files := source_files(directory):
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"{file}: weights file is missing")
+        return files
     adapter, single, listed = directory / _ADAPTER, directory / _SINGLE, weight_map(directory)
     if adapter.exists():
         raise UserError(

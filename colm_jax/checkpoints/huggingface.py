@@ -6,6 +6,7 @@ token) is split into a plain base and its gate: see `load_model`.
 """
 
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from safetensors.numpy import save_file
 
 from colm_jax.checkpoints.directory import weight_map
 from colm_jax.checkpoints.families import from_huggingface, text_tensor
+from colm_jax.checkpoints.gguf import packed as gguf
 from colm_jax.checkpoints.layout import abstract_decoder, by_path, layout_of
 from colm_jax.checkpoints.quantized.kernel import forms, read_kernel
 from colm_jax.checkpoints.quantized.packed import Opened, PackedOnDisk
@@ -41,7 +43,7 @@ from colm_jax.models.quantize import QUANTIZED, quantize_kernel
 from colm_jax.models.quantized import Quantized, widened
 from colm_jax.parallel import is_first, spec_of, to_host
 from colm_jax.settings.models import FLOAT_TYPES
-from colm_jax.storage import read_json, replacing
+from colm_jax.storage import read_json, replacing, shown, source_files
 from colm_jax.text.special import DEFER_TOKEN
 
 DTYPES = {name: getattr(jnp, name) for name in FLOAT_TYPES}
@@ -64,8 +66,9 @@ class Deferral:
 def read_config(directory: Path) -> ModelConfig:
     """Return the configuration of the directory's model as stored (in the original's format with the deferral row)."""
     path = directory / "config.json"
-    read_scheme(read_json(path), str(path))  # refuses what cannot be read
-    return from_huggingface(read_json(path), str(path))
+    source = str(shown(directory) if source_files(directory) else path)
+    read_scheme(read_json(path), source)  # refuses what cannot be read
+    return from_huggingface(read_json(path), source)
 
 
 def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
@@ -79,17 +82,17 @@ def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
         or a tied model with a head of its own.
     """
     config = read_config(directory)
-    wanted, found = layout_of(config), dict[str, TensorOnDisk | PackedOnDisk]()
+    wanted, found = layout_of(config), dict[str, StoredTensor]()
     stored_config = read_json(directory / "config.json")
     scheme, model_type = read_scheme(stored_config, str(directory / "config.json")), stored_config["model_type"]
     on_disk = tensors_on_disk(directory, packed=scheme is not None)
-    on_disk = [tensor for tensor in on_disk if not _NO_WEIGHTS.fullmatch(tensor.name)]
+    on_disk = [gguf.packed(tensor) for tensor in on_disk if not _NO_WEIGHTS.fullmatch(tensor.name)]
     _check_index(directory, on_disk)
     for tensor in on_disk if scheme is None else scheme.collect(on_disk):
         name = text_tensor(model_type, tensor.name)
         if name is None:
             continue
-        tensor = replace(tensor, name=name)
+        tensor = tensor.named(name)
         if name in found:
             raise UserError(f"{tensor.file}: tensor {name!r} is also in {found[name].file.name}; remove one of them")
         if name == _HEAD and config.tied:
@@ -105,7 +108,7 @@ def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
         found[name] = tensor
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise UserError(f"{directory}: tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are)")
+        raise UserError(f"{shown(directory)}: tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are)")
     if values and config.tied and _HEAD in found:
         _check_tied_head(found[_HEAD], found[_TABLE])
     in_order = sorted(wanted, key=lambda name: (found[name].file, found[name].offset))
@@ -122,7 +125,7 @@ def _check_tied_head(head: StoredTensor, table: StoredTensor) -> None:
         )
 
 
-def _check_index(directory: Path, on_disk: list[TensorOnDisk]) -> None:
+def _check_index(directory: Path, on_disk: Sequence[StoredTensor]) -> None:
     """Check that each file holds the tensors that the index lists for it."""
     held = {(tensor.file.name, tensor.name) for tensor in on_disk}
     for name, file in (weight_map(directory) or {}).items():
@@ -167,8 +170,8 @@ def load_model(
     if tokenizer_size is not None:
         if config.tied or config.vocab_size != tokenizer_size + 1:
             raise UserError(
-                f"{directory}: the tokenizer ends in {DEFER_TOKEN}, so an untied head of {tokenizer_size + 1} rows is "
-                f"expected; config.json has vocab_size={config.vocab_size}, tie_word_embeddings={config.tied}"
+                f"{shown(directory)}: the tokenizer ends in {DEFER_TOKEN}, so an untied head of {tokenizer_size + 1} "
+                f"rows is expected; config.json has vocab_size={config.vocab_size}, tie_word_embeddings={config.tied}"
             )
         config = replace(config, vocab_size=tokenizer_size)
         for held in matched:

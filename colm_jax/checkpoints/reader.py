@@ -4,6 +4,7 @@ Host memory: one tensor's shards and a few blocks (see `Storage.read_size`).
 """
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,10 @@ import numpy as np
 
 from colm_jax.checkpoints.directory import open_weights, weight_files
 from colm_jax.checkpoints.families import Stored
+from colm_jax.checkpoints.gguf import directory as gguf
 from colm_jax.checkpoints.layout import Part
 from colm_jax.errors import UserError
-from colm_jax.storage import read_range, storage_of
+from colm_jax.storage import read_range, source_files, storage_of
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 # Types of the pieces of quantised weights.
@@ -53,6 +55,14 @@ class StoredTensor(Protocol):
         """The shape of the values."""
 
     @property
+    def type(self) -> str:
+        """The type in the file, as its format names it."""
+
+    @property
+    def offset(self) -> int:
+        """The place of the first byte in the file."""
+
+    @property
     def bytes(self) -> int:
         """The size in the file."""
 
@@ -61,6 +71,9 @@ class StoredTensor(Protocol):
 
     def slab(self, number: int) -> "StoredTensor":
         """Return one entry of the leading axis, as a tensor."""
+
+    def named(self, name: str) -> "StoredTensor":
+        """Return the same tensor under another name."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,11 @@ class TensorOnDisk:
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int  # of its first byte in the file
+
+    @property
+    def type(self) -> str:
+        """The type, as NumPy names it."""
+        return str(self.dtype)
 
     @property
     def bytes(self) -> int:
@@ -86,6 +104,10 @@ class TensorOnDisk:
         if len(data) != (stop - start) * width:
             raise UserError(f"{self.file}: ends within tensor {self.name!r} (truncated?)")
         return np.frombuffer(data, self.dtype).reshape(stop - start, *row)
+
+    def named(self, name: str) -> "TensorOnDisk":
+        """Return the same tensor under another name."""
+        return replace(self, name=name)
 
     def slab(self, number: int) -> "TensorOnDisk":
         """Return one entry of the leading axis, as a tensor."""
@@ -125,7 +147,7 @@ class StoredPart:
         return block[:, columns[0]] if columns else block
 
 
-def tensors_on_disk(directory: Path, packed: bool = False) -> list[TensorOnDisk]:
+def tensors_on_disk(directory: Path, packed: bool = False) -> Sequence[StoredTensor]:
     """Return the location of every tensor of a checkpoint, from the files' headers.
 
     `packed`: whether the checkpoint is quantised, and may have tensors of other types than floating-point ones.
@@ -133,8 +155,11 @@ def tensors_on_disk(directory: Path, packed: bool = False) -> list[TensorOnDisk]
     Raises:
       UserError: a missing or damaged file, or a tensor of another type.
     """
-    found, types = list[TensorOnDisk](), {**FLOATS, **_PACKED} if packed else FLOATS
-    for file in weight_files(directory):
+    files, found = weight_files(directory), list[TensorOnDisk]()
+    if source_files(directory):
+        return gguf.tensors(directory)
+    types = {**FLOATS, **_PACKED} if packed else FLOATS
+    for file in files:
         with open_weights(file):  # the library has checked header, sizes and offsets
             size = int.from_bytes(read_range(file, 0, 8), "little")
             header = json.loads(read_range(file, 8, 8 + size))

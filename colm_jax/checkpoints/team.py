@@ -33,6 +33,7 @@ from colm_jax.storage import (
     make_directory,
     publish,
     read_json,
+    shown,
     working_directory,
     write_json,
 )
@@ -157,8 +158,8 @@ def read_gate(directory: Path, tokenizer: Tokenizer, width: int) -> StoredGate:
         return StoredGate({}, None, None)
     if facts.get("chat_template", tokenizer.template_digest) != tokenizer.template_digest:
         raise UserError(
-            f"{directory}: its chat template (sha256 {tokenizer.template_digest}) differs from the one the team was "
-            f"trained with ({facts['chat_template']}, in {TEAM_FILE}); restore the trained one"
+            f"{shown(directory)}: its chat template (sha256 {tokenizer.template_digest}) differs from the one the team "
+            f"was trained with ({facts['chat_template']}, in {TEAM_FILE}); restore the trained one"
         )
     path = directory / GATE_FILE
     if not path.exists():
@@ -259,15 +260,15 @@ def save_reference(directory: Path, base: Base, dtype: str) -> None:
       UserError: no gate, a gate for several experts, or a vocabulary size that differs from the tokenizer's.
     """
     if base.gate is None:
-        raise UserError(f"{base.directory}: has no gate; only a trained team can be exported")
+        raise UserError(f"{shown(base.directory)}: has no gate; only a trained team can be exported")
     kernel = np.asarray(base.gate.kernel[...])
     if kernel.shape[1] != 1:
         raise UserError(
-            f"{base.directory}: the original's format holds one expert's gate, this one has {kernel.shape[1]}"
+            f"{shown(base.directory)}: the original's format holds one expert's gate, this one has {kernel.shape[1]}"
         )
     if base.tokenizer.size != base.decoder.config.vocab_size:
         raise UserError(
-            f"{base.directory}: the tokenizer has {base.tokenizer.size} tokens and the LM head "
+            f"{shown(base.directory)}: the tokenizer has {base.tokenizer.size} tokens and the LM head "
             f"{base.decoder.config.vocab_size} rows; the original's format needs them equal"
         )
     make_directory(directory)

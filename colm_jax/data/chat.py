@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from colm_jax.errors import UserError
-from colm_jax.storage import check_unicode
+from colm_jax.storage import check_unicode, shown
 from colm_jax.text.tokenizer import Tokenizer
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template that marks the assistant's tokens
@@ -80,7 +80,8 @@ class Conversation:
         """
         if not self.tokenizer.backend.chat_template:
             raise UserError(
-                f"{self.where}: 'messages' need a chat template; {self.tokenizer.directory} has none (use 'prompt')"
+                f"{self.where}: 'messages' need a chat template; {shown(self.tokenizer.directory)} has none (use "
+                "'prompt')"
             )
         try:
             found = self.tokenizer.backend.apply_chat_template(self.messages, tools=self.tools, **how)

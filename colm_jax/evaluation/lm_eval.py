@@ -23,6 +23,7 @@ from colm_jax.data.chat import Conversation
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh
 from colm_jax.settings.strategies import find_strategy
+from colm_jax.storage import shown
 from colm_jax.team import CoLM, Scored
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -169,7 +170,7 @@ class ColmLM(TemplateLM):
         """Return a conversation rendered as text."""
         tokenizer = self.team.tokenizer
         if not tokenizer.backend.chat_template:
-            raise UserError(f"--apply_chat_template: {tokenizer.directory} has no chat template")
+            raise UserError(f"--apply_chat_template: {shown(tokenizer.directory)} has no chat template")
         return Conversation.of({"messages": chat_history}, tokenizer, "--apply_chat_template").apply(
             tokenize=False,
             add_generation_prompt=add_generation_prompt,

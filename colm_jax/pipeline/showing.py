@@ -15,7 +15,7 @@ from colm_jax.pipeline.reporting import REPORT
 from colm_jax.report.contents import Piece, Report, ShownAnswer, Table
 from colm_jax.report.store import load_report
 from colm_jax.report.terminal import show_answer, show_results, show_sections, show_tokens
-from colm_jax.storage import absolute
+from colm_jax.storage import absolute, shown
 from colm_jax.text.generated import GeneratedText, cut
 from colm_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -148,8 +148,8 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> Sh
     pieces = cut(text.pieces, len(line["text"]))
     if "".join(pieces) != line["text"]:
         raise UserError(
-            f"{where}: the tokenizer of {tokenizer.directory} decodes these tokens to another text; give the model "
-            "that wrote the file as base"
+            f"{where}: the tokenizer of {shown(tokenizer.directory)} decodes these tokens to another text; give the "
+            "model that wrote the file as base"
         )
     return ShownAnswer(prompt, tuple(map(Piece, pieces, sources, rates)), None, None, threshold)
 

@@ -26,6 +26,7 @@ from colm_jax.storage import (
     read_json,
     remove_tree,
     sha256_of,
+    source_files,
     write_json,
 )
 
@@ -52,12 +53,18 @@ _PACKAGES = (
 
 
 def hash_model(directory: Path) -> str:
-    """Return the SHA-256 of all files of a model directory that decide what it computes (see `storage.checksums`)."""
+    """Return the SHA-256 of all files of a model directory that decide what it computes (see `storage.checksums`).
+
+    A converted GGUF file's weights are outside its directory.
+    """
     patterns = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*token*.json")
     names = sorted(
         {path.name for pattern in (*patterns, "colm.json", "*.jinja", "*.model") for path in directory.glob(pattern)}
     )
     hashes = checksums(directory, names)
+    for file in source_files(directory):
+        hashes |= checksums(file.parent, [file.name])
+        names.append(file.name)
     return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in names).encode()).hexdigest()
 
 

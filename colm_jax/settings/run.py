@@ -21,7 +21,7 @@ TASKS = ("exact", "number", "gsm8k", "math", "pubmedqa", "bioasq")
 class RunConfig:
     """Everything that decides what a run computes."""
 
-    base: str = setting(help="the base: a Hugging Face directory, a team, or a Hub name", metavar="MODEL")
+    base: str = setting(help="the base: a Hugging Face directory, a team, a GGUF file, or a Hub name", metavar="MODEL")
     experts: tuple[str, ...] = setting(help="the experts, likewise", metavar="MODEL")
     data: str = setting(help="training texts, JSONL or .txt", metavar="FILE")
     dev: str | None = setting(None, help="texts for calibration, JSONL or .txt", metavar="FILE")

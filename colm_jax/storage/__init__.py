@@ -33,6 +33,7 @@ from colm_jax.storage.files import (
     write_json,
     write_text,
 )
+from colm_jax.storage.sources import convert_once, shown, source_files
 from colm_jax.storage.text import (
     check_unicode,
     decode_lines,

@@ -1,4 +1,7 @@
-"""The folder of this machine for copies of objects and for uploads in progress: COLM_CACHE, or ~/.cache/colm_jax."""
+"""The folder of this machine for copies of objects, for what is made of other files, and for uploads in progress.
+
+It is COLM_CACHE, or ~/.cache/colm_jax.
+"""
 
 import hashlib
 import json
@@ -13,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from colm_jax.errors import MachineError
+from colm_jax.storage.disk import full_disk_is_one_line
 from colm_jax.storage.locks import locked
 
 REMEDY = "name a folder on a larger disk by COLM_CACHE"
@@ -50,6 +54,35 @@ def copies(
             folder.parent.mkdir()
             part.rename(folder)
     return folder
+
+
+def made_once(kind: str, identity: list[str], make: Callable[[Path], None]) -> Path:
+    """Return a folder that `make` fills, made once.
+
+    Args:
+      kind: the folder within the cache that holds all of this kind.
+      identity: what identifies the content.
+      make: fills an empty folder.
+    """
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    folder = _folder() / kind / name
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(exist_ok=True)
+    with (
+        full_disk_is_one_line(folder, REMEDY),
+        locked(folder.parent / f"{name}.lock", f"COLM_CACHE {_folder()}", wait=True),
+    ):
+        if not folder.is_dir():
+            with new_folder() as part:
+                make(part)
+                part.rename(folder)
+    return folder
+
+
+def is_made(kind: str, folder: Path) -> bool:
+    """Return whether a folder is one that `made_once` made, or is within one."""
+    return folder.is_relative_to(_folder() / kind)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colm_jax.checkpoints.directory import resolve
 from colm_jax.errors import UserError
 from colm_jax.pipeline.stage import hash_model
 from colm_jax.settings.run import RunConfig
@@ -72,13 +73,18 @@ class InputHashes:
         """Return the hash of each local model and data file of a run, by path."""
         models = [path_of(model) for model in (config.base, *config.experts)]
         files = [path_of(file) for file in (config.data, config.dev, config.test) if file is not None]
-        found = {str(path): self._hash(path, hash_model) for path in models if path.is_dir()}
+        found = {str(path): self._hash(path, _hash_model) for path in models if path.exists()}
         return found | {str(path): self._hash(path, sha256_of) for path in files if path.is_file()}
 
     def _hash(self, path: Path, digest: Callable[[Path], str]) -> str:
         if path not in self._found:
             self._found[path] = digest(path)
         return self._found[path]
+
+
+def _hash_model(path: Path) -> str:
+    """Return the content hash of a local model: a directory, or a GGUF file."""
+    return hash_model(resolve(path))
 
 
 def trial_key(settings: str, inputs: Mapping[str, str]) -> str:

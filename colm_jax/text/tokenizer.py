@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from colm_jax.errors import UserError
-from colm_jax.storage import local_copies, read_json
+from colm_jax.storage import local_copies, read_json, shown
 from colm_jax.text.detokenizer import TokenBytes
 from colm_jax.text.special import DEFER_TOKEN, token_ids
 
@@ -43,7 +43,7 @@ class Tokenizer:
     def eos_id(self) -> int:
         """The id that training appends to a completion."""
         if not self.eos_ids:
-            raise UserError(f"{self.directory}: the tokenizer names no end-of-text token (eos_token)")
+            raise UserError(f"{shown(self.directory)}: the tokenizer names no end-of-text token (eos_token)")
         return self.eos_ids[0]
 
     @cached_property
@@ -144,7 +144,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
     logging.set_verbosity_error()  # it would note that PyTorch is missing, which is as it should be
     if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        raise UserError(f"{directory}: no tokenizer (tokenizer.json) in it")
+        raise UserError(f"{shown(directory)}: no tokenizer (tokenizer.json) in it")
     if (directory / "config.json").exists():
         read_json(directory / "config.json")  # transformers reads it too, and its error would blame the tokenizer
     here = local_copies(directory, _FILES)
@@ -152,12 +152,12 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         backend = AutoTokenizer.from_pretrained(str(here), trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{directory}: the tokenizer cannot be read: {reason}") from error
+        raise UserError(f"{shown(directory)}: the tokenizer cannot be read: {reason}") from error
     if not backend.is_fast:
-        raise UserError(f"{directory}: {type(backend).__name__} cannot be used; a tokenizer.json is needed")
+        raise UserError(f"{shown(directory)}: {type(backend).__name__} cannot be used; a tokenizer.json is needed")
     vocabulary = backend.get_vocab()
     if not vocabulary:
-        raise UserError(f"{directory}: the tokenizer has no words")
+        raise UserError(f"{shown(directory)}: the tokenizer has no words")
     words = [""] * (max(vocabulary.values()) + 1)
     for word, index in vocabulary.items():
         words[index] = word
@@ -212,8 +212,8 @@ def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarr
             allowed[index] = False
             if index not in base.added & other.added:
                 raise UserError(
-                    f"tokenizers disagree: id {index} is {ours!r} in {base.directory} and {theirs!r} in "
-                    f"{other.directory}; base and expert must share one vocabulary"
+                    f"tokenizers disagree: id {index} is {ours!r} in {shown(base.directory)} and {theirs!r} in "
+                    f"{shown(other.directory)}; base and expert must share one vocabulary"
                 )
     if base.eos_ids and not base.within(allowed).eos_ids:
         raise UserError(_no_shared_end(tokenizers, heads))
@@ -231,14 +231,14 @@ def _no_shared_end(tokenizers: list[Tokenizer], heads: list[int]) -> str:
         return repr(word) if word else "no token"
 
     ours = known(base, heads[0])
-    facts = [f"{ours} in {base.directory}"]
+    facts = [f"{ours} in {shown(base.directory)}"]
     for other, rows in zip(tokenizers[1:], heads[1:]):
         if (theirs := known(other, rows)) != ours:
-            facts.append(f"{theirs} in {other.directory}")
+            facts.append(f"{theirs} in {shown(other.directory)}")
             break
     return (
         f"no text could end: the end of text, id {end} is {' and '.join(facts)}; pair models that share it, or add an "
-        f"end-of-text id that all of them know to eos_token_id in {base.directory / 'generation_config.json'}"
+        f"end-of-text id that all of them know to eos_token_id in {shown(base.directory) / 'generation_config.json'}"
     )
 
 

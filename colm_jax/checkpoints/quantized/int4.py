@@ -25,13 +25,13 @@ from colm_jax.checkpoints.quantized.packed import (
     read_all,
     read_scales,
 )
-from colm_jax.checkpoints.reader import TensorOnDisk
+from colm_jax.checkpoints.reader import StoredTensor
 from colm_jax.errors import UserError
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def _sizes(words: TensorOnDisk) -> tuple[int, int]:
+def _sizes(words: StoredTensor) -> tuple[int, int]:
     check_dtype(words, np.int32)
     if len(words.shape) != 2 or not all(words.shape):
         raise UserError(f"{words.file}: tensor {words.name!r} has shape {list(words.shape)}, expected two axes")
@@ -163,7 +163,7 @@ def pack_quantized(
     )
 
 
-def _order(index: TensorOnDisk, groups: int, group: int, ordered: bool) -> np.ndarray | None:
+def _order(index: StoredTensor, groups: int, group: int, ordered: bool) -> np.ndarray | None:
     """Return the inputs sorted by their groups; None unless `ordered`.
 
     Raises:

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from colm_jax.checkpoints.quantized.packed import Packed, PackedOnDisk, Pieces, check_dtype, check_shape, read_all
-from colm_jax.checkpoints.reader import TensorOnDisk
+from colm_jax.checkpoints.reader import StoredTensor
 from colm_jax.errors import UserError
 
 GROUP = 32
@@ -55,7 +55,7 @@ def _described(
     return PackedOnDisk(name, pieces, shape, "float4", scale, 1, GROUP, load, transposed=True, slab_of=slab)
 
 
-def _load(blocks: TensorOnDisk, scales: TensorOnDisk) -> Packed:
+def _load(blocks: StoredTensor, scales: StoredTensor) -> Packed:
     """Read one network's weight."""
     pairs = read_all(blocks).reshape(blocks.shape[0], -1)
     codes = np.empty((len(pairs), 2 * pairs.shape[1]), np.uint8)

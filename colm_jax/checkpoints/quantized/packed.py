@@ -8,10 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from colm_jax.checkpoints.reader import TensorOnDisk
+from colm_jax.checkpoints.reader import StoredTensor
 from colm_jax.errors import UserError
 
-Pieces = Mapping[str, TensorOnDisk]  # the stored tensors of one weight, by the ends of their names
+Pieces = Mapping[str, StoredTensor]  # the stored tensors of one weight, by the ends of their names
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,15 @@ class PackedOnDisk:
     slab_of: Callable[[int], "PackedOnDisk"] | None = None
 
     @property
+    def type(self) -> str:
+        """What the codes are."""
+        return self.kind
+
+    def named(self, name: str) -> "PackedOnDisk":
+        """Return the same weight under another name."""
+        return replace(self, name=name)
+
+    @property
     def file(self) -> Path:
         """The file of the first piece."""
         return next(iter(self.pieces.values())).file
@@ -123,6 +132,20 @@ class Opened:
     transposed: bool
 
     @property
+    def type(self) -> str:
+        """What the codes are."""
+        return self.packed.kind
+
+    @property
+    def offset(self) -> int:
+        """In memory there is none."""
+        return 0
+
+    def named(self, name: str) -> "Opened":
+        """Return the same weight under another name."""
+        return replace(self, name=name)
+
+    @property
     def dtype(self) -> np.dtype:
         """The type of `rows`."""
         return np.dtype(np.float32)
@@ -143,12 +166,12 @@ class Opened:
         raise NotImplementedError
 
 
-def read_all(tensor: TensorOnDisk) -> np.ndarray:
+def read_all(tensor: StoredTensor) -> np.ndarray:
     """Read a whole tensor."""
     return tensor.rows(0, tensor.shape[0] if tensor.shape else 1).reshape(tensor.shape)
 
 
-def read_scales(tensor: TensorOnDisk, values: np.ndarray | None = None) -> np.ndarray:
+def read_scales(tensor: StoredTensor, values: np.ndarray | None = None) -> np.ndarray:
     """Read scales (or check those that were read).
 
     Raises:
@@ -160,7 +183,7 @@ def read_scales(tensor: TensorOnDisk, values: np.ndarray | None = None) -> np.nd
     return values
 
 
-def check_shape(tensor: TensorOnDisk, *allowed: tuple[int, ...], why: str) -> None:
+def check_shape(tensor: StoredTensor, *allowed: tuple[int, ...], why: str) -> None:
     """Check the shape of a piece; `why` says what it follows from."""
     if tensor.shape not in allowed:
         expected = " or ".join(str(list(shape)) for shape in allowed)
@@ -169,7 +192,7 @@ def check_shape(tensor: TensorOnDisk, *allowed: tuple[int, ...], why: str) -> No
         )
 
 
-def check_dtype(tensor: TensorOnDisk, *allowed: type) -> None:
+def check_dtype(tensor: StoredTensor, *allowed: type) -> None:
     """Check the type of a piece."""
     if tensor.dtype not in [np.dtype(dtype) for dtype in allowed]:
         names = ", ".join(np.dtype(dtype).name for dtype in allowed)
@@ -180,7 +203,7 @@ _BLOCK = 2**20  # bytes to unpack at a time
 FLOATS = (np.float32, np.float16, ml_dtypes.bfloat16)  # types of scales
 
 
-def check_group(size: int, inputs: int, tensor: TensorOnDisk) -> int:
+def check_group(size: int, inputs: int, tensor: StoredTensor) -> int:
     """Return the number of inputs that share a scale; -1 in config.json stands for all.
 
     Raises:

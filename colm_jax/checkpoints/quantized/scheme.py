@@ -10,7 +10,7 @@ from typing import Any
 
 from colm_jax.checkpoints.quantized import fp8, int4, mxfp4
 from colm_jax.checkpoints.quantized.packed import PackedOnDisk, Pieces
-from colm_jax.checkpoints.reader import TensorOnDisk
+from colm_jax.checkpoints.reader import StoredTensor
 from colm_jax.errors import UserError
 
 _INSTEAD = "use the unquantised checkpoint (loading it in int8 or int4), or one in AWQ, GPTQ, FP8 or MXFP4"
@@ -47,14 +47,14 @@ class Scheme:
     kept_out: Callable[[str], bool]  # whether config.json says that a module is not quantised
     read: Callable[[str, Pieces], PackedOnDisk]
 
-    def collect(self, tensors: Iterable[TensorOnDisk]) -> list[TensorOnDisk | PackedOnDisk]:
+    def collect(self, tensors: Iterable[StoredTensor]) -> list[StoredTensor | PackedOnDisk]:
         """Return the weights of a checkpoint, plain and packed; the scales of activations are left out.
 
         Raises:
           UserError: a packed weight whose tensors are not all there, or do not fit each other or config.json.
         """
-        ends, found = (*self.needed, *self.optional), list[TensorOnDisk | PackedOnDisk]()
-        modules: dict[str, dict[str, TensorOnDisk]] = {}
+        ends, found = (*self.needed, *self.optional), list[StoredTensor | PackedOnDisk]()
+        modules: dict[str, dict[str, StoredTensor]] = {}
         for tensor in tensors:
             module, _, end = tensor.name.rpartition(self.separator)
             if end in ends:
@@ -74,7 +74,7 @@ class Scheme:
             found.append(self.read(module, pieces))
         return found
 
-    def _check(self, module: str, pieces: dict[str, TensorOnDisk]) -> None:
+    def _check(self, module: str, pieces: dict[str, StoredTensor]) -> None:
         some = next(iter(pieces.values()))
         missing = [end for end in self.needed if end not in pieces]
         if missing:

@@ -10,7 +10,8 @@ EXAMPLE = "colm score --model M --data F --out DIR"
 
 def add_flags(parser: Parser) -> None:
     """Declare the command's flags."""
-    parser.add_argument("--model", required=True, metavar="MODEL", help="Hugging Face directory, team, or Hub name")
+    text = "Hugging Face directory, team, GGUF file, or Hub name"
+    parser.add_argument("--model", required=True, metavar="MODEL", help=text)
     mesh_flag(parser)
     distributed_flag(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="JSONL or .txt")

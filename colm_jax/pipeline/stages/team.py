@@ -16,7 +16,7 @@ from colm_jax.pipeline.files import link
 from colm_jax.pipeline.inputs import RunInputs
 from colm_jax.pipeline.stages.opened import RunContext, trained_team
 from colm_jax.settings.references import text_of
-from colm_jax.storage import absolute, entries, read_json, write_json, write_text
+from colm_jax.storage import absolute, entries, read_json, shown, write_json, write_text
 
 CALIBRATION = "calibration.json"
 
@@ -73,8 +73,8 @@ def _provenance(inputs: RunInputs) -> dict[str, Any]:
 
     def model(name: str, directory: Path, key: str) -> dict[str, Any]:
         commit = revision(directory)
-        shown = name.partition("@")[0] if commit else str(absolute(directory))
-        return {"model": shown, "revision": commit, "sha256": inputs.hashes[key]}
+        known_as = name.partition("@")[0] if commit else str(absolute(shown(directory)))
+        return {"model": known_as, "revision": commit, "sha256": inputs.hashes[key]}
 
     experts = [
         model(name, directory, f"expert-{m + 1}")
