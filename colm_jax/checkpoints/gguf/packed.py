@@ -28,4 +28,5 @@ def packed(tensor: StoredTensor) -> StoredTensor:
         block=1,
         group=CODE_GROUP,
         load=load,
+        stored_type=tensor.type,
     )

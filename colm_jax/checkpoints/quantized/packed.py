@@ -77,11 +77,12 @@ class PackedOnDisk:
     ordered: bool = False  # whether there is an order of the inputs
     transposed: bool = False
     slab_of: Callable[[int], "PackedOnDisk"] | None = None
+    stored_type: str | None = None  # what the file calls it; None: as `kind`
 
     @property
     def type(self) -> str:
-        """What the codes are."""
-        return self.kind
+        """What the file calls the codes."""
+        return self.stored_type or self.kind
 
     def named(self, name: str) -> "PackedOnDisk":
         """Return the same weight under another name."""
