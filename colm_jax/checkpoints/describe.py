@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from colm_jax.checkpoints.families import FAMILIES
 from colm_jax.checkpoints.families.rope import write_rope
 from colm_jax.checkpoints.huggingface import DTYPES, match_tensors, read_config
 from colm_jax.checkpoints.layout import abstract_decoder, by_path, table_key
+from colm_jax.checkpoints.quantized.kernel import forms
+from colm_jax.checkpoints.quantized.packed import PackedOnDisk
+from colm_jax.checkpoints.reader import StoredPart
 from colm_jax.checkpoints.team import TEAM_FILE
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
@@ -48,6 +52,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
         "stored_as": None if held is None else dict(Counter(part.tensor.type for part in held)),
         "bytes_on_disk": None if held is None else sum(part.bytes for part in held),
         "bytes": memory(config),
+        "quantised": None if held is None else quantised(config, held, mesh),
         "cache_bytes_per_token": {
             name: config.cache_width * jnp.dtype(dtype).itemsize for name, dtype in DTYPES.items()
         },
@@ -102,6 +107,25 @@ def memory(config: ModelConfig) -> dict[str, int]:
         for kind in BITS:
             sizes[kind] += _quantized_bytes(path, variable, table[table_key(path)].inputs, kind) or 2 * count
     return sizes
+
+
+def quantised(
+    config: ModelConfig, held: Sequence[StoredPart], mesh: jax.sharding.AbstractMesh
+) -> dict[str, Any] | None:
+    """Return what a quantised checkpoint takes in memory if it stays so; None for any other.
+
+    Returns:
+      "bytes", with what is not quantised in bfloat16, and "dequantised": the parameters that are stored in few bits but
+      cannot be kept so.
+    """
+    packed = {one.part.path for one in held if isinstance(one.tensor, PackedOnDisk)}
+    if not packed:
+        return None
+    kept, total = forms(held, _parameters(config), mesh), 0
+    for one in held:
+        leaves = jax.tree.leaves(kept.get(one.part.path, jax.ShapeDtypeStruct(one.part.shape, jnp.bfloat16)))
+        total += sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    return {"bytes": total, "dequantised": sorted(packed - set(kept))}
 
 
 def _quantized_bytes(path: str, variable: nnx.Variable, inputs: int, kind: str) -> int | None:

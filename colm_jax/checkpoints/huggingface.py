@@ -21,10 +21,16 @@ from safetensors.numpy import save_file
 
 from colm_jax.checkpoints.directory import weight_map
 from colm_jax.checkpoints.families import from_huggingface, text_tensor
+from colm_jax.checkpoints.gguf import packed as gguf
 from colm_jax.checkpoints.layout import abstract_decoder, by_path, layout_of
+from colm_jax.checkpoints.quantized.kernel import forms, read_kernel
+from colm_jax.checkpoints.quantized.packed import Opened, PackedOnDisk
+from colm_jax.checkpoints.quantized.scheme import read_scheme
 from colm_jax.checkpoints.reader import (
+    FLOATS,
     StoredPart,
     StoredTensor,
+    TensorOnDisk,
     read_array,
     same_values,
     tensors_on_disk,
@@ -34,6 +40,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.quantize import QUANTIZED, quantize_kernel
+from colm_jax.models.quantized import Quantized, widened
 from colm_jax.parallel import is_first, spec_of, to_host
 from colm_jax.settings.models import FLOAT_TYPES
 from colm_jax.storage import read_json, replacing, shown, source_files
@@ -59,7 +66,9 @@ class Deferral:
 def read_config(directory: Path) -> ModelConfig:
     """Return the configuration of the directory's model as stored (in the original's format with the deferral row)."""
     path = directory / "config.json"
-    return from_huggingface(read_json(path), str(shown(directory) if source_files(directory) else path))
+    source = str(shown(directory) if source_files(directory) else path)
+    read_scheme(read_json(path), source)  # refuses what cannot be read
+    return from_huggingface(read_json(path), source)
 
 
 def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
@@ -74,10 +83,12 @@ def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
     """
     config = read_config(directory)
     wanted, found = layout_of(config), dict[str, StoredTensor]()
-    on_disk = [tensor for tensor in tensors_on_disk(directory) if not _NO_WEIGHTS.fullmatch(tensor.name)]
+    stored_config = read_json(directory / "config.json")
+    scheme, model_type = read_scheme(stored_config, str(directory / "config.json")), stored_config["model_type"]
+    on_disk = tensors_on_disk(directory, packed=scheme is not None)
+    on_disk = [gguf.packed(tensor) for tensor in on_disk if not _NO_WEIGHTS.fullmatch(tensor.name)]
     _check_index(directory, on_disk)
-    model_type = read_json(directory / "config.json")["model_type"]
-    for tensor in on_disk:
+    for tensor in on_disk if scheme is None else scheme.collect(on_disk):
         name = text_tensor(model_type, tensor.name)
         if name is None:
             continue
@@ -92,6 +103,8 @@ def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
         expected = wanted[name].shape
         if tensor.shape != expected:
             raise UserError(f"{tensor.file}: tensor {name!r} has shape {list(tensor.shape)}, expected {list(expected)}")
+        if isinstance(tensor, TensorOnDisk) and tensor.dtype not in FLOATS.values():
+            raise UserError(f"{tensor.file}: tensor {name!r} has type {tensor.dtype}, and no scales; expected floats")
         found[name] = tensor
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -131,6 +144,7 @@ def load_model(
     quantize: str | None = None,
     stacked: bool = True,
     progress: Progress = lambda done, total: None,
+    packed: bool = False,
 ) -> tuple[Decoder, Deferral | None]:
     """Load a decoder onto `mesh`; the weights are converted to `dtype`.
 
@@ -142,6 +156,8 @@ def load_model(
       quantize: "int8" or "int4": store the kernels of linear layers in 8 or 4 bits.
       stacked: stack the layers' parameters (for training); False: a list of layers (for decoding).
       progress: callback(bytes read, total).
+      packed: keep the kernels of a quantised checkpoint as they are stored; not with `quantize`. What does not fit (see
+        `quantized.kernel`), embeddings and heads are dequantised, and so is everything without `packed`.
 
     Returns:
       The decoder, and the deferral rows if `tokenizer_size` was given.
@@ -165,7 +181,8 @@ def load_model(
     parts = {name: iter(layout.parts) for name, layout in layout_of(config, stacked).items()}
     matched = [replace(held, part=next(parts[held.tensor.name])) for held in matched]
     graph, state = nnx.split(abstract_decoder(config, DTYPES[dtype], stacked))
-    loaded = _read_parameters(matched, by_path(state), mesh, quantize, progress)
+    kept = forms(matched, by_path(state), mesh) if packed and quantize is None else {}
+    loaded = _read_parameters(matched, by_path(state), mesh, quantize, set(kept), progress)
     flat = [(path, variable.replace(loaded[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
     decoder = nnx.merge(graph, nnx.from_flat_state(flat))
     return decoder, Deferral(gate=extra["head"], embedding=extra["embedding"]) if extra else None
@@ -176,18 +193,33 @@ def _read_parameters(
     abstract: dict[str, Any],
     mesh: jax.sharding.Mesh,
     quantize: str | None,
+    kept: set[str],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Read every parameter onto the mesh, one tensor at a time, its blocks in parallel; return them by path."""
+    """Read every parameter onto the mesh, one tensor at a time, its blocks in parallel; return them by path.
+
+    `kept`: paths of those that stay as a quantised checkpoint stores them.
+    """
     loaded: dict[str, Any] = {}
+    last: tuple[PackedOnDisk, Opened] | None = None  # several parts of a tensor follow each other
     total, done = sum(held.bytes for held in matched), 0
     with ThreadPoolExecutor(_READERS) as pool:  # one pool for all: each thread keeps some memory
         for held in matched:
-            part = held.part
+            part, size = held.part, held.bytes
             variable, layers = abstract[part.path], len(part.index)
             axes = variable.get_metadata()["axes"]
             sharding = jax.sharding.NamedSharding(mesh, spec_of(mesh, axes[layers:], part.shape))
-            value = read_array(held, variable.dtype, sharding, pool)
+            if isinstance(held.tensor, PackedOnDisk):
+                if last is None or last[0].pieces != held.tensor.pieces:
+                    last = None  # its memory is free before the next is read
+                    last = held.tensor, held.tensor.opened()
+                held = replace(held, tensor=last[1])
+            value: Any
+            if part.path in kept:
+                assert last is not None
+                value = read_kernel(held, last[1], axes[layers:], mesh)
+            else:
+                value = read_array(held, variable.dtype, sharding, pool)
             if quantize is not None and QUANTIZED.fullmatch(part.path):
                 value = quantize_kernel(value, part.stored.inputs, quantize)
             if layers:
@@ -196,7 +228,7 @@ def _read_parameters(
                     whole = _empty(value, variable.shape[:layers], mesh, axes)
                 value = _place(whole, value, part.index)
             loaded[part.path] = jax.block_until_ready(value)  # otherwise pending copies fill the host's memory
-            done += held.bytes
+            done += size
             progress(done, total)
     return loaded
 
@@ -225,14 +257,19 @@ def _place(stacked, value, index):
 def to_tensors(decoder: Decoder, dtype: str | None = None) -> dict[str, np.ndarray]:
     """Return the decoder's weights under their Hugging Face names, as NumPy arrays; the inverse of `load_model`.
 
+    Kernels in few bits are dequantised.
+
     With several processes, all must call this; only the first receives the tensors.
     """
-    arrays = {path: variable[...] for path, variable in by_path(nnx.state(decoder)).items()}
+    arrays = {path: variable.get_value() for path, variable in by_path(nnx.state(decoder)).items()}
     tensors = {}
     for name, layout in layout_of(decoder.config).items():
         whole = None
         for part in layout.parts:
-            value = to_host(arrays[part.path][part.index])  # one layer at a time: each device briefly holds all of it
+            value = jax.tree.map(lambda leaf, index=part.index: leaf[index], arrays[part.path])
+            if isinstance(value, Quantized):
+                value = widened(value, part.stored.inputs, decoder.dtype)
+            value = to_host(value)  # one layer at a time: each device briefly holds all of it
             if not is_first():
                 continue
             value = value if dtype is None else value.astype(DTYPES[dtype])

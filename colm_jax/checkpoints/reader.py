@@ -21,7 +21,16 @@ from colm_jax.checkpoints.layout import Part
 from colm_jax.errors import UserError
 from colm_jax.storage import read_range, source_files, storage_of
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# Types of the pieces of quantised weights.
+_PACKED = {
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "I32": np.int32,
+    "I64": np.int64,
+}
 
 Ranges = tuple[tuple[int, int], ...]  # start and stop, an axis each
 
@@ -138,15 +147,18 @@ class StoredPart:
         return block[:, columns[0]] if columns else block
 
 
-def tensors_on_disk(directory: Path) -> Sequence[StoredTensor]:
+def tensors_on_disk(directory: Path, packed: bool = False) -> Sequence[StoredTensor]:
     """Return the location of every tensor of a checkpoint, from the files' headers.
 
+    `packed`: whether the checkpoint is quantised, and may have tensors of other types than floating-point ones.
+
     Raises:
-      UserError: a missing or damaged file, or a tensor that is not floating-point.
+      UserError: a missing or damaged file, or a tensor of another type.
     """
-    files, found = weight_files(directory), []
+    files, found = weight_files(directory), list[TensorOnDisk]()
     if source_files(directory):
         return gguf.tensors(directory)
+    types = {**FLOATS, **_PACKED} if packed else FLOATS
     for file in files:
         with open_weights(file):  # the library has checked header, sizes and offsets
             size = int.from_bytes(read_range(file, 0, 8), "little")
@@ -154,11 +166,11 @@ def tensors_on_disk(directory: Path) -> Sequence[StoredTensor]:
         for name, facts in header.items():
             if name == "__metadata__":
                 continue
-            if facts["dtype"] not in _DTYPES:
+            if facts["dtype"] not in types:
                 raise UserError(
-                    f"{file}: tensor {name!r} has type {facts['dtype']}; only {', '.join(_DTYPES)} are supported"
+                    f"{file}: tensor {name!r} has type {facts['dtype']}; only {', '.join(types)} are supported"
                 )
-            dtype, start = np.dtype(_DTYPES[facts["dtype"]]), facts["data_offsets"][0]
+            dtype, start = np.dtype(types[facts["dtype"]]), facts["data_offsets"][0]
             found.append(TensorOnDisk(name, file, dtype, tuple(facts["shape"]), 8 + size + start))
     return found
 
@@ -201,7 +213,7 @@ def read_array(
         device: tuple(s.indices(size)[:2] for s, size in zip(index or (), shape))
         for device, index in sharding.addressable_devices_indices_map(shape).items()
     }
-    shards = {ranges: _aligned(tuple(stop - start for start, stop in ranges), dtype) for ranges in places.values()}
+    shards = {ranges: aligned(tuple(stop - start for start, stop in ranges), dtype) for ranges in places.values()}
     targets = [(_stored_ranges(stored, ranges, shape), _as_stored(stored, shard)) for ranges, shard in shards.items()]
     first, last = min(rows.start for (rows, _), _ in targets), max(rows.stop for (rows, _), _ in targets)
 
@@ -223,7 +235,7 @@ def read_array(
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return an empty array, aligned so that a CPU device can use its memory without a copy."""
     size = dtype.itemsize * int(np.prod(shape))
     buffer = np.empty(size + 64, np.uint8)

@@ -113,8 +113,11 @@ def load_base(
     mesh: jax.sharding.Mesh,
     stacked: bool = True,
     progress: Progress = lambda done, total: None,
+    packed: bool = True,
 ) -> Base:
     """Load a plain model, a team directory, or a checkpoint in the original's format; arguments as `load_model`.
+
+    Without `packed`, the weights of a quantised checkpoint are dequantised to `dtype`, as training them requires.
 
     Raises:
       UserError: as `load_model`; a gate that does not fit the base; a chat template that differs from training's.
@@ -123,7 +126,7 @@ def load_base(
     tokenizer = load_tokenizer(directory)
     size = tokenizer.size if tokenizer.has_defer_token else None
     stored = read_gate(directory, tokenizer, read_config(directory).width)
-    decoder, deferral = load_model(directory, dtype, mesh, size, stacked=stacked, progress=progress)
+    decoder, deferral = load_model(directory, dtype, mesh, size, None, stacked, progress, packed)
     if deferral is not None:
         return Base(decoder, make_gate(deferral.gate[:, None]), tokenizer, directory, {}, deferral.embedding)
     gate = None if stored.kernel is None else make_gate(stored.kernel)
@@ -188,15 +191,16 @@ def load_expert(
       directory: the model's directory.
       tokenizer: the model's tokenizer.
       dtype: the base's type.
-      kind: one of EXPERT_DTYPES; "int8" and "int4" quantise weights only, the rest is in `dtype`. None: `dtype`.
+      kind: one of EXPERT_DTYPES; "int8" and "int4" quantise weights only, the rest is in `dtype`. None: `dtype`, and a
+        quantised checkpoint stays as it is stored (which any other kind dequantises first).
       mesh: devices to shard the parameters over.
       progress: callback(bytes read, total).
       stacked: stack the layers' parameters, as a training step needs them.
     """
     size = tokenizer.size if tokenizer.has_defer_token else None
-    quantize = kind if kind in BITS else None
+    quantize, packed = kind if kind in BITS else None, kind is None
     dtype = kind if kind in DTYPES else dtype
-    return load_model(directory, dtype, mesh, size, quantize, stacked=stacked, progress=progress)[0]
+    return load_model(directory, dtype, mesh, size, quantize, stacked, progress, packed)[0]
 
 
 def pinned(expert: dict[str, Any]) -> str:

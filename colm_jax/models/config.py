@@ -178,6 +178,9 @@ class Mixture:
         for name, allowed in _MIXTURE_CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"model config: mixture {name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("normalised", "on_input", "wide_router", "network_bias", "shared_gate"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"model config: mixture {name} must be true or false, got {getattr(self, name)!r}")
         _positive("mixture scale", self.scale)
         self._check_groups()
         for wrong, message in (

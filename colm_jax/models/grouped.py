@@ -7,6 +7,7 @@ of its own. Quantised kernels stay so: the loop dequantises one network's at a t
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,15 +17,13 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 from jaxtyping import Array, Float, Int, Shaped
 
+from colm_jax.models.arrays import AnyArray
 from colm_jax.models.layers import precision_of, product
+from colm_jax.models.quantized import kernel_shape
 
 _ROWS = 128  # of a tile, at most
 _BLOCK = 4 * 2**20  # bytes of a kernel's block in a TPU core's vector memory, of which there are two at a time
 _PALLAS = (jnp.bfloat16, jnp.float32)  # types that the TPU kernel takes
-
-# Functions here whose operations cannot be counted in their traced programs: a loop's length and a kernel's grid depend
-# on values. Their first two arguments are a product's factors, as `product_flops` needs them.
-COUNTED = ("grouped_rows", "grouped_kernels")
 
 
 @jax.custom_vjp
@@ -48,26 +47,27 @@ def _forward(x: Any, kernel: Any, sizes: Any, first: Any) -> tuple[Any, Any]:
 
 def _backward(kept: Any, slope: Any) -> tuple[Any, Any, None, None]:
     x, kernel, sizes, first = kept
-    to_x = grouped_rows(slope, kernel, sizes, first, transposed=True)
+    to_x = grouped_rows(slope, kernel, sizes, first, True)
     to_kernel = None  # quantised kernels are not trained
     if isinstance(kernel, jax.Array):
-        to_kernel = grouped_kernels(x, slope, sizes, first, networks=kernel.shape[0], dtype=kernel.dtype)
+        to_kernel = grouped_kernels(x, slope, sizes, first, kernel.shape[0], kernel.dtype)
     return to_x, to_kernel, None, None
 
 
 grouped.defvjp(_forward, _backward)
 
 
-@partial(jax.jit, static_argnames="transposed")
 def grouped_rows(
     x: Float[Array, "R _"],
     kernel: Any,
     sizes: Int[Array, "networks"],
-    first: Int[Array, ""],
+    first: Int[AnyArray, ""],
     transposed: bool = False,
 ) -> Float[Array, "R _"]:
     """Return `grouped` of these; of the kernels' transposes, if so asked."""
-    if not isinstance(kernel, jax.Array) or x.dtype not in _PALLAS or x.dtype != kernel.dtype:
+    if not isinstance(kernel, jax.Array):
+        return quantised_rows(x, kernel, sizes, first, transposed)
+    if x.dtype not in _PALLAS or x.dtype != kernel.dtype:
         return _rows_by_tiles(x, kernel, sizes, first, transposed)
     return jax.lax.platform_dependent(
         x,
@@ -79,12 +79,11 @@ def grouped_rows(
     )
 
 
-@partial(jax.jit, static_argnames=("networks", "dtype"))
 def grouped_kernels(
     x: Float[Array, "R K"],
     slope: Float[Array, "R F"],
     sizes: Int[Array, "all"],
-    first: Int[Array, ""],
+    first: Int[AnyArray, ""],
     networks: int,
     dtype: Any,
 ) -> Float[Array, "networks K F"]:
@@ -97,16 +96,20 @@ def grouped_kernels(
     )
 
 
-def product_flops(name: str, shapes: list[tuple[int, ...]]) -> float:
-    """Return the expected operations of a function of COUNTED on one device, from its arguments' shapes.
+def product_flops(equation: Any) -> float | None:
+    """Return the expected operations of a grouped product in a traced program, on one device; None if it is none.
 
-    If networks are split over devices, a device's share of the rows is expected to be that of the networks.
+    They cannot be counted in the program: a kernel's grid and a loop's length depend on values. If networks are split
+    over devices, a device's share of the rows is expected to be that of the networks.
     """
-    (rows, inputs), last = shapes[0], shapes[-2][0]  # `sizes` and `first` come last
-    if name == "grouped_kernels":
-        return 2.0 * rows * inputs * shapes[1][1]
-    kernel = shapes[1]
-    return 2.0 * rows * kernel[1] * kernel[2] * kernel[0] / last
+    shapes = [var.aval.shape for var in (*equation.invars, *equation.outvars)]
+    kernels, lines = ([shape for shape in shapes if len(shape) == rank] for rank in (3, 1))
+    if equation.primitive.name == "pallas_call" and kernels:
+        networks = lines[0][0] - 1  # the first argument is where each network's rows begin, and the end
+        return equation.params["cost_estimate"].flops * kernels[0][0] / networks
+    if equation.params.get("name") == "quantised_rows":
+        return 2.0 * shapes[0][0] * math.prod(kernels[0]) / lines[0][0]
+    return None
 
 
 # Tiles: what any back end can do.
@@ -123,21 +126,28 @@ def tile_rows(rows: int, networks: int) -> int:
 class _Tiles:
     """Tiles of at most `height` sorted rows, each of one network, of the `count` networks from `first` on."""
 
-    def __init__(self, rows: int, sizes: Int[Array, "networks"], first: Int[Array, ""], count: int):
-        self.height, self.first = tile_rows(rows, sizes.shape[0]), first
-        ends = jnp.cumsum(sizes)
-        own = (jnp.arange(sizes.shape[0]) >= first) & (jnp.arange(sizes.shape[0]) < first + count)
-        tiles = jnp.where(own, -(-sizes // self.height), 0)
-        self.starts, self.ends, self.last = ends - sizes, ends, jnp.cumsum(tiles)
-        self.before = self.last - tiles
-        self.number = self.last[-1]
+    def __init__(self, rows: int, sizes: Int[Array, "networks"], first: Int[AnyArray, ""], count: int):
+        self.height, everyone = tile_rows(rows, sizes.shape[0]), jnp.arange(sizes.shape[0])
+        self.ends = jnp.cumsum(sizes)
+        tiles = jnp.where((everyone >= first) & (everyone < first + count), -(-sizes // self.height), 0)
+        last = jnp.cumsum(tiles)
+        self.number = last[-1]
+        # Of all tiles at once: in the loop each small operation would cost as much as a small product.
+        number = jnp.arange(min(rows, rows // self.height + sizes.shape[0]))
+        network = jnp.minimum(jnp.sum(last <= number[:, None], axis=1), sizes.shape[0] - 1)
+        self.starts = (self.ends - sizes)[network] + (number - (last - tiles)[network]) * self.height
+        self.networks, self.ends = network - first, self.ends[network]
 
     def __getitem__(self, i: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""], Shaped[Array, "height 1"]]:
         """Return a tile's network (counted from `first`), its first row, and which of its rows are the network's."""
-        network = jnp.sum(self.last <= i)
-        start = self.starts[network] + (i - self.before[network]) * self.height
-        inside = (start + jnp.arange(self.height) < self.ends[network])[:, None]
-        return network - self.first, start, inside
+        inside = (self.starts[i] + jnp.arange(self.height) < self.ends[i])[:, None]
+        return self.networks[i], self.starts[i], inside
+
+
+@partial(jax.jit, static_argnums=4)
+def quantised_rows(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool) -> Any:
+    """Return `grouped_rows` of quantised kernels."""
+    return _rows_by_tiles(x, kernel, sizes, first, transposed)
 
 
 def _slice(x: Float[Array, "R K"], start: Int[Array, ""], height: int) -> Float[Array, "height K"]:
@@ -145,8 +155,8 @@ def _slice(x: Float[Array, "R K"], start: Int[Array, ""], height: int) -> Float[
 
 
 def _rows_by_tiles(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool) -> Any:
-    leaves = kernel if isinstance(kernel, jax.Array) else jax.tree.leaves(kernel)[0]
-    tiles = _Tiles(x.shape[0], sizes, first, leaves.shape[0])
+    shape = kernel.shape if isinstance(kernel, jax.Array) else kernel_shape(kernel, 2)
+    tiles = _Tiles(x.shape[0], sizes, first, shape[0])
     padded = jnp.pad(x, ((0, tiles.height), (0, 0)))  # the last tile may reach beyond
 
     def times(rows: Any, network: Any) -> Any:
@@ -159,7 +169,7 @@ def _rows_by_tiles(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool
             rows
         )[0]
 
-    width = leaves.shape[1 if transposed else 2]
+    width = shape[1 if transposed else 2]
 
     def one(i: Any, out: Any) -> Any:
         network, start, inside = tiles[i]

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import qwix
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from colm_jax.models.quantized import Quantized, quantized_product
 
 
 def precision_of(dtype: DTypeLike) -> jax.lax.PrecisionLike:
@@ -33,10 +34,12 @@ class Maker:
         return (shape, axes) if self.layers is None else ((self.layers, *shape), ("layers", *axes))
 
 
-def product(equation: str, x: Float[Array, "..."], kernel: Float[Array, "..."] | qwix.QArray) -> Float[Array, "..."]:
+def product(equation: str, x: Float[Array, "..."], kernel: Float[Array, "..."] | Quantized) -> Float[Array, "..."]:
     """Return the einsum of activations and a kernel that may be quantised."""
-    einsum = qwix.einsum if isinstance(kernel, qwix.QArray) else jnp.einsum
-    return einsum(equation, x, kernel, precision=precision_of(x.dtype))
+    precision = precision_of(x.dtype)
+    if isinstance(kernel, Quantized):
+        return quantized_product(equation, x, kernel, precision)
+    return jnp.einsum(equation, x, kernel, precision=precision)
 
 
 class Linear(nnx.Module):
@@ -71,7 +74,7 @@ class Linear(nnx.Module):
         call. Not for training: LoRA knows a kernel by its einsum.
         """
         kernel = self.kernel.get_value()
-        if joined and self.inputs == 2 and not isinstance(kernel, qwix.QArray):
+        if joined and self.inputs == 2 and not isinstance(kernel, Quantized):
             both = x.reshape(*x.shape[:-2], -1), kernel.reshape(-1, kernel.shape[-1])
             out = jnp.dot(*both, precision=precision_of(x.dtype))
         else:

@@ -12,8 +12,11 @@ from jaxtyping import Array, Float
 BITS: dict[str, Any] = {"int8": jnp.int8, "int4": jnp.int4}
 INT4_TILE = 32  # inputs that share a scale, where it divides them; int8 has one scale an output
 
-# Paths in Decoder of what is quantised: embedding, head, router, norms and biases stay as they are.
-QUANTIZED = re.compile(r"layers(\.\d+)?\.(attention\.\w+\.kernel|feed_forward\.(shared\.)?(gate|up|down)(\.kernel)?)")
+# Paths in Decoder of what is quantised: embedding, head, router, norms and biases stay as they are, and the kernel of
+# latent attention that queries absorb.
+QUANTIZED = re.compile(
+    r"layers(\.\d+)?\.(attention\.(?!key_value_up\.)\w+\.kernel|feed_forward\.(shared\.)?(gate|up|down)(\.kernel)?)"
+)
 
 
 @partial(jax.jit, static_argnames=("inputs", "kind"))

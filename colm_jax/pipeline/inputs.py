@@ -96,9 +96,10 @@ class RunInputs:
 
     @cached_property
     def base(self) -> Base:
-        """The base as given."""
+        """The base as given; of a quantised checkpoint, dequantised if its weights are trained."""
+        packed = self.config.training.trainable == "gate"
         with console.bar("loading base", bytes_=True) as bar:
-            return load_base(self.base_directory, self.config.dtype, self.mesh, progress=bar.to)
+            return load_base(self.base_directory, self.config.dtype, self.mesh, progress=bar.to, packed=packed)
 
     @property
     def head_mean(self) -> np.ndarray:

@@ -19,7 +19,7 @@ from colm_jax.storage import path_of, read_json, sha256_of, write_json
 
 
 def score_model(
-    model: str | Path, data: str | Path, out: str | Path, *, dtype: str = "float32", mesh: jax.sharding.Mesh
+    model: str | Path, data: str | Path, out: str | Path, *, dtype: str | None = None, mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
     """Score a model on a data file, unless `out` holds these scores already.
 
@@ -27,7 +27,7 @@ def score_model(
       model: a local directory or a Hub name.
       data: a data file.
       out: directory for the tokens, the scores and summary.json.
-      dtype: of weights and activations, also "int8" or "int4".
+      dtype: of weights and activations, also "int8" or "int4"; None: float32, and a quantised checkpoint stays so.
       mesh: where the model is.
 
     Returns:
@@ -68,5 +68,5 @@ def score_model(
 
     hashes = on_first(lambda: {"data": sha256_of(data), "model": hash_model(directory)})
     stage = StageDirectory("score", path_of(out))
-    stage.run(hashes | {"tokenizer": tokenizer.digest}, {"dtype": dtype}, work)
+    stage.run(hashes | {"tokenizer": tokenizer.digest}, {"dtype": dtype or "float32"}, work)
     return read_json(stage.directory / "summary.json")

@@ -20,7 +20,7 @@ from jax.extend.core import jaxprs_in_params
 
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
-from colm_jax.models.grouped import COUNTED, product_flops
+from colm_jax.models.grouped import product_flops
 from colm_jax.models.quantize import BITS
 from colm_jax.parallel import make_mesh, reshaped
 from colm_jax.plan.chips import CHIPS
@@ -227,9 +227,9 @@ def matrix_flops(jaxpr: Any) -> float:
             shape = equation.invars[0].aval.shape
             total += 2.0 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
             continue
-        name = equation.params.get("name")
-        if name in COUNTED:
-            total += product_flops(name, [var.aval.shape for var in equation.invars])
+        grouped = product_flops(equation)
+        if grouped is not None:
+            total += grouped
             continue
         inner = [matrix_flops(sub) for sub in jaxprs_in_params(equation.params)]
         if equation.primitive.name == "shard_map":

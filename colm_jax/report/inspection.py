@@ -24,6 +24,8 @@ def show_models(facts: Facts, console: Console) -> None:
     models = facts.get("models", [facts])
     rows = [(name, *map(cell, models)) for name, cell in _ROWS.items()]
     rows += [(f"memory as {kind}", *(decimal(model["bytes"][kind]) for model in models)) for kind in models[0]["bytes"]]
+    if any(model.get("quantised") for model in models):
+        rows += [(name, *map(cell, models)) for name, cell in _QUANTISED_ROWS.items()]
     rows += [(name, *map(cell, models)) for name, cell in _MESH_ROWS.items()]
     show_table(Table("Models", ("", *(model["model"] for model in models)), tuple(rows)), console)
     for model in models:
@@ -122,6 +124,10 @@ _ROWS: dict[str, Callable[[Facts], str]] = {
     "chat template": lambda model: "yes" if model["chat_template"] else "no",
     "type on disk": _types,
     "size on disk": lambda model: "–" if model["bytes_on_disk"] is None else decimal(model["bytes_on_disk"]),
+}
+_QUANTISED_ROWS: dict[str, Callable[[Facts], str]] = {
+    "memory as quantised": lambda model: decimal(model["quantised"]["bytes"]) if model["quantised"] else "–",
+    "dequantised": lambda model: ", ".join((model["quantised"] or {}).get("dequantised", ())) or "–",
 }
 _MESH_ROWS: dict[str, Callable[[Facts], str]] = {
     "KV cache per token": lambda model: f"{decimal(model['cache_bytes_per_token']['bfloat16'])} (bfloat16)",

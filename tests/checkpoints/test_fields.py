@@ -146,7 +146,6 @@ WRONG = [
     ("llama", "is_causal", False, "only causal attention"),
     ("mistral", "is_causal", None, "only causal attention"),
     ("llama", "add_cross_attention", True, "cross-attention"),
-    ("qwen2", "quantization_config", {"bits": 4}, "already quantised"),
     ("llama", "transformers_weights", "other.safetensors", "rename that file"),
     ("llama", "per_layer_config", {"0": {"head_dim": 4}}, "layers that differ"),
     ("qwen3", "text_config", {"vocab_size": 3}, "nested configurations"),

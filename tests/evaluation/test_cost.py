@@ -10,11 +10,12 @@ from tests.tiny import tiny_config, tiny_decoder
 
 # One layer, one head of 2: by hand, q, k, v, o 4 · 2·2, feed-forward 3 · 2·3, head 2·5: 44 weights.
 SMALL = tiny_config(vocab_size=5, width=2, depth=1, heads=1, kv_heads=1, head_dim=2, ff=3)
+SHARED = Mixture(4, 2, ff=10, normalised=False, shared_ff=20, shared_gate=True)
 
 
 def test_weights_equal_the_decoders_without_norms_and_embedding():
     assert weights_met(SMALL) == 44
-    for fields in ({}, {"kv_heads": 4, "head_dim": 16}, {"mixture": Mixture(4, 2)}):
+    for fields in ({}, {"kv_heads": 4, "head_dim": 16}, {"mixture": Mixture(4, 2)}, {"mixture": SHARED}):
         decoder = tiny_decoder(**fields)
         config = decoder.config
         total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(decoder)))
@@ -27,6 +28,13 @@ def test_mixture_of_experts_counts_the_active_networks():
     router, network = mixed.depth * mixed.width * 4, mixed.depth * 3 * mixed.width * mixed.ff
     assert weights_met(mixed) == weights_met(plain) + network + router
     assert weights_met(mixed, active=False) == weights_met(plain) + 3 * network + router
+
+
+def test_mixture_counts_networks_of_their_own_size_and_the_shared_one():
+    config = tiny_config(mixture=SHARED)
+    per_token = 3 * (2 * 10 + 20) + 4 + 1  # columns of width: two networks, the shared one, the router, its gate
+    attention = weights_met(tiny_config()) - 3 * config.depth * config.width * config.ff
+    assert weights_met(config) == attention + config.depth * config.width * per_token
 
 
 def test_pass_reads_weights_once_and_attends_to_earlier_tokens():

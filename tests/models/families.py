@@ -202,6 +202,35 @@ CONFIGS |= {
         "tie_word_embeddings": False,
         "sliding_window": 400,
     },
+    "qwen2-moe": {
+        "model_type": "qwen2_moe",
+        "rope_parameters": _PLAIN_ROPE,
+        "tie_word_embeddings": False,
+        "qkv_bias": False,
+        "use_sliding_window": True,
+        "sliding_window": 90,
+        "max_window_layers": 3,
+        "num_experts": 5,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [3],
+    },
+    "qwen3-moe": {
+        "model_type": "qwen3_moe",
+        "rope_parameters": _YARN,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 400,
+        "num_experts": 5,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [0],
+    },
     "gpt-oss": {
         "model_type": "gpt_oss",
         "rope_parameters": _YARN,
@@ -330,12 +359,12 @@ def round_trips(directory: Path) -> bool:
     return True
 
 
-def cached_error(directory: Path, quantize: str | None = None) -> float:
+def cached_error(directory: Path, quantize: str | None = None, packed: bool = False) -> float:
     """Largest difference of hidden states, read through the cache in chunks, from those of one pass.
 
     Two sequences, of which the second reads half of each chunk: the cache's rows are per sequence.
     """
-    decoder = load_model(directory, "float32", make_mesh(), quantize=quantize, stacked=False)[0]
+    decoder = load_model(directory, "float32", make_mesh(), quantize=quantize, stacked=False, packed=packed)[0]
     expected, chunk = np.asarray(run(decoder, tokens()[None])[0][0]), 50
     graph, state = nnx.split(decoder)
     cache = KVCache.empty(decoder.config, 2, LENGTH + chunk, jnp.float32)

@@ -332,7 +332,6 @@ REFUSED = {
     "multimodal": ({"model_type": "gemma3"}, "only its text models"),
     "rope scaling as a word": ({"rope_scaling": "linear"}, "'rope_scaling' has a wrong type"),
     "remote code": ({"auto_map": {"AutoModel": "x.y"}}, "its own code, which is never run"),
-    "quantised": ({"quantization_config": {"bits": 4}}, "already quantised"),
     "multimodal rope": ({"rope_scaling": {"rope_type": "mrope", "mrope_section": [2, 2, 2]}}, "rope type 'mrope'"),
     "yarn of no context": (
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},

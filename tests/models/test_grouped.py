@@ -7,7 +7,7 @@ import pytest
 import qwix
 
 from colm_jax.models import grouped as module
-from colm_jax.models.grouped import grouped, product_flops, tile_rows
+from colm_jax.models.grouped import grouped, tile_rows
 from colm_jax.plan.plan import matrix_flops, topology_devices
 
 SIZES = {
@@ -139,5 +139,13 @@ def test_operations_on_tpu_are_those_of_the_rows(rows, networks, dtype):
         assert matrix_flops(jax.make_jaxpr(function)(*abstract).jaxpr) == pytest.approx(expected)
 
 
-def test_counted_flops_are_a_devices_share():
-    assert product_flops("grouped_rows", [(10, 3), (2, 3, 5), (8,), ()]) == 2 * 10 * 3 * 5 * 2 / 8
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_device_with_some_networks_is_expected_to_have_their_share_of_rows():
+    for quantised, rel in ((False, 1e-6), (True, 1e-6)):
+        x, kernel, sizes = problem(SIZES["even"])
+        kernel = (
+            jax.vmap(lambda one: qwix.quantize(one, jnp.int8, channelwise_axes=(1,)))(kernel) if quantised else kernel
+        )
+        some = jax.tree.map(lambda leaf: leaf[2:4], kernel)
+        traced = jax.make_jaxpr(grouped)(x, some, sizes, jnp.int32(2))
+        assert matrix_flops(traced.jaxpr) == pytest.approx(2 * 384 * 24 * 40 / 3, rel=rel)

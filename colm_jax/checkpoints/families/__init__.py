@@ -17,6 +17,7 @@ from colm_jax.checkpoints.families.multimodal import MULTIMODAL, text_fields, te
 from colm_jax.checkpoints.families.olmo import OLMO2, OLMO3
 from colm_jax.checkpoints.families.phi import PHI3
 from colm_jax.checkpoints.families.qwen import QWEN2, QWEN3
+from colm_jax.checkpoints.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from colm_jax.checkpoints.families.smollm import SMOLLM3
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
@@ -25,7 +26,7 @@ __all__ = ["FAMILIES", "Family", "Stored", "from_huggingface", "text_tensor", "t
 
 _LLAMA_LIKE = (LLAMA, MISTRAL, MINISTRAL, MINISTRAL3, PHI3, GRANITE, SMOLLM3, GLM4)
 _OTHERS = (QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2, OLMO3)
-_MIXTURES = (MIXTRAL, GPT_OSS, LLAMA4, DEEPSEEK_V2, DEEPSEEK_V3)
+_MIXTURES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GPT_OSS, LLAMA4, DEEPSEEK_V2, DEEPSEEK_V3)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_LLAMA_LIKE, *_OTHERS, *_MIXTURES)}
 
 

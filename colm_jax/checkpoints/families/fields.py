@@ -27,8 +27,8 @@ CHANGES_NOTHING = frozenset(
     # outputs and caches of PyTorch modules
     """output_attentions output_hidden_states output_router_logits return_dict use_return_dict torchscript use_cache """
     """tie_last_hidden_states cache_implementation """
-    # the type of the stored weights; each tensor has its own
-    """dtype torch_dtype use_bfloat16 """
+    # how the weights are stored: each tensor has its own type, and quantised ones are checked when tensors are matched
+    """dtype torch_dtype use_bfloat16 quantization_config """
     # the choice among equivalent kernels
     """_attn_implementation attn_implementation _attn_implementation_autoset """
     """_experts_implementation experts_implementation pretraining_tp """
@@ -42,7 +42,6 @@ _NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 # Fields that must not be set: the values that mean "not set", and the reason.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "auto_map": (_NOTHING, "the checkpoint has its own code, which is never run"),
-    "quantization_config": (_NOTHING, "the weights are already quantised; use the unquantised checkpoint"),
     "compression_config": (_NOTHING, "the weights are already quantised; use the unquantised checkpoint"),
     "transformers_weights": (_NOTHING, "it names another weights file; rename that file to model.safetensors"),
     "per_layer_config": (_NOTHING, "layers that differ in their sizes are not supported"),

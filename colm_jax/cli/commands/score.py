@@ -15,8 +15,8 @@ def add_flags(parser: Parser) -> None:
     mesh_flag(parser)
     distributed_flag(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="JSONL or .txt")
-    text = "int8, int4: weights only (default: float32)"
-    parser.add_argument("--dtype", choices=EXPERT_DTYPES, default="float32", help=text)
+    text = "int8, int4: weights only (default: float32; quantised checkpoints stay so)"
+    parser.add_argument("--dtype", choices=EXPERT_DTYPES, help=text)
     out_flag(parser)
 
 
