@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf.constants import GGMLQuantizationType
 from safetensors.numpy import load
 
 from colm_jax import CoLM
@@ -17,6 +18,7 @@ from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.stage import StageDirectory
 from colm_jax.settings.generation import GenerationSettings
 from colm_jax.storage import files_below, read_lines, write_text
+from tests.checkpoints.gguf.write import write_tiny
 from tests.jobs import end, until
 from tests.pipeline.test_run import write_lines
 from tests.storage.conftest import by_others
@@ -190,6 +192,18 @@ def test_weights_are_read_by_ranges_and_errors_name_the_address(tmp_path, bucket
         CoLM.from_pretrained(base=bucket / "model", experts=[])
     with pytest.raises(UserError, match="nothing in the bucket begins with it"):
         CoLM.from_pretrained(base=bucket / "none", experts=[])
+
+
+def test_gguf_file_stays_in_the_bucket(tmp_path, bucket):
+    file = write_tiny(tmp_path / "tiny.gguf", "llama", GGMLQuantizationType.Q8_0)
+    put(file, bucket / "tiny.gguf")
+    team, same = (CoLM.from_pretrained(base=place, experts=[]) for place in (bucket / "tiny.gguf", file))
+    assert team.generate(["abc"], strategy="base") == same.generate(["abc"], strategy="base")
+    copies = [path for path in Path(os.environ["COLM_CACHE"]).rglob("*") if path.is_file()]
+    assert not [path for path in copies if path.name == "tiny.gguf"]
+    by_others(bucket / "tiny.gguf", file.read_bytes()[:-4096])
+    with pytest.raises(UserError, match=r"gs://bucket/.*/tiny\.gguf: not a readable GGUF file: tensor .* ends at byte"):
+        CoLM.from_pretrained(base=bucket / "tiny.gguf", experts=[])
 
 
 def test_sweep_demo_and_store_in_a_bucket_are_errors(tmp_path, bucket, capsys):
