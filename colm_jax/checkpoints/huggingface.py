@@ -19,7 +19,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from colm_jax.checkpoints.directory import weight_map
-from colm_jax.checkpoints.families import from_huggingface, text_tensor
+from colm_jax.checkpoints.families import from_huggingface, model_tensor
 from colm_jax.checkpoints.layout import abstract_decoder, by_path, layout_of
 from colm_jax.checkpoints.reader import (
     StoredPart,
@@ -76,9 +76,9 @@ def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
     wanted, found = layout_of(config), dict[str, TensorOnDisk]()
     on_disk = [tensor for tensor in tensors_on_disk(directory) if not _NO_WEIGHTS.fullmatch(tensor.name)]
     _check_index(directory, on_disk)
-    model_type = read_json(directory / "config.json")["model_type"]
+    stored_config = read_json(directory / "config.json")
     for tensor in on_disk:
-        name = text_tensor(model_type, tensor.name)
+        name = model_tensor(stored_config, tensor.name)
         if name is None:
             continue
         tensor = replace(tensor, name=name)
