@@ -6,7 +6,7 @@ The layers for predicting several tokens at once (DeepSeek-V3, section 2.2), sto
 import re
 from typing import Any
 
-from colm_jax.checkpoints.families.family import TABLE, Family, Stored, read_sizes, write_sizes
+from colm_jax.checkpoints.families.family import TABLE, Family, Stored, read_sizes, read_uniform_windows, write_sizes
 from colm_jax.checkpoints.families.fields import Fields, Json
 from colm_jax.checkpoints.families.reference import default_of
 from colm_jax.checkpoints.families.rope import RopeRules, read_rope, write_both_ropes
@@ -42,6 +42,7 @@ def _read_common(fields: Fields, interleaved: bool) -> dict[str, Any]:
         **sizes,
         "head_dim": latent.plain + latent.rotary,
         "latent": latent,
+        "windows": read_uniform_windows(fields, depth, None),
         "rope": read_rope(fields, rules),
         "qkv_bias": bias,
         "out_bias": bias,
