@@ -113,7 +113,14 @@ def test_every_field_read_by_the_references_code_is_known(model_type):
     )
     made = reference_class(model_type)
     name = next(name for name, config in CONFIGS.items() if config["model_type"] == model_type)
-    here = set(known_to(name)) | set(made.attribute_map) | asked_for(name) | CHANGES_NOTHING | set(REFUSED) | _OF_OTHER_MODELS
+    here = (
+        set(known_to(name))
+        | set(made.attribute_map)
+        | asked_for(name)
+        | CHANGES_NOTHING
+        | set(REFUSED)
+        | _OF_OTHER_MODELS
+    )
     assert {key for key in read if key not in here and not hasattr(made, key)} == set()
 
 

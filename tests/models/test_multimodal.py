@@ -11,8 +11,7 @@ from colm_jax.checkpoints.families import from_huggingface, to_huggingface
 from colm_jax.checkpoints.huggingface import load_model, match_tensors, read_config, save_tensors, to_tensors
 from colm_jax.errors import UserError
 from tests.models.families import CONFIGS, tokens, weights, write_family
-from tests.models.make_golden import transformers_logits
-from tests.tiny import edit_json, run
+from tests.tiny import run
 
 WRAPPERS = {"gemma3": "gemma3", "mistral3": "mistral", "mistral3-ministral3": "ministral3", "llama4": "llama4"}
 NAMINGS = {  # of the text model's tensors: before transformers 4.52, and since; each with that of the head
@@ -21,7 +20,11 @@ NAMINGS = {  # of the text model's tensors: before transformers 4.52, and since;
 }
 TOWER = {
     "old": ("vision_tower.encoder.layers.0.weight", "vision_model.embedding", "multi_modal_projector.linear_1.weight"),
-    "new": ("model.vision_tower.patch_conv.weight", "model.vision_model.norm", "model.multi_modal_projector.norm.weight"),
+    "new": (
+        "model.vision_tower.patch_conv.weight",
+        "model.vision_model.norm",
+        "model.multi_modal_projector.norm.weight",
+    ),
 }
 
 

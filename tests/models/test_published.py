@@ -5,7 +5,7 @@ import copy
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from colm_jax.checkpoints.families import FAMILIES, from_huggingface, to_huggingface
+from colm_jax.checkpoints.families import from_huggingface, to_huggingface
 from colm_jax.checkpoints.families.multimodal import MULTIMODAL
 from colm_jax.checkpoints.families.reference import default_of
 from colm_jax.errors import UserError
