@@ -112,7 +112,7 @@ def write_model(
 def edit_json(path: Path, **fields: Any) -> None:
     """Sets fields of a JSON file; None removes one."""
     value = {**json.loads(path.read_text()), **fields}
-    path.write_text(json.dumps({key: v for key, v in value.items() if v is not None}))
+    path.write_text(json.dumps({key: v for key, v in value.items() if v is not None or key not in fields}))
 
 
 def write_team(directory: Path, base: Path, expert: Path, spread: float = 0.4, seed: int = 0) -> Path:

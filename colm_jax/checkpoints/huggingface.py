@@ -20,7 +20,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from colm_jax.checkpoints.directory import weight_map
-from colm_jax.checkpoints.families import from_huggingface, text_tensor
+from colm_jax.checkpoints.families import from_huggingface, model_tensor
 from colm_jax.checkpoints.gguf import packed as gguf
 from colm_jax.checkpoints.layout import abstract_decoder, by_path, layout_of
 from colm_jax.checkpoints.quantized.kernel import forms, read_kernel
@@ -84,12 +84,12 @@ def match_tensors(directory: Path, values: bool = True) -> list[StoredPart]:
     config = read_config(directory)
     wanted, found = layout_of(config), dict[str, StoredTensor]()
     stored_config = read_json(directory / "config.json")
-    scheme, model_type = read_scheme(stored_config, str(directory / "config.json")), stored_config["model_type"]
+    scheme = read_scheme(stored_config, str(directory / "config.json"))
     on_disk = tensors_on_disk(directory, packed=scheme is not None)
     on_disk = [gguf.packed(tensor) for tensor in on_disk if not _NO_WEIGHTS.fullmatch(tensor.name)]
     _check_index(directory, on_disk)
     for tensor in on_disk if scheme is None else scheme.collect(on_disk):
-        name = text_tensor(model_type, tensor.name)
+        name = model_tensor(stored_config, tensor.name)
         if name is None:
             continue
         tensor = tensor.named(name)

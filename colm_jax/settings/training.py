@@ -27,7 +27,7 @@ class Lora:
     rank: int = setting(16, help="rank of the matrices", least=1)
     alpha: float = setting(32.0, help="scale of their product, divided by the rank", above=0)
     modules: str = setting(
-        r"attention/(query|key|value|out)|feed_forward/(gate|up|down)",
+        r"attention/(query|key|value|out|(query|key_value)_(down|up))|feed_forward/(shared/)?(gate|up|down)",
         help="regular expression of the paths of the linear maps that get them",
     )
 

@@ -1,11 +1,14 @@
 """Costs compared with values by hand, and weights with those of decoders."""
 
+import math
+
 import jax
 import pytest
 from flax import nnx
 
 from colm_jax.evaluation.cost import Work, alone, read, together, weights_met
 from colm_jax.models.config import Mixture
+from tests.models.mixed import KINDS
 from tests.tiny import tiny_config, tiny_decoder
 
 # One layer, one head of 2: by hand, q, k, v, o 4 · 2·2, feed-forward 3 · 2·3, head 2·5: 44 weights.
@@ -21,6 +24,26 @@ def test_weights_equal_the_decoders_without_norms_and_embedding():
         total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(decoder)))
         norms = (2 * config.depth + 1) * config.width
         assert weights_met(config, active=False) == total - norms - config.width * config.vocab_size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_equal_the_kernels_of_decoders_with_layers_that_differ(kind):
+    decoder = nnx.eval_shape(lambda: tiny_decoder(**KINDS[kind]))
+    kernels = {
+        ".".join(map(str, path)): math.prod(variable.shape)
+        for path, variable in nnx.to_flat_state(nnx.state(decoder))
+        if path[-1] in ("kernel", "head", "gate", "up", "down")
+    }
+    assert weights_met(decoder.config, active=False) == sum(kernels.values())
+    mixture, layers = decoder.config.mixture, decoder.config.mixtures.count(True)
+    idle = (mixture.networks - mixture.active) * 3 * decoder.config.width * (mixture.ff or decoder.config.ff)
+    assert weights_met(decoder.config) == sum(kernels.values()) - layers * idle
+
+
+def test_latent_attention_counts_its_keys_and_values():
+    config = tiny_config(**KINDS["latent attention, two runs"])
+    attention = read(config, 0, 3, 4).flops - 2 * weights_met(config) * 3
+    assert attention == config.depth * 2 * config.heads * (10 + 5) * (1 + 2 + 3)
 
 
 def test_mixture_of_experts_counts_the_active_networks():

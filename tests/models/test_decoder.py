@@ -1,6 +1,7 @@
 """The decoder's fast paths against the plain pass, and every configuration field against its effect."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 
 from colm_jax.checkpoints.families import from_huggingface, to_huggingface
 from colm_jax.models.config import Rope
+from tests.models.mixed import KINDS, mixed_decoder
 from tests.tiny import forward, run, tiny_config, tiny_decoder
 
 LENGTHS = (97, 5, 64, 33)
@@ -19,11 +21,18 @@ def random_tokens(*shape, seed=0):
     return np.random.default_rng(seed).integers(3, 32, shape).astype(np.int32)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_stacked_equals_unstacked(tied):
-    decoder, tokens = tiny_decoder(tied=tied), random_tokens(2, 40)
+STACKED = {
+    "tied": partial(tiny_decoder, tied=True),
+    "untied": partial(tiny_decoder, tied=False),
+    **{kind: partial(mixed_decoder, kind) for kind in KINDS},
+}
+
+
+@pytest.mark.parametrize("kind", STACKED)
+def test_stacked_equals_unstacked(kind):
+    decoder, tokens = STACKED[kind](), random_tokens(2, 40)
     for one, other in zip(run(decoder, tokens), run(decoder.unstacked(), tokens)):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
 def test_unstacking_twice_changes_nothing():
@@ -57,6 +66,34 @@ def test_texts_that_share_a_row_do_not_see_each_other(fields, stacked):
     hidden, _ = decoder(tokens, segments=segments)
     alone = [decoder(part)[0] for part in np.split(tokens, np.cumsum(lengths)[:-1], axis=1)]
     np.testing.assert_allclose(hidden, np.concatenate(alone, axis=1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_that_share_a_row_have_places_of_their_own(kind):
+    decoder, lengths = mixed_decoder(kind), (19, 5, 19)  # of chunks of 8 each has its own
+    graph, state = nnx.split(decoder)
+    tokens, segments = random_tokens(1, sum(lengths)), np.repeat([1, 2, 3], lengths)[None]
+    packed = jax.jit(lambda state: nnx.merge(graph, state)(tokens, segments=segments)[0])(state)
+    alone = [run(decoder, part)[0] for part in np.split(tokens, np.cumsum(lengths)[:-1], axis=1)]
+    np.testing.assert_allclose(packed, np.concatenate(alone, axis=1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "remat"), list(zip(KINDS, ["dots", "full", "dots"])))
+def test_gradients_do_not_depend_on_what_is_kept_for_them(kind, remat):
+    graph, state = nnx.split(mixed_decoder(kind))
+    tokens = random_tokens(2, 20)
+
+    @jax.jit(static_argnames="remat")
+    def gradients(state, remat):
+        def loss(state):
+            decoder = nnx.merge(graph, state)
+            return jnp.mean(jax.nn.logsumexp(decoder.logits(decoder(tokens, remat=remat)[0]), axis=-1))
+
+        return jax.grad(loss)(state)
+
+    kept, again = gradients(state, "none"), gradients(state, remat)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), kept, again)
+    assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(kept))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

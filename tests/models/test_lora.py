@@ -1,5 +1,7 @@
 """LoRA starts as nothing, trains only its own matrices, and merged into the kernels computes the same."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.config import Mixture
 from colm_jax.models.lora import add_lora, merge_lora
 from colm_jax.settings.training import Lora
+from tests.models.mixed import KINDS, mixed_decoder
 from tests.tiny import run, tiny_decoder
 
 TOKENS = np.random.default_rng(0).integers(3, 32, (2, 40))
@@ -29,9 +32,17 @@ def test_it_starts_as_nothing():
     np.testing.assert_array_equal(run(add_lora(decoder, SETTINGS, 0), TOKENS)[1], run(decoder, TOKENS)[1])
 
 
-@pytest.mark.parametrize("fields", [{}, {"mixture": Mixture(4, 2)}, {"qkv_bias": True, "qk_norm": True}], ids=str)
-def test_merged_equals_unmerged(fields):
-    decoder = tiny_decoder(**fields)
+MADE = {
+    "plain": tiny_decoder,
+    "mixture": partial(tiny_decoder, mixture=Mixture(4, 2)),
+    "biases and norms": partial(tiny_decoder, qkv_bias=True, qk_norm="head"),
+    **{kind: partial(mixed_decoder, kind) for kind in KINDS},
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_merged_equals_unmerged(kind):
+    decoder = MADE[kind]()
     with_lora = trained(decoder)
     expected = run(with_lora, TOKENS)[1]
     assert np.abs(expected - run(decoder, TOKENS)[1]).max() > 0.1
@@ -49,6 +60,18 @@ def test_every_linear_map_gets_matrices_and_modules_choose_them():
     parts += [f"feed_forward.{name}" for name in ("gate", "up", "down")]
     assert kernels(SETTINGS) == {f"layers.{part}.kernel" for part in parts}
     assert kernels(Lora(modules="attention/(query|value)")) == {f"layers.{parts[i]}.kernel" for i in (0, 2)}
+
+
+def test_every_linear_map_of_every_run_gets_matrices():
+    decoder = mixed_decoder("latent attention, two runs")
+    lora = nnx.state(add_lora(decoder, SETTINGS, 0), nnx.LoRAParam)
+    found = {".".join(map(str, path)).rsplit("_lora_", 1)[0] for path, _ in nnx.to_flat_state(lora)}
+    latent = ("query_down", "query_up", "key_value_down", "key_value_up", "out")
+    expected = set()
+    for number, feed_forward in enumerate(("", "shared.")):
+        expected |= {f"layers.{number}.attention.{name}.kernel" for name in latent}
+        expected |= {f"layers.{number}.feed_forward.{feed_forward}{name}.kernel" for name in ("gate", "up", "down")}
+    assert found == expected
 
 
 def test_layers_start_apart_and_equal_seeds_start_alike():

@@ -1,5 +1,7 @@
 """Several texts' new tokens in one line give what a pass over a grid of texts gives, and the same rows."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 from colm_jax.models.cache import BLOCK, KVCache
 from colm_jax.models.config import Mixture
 from colm_jax.models.ragged import Ragged
+from tests.models.mixed import KINDS, mixed_decoder
 from tests.tiny import tiny_decoder
 
 SIZE, CHUNK, TOKENS = 64, 16, 40
@@ -40,18 +43,20 @@ def read_before(decoder, order):
     return graph, state, jnp.asarray(new), cache
 
 
-@pytest.mark.parametrize(
-    ("fields", "order"),
-    [
-        ({}, [0, 1, 2, 3, 4]),
-        ({}, [3, 4, 0, 2, 1]),
-        ({"windows": (8, None)}, [0, 1, 2, 3, 4]),
-        ({"mixture": Mixture(networks=4, active=2)}, [0, 1, 2, 3, 4]),
-    ],
-    ids=["plain", "another order", "window", "mixture"],
-)
-def test_a_line_equals_a_grid(fields, order):
-    graph, state, new, cache = read_before(tiny_decoder(**fields).unstacked(), order)
+IN_ORDER = [0, 1, 2, 3, 4]
+CASES = {
+    "plain": (tiny_decoder, IN_ORDER),
+    "another order": (tiny_decoder, [3, 4, 0, 2, 1]),
+    "window": (partial(tiny_decoder, windows=(8, None)), IN_ORDER),
+    "mixture": (partial(tiny_decoder, mixture=Mixture(networks=4, active=2)), IN_ORDER),
+    **{kind: (partial(mixed_decoder, kind), IN_ORDER) for kind in KINDS},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_line_equals_a_grid(case):
+    made, order = CASES[case]
+    graph, state, new, cache = read_before(made().unstacked(), order)
     counts = jnp.asarray(COUNTS[order], jnp.int32)
     grid, expected = on_grid(graph, state, new, cache, counts)
     last, found = in_line(graph, state, new, cache, counts)

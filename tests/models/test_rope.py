@@ -369,7 +369,21 @@ def test_cached_keys_turn_as_in_the_longest_text_whatever_the_caches_size(size, 
     expected, text = np.asarray(run(decoder, tokens()[None])[0])[0], tokens()[None, :100]
     hidden, _ = decoder(text, KVCache.empty(decoder.config, 1, size, jnp.float32))
     np.testing.assert_allclose(np.asarray(hidden)[0], expected[:100], atol=1e-4)
-    assert np.abs(np.asarray(run(decoder, text)[0])[0] - expected[:100]).max() > 1e-2  # a short text by itself
+
+
+@pytest.mark.parametrize("context", [640, 150], ids=["beyond the original context", "the original context"])
+def test_a_short_text_turns_alike_with_and_without_a_cache(context, tmp_path, mesh):
+    directory = write_family(tmp_path / "phi3", "phi3", max_position_embeddings=context)
+    decoder = load_model(directory, "float32", mesh, stacked=False)[0]
+    assert decoder.config.rope.scaling.original_context == 150
+    text = tokens()[None, :100]
+    full = np.asarray(run(decoder, text)[0])[0]
+    hidden, _ = decoder(text, KVCache.empty(decoder.config, 1, 120, jnp.float32))
+    np.testing.assert_allclose(np.asarray(hidden)[0], full, atol=1e-4)
+    pytest.importorskip("torch", reason="needs PyTorch")  # transformers goes by the text, which is short
+    expected = transformers_logits(directory, tokens()[:100])
+    error = np.abs(np.asarray(decoder.logits(full)) - expected).max()
+    assert error < 1e-4 if context == 150 else error > 1e-2
 
 
 def test_dynamic_positions_beyond_the_context_are_those_of_transformers(tmp_path):

@@ -22,7 +22,7 @@ from colm_jax.checkpoints.families.smollm import SMOLLM3
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 
-__all__ = ["FAMILIES", "Family", "Stored", "from_huggingface", "text_tensor", "to_huggingface"]
+__all__ = ["FAMILIES", "Family", "Stored", "from_huggingface", "model_tensor", "to_huggingface"]
 
 _LLAMA_LIKE = (LLAMA, MISTRAL, MINISTRAL, MINISTRAL3, PHI3, GRANITE, SMOLLM3, GLM4)
 _OTHERS = (QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2, OLMO3)
@@ -51,6 +51,19 @@ def from_huggingface(config: dict[str, Any], source: str) -> ModelConfig:
         raise error if str(error).startswith(source) else fields.error(str(error)) from None
     fields.done()
     return result
+
+
+def model_tensor(config: dict[str, Any], name: str) -> str | None:
+    """Return the name of a stored tensor in the family's table; None if the tensor is no part of the (text) model.
+
+    Args:
+      config: a `config.json` that `from_huggingface` reads.
+      name: the tensor's name in the checkpoint.
+    """
+    model_type = config["model_type"]
+    if model_type in MULTIMODAL:
+        return text_tensor(name)
+    return None if FAMILIES[model_type].left_out(config, name) else name
 
 
 def to_huggingface(

@@ -1,21 +1,25 @@
 """DeepSeek-V2 and V3 (and R1): latent attention, mixtures with shared networks after a few dense layers.
 
-The layers for predicting several tokens at once, stored after the last one, are not read.
+The layers for predicting several tokens at once (DeepSeek-V3, section 2.2), stored after the last one, are left out.
 """
 
+import re
 from typing import Any
 
-from colm_jax.checkpoints.families.family import TABLE, Family, Stored, read_sizes, write_sizes
+from colm_jax.checkpoints.families.family import TABLE, Family, Stored, read_sizes, read_uniform_windows, write_sizes
 from colm_jax.checkpoints.families.fields import Fields, Json
+from colm_jax.checkpoints.families.reference import default_of
 from colm_jax.checkpoints.families.rope import RopeRules, read_rope, write_both_ropes
 from colm_jax.models.config import Latent, Mixture, ModelConfig
 
 _INNER_EPS = 1e-6  # of the norms within attention: the default of transformers' class, which no field changes
 _METHODS = ("greedy", "group_limited_greedy")  # of DeepSeek-V2, to choose networks
+_PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers")  # two names of one field
 
 
 def _read_common(fields: Fields, interleaved: bool) -> dict[str, Any]:
     fields.only("hidden_act", "silu")
+    fields.only("moe_layer_freq", 1, None)  # transformers ignores it, DeepSeek's own program does not
     sizes, bias = read_sizes(fields), fields.optional("attention_bias", bool)
     if sizes["kv_heads"] != sizes["heads"]:
         raise fields.error(
@@ -38,6 +42,7 @@ def _read_common(fields: Fields, interleaved: bool) -> dict[str, Any]:
         **sizes,
         "head_dim": latent.plain + latent.rotary,
         "latent": latent,
+        "windows": read_uniform_windows(fields, depth, None),
         "rope": read_rope(fields, rules),
         "qkv_bias": bias,
         "out_bias": bias,
@@ -59,6 +64,8 @@ def _read_mixture(fields: Fields, **own: Any) -> Mixture:
 
 
 def _read_v2(fields: Fields) -> ModelConfig:
+    fields.published_code("DeepseekV2ForCausalLM")
+    fields.only("scoring_func", "softmax", None)
     method = fields.optional("topk_method", str)
     if method not in _METHODS:
         raise fields.error(f"topk_method={method!r} is not supported, only {' and '.join(_METHODS)}")
@@ -73,8 +80,12 @@ def _read_v2(fields: Fields) -> ModelConfig:
 
 
 def _read_v3(fields: Fields) -> ModelConfig:
-    for key in ("num_nextn_predict_layers", "num_mtp_layers"):
-        fields.given(key, int)
+    counts = [fields.given(key, int) for key in _PREDICTING]
+    if None not in counts and counts[0] != counts[1]:
+        raise fields.error(f"{_PREDICTING[0]!r} ({counts[0]}) and {_PREDICTING[1]!r} ({counts[1]}) disagree")
+    if any(count is not None and count < 0 for count in counts):
+        raise fields.error(f"field {_PREDICTING[0]!r} must not be below 0, got {min(filter(None, counts))}")
+    fields.published_code("DeepseekV3ForCausalLM")
     fields.only("topk_method", "noaux_tc", None)
     fields.only("scoring_func", "sigmoid", None)
     mixture = _read_mixture(
@@ -88,6 +99,14 @@ def _read_v3(fields: Fields) -> ModelConfig:
     )
     common = _read_common(fields, interleaved=fields.optional("rope_interleave", bool))
     return ModelConfig(family="deepseek_v3", **common, mixture=mixture)
+
+
+def _predicts_more(config: Json, name: str) -> bool:
+    """Return whether a stored tensor is of the layers that predict several tokens at once."""
+    given = [config[key] for key in _PREDICTING if config.get(key) is not None]
+    count = given[0] if given else default_of("deepseek_v3", _PREDICTING[1])
+    layer, depth = re.match(r"model\.layers\.(\d+)\.", name), config["num_hidden_layers"]
+    return layer is not None and depth <= int(layer[1]) < depth + count
 
 
 def _write_common(config: ModelConfig) -> Json:
@@ -123,7 +142,7 @@ def _write_v2(config: ModelConfig) -> Json:
 def _write_v3(config: ModelConfig) -> Json:
     assert config.mixture is not None
     own = {"norm_topk_prob": config.mixture.normalised, "rope_interleave": config.rope.interleaved}
-    return {**_write_common(config), **own}
+    return {**_write_common(config), **own, _PREDICTING[0]: 0}
 
 
 _ATTENTION, _MLP = "model.layers.{}.self_attn.", "model.layers.{}.mlp."
@@ -156,4 +175,4 @@ _TABLE = {
     **{f"layers.feed_forward.{path}": stored for path, stored in _MIXTURE_TABLE.items()},
 }
 DEEPSEEK_V2 = Family("deepseek_v2", "DeepseekV2ForCausalLM", _read_v2, _write_v2, _TABLE)
-DEEPSEEK_V3 = Family("deepseek_v3", "DeepseekV3ForCausalLM", _read_v3, _write_v3, _TABLE)
+DEEPSEEK_V3 = Family("deepseek_v3", "DeepseekV3ForCausalLM", _read_v3, _write_v3, _TABLE, _predicts_more)

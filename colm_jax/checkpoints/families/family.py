@@ -58,6 +58,7 @@ class Family:
     read: Callable[[Fields], ModelConfig]
     write: Callable[[ModelConfig], Json]
     table: dict[str, Stored]  # path in Decoder, layers unnumbered -> stored tensor; may have paths that are not used
+    left_out: Callable[[Json, str], bool] = lambda config, name: False  # is this stored tensor no part of the model?
 
 
 # Shared by Llama-like families.

@@ -33,7 +33,8 @@ CHANGES_NOTHING = frozenset(
     """_attn_implementation attn_implementation _attn_implementation_autoset """
     """_experts_implementation experts_implementation pretraining_tp """
     # hyperparameters of the published model's training
-    """attention_dropout gradient_checkpointing initializer_range router_aux_loss_coef router_jitter_noise """
+    """attention_dropout resid_pdrop embd_pdrop gradient_checkpointing initializer_range router_aux_loss_coef """
+    """router_jitter_noise """
     # sampling parameters in old files
     """max_length""".split()
 )
@@ -124,6 +125,13 @@ class Fields:
         self.read.add(key)
         if key in self.config and self.config[key] not in allowed:
             raise self.error(f"{key}={self.config[key]!r:.80} is not supported, only {allowed[0]!r}")
+
+    def published_code(self, architecture: str) -> None:
+        """Accept an `auto_map` that names transformers' own class: code published before transformers had the family."""
+        classes = self.config.get("auto_map")
+        named = classes.get("AutoModelForCausalLM") if isinstance(classes, dict) else None
+        if isinstance(named, str) and named.rpartition(".")[2] == architecture:
+            self.read.add("auto_map")
 
     def done(self) -> None:
         """Check the fields that were not read.

@@ -25,7 +25,8 @@ _GEMMA3_PATTERN = 6  # by default every sixth layer has no window
 def _read_common(fields: Fields, pattern: int) -> dict[str, Any]:
     for key in ("hidden_activation", "hidden_act"):
         fields.only(key, _GELU, None)
-    fields.only("sliding_window_size", fields.config.get("sliding_window"), None)  # duplicate in Gemma 2 9B and 27B
+    window = fields.optional("sliding_window", int, None)
+    fields.only("sliding_window_size", window, None)  # duplicate in Gemma 2 9B and 27B
     fields.only("use_bidirectional_attention", False, None)
     sizes = read_sizes(fields)
     bias = fields.optional("attention_bias", bool)
@@ -43,7 +44,7 @@ def _read_common(fields: Fields, pattern: int) -> dict[str, Any]:
         "attention_scalar": fields.get("query_pre_attn_scalar", float),
         "attention_softcap": fields.optional("attn_logit_softcapping", float, None),
         "logit_softcap": fields.optional("final_logit_softcapping", float, None),
-        "windows": read_windows(fields, sizes["depth"], fields.optional("sliding_window", int, None), windowed),
+        "windows": read_windows(fields, sizes["depth"], window, windowed),
     }
 
 

@@ -1,6 +1,14 @@
 """GLM-4 (0414): interleaved rotary positions on part of a head, norms before and after, a fused feed-forward kernel."""
 
-from colm_jax.checkpoints.families.family import TABLE, Family, Stored, gate_and_up, read_sizes, write_sizes
+from colm_jax.checkpoints.families.family import (
+    TABLE,
+    Family,
+    Stored,
+    gate_and_up,
+    read_sizes,
+    read_uniform_windows,
+    write_sizes,
+)
 from colm_jax.checkpoints.families.fields import Fields, Json
 from colm_jax.checkpoints.families.rope import RopeRules, read_rope, write_both_ropes
 from colm_jax.models.config import ModelConfig
@@ -13,6 +21,7 @@ def _read(fields: Fields) -> ModelConfig:
         family="glm4",
         **sizes,
         rope=read_rope(fields, RopeRules(partial=True, interleaved=True)),
+        windows=read_uniform_windows(fields, sizes["depth"], None),
         qkv_bias=fields.optional("attention_bias", bool),
         post_norm=True,
     )

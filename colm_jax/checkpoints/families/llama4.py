@@ -24,7 +24,7 @@ def _read(fields: Fields) -> ModelConfig:
     depth, network_ff = sizes["depth"], sizes["ff"]
     rotated, chunk = read_rope_layers(fields, depth), fields.optional("attention_chunk_size", int, None)
     by_default = [rope and chunk is not None for rope in rotated]
-    tuned = fields.optional("attn_temperature_tuning", bool)
+    tuned = _tuned(fields)
     scale, span = fields.optional("attn_scale", float), fields.optional("floor_scale", int)
     mixture = Mixture(
         networks=fields.optional("num_local_experts", int),
@@ -50,6 +50,14 @@ def _read(fields: Fields) -> ModelConfig:
         mixture=mixture,
         mixture_layers=mixtures,
     )
+
+
+def _tuned(fields: Fields) -> bool:
+    """Return whether queries grow with their position; the first files have a whole number, of which 0 means no."""
+    key = "attn_temperature_tuning"
+    old = fields.config.get(key)
+    is_number = isinstance(old, int) and not isinstance(old, bool)
+    return bool(fields.given(key, int)) if is_number else fields.optional(key, bool)
 
 
 def _mixture_layers(fields: Fields, depth: int) -> tuple[bool, ...]:

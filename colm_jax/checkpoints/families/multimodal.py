@@ -51,18 +51,18 @@ def text_fields(config: Json, source: str) -> Fields:
             f"the text model of {wrapper.model_type!r} has model_type {model_type!r}; only "
             f"{', '.join(wrapper.text_types)} is supported"
         )
-    # The outer model owns the head, and decides whether it is the embedding.
-    tied = config.get("tie_word_embeddings", default_of(wrapper.model_type, "tie_word_embeddings"))
+    # The outer model owns the head, and decides whether it is the embedding. Where no model says it, the text model's
+    # default holds: Mistral Small 3.1 stores a head, although transformers' default for the outer model is tied.
+    key = "tie_word_embeddings"
+    tied = config.get(key, inner.get(key, default_of(model_type, key)))
     refused = {key: config[key] for key in REFUSED if key in config and key != "text_config"}
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config and key not in inner}
     merged = {**refused, **ids, **inner, "model_type": model_type, "tie_word_embeddings": tied}
     return Fields(merged, f"{source} (text_config)", sizes_required=False)
 
 
-def text_tensor(model_type: str, name: str) -> str | None:
-    """Return the name that a tensor has in a text model; None if it does not belong to it."""
-    if model_type not in MULTIMODAL:
-        return name
+def text_tensor(name: str) -> str | None:
+    """Return the name that a tensor of a multimodal checkpoint has in its text model; None if it is not part of it."""
     if name.removeprefix("model.").startswith(_LEFT_OUT):
         return None
     for prefix, ours in _PREFIXES.items():

@@ -11,6 +11,7 @@ from colm_jax.checkpoints.families.family import (
     layer_types,
     one_window,
     read_sizes,
+    read_uniform_windows,
     read_windows,
     write_sizes,
 )
@@ -30,6 +31,12 @@ def _read_common(fields: Fields) -> dict[str, Any]:
 
 def _write_common(config: ModelConfig) -> Json:
     return {**write_sizes(config), "hidden_act": "silu", "attention_bias": config.qkv_bias}
+
+
+def _read_olmo2(fields: Fields) -> ModelConfig:
+    common = _read_common(fields)
+    windows = read_uniform_windows(fields, common["depth"], None)
+    return ModelConfig(family="olmo2", **common, windows=windows, rope=read_rope(fields))
 
 
 def _read_olmo3(fields: Fields) -> ModelConfig:
@@ -59,7 +66,7 @@ _TABLE = {
 OLMO2 = Family(
     "olmo2",
     "Olmo2ForCausalLM",
-    lambda fields: ModelConfig(family="olmo2", **_read_common(fields), rope=read_rope(fields)),
+    _read_olmo2,
     lambda config: {**_write_common(config), **write_both_ropes(config.rope)},
     _TABLE,
 )

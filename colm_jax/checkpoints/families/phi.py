@@ -25,7 +25,9 @@ _ROPE = RopeRules(
 
 def _read(fields: Fields) -> ModelConfig:
     fields.only("hidden_act", "silu")
+    fields.published_code("Phi3ForCausalLM")
     sizes, window = read_sizes(fields), fields.optional("sliding_window", int, None)
+    fields.given("original_max_position_embeddings", int)  # changes nothing without longrope, which reads it
     return ModelConfig(
         family="phi3",
         **sizes,

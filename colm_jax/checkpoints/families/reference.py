@@ -29,9 +29,9 @@ def default_of(model_type: str, field: str) -> Any:
     return MISSING if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
 
 
-def default_rope(model_type: str) -> dict[str, Any]:
-    """Return the class's default `rope_parameters`: one description, or one for each layer type."""
-    return reference_class(model_type)().rope_parameters
+def default_rope(model_type: str, **fields: Any) -> dict[str, Any]:
+    """Return the class's default `rope_parameters` beside these fields: one description, or one for each layer type."""
+    return reference_class(model_type)(**fields).rope_parameters
 
 
 def known_rope_parameters() -> frozenset[str]:

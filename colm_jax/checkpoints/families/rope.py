@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from colm_jax.checkpoints.families.fields import LARGEST, Fields, Json
-from colm_jax.checkpoints.families.reference import MISSING, default_of, default_rope, known_rope_parameters
+from colm_jax.checkpoints.families.reference import (
+    MISSING,
+    default_of,
+    default_rope,
+    known_rope_parameters,
+    reference_class,
+)
 from colm_jax.errors import UserError
 from colm_jax.models.config import Bands, DynamicNTK, LongRope, Rope, Yarn
 
@@ -49,7 +55,14 @@ def read_rope(fields: Fields, rules: RopeRules | None = None) -> Rope:
     ropes = {key: _Description(fields, rules, key, value).rope() for key, value in found.items() if value}
     if not ropes:
         usual = (default_rope(fields.model_type) or {}) if found["rope_parameters"] is None else {}
-        rest = {key: value for key, value in usual.items() if key not in ("rope_theta", _PARTIAL)}
+        theta = fields.given("rope_theta", float)
+        if theta is not None and usual and default_rope(fields.model_type, rope_theta=theta)["rope_theta"] != theta:
+            raise fields.error(
+                f"'rope_theta' is {theta:g}, which transformers ignores in this family where 'rope_parameters' is "
+                "missing; add it"
+            )
+        left = (_PARTIAL,) if theta is None else (_PARTIAL, "rope_theta")
+        rest = {key: value for key, value in usual.items() if key not in left}
         return _Description(fields, rules, "rope_parameters", rest).rope()
     if len(set(ropes.values())) > 1:
         raise _disagree(fields, found)
@@ -175,8 +188,11 @@ class _Description:
         if self.theta_field is not None:
             theta = self.shared("rope_theta", self.theta_field)
         if theta is None and "rope_theta" not in self.found:
-            usual = default_rope(self.fields.model_type)
-            theta = (usual if self.layers is None else usual[self.layers])["rope_theta"]
+            model_type = self.fields.model_type
+            if self.layers is None:  # the default description may have another
+                theta = reference_class(model_type).default_theta
+            else:
+                theta = default_rope(model_type)[self.layers]["rope_theta"]
         return self.checked("rope_theta", theta)
 
     def original_context(self) -> int:
@@ -184,6 +200,8 @@ class _Description:
         value = self.found.get(_ORIGINAL)
         if self.layers is None:
             value = self.shared(_ORIGINAL, _ORIGINAL)
+            usual = default_of(self.fields.model_type, _ORIGINAL)  # Phi 3's class has one
+            value = usual if value is None and usual is not MISSING else value
         original = self.checked(_ORIGINAL, value)
         if not original.is_integer():
             raise self.error(f"field {_ORIGINAL!r} must be a whole number, got {original}")
@@ -200,6 +218,8 @@ class _Description:
             raise self.error("'truncate' is false, which transformers ignores in this family; remove it")
         fast, slow, attention, mscale, all_dim = (self.given(key) for key in _YARN if key != "truncate")
         mscale, all_dim = mscale or None, all_dim or None  # transformers: 0 is as none
+        if attention is None and all_dim is None and mscale == 1:
+            mscale = None  # the derived factor has this weight anyway
         if mscale is not None and (attention is not None or all_dim is None):
             beside = "without 'mscale_all_dim'" if attention is None else "beside 'attention_factor'"
             raise self.error(f"'mscale' ({mscale:g}) has no effect {beside}; remove it")
