@@ -209,7 +209,7 @@ CONFIGS |= {
         "qkv_bias": False,
         "use_sliding_window": True,
         "sliding_window": 90,
-        "max_window_layers": 3,
+        "max_window_layers": 2,
         "num_experts": 5,
         "num_experts_per_tok": 3,
         "moe_intermediate_size": 24,

@@ -1,6 +1,6 @@
 """Makes golden/*.npz: what transformers computes, for environments without PyTorch.
 
-Needs torch and transformers. Made with transformers 5.23.0, torch 2.13.0 (CPU):
+Needs torch and transformers. Made with transformers 5.23.0 (later families: 5.24.0), torch 2.13.0 (CPU):
 
     python -m tests.models.make_golden ../shared/models [FAMILY ...]
 

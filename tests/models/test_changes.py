@@ -144,6 +144,7 @@ CHANGES = {
     "chunked": [
         ("llama4", {"attention_chunk_size": 120}, ""),
         ("llama4", {"attention_chunk_size": 700}, ""),
+        ("smollm3", {"sliding_window": None}, "field 'sliding_window' is missing"),
         ("llama4", {"layer_types": ["full_attention"] * 4}, ""),
         ("llama4", {"layer_types": ["sliding_attention"] * 4}, "layer type 'sliding_attention'"),
         ("llama4", {"layer_types": None}, ""),  # chunks where there are rotary positions

@@ -12,6 +12,17 @@ from colm_jax.errors import UserError
 from tests.models.published import COMMON, PUBLISHED
 
 
+def _without(fields, path):
+    """The fields without the one at the path, which may lie within `text_config`."""
+    fields = copy.deepcopy(fields)
+    *outer, key = path
+    inner = fields
+    for part in outer:
+        inner = inner[part]
+    del inner[key]
+    return fields
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs_are_read(name):
     fields, expected = PUBLISHED[name]
@@ -39,13 +50,41 @@ LEFT_OUT = [
     ("gemma-3-1b", "rope_theta", "rope.theta", 1e6),
     ("gemma-3-1b", "rope_local_base_freq", "window_rope.theta", 1e4),
     ("gemma-3-1b", "sliding_window", "windows", (((4096,) * 5 + (None,)) * 5)[:26]),
+    ("gemma-3-4b", "sliding_window_pattern", "windows", (((1024,) * 5 + (None,)) * 6)[:34]),
+    ("gemma-3-4b", "hidden_size", "width", 2304),
+    ("Mistral-Small-3.1-24B", "head_dim", "head_dim", 160),
+    ("Phi-4", "rope_theta", "rope.theta", 1e4),
+    ("Phi-3.5-mini", "original_max_position_embeddings", "rope.scaling.original_context", 4096),
+    ("OLMo-2-1124-7B", "rope_theta", "rope.theta", 1e4),
+    ("Olmo-3-7B", "layer_types", "windows", (4096, 4096, 4096, None) * 8),
+    ("Olmo-3-7B", "rope_scaling", "rope.scaling", None),
+    ("SmolLM3-3B", "rope_theta", "rope.theta", 2e6),
+    ("SmolLM3-3B", "no_rope_layers", "rope_layers", (True, True, True, False) * 9),
+    ("granite-3.3-8b", "attention_multiplier", "attention_multiplier", 1.0),
+    ("granite-3.3-8b", "logits_scaling", "logit_divisor", 1.0),
+    ("GLM-4-9B-0414", "partial_rotary_factor", "rope.dim", 64),
+    ("GLM-4-9B-0414", "tie_word_embeddings", "tied", False),
+    ("gpt-oss-20b", "layer_types", "windows", (128, None) * 12),
+    ("gpt-oss-20b", "swiglu_limit", "activation_limit", 7.0),
+    ("gpt-oss-20b", "rope_scaling", "rope.factor", 32.0),
+    ("Devstral-2-123B", "rope_parameters", "temperature.scale", 0.1),
+    ("Llama-4-Scout", "moe_layers", "mixtures", (True,) * 48),
+    ("Llama-4-Scout", "attn_temperature_tuning", "temperature.scale", 0.1),
+    ("Llama-4-Scout", "no_rope_layers", "rope_layers", (True, True, True, False) * 12),
+    ("DeepSeek-V2-Lite", "q_lora_rank", "latent.query_rank", 1536),
+    ("DeepSeek-V2-Lite", "n_group", "mixture.groups", 1),
+    ("DeepSeek-V2-Lite", "first_k_dense_replace", "mixtures", (True,) * 27),
+    ("DeepSeek-V3", "n_group", "mixture.groups", 8),
+    ("DeepSeek-V3", "routed_scaling_factor", "mixture.scale", 2.5),
+    ("DeepSeek-V3", "rope_scaling", "rope.scaling", None),
 ]
 
 
 @pytest.mark.parametrize(("name", "field", "path", "expected"), LEFT_OUT)
 def test_a_field_left_out_has_the_references_default(name, field, path, expected):
-    fields = {key: value for key, value in {**COMMON, **PUBLISHED[name][0]}.items() if key != field}
-    found = from_huggingface(fields, "config.json")
+    fields = {**COMMON, **PUBLISHED[name][0]}
+    path_in_file = ("text_config", field) if "text_config" in fields else (field,)
+    found = from_huggingface(_without(fields, path_in_file), "config.json")
     for part in path.split("."):
         found = getattr(found, part)
     assert found == expected
@@ -68,17 +107,6 @@ def test_windows_of_qwen_without_layers_named_are_where_the_reference_has_them()
     fields = {**COMMON, **PUBLISHED["Qwen2.5-7B"][0], "use_sliding_window": True, "sliding_window": 9}
     del fields["max_window_layers"]
     assert from_huggingface(fields, "config.json").windows == (None,) * 28 + (9,) * 4
-
-
-def _without(fields, path):
-    """The fields without the one at the path, which may lie within `text_config`."""
-    fields = copy.deepcopy(fields)
-    *outer, key = path
-    inner = fields
-    for part in outer:
-        inner = inner[part]
-    del inner[key]
-    return fields
 
 
 REQUIRED = ("hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers")

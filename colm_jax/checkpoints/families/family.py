@@ -141,7 +141,8 @@ def read_windows(
     if not any(windowed):
         return None
     if window is None:
-        raise fields.error("field 'sliding_window' is missing, but 'layer_types' has windowed layers")
+        field = "sliding_window" if kind == _SLIDING else "attention_chunk_size"
+        raise fields.error(f"field {field!r} is missing, but 'layer_types' has windowed layers")
     return tuple(window if w else None for w in windowed)
 
 

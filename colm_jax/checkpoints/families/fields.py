@@ -127,7 +127,7 @@ class Fields:
             raise self.error(f"{key}={self.config[key]!r:.80} is not supported, only {allowed[0]!r}")
 
     def published_code(self, architecture: str) -> None:
-        """Accept an `auto_map` that names transformers' own class: code published before transformers had the family."""
+        """Accept an `auto_map` that names transformers' own class: code from before transformers had the family."""
         classes = self.config.get("auto_map")
         named = classes.get("AutoModelForCausalLM") if isinstance(classes, dict) else None
         if isinstance(named, str) and named.rpartition(".")[2] == architecture:
