@@ -341,6 +341,8 @@ def another(key, value):
     """Return a different value of the same type."""
     if key == "moe_layers":
         return [0, 3]
+    if key == "low_freq_factor":  # of the few pairs of dimensions none is between this and a little more
+        return 0.7 * value
     match value:
         case None:
             return 5
@@ -349,7 +351,7 @@ def another(key, value):
         case int():
             return value + max(1, value // 2)
         case float():
-            return 0.7 * value
+            return 1.3 * value + 0.05
         case list():
             return [*value[1:], value[0]]
     return f"{value}, or another"
