@@ -341,7 +341,7 @@ def another(key, value):
     """Return a different value of the same type."""
     if key == "moe_layers":
         return [0, 3]
-    if key == "low_freq_factor":  # of the few pairs of dimensions none is between this and a little more
+    if key in ("low_freq_factor", "beta_fast"):  # a little more is on the same side of the few pairs of dimensions
         return 0.7 * value
     match value:
         case None:
