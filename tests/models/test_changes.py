@@ -341,8 +341,8 @@ def another(key, value):
     """Return a different value of the same type."""
     if key == "moe_layers":
         return [0, 3]
-    if key in ("low_freq_factor", "beta_fast"):  # a little more is on the same side of the few pairs of dimensions
-        return 0.7 * value
+    if key == "high_freq_factor":  # a little less is on the same side of the few pairs of dimensions
+        return 1.3 * value
     match value:
         case None:
             return 5
@@ -351,7 +351,7 @@ def another(key, value):
         case int():
             return value + max(1, value // 2)
         case float():
-            return 1.3 * value + 0.05
+            return 0.7 * value
         case list():
             return [*value[1:], value[0]]
     return f"{value}, or another"
