@@ -305,10 +305,13 @@ WRONG_CONFIGS = {
     "a window in a family without": ({"sliding_window": 512}, "'sliding_window' is set (512)"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
     "biases": ({"attention_bias": 1}, "'attention_bias' has a wrong type: 1"),
-    "scaled rope": ({"rope_parameters": {"rope_type": "mrope", "factor": 8.0}}, "rope type 'mrope'"),
+    "scaled rope": (
+        {"rope_parameters": {"rope_type": "yarn", "factor": 8.0}},
+        "'original_max_position_embeddings' is missing",
+    ),
     "scaled rope, old spelling": (
-        {"rope_scaling": {"type": "mrope"}, "rope_parameters": None},
-        "rope type 'mrope'",
+        {"rope_scaling": {"type": "dynamic"}, "rope_parameters": None},
+        "rope_scaling: field 'factor' is missing",
     ),
     "unknown rope field": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor'"),
     "rope of no meaning": ({"rope_parameters": "fast"}, "'rope_parameters' has a wrong type: 'fast'"),

@@ -36,7 +36,9 @@ def from_huggingface(config: dict[str, Any], source: str) -> ModelConfig:
     Raises:
       UserError: an unsupported family, field or value, a missing field, or a wrong type.
     """
-    model_type = str(config.get("model_type"))
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UserError(f"{source}: field 'model_type' is missing or no text: {model_type!r:.80}")
     if model_type in MULTIMODAL:
         fields = text_fields(config, source)
     elif model_type in FAMILIES:
