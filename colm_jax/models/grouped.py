@@ -1,9 +1,10 @@
 """Products of rows with the kernels of several networks, each row with its own network's (grouped matrix product).
 
 Rows are sorted by network, so that each network's rows are a block. On TPU a Pallas kernel (megablox) multiplies them,
-elsewhere a loop over tiles of rows, each of one network; both do the work of the rows that there are, and read only
-kernels of networks that have rows. Kernels may be split over devices by networks: then each device multiplies the rows
-of its own. Quantised kernels stay so: the loop dequantises one network's at a time, on TPU too.
+elsewhere a loop over tiles of rows, each of one network (on GPU, where a turn of a loop is expensive, many tiles a
+turn). All do the work of the rows that there are, and read only kernels of networks that have rows. Kernels may be
+split over devices by networks: then each device multiplies the rows of its own. Quantised kernels stay so: the loops
+dequantise the networks of a turn, on TPU too.
 """
 
 import contextlib
@@ -19,9 +20,11 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from colm_jax.models.arrays import AnyArray
 from colm_jax.models.layers import precision_of, product
-from colm_jax.models.quantized import kernel_shape
+from colm_jax.models.quantized import kernel_shape, widened
 
 _ROWS = 128  # of a tile, at most
+_ROWS_GPU = 1024
+_TURN = 64 * 2**20  # bytes of the kernels that a turn of the loop on GPU takes
 _BLOCK = 4 * 2**20  # bytes of a kernel's block in a TPU core's vector memory, of which there are two at a time
 _PALLAS = (jnp.bfloat16, jnp.float32)  # types that the TPU kernel takes
 
@@ -75,6 +78,7 @@ def grouped_rows(
         sizes,
         first,
         tpu=partial(_rows_by_pallas, transposed=transposed),
+        cuda=partial(_rows_by_turns, transposed=transposed),
         default=partial(_rows_by_tiles, transposed=transposed),
     )
 
@@ -126,8 +130,10 @@ def tile_rows(rows: int, networks: int) -> int:
 class _Tiles:
     """Tiles of at most `height` sorted rows, each of one network, of the `count` networks from `first` on."""
 
-    def __init__(self, rows: int, sizes: Int[Array, "networks"], first: Int[AnyArray, ""], count: int):
-        self.height, everyone = tile_rows(rows, sizes.shape[0]), jnp.arange(sizes.shape[0])
+    def __init__(
+        self, rows: int, sizes: Int[Array, "networks"], first: Int[AnyArray, ""], count: int, height: int | None = None
+    ):
+        self.height, everyone = height or tile_rows(rows, sizes.shape[0]), jnp.arange(sizes.shape[0])
         self.ends = jnp.cumsum(sizes)
         tiles = jnp.where((everyone >= first) & (everyone < first + count), -(-sizes // self.height), 0)
         last = jnp.cumsum(tiles)
@@ -147,7 +153,8 @@ class _Tiles:
 @partial(jax.jit, static_argnums=4)
 def quantised_rows(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool) -> Any:
     """Return `grouped_rows` of quantised kernels."""
-    return _rows_by_tiles(x, kernel, sizes, first, transposed)
+    turns, tiles = partial(_rows_by_turns, transposed=transposed), partial(_rows_by_tiles, transposed=transposed)
+    return jax.lax.platform_dependent(x, kernel, sizes, first, cuda=turns, default=tiles)
 
 
 def _slice(x: Float[Array, "R K"], start: Int[Array, ""], height: int) -> Float[Array, "height K"]:
@@ -200,6 +207,44 @@ def _kernels_by_tiles(x: Any, slope: Any, sizes: Any, first: Any, networks: int,
 
     start = jnp.zeros((networks, x.shape[1], slope.shape[1]), jnp.float32)
     return jax.lax.fori_loop(0, tiles.number, one, start).astype(dtype)
+
+
+# Many tiles at once: GPU.
+
+
+def _rows_by_turns(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool) -> Any:
+    count, *shape = kernel.shape if isinstance(kernel, jax.Array) else kernel_shape(kernel, 2)
+    height = max(min(8, len(x)), min(_ROWS_GPU, 1 << max(len(x) // sizes.shape[0], 1).bit_length() - 1))
+    tiles = _Tiles(len(x), sizes, first, count, height)
+    most = len(tiles.starts)
+    together = min(most, max(1, _TURN // (x.dtype.itemsize * math.prod(shape))))
+    turns = -(-most // together)
+
+    def by_turn(values: Shaped[Array, "tiles"]) -> Shaped[Array, "turns together"]:
+        return jnp.pad(values, (0, turns * together - most)).reshape(turns, together)
+
+    networks = by_turn(jnp.clip(tiles.networks, 0, count - 1))
+    places = by_turn(tiles.starts)[..., None] + jnp.arange(height)  # [turns, together, height]
+    inside = places < by_turn(jnp.where(jnp.arange(most) < tiles.number, tiles.ends, 0))[..., None]
+    rows = jnp.where(inside[..., None], x[jnp.minimum(places, len(x) - 1)], jnp.zeros((), x.dtype))
+
+    def turn(i: Any, out: Any) -> Any:
+        kernels = jax.tree.map(lambda leaf: leaf[networks[i]], kernel)
+        if not isinstance(kernels, jax.Array):
+            kernels = jax.vmap(lambda one: widened(one, 1, x.dtype))(kernels)
+        equation = "gro,gio->gri" if transposed else "gri,gio->gro"
+        done = jnp.einsum(equation, rows[i], kernels, precision=precision_of(x.dtype))
+        return out.at[i].set(done.astype(x.dtype))
+
+    start = jnp.zeros((turns, together, height, shape[0 if transposed else 1]), x.dtype)
+    done = jax.lax.fori_loop(0, -(-tiles.number // together), turn, start).reshape(-1, start.shape[-1])
+    # Where each row's product is; nowhere for rows of other devices' networks.
+    found = (
+        jnp.full(len(x), len(done))
+        .at[jnp.where(inside, places, len(x)).reshape(-1)]
+        .set(jnp.arange(len(done)), mode="drop")
+    )
+    return done.at[found].get(mode="fill", fill_value=0)
 
 
 # Pallas: TPU.

@@ -20,8 +20,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
-TILE = 4 * 2**20  # bytes of a widened block of outputs
-_WHOLE = 2 * TILE  # bytes of a widened kernel that is not split
+TILE = 4 * 2**20  # bytes of a widened block of outputs; a kernel of up to two blocks is not split
+_TILE_GPU = 32 * 2**20  # likewise on GPU, where a turn of a loop is expensive; it fits the second-level cache
 _LANES = 8  # blocks are cut within so many parts of the outputs, each of which may be on a device of its own
 
 
@@ -73,28 +73,29 @@ def quantized_product(
     inputs = sum(axis in xs for axis in ks)
     assert xs.endswith(ks[:inputs]) and equation.endswith(xs[: len(xs) - inputs] + ks[inputs:]), equation
 
-    def split(x: Float[Array, "..."], kernel: Quantized) -> Float[Array, "..."]:
-        return _matrix_product(x, kernel, inputs, precision)
-
-    if isinstance(kernel, PackedKernel):
-        return split(x, kernel)
+    def split(x: Float[Array, "..."], kernel: Quantized, tile: int = TILE) -> Float[Array, "..."]:
+        return _matrix_product(x, kernel, inputs, precision, tile)
 
     def whole(x: Float[Array, "..."], kernel: qwix.QArray) -> Float[Array, "..."]:
         return qwix.einsum(equation, x, kernel, precision=precision)
 
-    return jax.lax.platform_dependent(x, kernel, tpu=whole, default=split)
+    on_tpu = split if isinstance(kernel, PackedKernel) else whole
+    return jax.lax.platform_dependent(x, kernel, tpu=on_tpu, cuda=partial(split, tile=_TILE_GPU), default=split)
 
 
 def _matrix_product(
-    x: Float[Array, "..."], kernel: Quantized, inputs: int, precision: jax.lax.PrecisionLike
+    x: Float[Array, "..."], kernel: Quantized, inputs: int, precision: jax.lax.PrecisionLike, tile: int
 ) -> Float[Array, "..."]:
-    """Return the product of activations, of which the last `inputs` axes are summed over, and a kernel."""
+    """Return the product of activations, of which the last `inputs` axes are summed over, and a kernel.
+
+    `tile`: bytes of a widened block of outputs.
+    """
     leading, outputs = x.shape[: x.ndim - inputs], kernel_shape(kernel, inputs)[inputs:]
     x, matrix = x.reshape(*leading, -1), _as_matrix(kernel, inputs)
     if matrix.order is not None:
         x, matrix = x[..., matrix.order.reshape(-1)], replace(matrix, order=None)
     size = math.prod(outputs)
-    blocks = _blocks(size, x.shape[-1] * size * x.dtype.itemsize)
+    blocks = _blocks(size, x.shape[-1] * size * x.dtype.itemsize, tile)
     found = _dot("...i,io->...o", x, matrix, precision) if blocks == 1 else _by_blocks(x, matrix, blocks, precision)
     return found.reshape(*leading, *outputs)
 
@@ -175,12 +176,12 @@ def _dot(
     return sum(parts[1:], parts[0]).astype(x.dtype)
 
 
-def _blocks(outputs: int, size: int) -> int:
-    """Return the number of blocks of outputs to take a widened kernel of `size` bytes in."""
-    if size <= _WHOLE:
+def _blocks(outputs: int, size: int, tile: int) -> int:
+    """Return the number of blocks of outputs, of about `tile` bytes, to take a widened kernel of `size` bytes in."""
+    if size <= 2 * tile:
         return 1
     room = outputs // math.gcd(outputs, _LANES)
-    fitting = (n for n in range(1, room + 1) if room % n == 0 and size <= TILE * n)
+    fitting = (n for n in range(1, room + 1) if room % n == 0 and size <= tile * n)
     return next(fitting, room)
 
 

@@ -3,8 +3,8 @@
     python -m docs.tables.products [--small]
 
 Mixtures have the sizes of Qwen3-30B-A3B (width 2048, 128 networks of 768, 8 active) and of Mixtral 8x7B (4096, 8 of
-14336, 2 active), one layer in bfloat16; the kernel in few bits is [4096, 14336], with a scale for 128 inputs. Every line
-is the median of rounds that interleave all that is compared. `--small` is for a CPU.
+14336, 2 active), one layer in bfloat16; the kernel in few bits is [4096, 14336], with a scale for 128 inputs. Every
+line is the median of rounds that interleave all that is compared. `--small` is for a CPU.
 """
 
 import argparse

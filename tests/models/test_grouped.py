@@ -68,6 +68,24 @@ def test_the_form_for_tpu_equals_the_other(name, first, shape):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()) + 1e-6)
 
 
+@pytest.mark.parametrize("turn", [1, 2**20])  # bytes: a tile at a time, or all at once
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("name", SIZES)
+def test_the_form_for_gpu_equals_the_other(name, first, turn, monkeypatch):
+    monkeypatch.setattr(module, "_TURN", turn)
+    monkeypatch.setattr(module, "_ROWS_GPU", 16)
+    x, kernel, sizes = problem(SIZES[name])
+    kernel = kernel[first : first + 3] if first else kernel
+    kernel = kernel.at[:].set(jnp.where((sizes[first : first + len(kernel)] == 0)[:, None, None], jnp.nan, kernel))
+    quantised = jax.vmap(lambda one: qwix.quantize(one, jnp.int8, channelwise_axes=(1,)))(jnp.nan_to_num(kernel))
+    for transposed in (False, True):
+        rows = x if not transposed else jnp.sin(x[:, :1]) * jnp.ones((1, 40))
+        for form in (kernel, quantised):
+            found = module._rows_by_turns(rows, form, sizes, jnp.int32(first), transposed)
+            expected = module._rows_by_tiles(rows, form, sizes, jnp.int32(first), transposed)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [jnp.int8, jnp.int4])
 def test_a_quantised_kernel_is_multiplied_as_its_values(kind):
     x, kernel, sizes = problem(SIZES["unlike"], width=64)

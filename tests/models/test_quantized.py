@@ -59,8 +59,7 @@ def kernel_of(kind, shape, inputs, counts, *, zeros=False, order=False, per_outp
 def blocks(request, monkeypatch):
     """Both with kernels that are taken whole and with kernels in blocks."""
     if request.param == "blocks":
-        monkeypatch.setattr(quantized, "TILE", 500)
-        monkeypatch.setattr(quantized, "_WHOLE", 600)
+        monkeypatch.setattr(quantized, "TILE", 300)
 
 
 @pytest.mark.parametrize("order", [False, True])
