@@ -24,6 +24,7 @@ from colm_jax.models.quantized import kernel_shape, widened
 
 _ROWS = 128  # of a tile, at most
 _ROWS_GPU = 1024
+_MASKS = 512 * 2**20  # bytes that `lax.ragged_dot` may take on GPU
 _TURN = 64 * 2**20  # bytes of the kernels that a turn of the loop on GPU takes
 _BLOCK = 4 * 2**20  # bytes of a kernel's block in a TPU core's vector memory, of which there are two at a time
 _PALLAS = (jnp.bfloat16, jnp.float32)  # types that the TPU kernel takes
@@ -78,7 +79,7 @@ def grouped_rows(
         sizes,
         first,
         tpu=partial(_rows_by_pallas, transposed=transposed),
-        cuda=partial(_rows_by_turns, transposed=transposed),
+        cuda=partial(_rows_on_gpu, transposed=transposed),
         default=partial(_rows_by_tiles, transposed=transposed),
     )
 
@@ -210,6 +211,18 @@ def _kernels_by_tiles(x: Any, slope: Any, sizes: Any, first: Any, networks: int,
 
 
 # Many tiles at once: GPU.
+
+
+def _rows_on_gpu(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool) -> Any:
+    """Return the product by `lax.ragged_dot` where that is the faster form: it reads every kernel, and multiplies by
+    masks that grow with rows and networks.
+    """
+    networks, wide = sizes.shape[0], max(kernel.shape[1:])
+    masks = networks * len(x) * wide * x.dtype.itemsize
+    if len(kernel) != networks or 2 * len(x) <= networks or masks > _MASKS:
+        return _rows_by_turns(x, kernel, sizes, first, transposed)
+    kernel = kernel.swapaxes(1, 2) if transposed else kernel
+    return jax.lax.ragged_dot(x, kernel, sizes, precision=precision_of(x.dtype))
 
 
 def _rows_by_turns(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool) -> Any:
