@@ -219,7 +219,7 @@ def _rows_on_gpu(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool) 
     """
     networks, wide = sizes.shape[0], max(kernel.shape[1:])
     masks = networks * len(x) * wide * x.dtype.itemsize
-    if len(kernel) != networks or 2 * len(x) <= networks or masks > _MASKS:
+    if len(kernel) != networks or 4 * len(x) <= networks or masks > _MASKS:
         return _rows_by_turns(x, kernel, sizes, first, transposed)
     kernel = kernel.swapaxes(1, 2) if transposed else kernel
     return jax.lax.ragged_dot(x, kernel, sizes, precision=precision_of(x.dtype))

@@ -341,6 +341,8 @@ def another(key, value):
     """Return a different value of the same type."""
     if key == "moe_layers":
         return [0, 3]
+    if key == "mlp_only_layers":
+        return [1]
     if key == "high_freq_factor":  # a little less is on the same side of the few pairs of dimensions
         return 1.3 * value
     match value:

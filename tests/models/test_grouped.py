@@ -89,7 +89,7 @@ def test_the_form_for_gpu_equals_the_other(name, first, turn, monkeypatch):
         expected = module._rows_by_tiles(rows, own, sizes, jnp.int32(first), transposed)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
         traced = str(jax.make_jaxpr(module._rows_on_gpu, static_argnums=4)(rows, own, sizes, jnp.int32(0), transposed))
-        assert ("ragged_dot" in traced) == (every and 2 * len(x) > len(sizes))
+        assert ("ragged_dot" in traced) == (every and 4 * len(x) > len(sizes))
 
 
 @pytest.mark.parametrize("kind", [jnp.int8, jnp.int4])
