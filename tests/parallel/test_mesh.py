@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from colm_jax.errors import UserError
 from colm_jax.models.cache import CACHE_AXES
-from colm_jax.models.config import Mixture
+from colm_jax.models.config import Latent, Mixture
 from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora
 from colm_jax.parallel import RULES, make_mesh, replicated, shardings, spec_of
@@ -24,6 +24,7 @@ def parameters():
         nnx.eval_shape(lambda: add_lora(tiny_decoder(), Lora(rank=2), 0)),
         nnx.eval_shape(lambda: tiny_decoder(mixture=Mixture(4, 2))),
         nnx.eval_shape(lambda: tiny_decoder(tied=False)),
+        nnx.eval_shape(lambda: tiny_decoder(latent=Latent(8, 8, 4, 4, 8, 1e-6))),
         nnx.eval_shape(lambda: Gate(32, 2)),
     ]
     leaves = [variable for module in modules for _, variable in nnx.to_flat_state(nnx.state(module))]
