@@ -23,6 +23,7 @@ from colm_jax.checkpoints.quantized.packed import PackedOnDisk
 from colm_jax.checkpoints.reader import StoredPart
 from colm_jax.checkpoints.team import TEAM_FILE
 from colm_jax.errors import UserError
+from colm_jax.models.arrays import bits_of
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
 from colm_jax.parallel import spec_of
@@ -136,7 +137,7 @@ def _quantized_bytes(path: str, variable: nnx.Variable, inputs: int, kind: str) 
     leading = sum(axis in ("layers", "networks") for axis in axes)
     kernel = jax.ShapeDtypeStruct(variable.shape[leading:], jnp.bfloat16)
     leaves = jax.tree.leaves(jax.eval_shape(partial(quantize_kernel, inputs=inputs, kind=kind), kernel))
-    bits = sum(leaf.size * (4 if leaf.dtype == jnp.int4 else 8 * leaf.dtype.itemsize) for leaf in leaves)
+    bits = sum(leaf.size * bits_of(leaf.dtype) for leaf in leaves)
     return math.prod(variable.shape[:leading]) * bits // 8
 
 

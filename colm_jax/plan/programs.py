@@ -21,6 +21,7 @@ from colm_jax.decoding.engine import pass_sizes
 from colm_jax.decoding.loop import run_turns
 from colm_jax.decoding.slots import BatchShape, empty_state
 from colm_jax.decoding.state import Graphs, LoopConfig, Models
+from colm_jax.models.arrays import bits_of
 from colm_jax.models.cache import CACHE_AXES
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
@@ -165,8 +166,7 @@ def on_chip(tree: Any) -> int:
     """Return the bytes of sharded arrays on one chip."""
 
     def size(leaf) -> int:
-        bits = 4 if leaf.dtype == jnp.int4 else 8 * leaf.dtype.itemsize
-        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits // 8
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits_of(leaf.dtype) // 8
 
     return sum(map(size, jax.tree.leaves(tree)))
 
