@@ -20,6 +20,7 @@ from colm_jax.checkpoints.huggingface import DTYPES, match_tensors, read_config
 from colm_jax.checkpoints.layout import abstract_decoder, by_path, table_key
 from colm_jax.checkpoints.quantized.kernel import forms
 from colm_jax.checkpoints.quantized.packed import PackedOnDisk
+from colm_jax.checkpoints.quantized.scheme import read_scheme
 from colm_jax.checkpoints.reader import StoredPart
 from colm_jax.checkpoints.team import TEAM_FILE
 from colm_jax.errors import UserError
@@ -74,6 +75,24 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
     if team is not None:
         facts["team"] = {key: team.get(key) for key in ("experts", "threshold", "gate")}
     return facts
+
+
+def packed_parts(model: str | Path) -> list[StoredPart] | None:
+    """Return the parts of a checkpoint whose kernels stay in few bits; None for any other. Only headers are read.
+
+    Raises:
+      UserError: a quantised checkpoint whose weights are not downloaded, so that their types and groups are not known.
+    """
+    directory = resolve(model, weights=False)
+    if path_of(model).is_dir() or _has_weights(directory):
+        held = match_tensors(directory, values=False)
+        return held if any(isinstance(part.tensor, PackedOnDisk) for part in held) else None
+    if read_scheme(read_json(directory / "config.json"), str(directory / "config.json")) is None:
+        return None
+    raise UserError(
+        f"model {str(model)!r}: is quantised, and its weights are not downloaded, so what they take in memory is not "
+        "known; download them, or name the type to convert them to (--expert_dtype)"
+    )
 
 
 def _has_weights(directory: Path) -> bool:
