@@ -29,7 +29,7 @@ from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora
-from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
+from colm_jax.models.quantize import QUANTIZED, quantize_kernel
 from colm_jax.parallel import batch_sharding, on_mesh, replicated, spec_of
 from colm_jax.scoring.scorer import score_batch, texts_at_once
 from colm_jax.settings.generation import ExpertBatching
@@ -60,9 +60,9 @@ class Program:
 
 def model_of(config: ModelConfig, kind: Kind, dtype: str, mesh: jax.sharding.Mesh, stacked: bool) -> Decoder:
     """Return an abstract model with the shardings of a loaded one."""
-    few = not isinstance(kind, str) or kind in BITS
-    graph, state = nnx.split(abstract_decoder(config, DTYPES[dtype if few else kind], stacked))
-    if not few:
+    plain = DTYPES.get(kind) if isinstance(kind, str) else None
+    graph, state = nnx.split(abstract_decoder(config, DTYPES[dtype] if plain is None else plain, stacked))
+    if plain is not None:
         return nnx.merge(graph, on_mesh(state, mesh))
     table, found, kept = FAMILIES[config.family].table, [], {}
     if not isinstance(kind, str):
