@@ -14,8 +14,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from colm_jax.checkpoints.families import to_huggingface
 from colm_jax.checkpoints.huggingface import DTYPES, save_tensors, to_tensors
 from colm_jax.checkpoints.team import load_base, make_gate, save_team
-from colm_jax.models.config import ModelConfig, Rope
+from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
+from colm_jax.models.rope_config import Rope
 from colm_jax.parallel import make_mesh
 
 SPECIAL = ("<unk>", "<s>", "</s>")

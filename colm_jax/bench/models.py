@@ -2,7 +2,8 @@
 
 import jax
 
-from colm_jax.models.config import ModelConfig, Rope
+from colm_jax.models.config import ModelConfig
+from colm_jax.models.rope_config import Rope
 from colm_jax.settings.bench import DecodeBench, TrainBench
 
 

@@ -20,9 +20,11 @@ from colm_jax.checkpoints.huggingface import DTYPES, match_tensors, read_config
 from colm_jax.checkpoints.layout import abstract_decoder, by_path, table_key
 from colm_jax.checkpoints.quantized.kernel import forms
 from colm_jax.checkpoints.quantized.packed import PackedOnDisk
+from colm_jax.checkpoints.quantized.scheme import read_scheme
 from colm_jax.checkpoints.reader import StoredPart
 from colm_jax.checkpoints.team import TEAM_FILE
 from colm_jax.errors import UserError
+from colm_jax.models.arrays import bits_of
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
 from colm_jax.parallel import spec_of
@@ -73,6 +75,24 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
     if team is not None:
         facts["team"] = {key: team.get(key) for key in ("experts", "threshold", "gate")}
     return facts
+
+
+def packed_parts(model: str | Path) -> list[StoredPart] | None:
+    """Return the parts of a checkpoint whose kernels stay in few bits; None for any other. Only headers are read.
+
+    Raises:
+      UserError: a quantised checkpoint whose weights are not downloaded, so that their types and groups are not known.
+    """
+    directory = resolve(model, weights=False)
+    if path_of(model).is_dir() or _has_weights(directory):
+        held = match_tensors(directory, values=False)
+        return held if any(isinstance(part.tensor, PackedOnDisk) for part in held) else None
+    if read_scheme(read_json(directory / "config.json"), str(directory / "config.json")) is None:
+        return None
+    raise UserError(
+        f"model {str(model)!r}: is quantised, and its weights are not downloaded, so what they take in memory is not "
+        "known; download them, or name the type to convert them to (--expert_dtype)"
+    )
 
 
 def _has_weights(directory: Path) -> bool:
@@ -136,7 +156,7 @@ def _quantized_bytes(path: str, variable: nnx.Variable, inputs: int, kind: str) 
     leading = sum(axis in ("layers", "networks") for axis in axes)
     kernel = jax.ShapeDtypeStruct(variable.shape[leading:], jnp.bfloat16)
     leaves = jax.tree.leaves(jax.eval_shape(partial(quantize_kernel, inputs=inputs, kind=kind), kernel))
-    bits = sum(leaf.size * (4 if leaf.dtype == jnp.int4 else 8 * leaf.dtype.itemsize) for leaf in leaves)
+    bits = sum(leaf.size * bits_of(leaf.dtype) for leaf in leaves)
     return math.prod(variable.shape[:leading]) * bits // 8
 
 

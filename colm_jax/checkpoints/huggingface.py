@@ -177,15 +177,19 @@ def load_model(
         for held in matched:
             if held.part.path in ("embedding", "head"):
                 extra[held.part.path] = held.rows(tokenizer_size, tokenizer_size + 1)[0].astype(np.float32)
-    # The same parts, in the order of `match_tensors`, of the decoder to be made.
-    parts = {name: iter(layout.parts) for name, layout in layout_of(config, stacked).items()}
-    matched = [replace(held, part=next(parts[held.tensor.name])) for held in matched]
+    matched = parts_of(config, matched, stacked)
     graph, state = nnx.split(abstract_decoder(config, DTYPES[dtype], stacked))
     kept = forms(matched, by_path(state), mesh) if packed and quantize is None else {}
     loaded = _read_parameters(matched, by_path(state), mesh, quantize, set(kept), progress)
     flat = [(path, variable.replace(loaded[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
     decoder = nnx.merge(graph, nnx.from_flat_state(flat))
     return decoder, Deferral(gate=extra["head"], embedding=extra["embedding"]) if extra else None
+
+
+def parts_of(config: ModelConfig, matched: Sequence[StoredPart], stacked: bool) -> list[StoredPart]:
+    """Return the parts that `match_tensors` found, in its order, as those of a `stacked` decoder or of another."""
+    parts = {name: iter(layout.parts) for name, layout in layout_of(config, stacked).items()}
+    return [replace(held, part=next(parts[held.tensor.name])) for held in matched]
 
 
 def _read_parameters(

@@ -25,8 +25,9 @@ from colm_jax.checkpoints.families import to_huggingface
 from colm_jax.checkpoints.huggingface import save_tensors, to_tensors
 from colm_jax.demo.problems import Compute, calculate, draw_fact, splits, training_texts, write
 from colm_jax.demo.tokenizer import BOS, EOS, SPACE, make_tokenizer, save_tokenizer
-from colm_jax.models.config import ModelConfig, Rope
+from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
+from colm_jax.models.rope_config import Rope
 from colm_jax.objectives import sft_loss
 from colm_jax.scoring import head_scores
 from colm_jax.seeds import random_key

@@ -15,7 +15,7 @@ from flax import nnx
 from colm_jax import console
 from colm_jax.checks import check_seed
 from colm_jax.demo.pair import TEXTS, TRAINING, make_pair
-from colm_jax.evaluation.cost import BYTES
+from colm_jax.evaluation.cost import bytes_per_weight
 from colm_jax.evaluation.tasks import score_answers
 from colm_jax.models.decoder import Decoder
 from colm_jax.pipeline.executor import Stage, StageContext, StageKey, run_stages
@@ -215,8 +215,11 @@ def _contents(run: DemoContext) -> Report:
         )
         for i, (answer, problem) in enumerate(zip(written[:SHOWN], run.inputs.problems))
     )
+    decoders = team.base, team.experts[0]
     sections = (
-        cost_section(writers, [team.base.config, team.experts[0].config], [BYTES[inputs.config.dtype]] * 2, lengths),
+        cost_section(
+            writers, [each.config for each in decoders], [bytes_per_weight(each) for each in decoders], lengths
+        ),
         calibration_section(colm.calibration),
         gate_section(shown, study.agreement, "the test texts"),
         Section("Training", plots=tuple(training_curves(colm.stages["train"].directory / "metrics.jsonl"))),

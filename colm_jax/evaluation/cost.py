@@ -16,9 +16,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from colm_jax.models.config import Latent, ModelConfig
+import jax
+from flax import nnx
 
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}  # per weight; without scales
+from colm_jax.models.arrays import bits_of
+from colm_jax.models.config import Latent, ModelConfig
+from colm_jax.models.decoder import Decoder
+from colm_jax.models.quantized import Quantized, weight_count
+
+_KERNELS = ("kernel", "gate", "up", "down", "head")  # last parts of the paths of what `weights_met` counts
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,17 @@ class Work:
     def __add__(self, other: "Work") -> "Work":
         """Return the sum of both."""
         return Work(self.flops + other.flops, self.bytes + other.bytes, self.passes + other.passes)
+
+
+def bytes_per_weight(decoder: Decoder) -> float:
+    """Return the average size in bytes of a weight that a pass reads, as the model holds it: scales are included."""
+    held, count = 0, 0
+    for (*_, name), variable in nnx.to_flat_state(nnx.state(decoder)):
+        if name in _KERNELS or (name == "embedding" and decoder.config.tied):
+            value = variable.get_value()
+            held += sum(leaf.size * bits_of(leaf.dtype) // 8 for leaf in jax.tree.leaves(value))
+            count += weight_count(value) if isinstance(value, Quantized) else value.size
+    return held / count
 
 
 def weights_met(config: ModelConfig, active: bool = True) -> int:

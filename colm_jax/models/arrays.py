@@ -11,9 +11,17 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 AnyArray = jax.Array | np.ndarray  # on devices or in host memory
+
+
+def bits_of(dtype: DTypeLike) -> int:
+    """Return the bits that a value takes on a device; `itemsize` says 8 for those of 4."""
+    return 4 if dtype == jnp.int4 else 8 * jnp.dtype(dtype).itemsize
+
 
 Cls = TypeVar("Cls", bound=type)
 

@@ -36,8 +36,7 @@ class Router(Linear):
         super().__init__("btd,dn->btn", (d, n), axes, make, scale=d**-0.5, bias=mixture.bias == "router")
         self.mixture = mixture
         if mixture.bias == "choice":  # float32 in every model: it decides between scores that may be close
-            wide = Maker(make.rngs, jnp.float32, make.layers)
-            self.correction = wide.constant(0.0, (n,), ("scores",))
+            self.correction = make.fixed(0.0, (n,), ("scores",))
 
     def choose(self, x: Float[Array, "B T D"]) -> tuple[Int[Array, "B T A"], Float[Array, "B T A"]]:
         """Return the networks that each token passes, and their weights, float32."""

@@ -14,6 +14,10 @@ def precision_of(dtype: DTypeLike) -> jax.lax.PrecisionLike:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
+class Fixed(nnx.Variable):
+    """A value of a model that is no parameter: no training changes it."""
+
+
 class Maker:
     """Makes the parameters of a module: stacked over `layers` where that is given, and randomly initialised."""
 
@@ -29,6 +33,11 @@ class Maker:
         """Return a parameter that is `value` everywhere."""
         shape, axes = self._stacked(shape, axes)
         return nnx.Param(jnp.full(shape, value, self.dtype), axes=axes)
+
+    def fixed(self, value: float, shape: tuple[int, ...], axes: tuple[str, ...]) -> Fixed:
+        """Return float32 numbers that training leaves as they are."""
+        shape, axes = self._stacked(shape, axes)
+        return Fixed(jnp.full(shape, value, jnp.float32), axes=axes)
 
     def _stacked(self, shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[str, ...]]:
         return (shape, axes) if self.layers is None else ((self.layers, *shape), ("layers", *axes))

@@ -109,6 +109,13 @@ def kernel_shape(kernel: Quantized, inputs: int) -> tuple[int, ...]:
     return kernel.shape
 
 
+def weight_count(kernel: Quantized) -> int:
+    """Return the number of weights that codes stand for."""
+    if isinstance(kernel, PackedKernel):
+        return kernel.codes.size * (2 if kernel.paired else 1)
+    return kernel.qvalue.size
+
+
 def _as_matrix(kernel: Quantized, inputs: int) -> PackedKernel:
     """Return the kernel as a matrix [I, O]; its scales are [I or a divisor of it, O or 1]."""
     shape = kernel_shape(kernel, inputs)

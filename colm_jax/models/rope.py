@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.models.arrays import pytree
-from colm_jax.models.config import Bands, DynamicNTK, LongRope, Rope, Yarn
+from colm_jax.models.rope_config import Bands, DynamicNTK, LongRope, Rope, Yarn
 
 
 @pytree

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,13 +18,14 @@ from typing import Any
 import jax
 from jax.extend.core import jaxprs_in_params
 
+from colm_jax.checkpoints.reader import StoredPart
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.grouped import product_flops
 from colm_jax.models.quantize import BITS
 from colm_jax.parallel import make_mesh, reshaped
 from colm_jax.plan.chips import CHIPS
-from colm_jax.plan.programs import Program, decoding_program, scoring_program, training_program
+from colm_jax.plan.programs import Kind, Program, decoding_program, scoring_program, training_program
 from colm_jax.settings.plan import PlanSize
 from colm_jax.settings.training import Training
 
@@ -43,8 +44,9 @@ class Plan:
     experts: tuple[ModelConfig, ...]
     mesh: tuple[int, int, int] | None = None  # data, fsdp, tensor; None: all chips along fsdp
     expert_mesh: tuple[int, int, int] | None = None  # of the experts, over the same chips; None: as mesh
+    packed: tuple[Sequence[StoredPart] | None, ...] = ()  # of each expert that is stored in few bits, its parts
     dtype: str = "bfloat16"
-    expert_dtype: str | None = None  # also "int8", "int4"; None: as dtype
+    expert_dtype: str | None = None  # also "int8", "int4"; None: as stored in few bits, else as dtype
     length: int = PlanSize.length  # tokens per text
     rows: int = PlanSize.rows  # batch size of decoding
     online: bool = False  # experts score inside the training step
@@ -92,11 +94,16 @@ def compile_plan(
     if math.prod(sizes) != chips:
         raise UserError(f"mesh {','.join(map(str, sizes))}: {plan.topology} has {chips} chips, not {math.prod(sizes)}")
     plan.training.check_split(sizes[0] * sizes[1])
-    plan, kind = replace(plan, mesh=sizes), plan.expert_dtype or plan.dtype
+    plan = replace(plan, mesh=sizes)
     mesh = make_mesh(*sizes, devices=devices)
     expert_mesh = reshaped(mesh, plan.expert_mesh)
-    experts = [(config, kind, expert_mesh) for config in plan.experts]
-    models = [("base", plan.base, plan.dtype, mesh), *((f"expert-{m + 1}", *e) for m, e in enumerate(experts))]
+    packed = plan.packed or (None,) * len(plan.experts)
+    kinds: list[Kind] = [plan.expert_dtype or parts or plan.dtype for parts in packed]
+    experts = [(config, kind, expert_mesh) for config, kind in zip(plan.experts, kinds, strict=True)]
+    models: list[tuple[str, ModelConfig, Kind, jax.sharding.Mesh]] = [
+        ("base", plan.base, plan.dtype, mesh),
+        *((f"expert-{m + 1}", *e) for m, e in enumerate(experts)),
+    ]
     train = plan.base, experts, plan.training, plan.dtype, plan.length, mesh, plan.online
     makers: list[tuple[str, Callable[[], Program]]] = [("train", partial(training_program, *train))]
     for name, config, dtype, where in models:
@@ -202,7 +209,7 @@ def advice(cost: Cost, plan: Plan) -> list[str]:
         ways.append((weights + experts, f"a topology of more than {chips} chips, or of larger ones"))
     if train and settings.trainable == "all":
         ways.append((weights, "--trainable lora"))
-    if experts and plan.expert_dtype not in BITS:
+    if experts and plan.expert_dtype not in BITS and not any(plan.packed):
         ways.append((experts, "--expert_dtype int8"))
     if train and experts:
         ways.append((experts, "--expert_scores cached"))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +15,30 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from colm_jax.checkpoints.families import FAMILIES
-from colm_jax.checkpoints.huggingface import DTYPES
-from colm_jax.checkpoints.layout import abstract_decoder
+from colm_jax.checkpoints.huggingface import DTYPES, parts_of
+from colm_jax.checkpoints.layout import abstract_decoder, by_path, table_key
+from colm_jax.checkpoints.quantized.kernel import forms
+from colm_jax.checkpoints.reader import StoredPart
 from colm_jax.decoding.engine import pass_sizes
 from colm_jax.decoding.loop import run_turns
 from colm_jax.decoding.slots import BatchShape, empty_state
 from colm_jax.decoding.state import Graphs, LoopConfig, Models
+from colm_jax.models.arrays import bits_of
 from colm_jax.models.cache import CACHE_AXES
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora
-from colm_jax.models.quantize import BITS, QUANTIZED, quantize_kernel
+from colm_jax.models.quantize import QUANTIZED, quantize_kernel
 from colm_jax.parallel import batch_sharding, on_mesh, replicated, spec_of
 from colm_jax.scoring.scorer import score_batch, texts_at_once
 from colm_jax.settings.generation import ExpertBatching
 from colm_jax.settings.strategies import find_strategy
 from colm_jax.settings.training import Training
 from colm_jax.training.step import ScoredBatch, TrainStep
+
+# How a model is held: a type, "int8" or "int4", or as the parts of a checkpoint in few bits say.
+Kind: TypeAlias = str | Sequence[StoredPart]
 
 
 def shape(sizes: tuple[int, ...], kind: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
@@ -52,21 +58,25 @@ class Program:
     saved: int = 0  # bytes of a checkpoint over all chips
 
 
-def model_of(config: ModelConfig, kind: str, dtype: str, mesh: jax.sharding.Mesh, stacked: bool) -> Decoder:
-    """Return an abstract model with the shardings of a loaded one; `kind` is a dtype or "int8", "int4"."""
-    decoder = abstract_decoder(config, DTYPES[kind if kind in DTYPES else dtype], stacked)
-    graph, state = nnx.split(decoder)
-    if kind not in BITS:
+def model_of(config: ModelConfig, kind: Kind, dtype: str, mesh: jax.sharding.Mesh, stacked: bool) -> Decoder:
+    """Return an abstract model with the shardings of a loaded one."""
+    plain = DTYPES.get(kind) if isinstance(kind, str) else None
+    graph, state = nnx.split(abstract_decoder(config, DTYPES[dtype] if plain is None else plain, stacked))
+    if plain is not None:
         return nnx.merge(graph, on_mesh(state, mesh))
-    table, found = FAMILIES[config.family].table, []
+    table, found, kept = FAMILIES[config.family].table, [], {}
+    if not isinstance(kind, str):
+        kept = forms(parts_of(config, kind, stacked), by_path(state), mesh)
     for path, variable in nnx.to_flat_state(state):
         name = ".".join(map(str, path))
         axes, value = variable.get_metadata()["axes"], shape(variable.shape, variable.dtype)
         leading = sum(axis in ("layers", "networks") for axis in axes)
-        if QUANTIZED.fullmatch(name):
-            inputs = table[name if stacked else name.replace(f".{path[1]}", "", 1)].inputs
+        one = kept.get(name)
+        if isinstance(kind, str) and QUANTIZED.fullmatch(name):
             layer = shape(value.shape[leading:], value.dtype)
+            inputs = table[table_key(name)].inputs
             one = jax.eval_shape(partial(quantize_kernel, inputs=inputs, kind=kind), layer)
+        if one is not None:
             value = jax.tree.map(lambda x, n=leading, v=value: shape((*v.shape[:n], *x.shape), x.dtype), one)
         placed = jax.tree.map(
             lambda x, axes=axes: shape(x.shape, x.dtype, NamedSharding(mesh, spec_of(mesh, axes, x.shape))),
@@ -78,7 +88,7 @@ def model_of(config: ModelConfig, kind: str, dtype: str, mesh: jax.sharding.Mesh
 
 def training_program(
     base: ModelConfig,
-    experts: Sequence[tuple[ModelConfig, str, jax.sharding.Mesh]],
+    experts: Sequence[tuple[ModelConfig, Kind, jax.sharding.Mesh]],
     settings: Training,
     dtype: str,
     length: int,
@@ -116,9 +126,9 @@ def training_program(
 
 
 def scoring_program(
-    name: str, config: ModelConfig, kind: str, dtype: str, length: int, mesh: jax.sharding.Mesh
+    name: str, config: ModelConfig, kind: Kind, dtype: str, length: int, mesh: jax.sharding.Mesh
 ) -> Program:
-    """Trace a batch of `colm score`; `kind` is the model's type, `dtype` that of its unquantised parts."""
+    """Trace a batch of `colm score`; `dtype` is that of its parts that are not quantised."""
     graph, state = nnx.split(model_of(config, kind, dtype, mesh, stacked=True))
     traced = score_batch.trace(
         graph, state, shape((texts_at_once(mesh), length), jnp.int32), None, batch_sharding(mesh)
@@ -129,7 +139,7 @@ def scoring_program(
 
 def decoding_program(
     base: ModelConfig,
-    experts: Sequence[tuple[ModelConfig, str, jax.sharding.Mesh]],
+    experts: Sequence[tuple[ModelConfig, Kind, jax.sharding.Mesh]],
     dtype: str,
     length: int,
     rows: int,
@@ -165,8 +175,7 @@ def on_chip(tree: Any) -> int:
     """Return the bytes of sharded arrays on one chip."""
 
     def size(leaf) -> int:
-        bits = 4 if leaf.dtype == jnp.int4 else 8 * leaf.dtype.itemsize
-        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits // 8
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits_of(leaf.dtype) // 8
 
     return sum(map(size, jax.tree.leaves(tree)))
 

@@ -16,7 +16,8 @@ from flax import nnx
 from colm_jax.checkpoints.families import from_huggingface, to_huggingface
 from colm_jax.checkpoints.huggingface import load_model
 from colm_jax.checkpoints.layout import stored_shapes
-from colm_jax.models.config import ModelConfig, Rope
+from colm_jax.models.config import ModelConfig
+from colm_jax.models.rope_config import Rope
 from colm_jax.parallel import make_mesh
 from tests.tiny import write_model
 

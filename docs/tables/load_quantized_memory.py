@@ -17,8 +17,9 @@ from flax import nnx
 from colm_jax.checkpoints.families import to_huggingface
 from colm_jax.checkpoints.huggingface import load_model
 from colm_jax.checkpoints.layout import stored_shapes
-from colm_jax.models.config import ModelConfig, Rope
+from colm_jax.models.config import ModelConfig
 from colm_jax.models.quantized import Quantized
+from colm_jax.models.rope_config import Rope
 from colm_jax.parallel import make_mesh
 from docs.tables.load_memory import resident
 from tests.tiny import write_model

@@ -19,11 +19,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from colm_jax.models.config import Mixture, ModelConfig, Rope
+from colm_jax.models.config import Mixture, ModelConfig
 from colm_jax.models.feed_forward import MixtureFeedForward
 from colm_jax.models.layers import Maker, product
 from colm_jax.models.quantize import quantize_kernel
 from colm_jax.models.quantized import PackedKernel
+from colm_jax.models.rope_config import Rope
 
 ROUNDS = 9
 Work = Callable[[], Any]

@@ -15,7 +15,7 @@ from colm_jax.checkpoints.describe import describe
 from colm_jax.checkpoints.directory import resolve, weight_files
 from colm_jax.checkpoints.huggingface import load_model, read_config, save_tensors, to_tensors
 from colm_jax.errors import UserError
-from colm_jax.models.config import Rope
+from colm_jax.models.rope_config import Rope
 from colm_jax.parallel.mesh import MESH_AXES
 from colm_jax.storage import read_json
 from tests.models.make_golden import SHARED_MODELS

@@ -82,3 +82,9 @@ def test_code_that_transformers_has_since_is_not_needed(name):
     for wrong in ({"AutoModelForCausalLM": "modeling.Other"}, {"AutoConfig": f"c.{architecture}"}, [architecture], "x"):
         with pytest.raises(UserError, match="its own code, which is never run"):
             from_huggingface({**CONFIGS[name], "auto_map": wrong}, "config.json")
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2", "deepseek-v3"])
+def test_a_mixture_without_shared_experts_is_refused_by_its_field(name):
+    with pytest.raises(UserError, match=r"config\.json: field 'n_shared_experts' must be at least 1, got 0$"):
+        from_huggingface({**CONFIGS[name], "n_shared_experts": 0}, "config.json")

@@ -15,8 +15,8 @@ from colm_jax.checkpoints.families.rope import (
     write_rope,
 )
 from colm_jax.errors import UserError
-from colm_jax.models.config import Bands, DynamicNTK, LongRope, Rope, Yarn
 from colm_jax.models.rope import attention_factor, score_factor
+from colm_jax.models.rope_config import Bands, DynamicNTK, LongRope, Rope, Yarn
 from tests.models.families import CONFIGS
 
 LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 200.0}

@@ -6,8 +6,10 @@ import jax
 import pytest
 from flax import nnx
 
-from colm_jax.evaluation.cost import Work, alone, read, together, weights_met
+from colm_jax.checkpoints.huggingface import load_model
+from colm_jax.evaluation.cost import Work, alone, bytes_per_weight, read, together, weights_met
 from colm_jax.models.config import Mixture
+from tests.checkpoints.quantized.checkpoints import quantized
 from tests.models.mixed import KINDS
 from tests.tiny import tiny_config, tiny_decoder
 
@@ -92,3 +94,13 @@ def test_two_experts_have_separate_caches():
     calls = [read(SMALL, 0, 2, 4), read(SMALL, 0, 3, 4), read(SMALL, 2, 4, 4)]
     assert work.flops == pytest.approx(sum(calls, alone(SMALL, 2, 3, 4)).flops)
     assert work.passes == 3 + 3
+
+
+def test_bytes_of_a_weight_are_those_that_the_model_holds(tmp_path, mesh):
+    assert bytes_per_weight(tiny_decoder("bfloat16")) == 2
+    assert bytes_per_weight(tiny_decoder(tied=True)) == 4
+    packed, _ = quantized("gptq", tmp_path)
+    held, _ = load_model(packed, "bfloat16", mesh, packed=True)
+    head, every = held.head[...].size, weights_met(held.config)
+    each = 0.5 + (2 + 1) / 24  # a code; for each group of 24 a scale in float16 and a zero point
+    assert bytes_per_weight(held) == pytest.approx(((every - head) * each + head * 2) / every)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from colm_jax.models.config import Latent, Mixture, Rope, Temperature
+from colm_jax.models.config import Latent, Mixture, Temperature
 from colm_jax.models.decoder import Decoder
+from colm_jax.models.rope_config import Rope
 from tests.tiny import tiny_decoder
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from colm_jax.checkpoints.families import from_huggingface, to_huggingface
-from colm_jax.models.config import Rope
+from colm_jax.models.rope_config import Rope
 from tests.models.mixed import KINDS, mixed_decoder
 from tests.tiny import forward, run, tiny_config, tiny_decoder
 

@@ -13,8 +13,8 @@ from colm_jax.checkpoints.families.rope import RopeRules, read_rope, read_ropes_
 from colm_jax.checkpoints.huggingface import load_model
 from colm_jax.errors import UserError
 from colm_jax.models.cache import KVCache
-from colm_jax.models.config import Bands, DynamicNTK, LongRope, Rope, Yarn
 from colm_jax.models.rope import angles_where, attention_factor, rope_angles, rope_frequencies, rotate, score_factor
+from colm_jax.models.rope_config import Bands, DynamicNTK, LongRope, Rope, Yarn
 from tests.models.families import CONFIGS, LENGTH, cached_error, parity_error, tokens, write_family
 from tests.models.make_golden import transformers_logits
 from tests.tiny import run

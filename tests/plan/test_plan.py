@@ -10,14 +10,20 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from colm_jax.checkpoints.huggingface import read_config
+from colm_jax.checkpoints import describe
+from colm_jax.checkpoints.describe import packed_parts
+from colm_jax.checkpoints.huggingface import load_model, read_config
 from colm_jax.checkpoints.layout import abstract_decoder
 from colm_jax.cli.main import main
+from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh
 from colm_jax.plan.chips import CHIPS
 from colm_jax.plan.plan import Plan, advice, collectives, compile_plan, matrix_flops
-from colm_jax.plan.programs import model_of, on_chip
+from colm_jax.plan.programs import model_of
 from colm_jax.settings.training import Lora, Training
+from tests.checkpoints.quantized.checkpoints import gpt_oss, quantized
+from tests.checkpoints.quantized.packers import write
+from tests.models.families import CONFIGS, weights
 from tests.tiny import tiny_config
 
 MODELS = Path(__file__).parents[2] / "configs/models"
@@ -160,15 +166,49 @@ def test_program_that_does_not_fit_suggests_changes():
     assert advice(dataclasses.replace(cost, fits=True), plan) == []
 
 
-def test_quantised_shapes_equal_those_of_loading():
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("name", ["int8, one run", "int8, two runs", "gptq", "gpt_oss"])
+def test_quantised_shapes_equal_those_of_loading(tmp_path, name, stacked):
     mesh = make_mesh(1, 2, 2)
-    for stacked in (True, False):
-        plain, small = (on_chip(model_split(kind, mesh, stacked)) for kind in ("bfloat16", "int8"))
-        assert 0.5 < small / plain < 0.7
+    if name.startswith("int8"):
+        config = CONFIGS["deepseek-v3" if "two" in name else "llama"]
+        model, kind, how = write(tmp_path, config, weights(config)), "int8", {"quantize": "int8"}
+    else:
+        model = gpt_oss(tmp_path)[0] if name == "gpt_oss" else quantized(name, tmp_path)[0]
+        kind, how = packed_parts(model), {"packed": True}
+    loaded, _ = load_model(model, "bfloat16", mesh, stacked=stacked, **how)
+    planned = model_of(read_config(model), kind, "bfloat16", mesh, stacked)
+
+    def described(decoder):
+        flat = jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(decoder)))
+        return {
+            jax.tree_util.keystr(path): (leaf.shape, leaf.dtype, leaf.sharding.shard_shape(leaf.shape))
+            for path, leaf in flat
+        }
+
+    assert described(planned) == described(loaded)
 
 
-def model_split(kind, mesh, stacked):
-    return nnx.state(model_of(TINY, kind, "bfloat16", mesh, stacked))
+def test_an_expert_stored_in_few_bits_is_planned_so(tmp_path):
+    model, _ = quantized("gptq", tmp_path)
+    config = read_config(model)
+    plan = dataclasses.replace(PLAN, base=config, experts=(config,))
+    few = dataclasses.replace(plan, packed=(packed_parts(model),))
+    sizes = []
+    for each in (plan, few):
+        programs = [next(compile_plan(each, only=name))[0] for name in ("score expert-1", "decode")]
+        assert all(program.fits for program in programs)
+        sizes.append(programs[0].resident["parameters"])
+        assert programs[1].resident["experts"] == sizes[-1]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_a_quantised_expert_without_its_weights_is_refused(tmp_path, monkeypatch):
+    model, _ = quantized("gptq", tmp_path)
+    (model / "model.safetensors").unlink()
+    monkeypatch.setattr(describe, "resolve", lambda name, weights: model)
+    with pytest.raises(UserError, match=r"model 'owner/name': is quantised, and its weights are not downloaded"):
+        packed_parts("owner/name")
 
 
 def test_command_prints_the_plan(capsys, tiny_model):

@@ -25,6 +25,7 @@ from colm_jax.scoring import score_examples
 from colm_jax.settings.training import Lora, Training
 from colm_jax.training.step import ScoredBatch, batch_loss
 from colm_jax.training.trainer import Input, _traced, train
+from tests.models.mixed import mixed_decoder
 from tests.scoring.test_scorer import texts
 from tests.tiny import tiny_decoder
 
@@ -233,6 +234,16 @@ def test_lora_resumes_to_the_same_bits(tmp_path):
     run_until(7, tmp_path / "half", settings)
     for one, two in zip(whole, leaves(run(tmp_path / "half", settings)), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_a_mixtures_correction_is_not_trained(tmp_path):
+    base, examples = mixed_decoder("latent attention, two runs"), texts(8)
+    settings = dataclasses.replace(SETTINGS_OF_ONE_EPOCH, weight_decay=0.5)
+    scores = score_examples(base, examples)
+    trained, _ = train(base, Gate(32, 1), examples, scores, [scores], settings, tmp_path)
+    before, after = (dict(nnx.to_flat_state(nnx.state(each))) for each in (base, trained))
+    kept = [path for path in before if np.array_equal(before[path][...], after[path][...])]
+    assert [path[-1] for path in kept] == ["correction"]
 
 
 def plain_steps(monkeypatch, rate):

@@ -51,13 +51,15 @@ def _read_common(fields: Fields, interleaved: bool) -> dict[str, Any]:
 
 
 def _read_mixture(fields: Fields, **own: Any) -> Mixture:
-    ff = fields.optional("moe_intermediate_size", int)
+    ff, shared = fields.optional("moe_intermediate_size", int), fields.optional("n_shared_experts", int)
+    if shared < 1:
+        raise fields.error(f"field 'n_shared_experts' must be at least 1, got {shared}")
     return Mixture(
         networks=fields.optional("n_routed_experts", int),
         active=fields.optional("num_experts_per_tok", int),
         ff=ff,
         scale=fields.optional("routed_scaling_factor", float),
-        shared_ff=ff * fields.optional("n_shared_experts", int),
+        shared_ff=ff * shared,
         wide_router=True,
         **own,
     )

@@ -15,7 +15,8 @@ from colm_jax.checkpoints.families.family import (
 from colm_jax.checkpoints.families.fields import Fields, Json
 from colm_jax.checkpoints.families.reference import default_rope
 from colm_jax.checkpoints.families.rope import read_rope, write_rope
-from colm_jax.models.config import ModelConfig, Temperature, Yarn
+from colm_jax.models.config import ModelConfig, Temperature
+from colm_jax.models.rope_config import Yarn
 
 _BETA = "llama_4_scaling_beta"  # within rope_parameters
 

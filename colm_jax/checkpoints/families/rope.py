@@ -18,7 +18,7 @@ from colm_jax.checkpoints.families.reference import (
     reference_class,
 )
 from colm_jax.errors import UserError
-from colm_jax.models.config import Bands, DynamicNTK, LongRope, Rope, Yarn
+from colm_jax.models.rope_config import Bands, DynamicNTK, LongRope, Rope, Yarn
 
 _ORIGINAL = "original_max_position_embeddings"
 _PARTIAL = "partial_rotary_factor"

@@ -72,6 +72,7 @@ def _training(flags: Flags) -> Training:
 def run(flags: Flags) -> dict[str, Any]:
     """Compile the programs and show what they need."""
     from colm_jax import console
+    from colm_jax.checkpoints.describe import packed_parts
     from colm_jax.checkpoints.directory import resolve
     from colm_jax.checkpoints.huggingface import read_config
     from colm_jax.plan.chips import CHIPS
@@ -84,6 +85,7 @@ def run(flags: Flags) -> dict[str, Any]:
         topology=flags.topology,
         base=models[0],
         experts=tuple(models[1:]),
+        packed=tuple(packed_parts(model) for model in flags.expert) if flags.expert_dtype is None else (),
         mesh=flags.mesh,
         expert_mesh=flags.expert_mesh,
         dtype=flags.dtype or "bfloat16",

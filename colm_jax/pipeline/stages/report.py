@@ -6,7 +6,7 @@ from typing import Any
 from colm_jax import console
 from colm_jax.data.records import Examples
 from colm_jax.data.tokens import counts
-from colm_jax.evaluation.cost import BYTES
+from colm_jax.evaluation.cost import bytes_per_weight
 from colm_jax.evaluation.tasks import reference_of
 from colm_jax.parallel import is_first
 from colm_jax.pipeline.executor import StageKey
@@ -68,12 +68,12 @@ def _contents(run: RunContext) -> Report:
     written = read_generations(_answers_file(run), team)
     writers = ("base", *(f"expert {m + 1}" for m in range(len(config.experts))))
     answers = _report_answers(run, written[: config.report_answers], study)
-    dtypes = [config.dtype, *[config.expert_dtype or config.dtype] * len(config.experts)]
-    models = [decoder.config for decoder in (team.base, *team.experts)]
+    decoders = team.base, *team.experts
+    models, sizes = [each.config for each in decoders], [bytes_per_weight(each) for each in decoders]
     lengths = [(len(answer.prompt_ids), answer.sources) for answer in written]
     calibrated = run.has("calibrate")
     sections = [
-        cost_section(writers, models, [BYTES[dtype] for dtype in dtypes], lengths),
+        cost_section(writers, models, sizes, lengths),
         calibration_section(read_json(run.directory("calibrate") / CALIBRATION)) if calibrated else None,
         gate_section(answers, study.agreement, f"the first {config.report_answers} {result['split']} texts"),
         Section("Training", plots=tuple(training_curves(run.directory("train") / "metrics.jsonl"))),
