@@ -159,9 +159,7 @@ class Mixture:
     groups: int = 1  # the networks, in order, form groups of equal size
     active_groups: int = 1  # a token's networks are all in this many groups, those with the best scores
     group_score: str = "best"  # a group's score: that of its best network, or the sum of its "two_best"
-    bias: str | None = (
-        None  # of each network: "router", added to its output; "choice", to the score by which it is chosen
-    )
+    bias: str | None = None  # of each network: "router", of the router; "choice", of the scores by which it chooses
     on_input: bool = False  # weights multiply what a network reads, not what it returns
     wide_router: bool = False  # the router multiplies in float32, whatever the type of activations
     network_bias: bool = False  # the networks' linear maps have biases
