@@ -87,12 +87,13 @@ class CoLM:
         """Load a team.
 
         Args:
-          base: a local Hugging Face directory, a team directory, a GGUF file, or a Hub name.
+          base: a Hugging Face directory (also of a quantised checkpoint), a team directory, a GGUF file, or a Hub name:
+            "OWNER/NAME" or "OWNER/NAME:FILE.gguf", with "@REVISION" or without.
           experts: likewise; None: the experts of the team directory; []: a base alone.
           mesh: where weights live; None: the first device.
           dtype: of weights, activations and caches: "float32", "bfloat16" or "float16".
           expert_dtype: of the experts, where it differs; "int8" and "int4" quantise their weights. None: as the
-            team was trained, or `dtype`.
+            team was trained, or `dtype`, and the kernels of a quantised checkpoint stay as stored.
           expert_mesh: where the experts' weights live, another shape of the same devices; None: as `mesh`.
           progress: called with each model's name, the bytes read, and their total.
 

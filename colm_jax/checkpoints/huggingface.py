@@ -156,8 +156,8 @@ def load_model(
       quantize: "int8" or "int4": store the kernels of linear layers in 8 or 4 bits.
       stacked: stack the layers' parameters (for training); False: a list of layers (for decoding).
       progress: callback(bytes read, total).
-      packed: keep the kernels of a quantised checkpoint as they are stored; not with `quantize`. What does not fit (see
-        `quantized.kernel`), embeddings and heads are dequantised, and so is everything without `packed`.
+      packed: keep the kernels of a quantised checkpoint as they are stored; not with `quantize`. Embeddings, heads and
+        kernels that do not fit (see `quantized.kernel`) are dequantised. Without `packed`, everything is dequantised.
 
     Returns:
       The decoder, and the deferral rows if `tokenizer_size` was given.

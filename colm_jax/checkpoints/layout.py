@@ -1,7 +1,8 @@
 """How a decoder's parameters are laid out in a checkpoint: the tensors of a configuration, and their parts.
 
-A stored tensor holds one layer's (and network's) values of a parameter, of several parameters side by side (fused
-query, key and value), or of all networks of a mixture (a stack). A part is what it holds of one parameter.
+A stored tensor holds one parameter of a layer (or of one network of a mixture), several parameters side by side (fused
+query, key and value), or a parameter of all networks of a mixture (a stack). A `Part` is the share of one parameter in
+a stored tensor.
 """
 
 import re

@@ -16,6 +16,9 @@ from colm_jax.settings.models import EXPERT_DTYPES, FLOAT_TYPES, Model
 from colm_jax.settings.run import RunConfig
 from colm_jax.settings.training import Training
 
+STORED = "kernels of a quantised checkpoint stay as stored"
+_BASE = "float32; kernels of a quantised base that is not trained stay as stored"
+
 Flags = argparse.Namespace
 Parser = Any  # an ArgumentParser, or a group of one
 
@@ -91,15 +94,15 @@ def expert_mesh_flag(parser: Parser) -> None:
     parser.add_argument("--expert_mesh", type=sizes, metavar="D,F,T", help=text)
 
 
-def dtype_flags(parser: Parser, default: str = "float32", expert_default: str = "as --dtype") -> None:
+def dtype_flags(parser: Parser, default: str = "float32", expert_default: str | None = None) -> None:
     """Add --dtype and --expert_dtype."""
     text = f"of weights, activations and caches (default: {default})"
     parser.add_argument("--dtype", choices=FLOAT_TYPES, help=text)
-    text = f"of the experts; int8, int4: weights only (default: {expert_default})"
+    text = f"of the experts; int8, int4: weights only (default: {expert_default or f'as --dtype; {STORED}'})"
     parser.add_argument("--expert_dtype", choices=EXPERT_DTYPES, help=text)
 
 
-def expert_flag(parser: Parser, required: bool = False, text: str = "repeat for several experts") -> None:
+def expert_flag(parser: Parser, required: bool = False, text: str = "likewise; repeat for several experts") -> None:
     """Add --expert."""
     parser.add_argument("--expert", "--expert2", action="append", required=required, metavar="MODEL", help=text)
 
@@ -107,8 +110,8 @@ def expert_flag(parser: Parser, required: bool = False, text: str = "repeat for 
 def team_flags(parser: Parser) -> None:
     """Add the flags of a team that is loaded: --base, --expert, and how they are held."""
     parser.add_argument("--base", required=True, metavar="MODEL", help=declared(field_of(RunConfig, "base")).help)
-    expert_flag(parser, text="repeat for several experts (default: the experts of the team)")
-    dtype_flags(parser, expert_default="as the team was trained, or --dtype")
+    expert_flag(parser, text="likewise; repeat for several experts (default: the experts of the team)")
+    dtype_flags(parser, default=_BASE, expert_default=f"as the team was trained, or --dtype; {STORED}")
     mesh_flag(parser)
     expert_mesh_flag(parser)
 
@@ -118,8 +121,8 @@ def run_flags(parser: Parser, *names: str) -> None:
     parser.add_argument(
         "--base", metavar="MODEL", help=f"{declared(field_of(RunConfig, 'base')).help} (or bind Run.base)"
     )
-    expert_flag(parser, text="repeat for several experts (or bind Run.experts)")
-    dtype_flags(parser)
+    expert_flag(parser, text="likewise; repeat for several experts (or bind Run.experts)")
+    dtype_flags(parser, default=_BASE)
     mesh_flag(parser)
     expert_mesh_flag(parser)
     setting_flags(parser, Training, "objective", "trainable", "seed")

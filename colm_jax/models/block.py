@@ -80,8 +80,9 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer, or a run of alike layers stacked: then its parameters have a leading axis and only `lax.scan` may
-    call it.
+    """One layer, or a stack of layers of one kind.
+
+    The parameters of a stack have a leading axis, and only `lax.scan` may call it.
     """
 
     def __init__(self, config: ModelConfig, make: Maker, mixture: bool):

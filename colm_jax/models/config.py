@@ -21,10 +21,10 @@ _MIXTURE_CHOICES = {
 
 @dataclass(frozen=True)
 class Mixture:
-    """A feed-forward layer of several networks, of which each token passes a few (mixture of experts).
+    """A mixture of experts; its experts are called networks here, since an expert is the other model of a team.
 
-    A router scores the networks for each token. It picks those with the best scores, and weights what they return (or
-    what they read) by their scores. A shared network, where there is one, reads every token besides.
+    A router scores the networks for each token. The networks with the best scores are applied to it, and their outputs
+    (or inputs) are weighted by the scores. A shared network, in some families, is applied to every token.
     """
 
     networks: int
@@ -33,18 +33,18 @@ class Mixture:
     scoring: str = "softmax"  # of the router's outputs: over all networks, or "sigmoid" of each
     normalised: bool = True  # a token's weights are divided by their sum
     scale: float = 1.0  # and multiplied by this
-    groups: int = 1  # networks in order are in groups of equal size,
-    active_groups: int = 1  # of which a token's best so many have all the networks it passes
+    groups: int = 1  # the networks, in order, form groups of equal size
+    active_groups: int = 1  # a token's networks are all in this many groups, those with the best scores
     group_score: str = "best"  # a group's score: that of its best network, or the sum of its "two_best"
-    bias: str | None = None  # of each network: "router", added to the router's output; "choice": to the score, to pick
+    bias: str | None = None  # of each network: "router", of the router; "choice", of the scores by which it chooses
     on_input: bool = False  # weights multiply what a network reads, not what it returns
     wide_router: bool = False  # the router multiplies in float32, whatever the type of activations
     network_bias: bool = False  # the networks' linear maps have biases
     shared_ff: int | None = None  # F of the network that reads every token
-    shared_gate: bool = False  # what it returns is multiplied by the sigmoid of one more output for the token
+    shared_gate: bool = False  # its output is multiplied by a sigmoid gate that is computed from the token
 
     def __post_init__(self) -> None:
-        """Rejects values that no network can have, and combinations that no family has."""
+        """Reject values that no network can have, and combinations that no family has."""
         for name in ("networks", "active", "groups", "active_groups", "ff", "shared_ff"):
             value = getattr(self, name)
             if value is None and name in ("ff", "shared_ff"):
@@ -124,7 +124,7 @@ class Latent:
     rms_eps: float  # of the norms of these vectors
 
     def __post_init__(self) -> None:
-        """Rejects sizes that no network can have."""
+        """Reject sizes that no network can have."""
         for name in ("rank", "plain", "rotary", "value", *(["query_rank"] if self.query_rank is not None else [])):
             if getattr(self, name) < 1:
                 raise UserError(
@@ -145,7 +145,7 @@ class Temperature:
     unrotated_only: bool  # only in layers without RoPE
 
     def __post_init__(self) -> None:
-        """Rejects numbers that have no meaning."""
+        """Reject numbers that have no meaning."""
         check_positive("temperature span", self.span)
         if not 0 <= self.scale < float("inf"):
             raise UserError(f"model config: temperature scale must be a number from 0, got {self.scale!r}")
@@ -185,9 +185,9 @@ class ModelConfig:
     attention_multiplier: float | None = None  # of query · key, in place of attention_scalar
     attention_softcap: float | None = None  # scores become cap · tanh(score / cap)
     logit_softcap: float | None = None
-    sinks: bool = False  # each head has a logit that takes part in the softmax and has no value
+    sinks: bool = False  # each head has one more logit in the softmax, without a value
     windows: tuple[int | None, ...] | None = None  # per layer: tokens it sees, itself included; None: all
-    chunked: bool = False  # windows are chunks: a token sees those of its own, texts being cut at multiples of the size
+    chunked: bool = False  # windows are chunks: texts are cut at multiples of the size, and a token sees its own chunk
     rope_layers: tuple[bool, ...] | None = None  # which layers have rotary positions; None: all
     temperature: Temperature | None = None
     latent: Latent | None = None  # None: grouped-query attention
@@ -197,9 +197,9 @@ class ModelConfig:
 
     @property
     def cached(self) -> tuple[int, int, int]:
-        """What a layer keeps of a token: number of heads, size of a key, size of a value.
+        """What a layer caches for a token: number of heads, size of a key, size of a value.
 
-        Latent attention keeps the vector that all heads' keys and values come from, and the rotary key, as one key.
+        Latent attention caches the latent vector and the rotary key, concatenated, as the key of a single head.
         """
         if self.latent is not None:
             return 1, self.latent.rank + self.latent.rotary, 0
@@ -223,13 +223,13 @@ class ModelConfig:
 
     @property
     def runs(self) -> tuple[tuple[int, int], ...]:
-        """The runs of layers with the same parameters, [start, stop) each: layers are stacked run by run."""
+        """The runs of consecutive layers with the same parameters, as [start, stop); each run is stacked."""
         kinds = self.mixtures
         starts = [i for i in range(self.depth) if i == 0 or kinds[i] != kinds[i - 1]]
         return tuple(zip(starts, [*starts[1:], self.depth]))
 
     def __post_init__(self) -> None:
-        """Rejects sizes that no network can have."""
+        """Reject sizes that no network can have."""
         for name in ("vocab_size", "width", "depth", "heads", "kv_heads", "head_dim", "ff", "context"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

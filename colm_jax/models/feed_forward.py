@@ -1,4 +1,4 @@
-"""Feed-forward layers: one gated network, or a mixture of several of which each token passes a few."""
+"""Feed-forward layers: one gated network, or a mixture of networks (mixture of experts)."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ class FeedForward(nnx.Module):
 
 
 class Router(Linear):
-    """Scores a mixture's networks for each token, and picks some."""
+    """The router of a mixture: scores the networks for each token, and chooses the best ones."""
 
     def __init__(self, config: ModelConfig, mixture: Mixture, make: Maker):
         d, n = config.width, mixture.networks
@@ -69,7 +69,7 @@ def _in_best_groups(mixture: Mixture, ranked: Float[Array, "B T networks"]) -> F
 class MixtureFeedForward(nnx.Module):
     """Several gated networks; a router picks a few for each token and weights them (Jiang et al. 2024, Mixtral).
 
-    A step of few tokens reads the weights of few networks. A network that reads every token may be there besides.
+    A step with few tokens reads the weights of few networks. In some families one more network reads every token.
     """
 
     def __init__(self, config: ModelConfig, make: Maker):

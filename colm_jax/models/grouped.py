@@ -1,10 +1,11 @@
-"""Products of rows with the kernels of several networks, each row with its own network's (grouped matrix product).
+"""Multiply each row by the kernel of its own network of a mixture (grouped matrix product).
 
 Rows are sorted by network, so that each network's rows are a block. On TPU a Pallas kernel (megablox) multiplies them,
-elsewhere a loop over tiles of rows, each of one network (on GPU, where a turn of a loop is expensive, many tiles a
-turn). All do the work of the rows that there are, and read only kernels of networks that have rows. Kernels may be
-split over devices by networks: then each device multiplies the rows of its own. Quantised kernels stay so: the loops
-dequantise the networks of a turn, on TPU too.
+elsewhere a loop over tiles of rows, each tile of one network. On GPU, where an iteration is expensive, each one takes
+many tiles. The work is in proportion to the rows, and only kernels of networks with rows are read, except by
+`lax.ragged_dot`, which GPUs use for small products. Kernels may be split over devices by network: each device then
+multiplies the rows of its own networks. Quantised kernels stay
+quantised: the loops dequantise the networks of an iteration, on TPU too.
 """
 
 import contextlib
@@ -104,8 +105,8 @@ def grouped_kernels(
 def product_flops(equation: Any) -> float | None:
     """Return the expected operations of a grouped product in a traced program, on one device; None if it is none.
 
-    They cannot be counted in the program: a kernel's grid and a loop's length depend on values. If networks are split
-    over devices, a device's share of the rows is expected to be that of the networks.
+    The program itself does not determine them: a kernel's grid and a loop's length depend on values. If networks are
+    split over devices, each device is expected to have rows in proportion to its networks.
     """
     shapes = [var.aval.shape for var in (*equation.invars, *equation.outvars)]
     kernels, lines = ([shape for shape in shapes if len(shape) == rank] for rank in (3, 1))
@@ -283,7 +284,7 @@ def _block(inputs: int, outputs: int, itemsize: int) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _megablox(dtype: Any) -> Iterator[None]:
-    """Trace the kernels as they are written: with implicit promotion; float32 in full precision, of which they say
+    """Trace the kernels with implicit promotion, as they are written, and float32 in full precision, of which they say
     nothing.
     """
     with jax.numpy_dtype_promotion("standard"), contextlib.ExitStack() as stack:

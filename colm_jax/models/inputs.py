@@ -17,13 +17,13 @@ KeyValue = tuple[Float[Array, "R K T h"], Float[Array, "R K T v"]]  # of the new
 class LayerInputs:
     """What one layer's attention is given beside the residual stream.
 
-    R rows of tokens: one for each of B sequences, or a single one with the tokens of all (`Ragged`).
+    There are R rows of tokens: one row per sequence, or a single row with the tokens of all sequences (`Ragged`).
     """
 
     angles: Angles  # of rotary positions
     rotated: bool | Bool[Array, ""] = True  # whether the layer has rotary positions
     temperature: Float[Array, "R T"] | None = None  # factor of each token's queries
     window: int | Int[Array, ""] | None = None  # tokens that each one sees, itself included; None: all
-    past: Past | None = None  # what was read before
+    past: Past | None = None  # keys and values of earlier tokens
     segments: Int[AnyArray, "R T"] | None = None  # which text of its row each token belongs to
     ragged: Ragged | None = None

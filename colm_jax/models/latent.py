@@ -1,8 +1,8 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): a cache of one small vector per token.
 
-The keys and values of all heads are linear in one latent vector c of a token; beside it there is one rotary key for all
-heads. Without a cache each head's keys and values are computed. With one, attention works on the latent vectors
-themselves: query · (W c) = (query W) · c, so a step reads the small cache and never expands it.
+The keys and values of all heads are linear functions of one latent vector c per token; all heads share one rotary key.
+Without a cache, each head's keys and values are computed. With a cache, attention uses the latent vectors themselves:
+query · (W c) = (query W) · c, so a step reads the small cache and never expands it.
 """
 
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ class LatentAttention(nnx.Module):
     ) -> Float[Array, "R T H v"]:
         """Attend to latent vectors, with queries that include the kernel of the keys.
 
-        Queries are padded, and results cut, to the kernel's size: a slice of the kernel would be a copy at every step.
+        Queries are padded to the kernel's size, and results are cut: slicing the kernel would copy it at every step.
         """
         assert inputs.past is not None
         latent, kernel, precision = self.latent, self.key_value_up.kernel[...], precision_of(query.dtype)

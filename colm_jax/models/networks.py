@@ -1,8 +1,8 @@
-"""The networks of a mixture applied to the tokens that chose them, on one device or on a mesh.
+"""Apply the networks of a mixture (its experts) to the tokens that are routed to them, on one device or on a mesh.
 
-A token that passes A networks becomes A rows; the rows are sorted by network and multiplied in groups (`grouped`). On a
-mesh each device works on its part of the kernels under `shard_map`, since neither a TPU kernel nor a slice of one
-network out of a split stack is partitioned well by the compiler. The mesh is the one that holds the kernels.
+A token that is routed to A networks becomes A rows. The rows are sorted by network and multiplied in groups
+(`grouped`). On a mesh each device works on its part of the kernels under `shard_map`, since the compiler partitions
+neither a TPU kernel nor the slice of one network from a sharded stack well. The mesh is the one that holds the kernels.
 """
 
 import math
@@ -95,8 +95,8 @@ def _split_tokens(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the mesh axes over which texts are split, and those over which kernels and tokens stay split by D.
 
-    Kernels that are split by D are either gathered, for many tokens, or stay where they are; then each product of the
-    few tokens is summed over the devices. Whichever moves less is done.
+    Kernels that are split by D are either gathered (cheaper for many tokens), or they stay where they are and the
+    products are summed over the devices (cheaper for few tokens). The form that moves fewer bytes is chosen.
     """
     assert config.mixture is not None
     texts, length, width = shape
@@ -127,7 +127,7 @@ def _divisible(
 
 
 def _spec(splits: list[tuple[str, ...]], leaf: Any) -> P:
-    """Return how a leaf is split: as the whole kernel, but for axes that all share one value."""
+    """Return how a leaf is split: like the whole kernel, except along axes of size 1."""
     return P(*(split if split and size > 1 else None for split, size in zip(splits, leaf.shape)))
 
 
@@ -180,7 +180,7 @@ def _permuted(
 ) -> Float[Array, "R D"]:
     """Return `copies` of each row, one after another, in this order, of which `back` is the inverse.
 
-    The gradient is a permutation too; of an indexing it would be a sum at indices, which is slow on TPU.
+    Its gradient is a permutation too. The gradient of plain indexing would be a scatter-add, which is slow on TPU.
     """
     return x[order // copies]
 

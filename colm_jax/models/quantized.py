@@ -1,11 +1,12 @@
-"""Kernels in few bits, and their product with activations, which widens a part of the kernel at a time.
+"""Quantised kernels, and their product with activations, which dequantises (widens) a part of the kernel at a time.
 
-Two kinds: `qwix.QArray`, which `quantize_kernel` makes of ordinary weights, and `PackedKernel`, which holds the codes
-of a checkpoint that is already quantised. In both the weight is (code - zero point) · scale, in float32, rounded to the
-activations' type; activations stay as they are.
+There are two kinds: `qwix.QArray`, which `quantize_kernel` makes of ordinary weights, and `PackedKernel`, which holds
+the codes of a checkpoint that is already quantised. In both the weight is (code - zero point) · scale, in float32,
+rounded to the activations' type. Activations are not quantised.
 
-XLA may write the whole widened kernel to memory before the product (always on CPU, in some layouts on TPU). A large
-kernel is therefore taken in blocks of outputs. Only a QArray on TPU is not: there XLA always fuses its widening.
+XLA may write the whole widened kernel to memory before the product (always on CPU, in some layouts on TPU). The product
+with a large kernel is therefore computed in blocks of outputs, except for a QArray on TPU, where XLA always fuses the
+widening.
 """
 
 import math
@@ -30,8 +31,9 @@ _LANES = 8  # blocks are cut within so many parts of the outputs, each of which 
 class PackedKernel:
     """A frozen kernel [inputs..., outputs...] in few bits, or several of them with further axes in front.
 
-    Every part has all the kernel's axes, of size 1 or of a divisor of the kernel's size: a scale is then for that many
-    codes along the axis. The fields may also hold shapes or shardings, as in any pytree.
+    Scales and zero points have all the kernel's axes; the size of each is 1 or divides the kernel's, and a scale is
+    shared by as many codes along the axis as the quotient says. The fields may also hold shapes or shardings, as in any
+    pytree.
 
     Four-bit codes are kept in pairs along the last input axis, the first in a byte's lower half, since XLA widens
     four-bit types to bytes in every loop on CPU.
@@ -141,7 +143,8 @@ def _as_matrix(kernel: Quantized, inputs: int) -> PackedKernel:
 def _halves(x: Float[Array, "*N I"], matrix: PackedKernel) -> list[tuple[Float[Array, "..."], Float[Array, "..."]]]:
     """Return activations and rows, widened to their type, whose products sum to the whole one.
 
-    The lower and upper codes of bytes are two factors: to weave them into one, XLA on TPU would write it to memory.
+    The lower and upper codes of the bytes are multiplied separately: XLA on TPU would write an interleaved kernel to
+    memory.
     """
     if not matrix.paired:
         return [(x, _scaled(matrix.codes.astype(jnp.float32), matrix, x.dtype))]
@@ -150,7 +153,7 @@ def _halves(x: Float[Array, "*N I"], matrix: PackedKernel) -> list[tuple[Float[A
 
 
 def _scaled(values: Float[Array, "I *O"], matrix: PackedKernel, dtype: DTypeLike) -> Float[Array, "I *O"]:
-    """Return weights, given the numbers that the codes of all rows, or of each second one, stand for."""
+    """Return the weights of all rows, or of every second one, given the values of their codes."""
 
     def spread(part: Shaped[Array, "..."]) -> Float[Array, "..."]:
         return part.astype(jnp.float32)[:, None]
@@ -184,7 +187,7 @@ def _dot(
 
 
 def _blocks(outputs: int, size: int, tile: int) -> int:
-    """Return the number of blocks of outputs, of about `tile` bytes, to take a widened kernel of `size` bytes in."""
+    """Return the number of blocks of outputs, of about `tile` bytes each, for a widened kernel of `size` bytes."""
     if size <= 2 * tile:
         return 1
     room = outputs // math.gcd(outputs, _LANES)

@@ -1,7 +1,7 @@
 """Rotary positions (RoPE): frequencies by kind of scaling, angles of positions, and the rotation itself.
 
 The kinds compute what `modeling_rope_utils` of transformers computes, in float32. Those that depend on a text's length
-take it as a static number: the longest text that a pass can hold. So all tokens of a pass turn by the same frequencies.
+take it as a static number: the longest text that a pass can hold. All tokens of a pass have the same frequencies.
 """
 
 import math

@@ -8,14 +8,14 @@ from colm_jax.models.positive import check_positive
 
 @dataclass(frozen=True)
 class Bands:
-    """Llama 3's scaling of rotary positions: by wavelength, only the slow dimensions are divided by the factor."""
+    """Llama 3's scaling of rotary positions: only dimensions of long wavelength are divided by the factor."""
 
     low: float  # waves longer than original_context / low are stretched
     high: float  # waves shorter than original_context / high are not; between the two, smoothly (at once in Llama 4)
     original_context: int  # in tokens, before the stretch
 
     def __post_init__(self) -> None:
-        """Rejects numbers that have no meaning."""
+        """Reject numbers that have no meaning."""
         check_positive("rope scaling.low", self.low)
         check_positive("rope scaling.original_context", self.original_context)
         if not self.low <= self.high < float("inf"):
@@ -24,9 +24,10 @@ class Bands:
 
 @dataclass(frozen=True)
 class Yarn:
-    """YaRN (Peng et al. 2023): between two numbers of turns the division by the factor fades; cosines are scaled.
+    """YaRN (Peng et al. 2023): slow dimensions are divided by the factor, fast ones are not; cosines are scaled.
 
-    The optional numbers decide by which attention factor (`models.rope.attention_factor`), as in transformers.
+    The optional numbers determine the attention factor, which scales cosines and sines, as in transformers
+    (`models.rope.attention_factor`).
     """
 
     original_context: int  # in tokens, before the stretch
@@ -38,7 +39,7 @@ class Yarn:
     mscale_all_dim: float | None = None  # the same in its denominator; DeepSeek scales attention's scores by it too
 
     def __post_init__(self) -> None:
-        """Rejects numbers that have no meaning."""
+        """Reject numbers that have no meaning."""
         for name in ("original_context", "beta_fast", "beta_slow"):
             check_positive(f"rope scaling.{name}", getattr(self, name))
         for name in ("attention_factor", "mscale", "mscale_all_dim"):
@@ -62,13 +63,13 @@ class DynamicNTK:
     context: int  # the longest text with plain positions, in tokens
 
     def __post_init__(self) -> None:
-        """Rejects numbers that have no meaning."""
+        """Reject numbers that have no meaning."""
         check_positive("rope scaling.context", self.context)
 
 
 @dataclass(frozen=True)
 class LongRope:
-    """LongRoPE (Ding et al. 2024): a factor for each pair of dimensions; others where texts exceed original_context."""
+    """LongRoPE (Ding et al. 2024): each pair of dimensions has a factor, and another one for long texts."""
 
     short: tuple[float, ...]  # each pair's frequency is divided by it
     long: tuple[float, ...]  # the same, where the longest text of a pass exceeds original_context
@@ -76,7 +77,7 @@ class LongRope:
     attention_factor: float | None = None  # of cosines and sines; None: derived from the rope's factor
 
     def __post_init__(self) -> None:
-        """Rejects numbers that have no meaning."""
+        """Reject numbers that have no meaning."""
         check_positive("rope scaling.original_context", self.original_context)
         if self.attention_factor is not None:
             check_positive("rope scaling.attention_factor", self.attention_factor)
@@ -103,7 +104,7 @@ class Rope:
     interleaved: bool = False  # dimensions 2i and 2i + 1 turn together, not i and i + dim/2
 
     def __post_init__(self) -> None:
-        """Rejects numbers that have no meaning."""
+        """Reject numbers that have no meaning."""
         for name in ("theta", "factor"):
             check_positive(f"rope {name}", getattr(self, name))
         if self.dim is not None and (isinstance(self.dim, bool) or self.dim < 2 or self.dim % 2):

@@ -60,7 +60,10 @@ def _types(model: Facts) -> str:
     stored = model["stored_as"]
     if stored is None:
         return "weights are not downloaded"
-    return ", ".join(stored) if len(stored) == 1 else ", ".join(f"{kind} ({n} tensors)" for kind, n in stored.items())
+    if len(stored) == 1:
+        return next(iter(stored))
+    counts = sorted(stored.items(), key=lambda item: -item[1])
+    return ", ".join(f"{kind} ({n} tensor{'s' if n > 1 else ''})" for kind, n in counts)
 
 
 def _vocabulary(model: Facts) -> str:
@@ -75,12 +78,25 @@ def _parameters(model: Facts) -> str:
 
 def _rope(model: Facts) -> str:
     rope = model["rope"]
-    shown = f"{rope['rope_type']}, theta {rope['rope_theta']:,g}"
+    shown = f"{rope['rope_type']}, theta {rope['rope_theta']:,.10g}"
     if "factor" in rope:
         shown += f", factor {rope['factor']:g}"
     if "original_max_position_embeddings" in rope:
         shown += f", beyond {rope['original_max_position_embeddings']:,} tokens"
+    if windowed := model["config"].get("window_rope"):
+        shown += f"; theta {windowed['theta']:,.10g} in sliding-window layers"
     return shown
+
+
+def _stays(model: Facts) -> bool:
+    """Return whether any parameter stays quantised."""
+    return model["quantised"] is not None and model["quantised"]["bytes"] < model["bytes"]["bfloat16"]
+
+
+def _dequantised(model: Facts) -> str:
+    if model["quantised"] is None:
+        return "–"
+    return ", ".join(model["quantised"]["dequantised"]) or "nothing" if _stays(model) else "everything"
 
 
 def _windows(model: Facts) -> str:
@@ -126,8 +142,8 @@ _ROWS: dict[str, Callable[[Facts], str]] = {
     "size on disk": lambda model: "–" if model["bytes_on_disk"] is None else decimal(model["bytes_on_disk"]),
 }
 _QUANTISED_ROWS: dict[str, Callable[[Facts], str]] = {
-    "memory as quantised": lambda model: decimal(model["quantised"]["bytes"]) if model["quantised"] else "–",
-    "dequantised": lambda model: ", ".join((model["quantised"] or {}).get("dequantised", ())) or "–",
+    "memory as stored": lambda model: decimal(model["quantised"]["bytes"]) if _stays(model) else "–",
+    "dequantised": _dequantised,
 }
 _MESH_ROWS: dict[str, Callable[[Facts], str]] = {
     "KV cache per token": lambda model: f"{decimal(model['cache_bytes_per_token']['bfloat16'])} (bfloat16)",

@@ -3,6 +3,7 @@
 import re
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -113,6 +114,8 @@ def plain(text: str, style: str = "") -> Text:
 
 def show_table(table: Table, console: Console) -> None:
     """Print an empty line and a table. Words and numbers are not broken if the console is wide enough."""
+    cells = [[column, *(row[i] for row in table.shown)] for i, column in enumerate(table.columns)]
+    widths = _widths(cells, console.width - 3 * len(cells) - 1)
     rich = RichTable(
         title=plain(table.title, "bold"),
         caption=plain(table.note, "dim") if table.note else None,
@@ -120,15 +123,31 @@ def show_table(table: Table, console: Console) -> None:
         caption_justify="left",
         box=SIMPLE_HEAD,
     )
-    longest = [
-        max(len(word) for cell in (column, *(row[i] for row in table.shown)) for word in cell.split() or [""])
-        for i, column in enumerate(table.columns)
-    ]
-    fits = sum(longest) + 3 * len(longest) <= console.width
-    for column, numeric, least in zip(table.columns, table.numeric, longest):
+    for column, numeric, width in zip(table.columns, table.numeric, widths):
         justify: JustifyMethod = "right" if numeric else "left"
-        rich.add_column(plain(column), justify=justify, min_width=least if fits else None, overflow="fold")
+        rich.add_column(plain(column), justify=justify, width=width, overflow="fold")
     for row in table.shown:
         rich.add_row(*map(plain, row))
     console.print()
     console.print(rich)
+
+
+def _widths(columns: list[list[str]], room: int) -> list[int | None]:
+    """Return a width for each column in which no word is broken; None for each where the words exceed the room.
+
+    rich's own minimum widths do not do: a table that they make too wide is cut at the right.
+
+    Args:
+      columns: the cells of each.
+      room: characters of all columns together.
+    """
+    least = [max(cell_len(word) for cell in cells for word in cell.split() or [""]) for cells in columns]
+    wanted = [max(cell_len(line) for cell in cells for line in cell.splitlines() or [""]) for cells in columns]
+    widths, left = dict[int, int](), room - sum(least)
+    if left < 0:
+        return [None] * len(columns)
+    order = sorted(range(len(columns)), key=lambda i: wanted[i] - least[i])
+    for count, i in zip(range(len(order), 0, -1), order):  # those that want little leave their part to the others
+        more = min(wanted[i] - least[i], left // count)
+        widths[i], left = least[i] + more, left - more
+    return [widths[i] for i in range(len(columns))]

@@ -6,6 +6,11 @@ from colm_jax.errors import UserError
 from colm_jax.settings.fields import setting, validate
 
 FLOAT_TYPES = ("float32", "bfloat16", "float16")
+# Everything that names a model.
+MODEL = (
+    "a Hugging Face directory (also of a quantised checkpoint), a team, FILE.gguf, or on the Hub "
+    "OWNER/NAME[:FILE.gguf][@REVISION]"
+)
 QUANTISED = ("int8", "int4")  # of experts only: weights in so many bits, the rest in the base's dtype
 EXPERT_DTYPES = (*FLOAT_TYPES, *QUANTISED)
 
@@ -16,7 +21,8 @@ class Model:
 
     dtype: str = setting(
         "float32",
-        help="of weights, activations and caches (trained weights: float32); experts also int8, int4: weights only",
+        help="of weights, activations and caches (trained weights: float32); experts also int8, int4: weights only; "
+        "docs/families.md says when the kernels of a quantised checkpoint stay as stored",
         choices=EXPERT_DTYPES,
     )
     mesh: tuple[int, int, int] = setting((1, 1, 1), help="devices along data, fsdp, tensor", least=1, metavar="D,F,T")

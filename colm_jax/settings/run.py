@@ -6,7 +6,7 @@ from colm_jax.errors import UserError
 from colm_jax.settings.calibration import Calibration
 from colm_jax.settings.fields import setting, validate
 from colm_jax.settings.generation import MAX_NEW_TOKENS, Correction
-from colm_jax.settings.models import Model, check_base_dtype
+from colm_jax.settings.models import MODEL, Model, check_base_dtype
 from colm_jax.settings.strategies import STRATEGIES, find_strategy
 from colm_jax.settings.training import GateInit, Training
 
@@ -21,7 +21,7 @@ TASKS = ("exact", "number", "gsm8k", "math", "pubmedqa", "bioasq")
 class RunConfig:
     """Everything that decides what a run computes."""
 
-    base: str = setting(help="the base: a Hugging Face directory, a team, a GGUF file, or a Hub name", metavar="MODEL")
+    base: str = setting(help=f"the base: {MODEL}", metavar="MODEL")
     experts: tuple[str, ...] = setting(help="the experts, likewise", metavar="MODEL")
     data: str = setting(help="training texts, JSONL or .txt", metavar="FILE")
     dev: str | None = setting(None, help="texts for calibration, JSONL or .txt", metavar="FILE")

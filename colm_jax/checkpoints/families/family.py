@@ -37,7 +37,7 @@ class Stored:
 
     @property
     def by_network(self) -> bool:
-        """Whether the networks of a mixture are tensors, or slabs of a tensor, of their own."""
+        """Whether each network of a mixture has a tensor, or a slab of a stacked tensor, of its own."""
         return self.stacked or self.name.count("{}") == 2
 
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:

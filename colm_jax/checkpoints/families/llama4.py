@@ -53,7 +53,7 @@ def _read(fields: Fields) -> ModelConfig:
 
 
 def _tuned(fields: Fields) -> bool:
-    """Return whether queries grow with their position; the first files have a whole number, of which 0 means no."""
+    """Return whether queries grow with their position. Early files have a whole number; 0 is false."""
     key = "attn_temperature_tuning"
     old = fields.config.get(key)
     is_number = isinstance(old, int) and not isinstance(old, bool)

@@ -1,6 +1,6 @@
 """Multimodal checkpoints whose text model is a family of its own: config.json nested, tensors with a prefix.
 
-Only the text model is read; the rest (vision tower, projector) is left on disk. It is written as a text model.
+Only the text model is read, not the vision tower and the projector, and it is written as a text model of its own.
 """
 
 from dataclasses import dataclass

@@ -326,7 +326,7 @@ def _qwen3moe(keys: Keys) -> Json:
 
 
 def _gemma_scalar(keys: Keys, common: Json, deepest: int) -> float:
-    """Return what llama.cpp scales queries by: in the 27B model, known by its depth, the width over the heads."""
+    """Return `query_pre_attn_scalar`: width / heads in the 27B model, known by its depth, else the head size."""
     if common["num_hidden_layers"] == deepest:
         return common["hidden_size"] / common["num_attention_heads"]
     return common["head_dim"]

@@ -1,4 +1,4 @@
-"""The Hugging Face name of each tensor of a GGUF file, and what is to be undone to it; by architecture.
+"""The Hugging Face name of each tensor of a GGUF file, and which conversion to undo; by architecture.
 
 Facts of llama.cpp's converters: Llama and the architectures made from it store query and key as rotary pairs; Gemma's
 norms are stored with 1 added; the networks of a mixture are stacked.

@@ -1,4 +1,4 @@
-"""gpt-oss's networks: checkpoints hold them input by output, gate and up alternating; GGUF the other way."""
+"""gpt-oss's networks: checkpoints store [in, out] with gate and up interleaved, GGUF [out, in] with both apart."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from colm_jax.checkpoints.gguf.tensors import check_finite, decode, read_bytes, 
 
 @dataclass(frozen=True)
 class Stack:
-    """One stored tensor of all networks, or two whose outputs alternate, turned over."""
+    """One stored tensor of all networks, or two with interleaved outputs, transposed."""
 
     name: str  # in a Hugging Face checkpoint
     stored: tuple[Stored, ...]  # each [networks, out, in], or of biases [networks, out]

@@ -1,6 +1,6 @@
 """The tensors of a GGUF file under their Hugging Face names, read by rows and dequantised block by block.
 
-Each undoes, row by row, what llama.cpp's converter did to it, so that a tensor reads as in the original checkpoint.
+llama.cpp's converter reorders rows and shifts norms. Reading undoes this, so that values are those of the checkpoint.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ _PIECE = 1 << 18  # values to dequantise at once: the package makes several arra
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor of a GGUF file, or the part of one that is one network's of a mixture."""
+    """A tensor of a GGUF file, or one network's part of a stacked tensor of a mixture."""
 
     name: str  # in a Hugging Face checkpoint
     stored: Stored

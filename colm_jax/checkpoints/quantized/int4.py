@@ -2,8 +2,7 @@
 
 AWQ ("gemm"): qweight [in, out/8], qzeros [groups, out/8], scales [groups, out]; the four bits of a word, lowest first,
 are outputs 0, 2, 4, 6, 1, 3, 5, 7. GPTQ: qweight [in/8, out], qzeros [groups, out/8], scales [groups, out], all in
-order, and g_idx [in], the group of each input; from the words of zero points 1 is taken in each place, but not in the
-format `gptq_v2`.
+order, and g_idx [in], the group of each input; zero points are stored less 1, except in the format `gptq_v2`.
 pack-quantized: weight_packed [out, in/8], weight_scale [out, groups], weight_zero_point [out/8, groups]; everything
 plus 8.
 """
@@ -73,7 +72,7 @@ def awq(module: str, pieces: Pieces, group_size: int) -> PackedOnDisk:
 def gptq(module: str, pieces: Pieces, bits: int, group_size: int, *, less_one: bool, ordered: bool) -> PackedOnDisk:
     """Return a module's weight in GPTQ's format, of 4 or 8 bits.
 
-    `less_one`: as the zero points are stored; `ordered`: whether the inputs of groups are anywhere (`desc_act`).
+    `less_one`: whether zero points are stored less 1; `ordered`: whether a group's inputs may be anywhere (`desc_act`).
 
     Raises:
       UserError: a wrong shape or type.
@@ -119,7 +118,7 @@ def pack_quantized(
       group_size: inputs that share a scale; None: all.
       symmetric: whether there are no zero points.
       one: a single scale for the whole weight.
-      ordered: whether the inputs of groups are anywhere (`actorder`).
+      ordered: whether the inputs of a group may be anywhere (`actorder`).
 
     Raises:
       UserError: a wrong shape or type.

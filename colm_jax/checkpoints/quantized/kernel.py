@@ -22,7 +22,8 @@ _LEAST = 8  # inputs to a scale: with fewer, scales take more memory than codes
 def tiles(kind: str, group: int, inputs: tuple[int, ...]) -> tuple[int, ...] | None:
     """Return the number of scales along each input axis; None if the weight cannot be kept in its groups.
 
-    A group may be a run of whole heads or divide a head. Any other is halved and so on: its scale is repeated.
+    A group may consist of whole heads or divide a head. Any other group is split into equal parts that divide a
+    head, and its scale is repeated for each part.
     """
     total, inner, pair = math.prod(inputs), inputs[-1], 2 if kind in ("int4", "float4") else 1
     if inner % pair:
@@ -81,7 +82,8 @@ def inputs_of(held: StoredPart) -> int:
 def form(held: StoredPart, variable: nnx.Variable, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
     """Return the types and shapes of a part as a kernel on the devices; None if it cannot be kept in its groups.
 
-    The networks of a mixture are multiplied under `shard_map`, where an order that spans devices cannot be followed.
+    A mixture with act-order is not kept: its networks are multiplied under `shard_map`, where the order would span
+    devices.
     """
     tensor, inputs = held.tensor, inputs_of(held)
     if not isinstance(tensor, PackedOnDisk) or not inputs:

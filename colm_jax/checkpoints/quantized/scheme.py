@@ -1,6 +1,6 @@
 """How a checkpoint is quantised, by `quantization_config` of its config.json, and which tensors make a weight.
 
-What has a plain tensor in the files is a plain weight; `modules_to_not_convert` and `ignore` are checked against that.
+A weight that is stored as a plain tensor is not quantised; `modules_to_not_convert` and `ignore` must agree with that.
 """
 
 import re

@@ -3,13 +3,14 @@
 from typing import Any
 
 from colm_jax.cli.flags import Flags, Parser, mesh_flag
+from colm_jax.settings.models import MODEL
 
 EXAMPLE = "colm inspect SMALL LARGE"
 
 
 def add_flags(parser: Parser) -> None:
     """Declare the command's flags."""
-    parser.add_argument("model", nargs="+", metavar="MODEL", help="the base first")
+    parser.add_argument("model", nargs="+", metavar="MODEL", help=f"{MODEL}; of several, the base first")
     mesh_flag(parser)
     parser.add_argument("--json", action="store_true", help="print all facts as JSON, for programs")
 

@@ -15,6 +15,7 @@ from colm_jax.cli.flags import (
     setting_flags,
 )
 from colm_jax.errors import UserError
+from colm_jax.settings.models import MODEL
 from colm_jax.settings.plan import PlanSize, Rates, Workload
 from colm_jax.settings.run import RunConfig
 from colm_jax.settings.training import GateInit, Training
@@ -35,11 +36,12 @@ def add_flags(parser: Parser) -> None:
     """Declare the command's flags."""
     text = "as in v5e:4x4, v5p:2x2x4, v6e:16x16"
     parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help=text)
-    parser.add_argument("--base", required=True, metavar="MODEL", help="only its config.json is read")
+    text = f"{MODEL}; its weights are not read"
+    parser.add_argument("--base", required=True, metavar="MODEL", help=text)
     expert_flag(parser, required=True)
     mesh_flag(parser, "all chips along fsdp")
     expert_mesh_flag(parser)
-    dtype_flags(parser, default="bfloat16")
+    dtype_flags(parser, default="bfloat16", expert_default="as --dtype, also of a quantised checkpoint")
     setting_flags(parser, PlanSize, "length", "rows")
     setting_flags(parser, RunConfig, "expert_scores")
     text = "default: all; a gate alone is fitted on one device"

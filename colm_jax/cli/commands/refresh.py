@@ -2,6 +2,7 @@
 
 from colm_jax.cli.configuration import make_run
 from colm_jax.cli.flags import (
+    STORED,
     Flags,
     Parser,
     dtype_flags,
@@ -12,6 +13,7 @@ from colm_jax.cli.flags import (
     task_flag,
 )
 from colm_jax.errors import UserError
+from colm_jax.settings.models import MODEL
 from colm_jax.settings.training import OBJECTIVES
 
 DESCRIPTION = "Give a trained team other experts: score them, fit a new gate, calibrate; the base stays as it is."
@@ -22,10 +24,10 @@ def add_flags(parser: Parser) -> None:
     """Declare the command's flags."""
     text = "a run with a trained team; nothing in it is changed"
     parser.add_argument("--run", required=True, metavar="DIR", help=text)
-    expert_flag(parser, required=True)
+    expert_flag(parser, required=True, text=f"{MODEL}; repeat for several experts")
     mesh_flag(parser)
     expert_mesh_flag(parser)
-    dtype_flags(parser, default="as the team is stored", expert_default="as the team was trained")
+    dtype_flags(parser, default="as the team is stored", expert_default=f"as the team was trained; {STORED}")
     latent = [name for name in OBJECTIVES if name != "sft"]
     parser.add_argument("--objective", choices=latent, help="of the gate (default: marginal)")
     parser.add_argument("--data", required=True, metavar="FILE", help="training texts, JSONL or .txt")
