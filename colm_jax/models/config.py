@@ -11,6 +11,7 @@ from colm_jax.errors import UserError
 
 ACTIVATIONS = ("silu", "gelu_tanh", "clamped_swish")  # the last: gpt-oss
 QK_NORMS = ("head", "joint", "unit")  # each head; all heads as one vector; each head after RoPE, without a scale
+_SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal numbers of float32, in which the network computes
 _MOST_NETWORKS = 200_000  # of all layers: each has an entry in lists of names; the largest published have about 25,000
 _MIXTURE_CHOICES = {
     "scoring": ("softmax", "sigmoid"),
@@ -270,8 +271,8 @@ class Temperature:
     def __post_init__(self) -> None:
         """Rejects numbers that have no meaning."""
         _positive("temperature span", self.span)
-        if not 0 <= self.scale < float("inf"):
-            raise UserError(f"model config: temperature scale must be a number from 0, got {self.scale!r}")
+        if self.scale != 0:
+            _positive("temperature scale", self.scale)
 
 
 @dataclass(frozen=True)
@@ -403,5 +404,8 @@ class ModelConfig:
 
 
 def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):
         raise UserError(f"model config: {name} must be a positive number, got {value!r}")
+    if not _SMALLEST <= value <= _LARGEST:
+        raise UserError(f"model config: {name} must be from {_SMALLEST:.3g} to {_LARGEST:.3g} (float32), got {value!r}")

@@ -290,3 +290,14 @@ def test_networks_of_all_layers_are_limited():
         UserError, match=r"9999 layers of 10000 networks each; .* at most 200000 networks are supported"
     ):
         from_huggingface(config, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("llama", "rms_norm_eps"), ("gemma2", "attn_logit_softcapping"), ("llama4", "attn_scale")]
+)
+@pytest.mark.parametrize("value", [1e-40, 1e300])
+def test_number_beyond_float32_is_an_error(name, key, value):
+    with pytest.raises(
+        UserError, match=rf"^config\.json: model config: .* must be from 1\.18e-38 to 3\.4e\+38 .*{value}"
+    ):
+        from_huggingface({**CONFIGS[name], key: value}, "config.json")
