@@ -62,7 +62,7 @@ def _only_gguf(directory: Path) -> Path | None:
     """
     if source_files(directory) or any(any(directory.glob(name)) for name in ("*.safetensors", _INDEX)):
         return None
-    files = sorted(file for file in directory.glob(f"*{_GGUF}") if _begins(file.name))
+    files = sorted(file for file in directory.glob(f"*{_GGUF}") if file.is_file() and _begins(file.name))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise UserError(f"{directory}: holds several GGUF files ({names}); name one of them, {files[0]}")
@@ -129,7 +129,9 @@ def _one_line_hub_errors(model: str | Path) -> Iterator[None]:
 
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         reason = str(error).splitlines()[0]
         raise UserError(f"model {str(model)!r}: no such directory, and not available from the Hub: {reason}") from error
 

@@ -221,7 +221,7 @@ def _read_parameters(
             value: Any
             if part.path in kept:
                 assert last is not None
-                value = read_kernel(held, last[1], axes[layers:], mesh)
+                value = read_kernel(held, last[1], variable.dtype, axes[layers:], mesh)
             else:
                 value = read_array(held, variable.dtype, sharding, pool)
             if quantize is not None and QUANTIZED.fullmatch(part.path):

@@ -12,6 +12,7 @@ from colm_jax.models.rope_config import Rope
 
 ACTIVATIONS = ("silu", "gelu_tanh", "clamped_swish")  # the last: gpt-oss
 QK_NORMS = ("head", "joint", "unit")  # each head; all heads as one vector; each head after RoPE, without a scale
+_MOST_NETWORKS = 200_000  # of all layers: each has an entry in lists of names; the largest published have about 25,000
 _MIXTURE_CHOICES = {
     "scoring": ("softmax", "sigmoid"),
     "group_score": ("best", "two_best"),
@@ -147,8 +148,8 @@ class Temperature:
     def __post_init__(self) -> None:
         """Reject numbers that have no meaning."""
         check_positive("temperature span", self.span)
-        if not 0 <= self.scale < float("inf"):
-            raise UserError(f"model config: temperature scale must be a number from 0, got {self.scale!r}")
+        if self.scale != 0:
+            check_positive("temperature scale", self.scale)
 
 
 @dataclass(frozen=True)
@@ -258,6 +259,11 @@ class ModelConfig:
             layers = getattr(self, name)
             if layers is not None and len(layers) != self.depth:
                 raise UserError(f"model config: {len(layers)} {name} for {self.depth} layers")
+        if self.mixture is not None and sum(self.mixtures) * self.mixture.networks > _MOST_NETWORKS:
+            raise UserError(
+                f"model config: {sum(self.mixtures)} layers of {self.mixture.networks} networks each; all together at "
+                f"most {_MOST_NETWORKS} networks are supported"
+            )
         if self.mixture_layers is not None and self.mixture is None:
             raise UserError("model config: mixture_layers without a mixture")
         for name in ("activation_limit", "activation_slope"):

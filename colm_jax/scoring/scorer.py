@@ -157,7 +157,7 @@ def score_examples(
     argmaxes: list[np.ndarray] = []
     gate_logits: list[np.ndarray] = []
     for rows, (log_prob, is_argmax, logits) in _passes(decoder, examples, allowed, range(len(examples.items)), gate):
-        log_probs += _texts(examples, rows, log_prob)
+        log_probs += _log_probs(examples, rows, log_prob, decoder)
         argmaxes += _texts(examples, rows, is_argmax)
         if logits is not None:
             gate_logits += _texts(examples, rows, logits)
@@ -204,7 +204,7 @@ def score_to_directory(
         log_probs: list[np.ndarray] = []
         argmaxes: list[np.ndarray] = []
         for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, allowed, numbers):
-            log_probs += _texts(examples, rows, log_prob)
+            log_probs += _log_probs(examples, rows, log_prob, decoder)
             argmaxes += _texts(examples, rows, is_argmax)
             progress(rows[-1] + 1, len(examples.items))
         lengths = np.array([len(scores) for scores in log_probs], np.int64)
@@ -248,6 +248,24 @@ def check_count(directory: Path, examples: Examples, count: int) -> None:
     """Raise UserError where shards hold fewer texts than there are."""
     if count != len(examples.items):
         raise UserError(f"{directory}: its shards hold {count} texts, the data has {len(examples.items)}; delete it")
+
+
+def _log_probs(
+    examples: Examples, rows: Sequence[int], values: Float[Array, "B T"], decoder: Decoder
+) -> list[np.ndarray]:
+    """Return `_texts` of log-probabilities.
+
+    Raises:
+      UserError: one of them is NaN: the model's activations are.
+    """
+    found = _texts(examples, rows, values)
+    for row, log_prob in zip(rows, found):
+        if np.isnan(log_prob).any():
+            raise UserError(
+                f"text {row}: the model's log-probabilities are NaN: its activations overflow in {decoder.dtype.name}; "
+                "use float32, and if it is in use, the weights are damaged"
+            )
+    return found
 
 
 def _texts(examples: Examples, rows: Sequence[int], values: Shaped[Array, "B T ..."]) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from colm_jax.errors import MachineError
+from colm_jax.errors import MachineError, UserError, no_room
 from colm_jax.storage.disk import full_disk_is_one_line
 from colm_jax.storage.locks import locked
 
@@ -97,7 +97,12 @@ def new_folder() -> Iterator[Path]:
 def _folder() -> Path:
     given = os.environ.get("COLM_CACHE")
     folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colm_jax"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if no_room(error) is not None:
+            raise
+        raise UserError(f"COLM_CACHE {folder}: cannot be made: {error.strerror}; name another folder") from None
     return folder
 
 

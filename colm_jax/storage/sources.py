@@ -6,6 +6,7 @@ A converted GGUF file is an ordinary model directory with `source.json`, which l
 from collections.abc import Callable
 from pathlib import Path
 
+from colm_jax.errors import UserError
 from colm_jax.storage.cache import is_made, made_once
 from colm_jax.storage.files import in_bucket, path_of, write_json
 from colm_jax.storage.text import read_json
@@ -36,7 +37,10 @@ def source_files(directory: Path) -> list[Path]:
     """Return the files that a directory of the cache was made from; empty for every other directory."""
     if in_bucket(directory) or not is_made(_KIND, directory) or not (directory / _SOURCE).exists():
         return []
-    return [path_of(file) for file in read_json(directory / _SOURCE)["files"]]
+    files = read_json(directory / _SOURCE).get("files")
+    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
+        raise UserError(f"{directory / _SOURCE}: lists no files; remove {directory.parent} and rerun the same command")
+    return [path_of(file) for file in files]
 
 
 def shown(directory: Path) -> Path:

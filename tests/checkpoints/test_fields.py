@@ -170,6 +170,8 @@ WRONG = [
     ("mixtral", "partial_rotary_factor", 0.5, "part of the head"),
     ("gemma3", "partial_rotary_factor", 0.5, "part of the head"),
     ("qwen3", "rope_type", "linear", None),
+    ("deepseek-v2", "topk_method", "x" * 10**5, "is not supported, only greedy"),
+    ("olmo3", "layer_types", ["x" * 10**5] * 4, "is not supported, only 'full_attention'"),
     ("mixtral", "num_experts", 8, "'num_local_experts' (5) disagree"),
     ("gemma2", "use_bidirectional_attention", True, "not supported, only False"),
     ("llama", "is_causal", False, "only causal attention"),
@@ -280,3 +282,23 @@ def test_alternative_spelling_gives_transformers_the_same_model(name, change, tm
     pytest.importorskip("torch", reason="needs PyTorch")
     directory = write_family(tmp_path / name, name, **change)  # None omits a field
     assert parity_error(directory, transformers_logits(directory, tokens()), np.arange(len(tokens()))) < 1e-4
+
+
+def test_networks_of_all_layers_are_limited():
+    config = {**CONFIGS["qwen3-moe"], "num_hidden_layers": 10_000, "num_experts": 10_000}
+    with pytest.raises(
+        UserError, match=r"9999 layers of 10000 networks each; .* at most 200000 networks are supported"
+    ):
+        from_huggingface(config, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("llama", "rms_norm_eps"), ("gemma2", "attn_logit_softcapping"), ("llama4", "attn_scale")]
+)
+@pytest.mark.parametrize("value", [1e-40, 1e300])
+def test_number_beyond_float32_is_an_error(name, key, value):
+    with pytest.raises(
+        UserError,
+        match=rf"^config\.json: model config: .* must be from 1\.18e-38 to 3\.4e\+38 .*{re.escape(repr(value))}",
+    ):
+        from_huggingface({**CONFIGS[name], key: value}, "config.json")

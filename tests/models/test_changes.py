@@ -120,7 +120,7 @@ CHANGES = {
         ("gemma2", {"layer_types": ["full_attention"] * 4}, ""),
         ("gemma3", {"layer_types": None}, ""),
         ("gemma3", {"layer_types": None, "sliding_window_pattern": 3}, ""),
-        ("gemma3", {"layer_types": ["chunked_attention"] * 4}, "layer type 'chunked_attention'"),
+        ("gemma3", {"layer_types": ["chunked_attention"] * 4}, "'layer_types' has 'chunked_attention'"),
         ("gemma3", {"layer_types": ["full_attention"]}, "'layer_types' has 1 entries for 4 layers"),
     ],
     "window_rope": [("gemma3", local_rope(rope_theta=60.0), "")],
@@ -146,7 +146,7 @@ CHANGES = {
         ("llama4", {"attention_chunk_size": 700}, ""),
         ("smollm3", {"sliding_window": None}, "field 'sliding_window' is missing"),
         ("llama4", {"layer_types": ["full_attention"] * 4}, ""),
-        ("llama4", {"layer_types": ["sliding_attention"] * 4}, "layer type 'sliding_attention'"),
+        ("llama4", {"layer_types": ["sliding_attention"] * 4}, "'layer_types' has 'sliding_attention'"),
         ("llama4", {"layer_types": None}, ""),  # chunks where there are rotary positions
     ],
     "rope_layers": [

@@ -191,3 +191,12 @@ def test_a_damaged_shard_is_named_and_made_again_where_it_is_deleted(tmp_path):
     hidden_to_directory(decoder, examples, tmp_path / "h")
     assert len(load_scores(tmp_path / "s", examples).log_prob) == 4
     assert len(open_hidden(tmp_path / "h", examples)) == 1
+
+
+def test_log_probabilities_that_are_nan_are_an_error_and_leave_no_shard(tmp_path):
+    decoder, examples = tiny_decoder(), texts(3)
+    decoder.head[...] = decoder.head[...] * np.float32(np.nan)
+    for score in (lambda: score_examples(decoder, examples), lambda: score_to_directory(decoder, examples, tmp_path)):
+        with pytest.raises(UserError, match=r"^text 0: .* NaN: its activations overflow in float32; use float32, and"):
+            score()
+    assert not list(tmp_path.glob("*.npz"))

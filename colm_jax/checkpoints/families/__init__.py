@@ -45,7 +45,7 @@ def from_huggingface(config: dict[str, Any], source: str) -> ModelConfig:
         fields = Fields(config, source)
     else:
         known = ", ".join((*FAMILIES, *MULTIMODAL))
-        raise UserError(f"{source}: model_type {model_type!r} is not supported, only {known}")
+        raise UserError(f"{source}: model_type {model_type!r:.80} is not supported, only {known}")
     family = FAMILIES[fields.model_type]
     try:
         result = family.read(fields)

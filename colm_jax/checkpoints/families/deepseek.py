@@ -70,7 +70,7 @@ def _read_v2(fields: Fields) -> ModelConfig:
     fields.only("scoring_func", "softmax", None)
     method = fields.optional("topk_method", str)
     if method not in _METHODS:
-        raise fields.error(f"topk_method={method!r} is not supported, only {' and '.join(_METHODS)}")
+        raise fields.error(f"topk_method={method!r:.80} is not supported, only {' and '.join(_METHODS)}")
     fields.only("norm_topk_prob", False, None)  # transformers ignores it, DeepSeek's own program does not
     groups = {}
     for ours, theirs in (("groups", "n_group"), ("active_groups", "topk_group")):

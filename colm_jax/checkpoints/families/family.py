@@ -179,7 +179,9 @@ def _windowed_layers(fields: Fields, depth: int, windowed: str = _SLIDING) -> li
         return None
     for kind in types:
         if kind not in ("full_attention", windowed):
-            raise fields.error(f"layer type {kind!r} is not supported, only 'full_attention', {windowed!r}")
+            raise fields.error(
+                f"'layer_types' has {kind!r:.80}, which is not supported, only 'full_attention', {windowed!r}"
+            )
     if len(types) != depth:
         raise fields.error(f"'layer_types' has {len(types)} entries for {depth} layers")
     return [kind == windowed for kind in types]

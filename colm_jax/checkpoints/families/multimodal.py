@@ -48,7 +48,7 @@ def text_fields(config: Json, source: str) -> Fields:
     model_type = inner.get("model_type", wrapper.text_types[0])
     if model_type not in wrapper.text_types:
         raise outer.error(
-            f"the text model of {wrapper.model_type!r} has model_type {model_type!r}; only "
+            f"the text model of {wrapper.model_type!r} has model_type {model_type!r:.80}; only "
             f"{', '.join(wrapper.text_types)} is supported"
         )
     # The outer model owns the head, and decides whether it is the embedding. Where no model says it, the text model's

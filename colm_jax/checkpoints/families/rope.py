@@ -83,8 +83,8 @@ def read_ropes_by_layer(
     for key in found:
         if key not in _LAYERS:
             raise fields.error(
-                f"'rope_parameters' has {key!r}; in this family only {_LAYERS[0]!r} and {_LAYERS[1]!r} are allowed, "
-                "each with the parameters of its layers (transformers ignores the rest)"
+                f"'rope_parameters' has {key!r:.80}; in this family only {_LAYERS[0]!r} and {_LAYERS[1]!r} are "
+                "allowed, each with the parameters of its layers (transformers ignores the rest)"
             )
     by_layer = {layers: found.get(layers) or {} for layers in _LAYERS}
     for layers, parameters in by_layer.items():

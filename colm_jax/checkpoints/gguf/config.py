@@ -39,7 +39,7 @@ class Keys:
         """
         self.header = header
         kind = header.metadata.get("general.type", "model")
-        if kind != "model":
+        if not isinstance(kind, str) or kind != "model":
             raise header.error(f"general.type is {kind!r:.80}; only models are read, no adapters or projectors")
         found = header.metadata.get("general.architecture")
         if not isinstance(found, str):
@@ -69,6 +69,13 @@ class Keys:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
             raise self.error(key, f"is no whole number: {value!r:.80}")
         return value
+
+    def depth(self) -> int:
+        """Return the number of layers, which is at most that of the file's tensors: lists have an entry for each."""
+        depth, tensors = self.integer("block_count"), len(self.header.tensors)
+        if depth > tensors:
+            raise self.error("block_count", f"is {depth}, but the file has only {tensors} tensors")
+        return depth
 
     def number(self, key: str, default: Any = _REQUIRED) -> Any:
         """Return a number; a 32-bit float as the shortest decimal that stands for it, as people wrote it."""
@@ -145,7 +152,7 @@ def to_config(header: Header) -> Json:
     keys = Keys(header)
     make = _ARCHITECTURES.get(keys.architecture)
     if make is None:
-        raise header.error(f"architecture {keys.architecture!r} is not supported, only {', '.join(_ARCHITECTURES)}")
+        raise header.error(f"architecture {keys.architecture!r:.80} is not supported, only {', '.join(_ARCHITECTURES)}")
     config = make(keys)
     keys.done()
     return config
@@ -169,7 +176,7 @@ def _common(keys: Keys, ff: int | None = None) -> Json:
     return {
         "vocab_size": keys.shape("token_embd.weight", 2)[0],
         "hidden_size": width,
-        "num_hidden_layers": keys.integer("block_count"),
+        "num_hidden_layers": keys.depth(),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -352,7 +359,7 @@ def _gemma2(keys: Keys) -> Json:
 
 
 def _gemma3(keys: Keys) -> Json:
-    common, depth = _gemma(keys), keys.integer("block_count")
+    common, depth = _gemma(keys), keys.depth()
     windowed = keys.flags("attention.sliding_window_pattern", depth) or [(i + 1) % 6 != 0 for i in range(depth)]
     full = _rope(keys)
     window_theta = keys.number("rope.freq_base_swa", _DEFAULT_THETA)

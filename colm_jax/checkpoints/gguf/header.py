@@ -34,6 +34,7 @@ _VERSIONS = (2, 3)
 _DIMENSIONS = 4
 _MOST_PARTS = 1000
 _LARGEST_ALIGNMENT = 1 << 16
+_LONGEST_NAME = 1024  # bytes of a key or of a tensor's name; llama.cpp allows a tensor 63
 _WINDOW = 1 << 20  # bytes to fetch at once
 _SCALARS: dict[int, np.dtype] = {
     GGUFValueType.UINT8: np.dtype("<u1"),
@@ -133,7 +134,9 @@ def part_names(name: str) -> list[str]:
     if found is None:
         return [name]
     stem, number, count = found[1], int(found[2]), int(found[3])
-    if number != 1 or not 1 <= count <= _MOST_PARTS:
+    if not 1 <= count <= _MOST_PARTS:
+        raise UserError(f"{name}: is one of {count} parts; from 1 to {_MOST_PARTS} are supported")
+    if number != 1:
         raise UserError(f"{name}: is part {number} of {count}; name the first one, {stem}-00001-of-{count:05}.gguf")
     return [f"{stem}-{i:05}-of-{count:05}.gguf" for i in range(1, count + 1)]
 
@@ -163,7 +166,7 @@ def read_header(file: Path) -> Header:
     tensors: dict[str, Stored] = {}
     for number, part in enumerate(files):
         found, held = _read_file(part)
-        count = found.get("split.count", 1)
+        count = _whole_number(part, found, "split.count", 1)
         if count not in (0, 1, len(files)) or (number and count != len(files)):
             raise UserError(f"{part}: is part of {count} files by its metadata, and of {len(files)} by its name")
         for name, tensor in held.items():
@@ -171,10 +174,17 @@ def read_header(file: Path) -> Header:
                 raise UserError(f"{part}: tensor {name!r} is also in {tensors[name].file.name}")
             tensors[name] = tensor
         metadata = metadata or found
-    expected = metadata.get("split.tensors.count", len(tensors))
+    expected = _whole_number(file, metadata, "split.tensors.count", len(tensors))
     if expected != len(tensors):
         raise UserError(f"{file}: its parts should hold {expected} tensors and hold {len(tensors)}")
     return Header(file, tuple(files), metadata, tensors)
+
+
+def _whole_number(file: Path, metadata: Mapping[str, Value], key: str, default: int) -> int:
+    found = metadata.get(key, default)
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise _damaged(file, f"{key} is no whole number: {found!r:.80}")
+    return found
 
 
 class _Cursor:
@@ -210,11 +220,21 @@ class _Cursor:
 
     def string(self, what: str) -> str:
         """Return the next string."""
-        data = self.take(self.number("Q", what), what)
+        return self._text(self.number("Q", what), what)
+
+    def _text(self, length: int, what: str) -> str:
+        data = self.take(length, what)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
             raise self.damaged(f"{what} is not UTF-8") from None
+
+    def name(self, what: str) -> str:
+        """Return the next string, the name of something."""
+        length = self.number("Q", what)
+        if length > _LONGEST_NAME:
+            raise self.damaged(f"{what} has {length} bytes; at most {_LONGEST_NAME} are allowed")
+        return self._text(length, what)
 
     def strings(self, key: str, count: int) -> Strings:
         """Return an array of strings."""
@@ -245,7 +265,7 @@ def _read_file(file: Path) -> tuple[dict[str, Value], dict[str, Stored]]:
     cursor.need(keys, 8 + 4 + 1, "metadata")
     metadata: dict[str, Value] = {}
     for _ in range(keys):
-        key = cursor.string("the name of a key")
+        key = cursor.name("the name of a key")
         if key in metadata:
             raise cursor.damaged(f"key {key!r} occurs twice")
         metadata[key] = _read_value(cursor, key)
@@ -299,7 +319,7 @@ def _read_numbers(cursor: _Cursor, key: str, kind: int, count: int) -> np.ndarra
 
 def _read_tensor(cursor: _Cursor) -> Stored:
     """Read a tensor's description; its offset is within the part of the file that holds the tensors."""
-    name = cursor.string("the name of a tensor")
+    name = cursor.name("the name of a tensor")
     count = cursor.number("I", name)
     if not 1 <= count <= _DIMENSIONS:
         raise cursor.damaged(f"tensor {name!r} has {count} dimensions")

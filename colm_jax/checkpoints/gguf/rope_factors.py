@@ -31,6 +31,8 @@ def llama3_parameters(factors: np.ndarray, theta: float, original: int | None, h
         raise header.error("tensor 'rope_freqs.weight' holds factors below 1, or that are not finite")
     if np.allclose(factors, 1.0, rtol=_TOLERANCE):
         return {"rope_type": "default", "rope_theta": theta}
+    if theta <= 1:
+        raise header.error(f"rope.freq_base is {theta}; with factors of frequencies it must exceed 1")
     waves = 2 * math.pi * theta ** (np.arange(len(factors)) / len(factors))
     factor = float(str(np.float32(factors.max())))
     candidates = [_PUBLISHED]
@@ -40,8 +42,8 @@ def llama3_parameters(factors: np.ndarray, theta: float, original: int | None, h
     smooth = (1 / factors.astype(np.float64) - 1 / factor) / (1 - 1 / factor)
     between = (smooth > 1e-3) & (smooth < 1 - 1e-3)
     if between.sum() >= 2:
-        slope, height = np.polyfit(1 / waves[between], smooth[between], 1)
-        if height < 0:
+        slope, height = _line(1 / waves[between], smooth[between])
+        if height < 0 < slope < math.inf:
             candidates.append((round(slope / -height), 1.0, 1.0 - 1 / height))
     for context, low, high in candidates:
         if np.allclose(_factors(waves, factor, context, low, high), factors, rtol=_TOLERANCE):
@@ -54,6 +56,14 @@ def llama3_parameters(factors: np.ndarray, theta: float, original: int | None, h
                 "original_max_position_embeddings": context,
             }
     raise header.error("tensor 'rope_freqs.weight' holds factors that no 'llama3' rope scaling has")
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Return slope and height at 0 of the line through points, by least squares; NaN where no line is the best."""
+    dx = (x - x.mean()) / x.max()  # theta may be of any size
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = (dx * (y - y.mean())).sum() / (dx * dx).sum() / x.max()
+    return float(slope), float(y.mean() - slope * x.mean())
 
 
 def _factors(waves: np.ndarray, factor: float, context: int, low: float, high: float) -> np.ndarray:

@@ -54,6 +54,7 @@ def to_tokenizer(header: Header) -> dict[str, Any]:
         raise header.error(f"tokenizer.chat_template is no string: {template!r:.80}")
     special = {i for i in ids.values() if i is not None}
     pipeline["added_tokens"] = _added(header, kind, vocabulary, special)
+    _check_single(header, pipeline)
     pipeline["post_processor"] = _around(header, kind, vocabulary, ids)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -73,9 +74,13 @@ def _vocabulary(header: Header) -> Vocabulary:
     if not isinstance(found, Strings) or not len(found):
         raise header.error("tokenizer.ggml.tokens is missing or no list of tokens")
     tokens = list(found)
-    if longest := next((i for i, token in enumerate(tokens) if len(token) > _LONGEST_TOKEN), None):
+    longest = next((i for i, token in enumerate(tokens) if len(token) > _LONGEST_TOKEN), None)
+    if longest is not None:
         raise header.error(f"tokenizer.ggml.tokens[{longest}] has {len(tokens[longest])} characters")
     types = _numbers(header, "tokenizer.ggml.token_type", "iu", len(tokens))
+    if types is not None and (unknown := ~np.isin(types, list(TokenType))).any():
+        wrong = int(np.argmax(unknown))
+        raise header.error(f"tokenizer.ggml.token_type[{wrong}] is {types[wrong]}, which GGUF does not define")
     return Vocabulary(tokens, [TokenType.NORMAL] * len(tokens) if types is None else types.tolist())
 
 
@@ -216,6 +221,15 @@ def _added(header: Header, kind: str, vocabulary: Vocabulary, special: Iterable[
         for i, token in sorted((names | plain).items())
         if token
     ]
+
+
+def _check_single(header: Header, pipeline: Json) -> None:
+    """Check that no special token, nor one that users added, is spelled as another: its id would be that one's."""
+    vocab = pipeline["model"]["vocab"]
+    for token in pipeline["added_tokens"]:
+        other = vocab.get(token["content"], token["id"])
+        if other != token["id"]:
+            raise header.error(f"tokenizer.ggml.tokens[{token['id']}] and [{other}] are both {token['content']!r:.80}")
 
 
 def _around(header: Header, kind: str, vocabulary: Vocabulary, ids: dict[str, int | None]) -> Json:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from colm_jax.checkpoints.quantized.packed import Opened, Packed, PackedOnDisk
 from colm_jax.checkpoints.reader import StoredPart, aligned
+from colm_jax.errors import UserError
 from colm_jax.models.quantize import QUANTIZED
 from colm_jax.models.quantized import PackedKernel
 from colm_jax.parallel import spec_of
@@ -138,8 +139,16 @@ def forms(
     return {path: own for path, own in found.items() if own is not None}
 
 
-def read_kernel(held: StoredPart, opened: Opened, axes: tuple[str, ...], mesh: jax.sharding.Mesh) -> PackedKernel:
-    """Put what an opened tensor holds of a parameter on the mesh, as it is."""
+def read_kernel(
+    held: StoredPart, opened: Opened, dtype: np.dtype, axes: tuple[str, ...], mesh: jax.sharding.Mesh
+) -> PackedKernel:
+    """Put what an opened tensor holds of a parameter on the mesh, as it is; `dtype` is that of activations.
+
+    Raises:
+      UserError: a weight that is not finite in `dtype`, in which the product takes it.
+    """
+    if not opened.packed.fits(dtype):
+        raise UserError(f"{opened.file}: tensor {opened.name!r} holds NaN or infinite values (read as {dtype})")
     part, inputs = held.part, inputs_of(held)
     rows = part.columns if opened.transposed else part.rows
     packed = opened.packed if rows is None else opened.packed.take(slice(rows.start, rows.stop, rows.step))

@@ -11,6 +11,13 @@ import numpy as np
 from colm_jax.checkpoints.reader import StoredTensor
 from colm_jax.errors import UserError
 
+_LARGEST_CODE = {
+    "int8": 255,
+    "int4": 15,
+    "float8": 448,
+    "float4": 6,
+}  # by how much a code may differ from its zero point
+_ROWS = 64  # to dequantise at a time
 Pieces = Mapping[str, StoredTensor]  # the stored tensors of one weight, by the ends of their names
 
 
@@ -41,12 +48,24 @@ class Packed:
         wide = self.codes[start:stop, columns].astype(np.float32)
         if self.zeros is not None:
             wide -= spread(self.zeros)
-        wide *= spread(self.scales)
+        with np.errstate(over="ignore"):  # what is not finite is reported afterwards
+            wide *= spread(self.scales)
         if self.order is None:
             return wide
         result = np.empty_like(wide)
         result[:, self.order] = wide
         return result
+
+    def fits(self, dtype: np.dtype) -> bool:
+        """Return whether all weights are finite in a type."""
+        largest = float(np.abs(self.scales.astype(np.float32)).max(initial=0)) * _LARGEST_CODE[self.kind]
+        if largest < float(ml_dtypes.finfo(dtype).max):
+            return True
+        with np.errstate(over="ignore"):
+            return all(
+                np.isfinite(self.dequantised(start, min(start + _ROWS, len(self.codes))).astype(dtype)).all()
+                for start in range(0, len(self.codes), _ROWS)
+            )
 
     def take(self, rows: slice) -> "Packed":
         """Return the weight of some of the rows, which may be every second one."""

@@ -276,9 +276,9 @@ def _compressed_tensors(settings: _Settings) -> Scheme:
     facts = [_Settings(each, settings.source) for each in weights if isinstance(each, dict)]
     if len(facts) != len(weights) or any(_of_weights(fact) != _of_weights(facts[0]) for fact in facts):
         raise settings.error("config_groups", f"groups that differ in their weights are not supported; {_INSTEAD}")
-    formats = {group.get("format") or settings.values.get("format") for group in groups.values()}
-    form = formats.pop()
-    if formats or form not in _COMPRESSED:
+    formats = [group.get("format") or settings.values.get("format") for group in groups.values()]
+    form = formats[0]
+    if form not in _COMPRESSED or any(other != form for other in formats):
         raise settings.error("format", f"only {', '.join(_COMPRESSED)} are supported; {_INSTEAD}")
     bits, kind, strategy, size, block, symmetric, ordered = _of_weights(facts[0])
     kept_out = _ignored(settings)

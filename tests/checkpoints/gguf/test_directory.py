@@ -187,3 +187,38 @@ def test_errors_and_tables_name_the_file_that_was_given(tmp_path, capsys, cache)
     facts = json.loads(capsys.readouterr().out)
     assert str(cache) not in json.dumps(facts)
     assert Path(facts["models"][0]["directory"] if "models" in facts else facts["directory"]) == a
+
+
+@pytest.mark.parametrize("name", ["owner/name:../../tiny.gguf", "owner/name:a:b.gguf"])
+def test_hub_file_name_that_cannot_be_is_an_error(name):
+    with pytest.raises(UserError, match=rf"^model '{name}': .*not available from the Hub: "):
+        resolve(name)
+
+
+def test_only_files_count_as_gguf_files(tmp_path):
+    (tmp_path / "folder" / "a.gguf").mkdir(parents=True)
+    assert resolve(tmp_path / "folder") == tmp_path / "folder"
+    file = write_tiny(tmp_path / "folder" / "b.gguf")
+    assert weight_files(resolve(tmp_path / "folder")) == [file]
+
+
+def test_more_parts_than_supported_is_an_error_that_says_so(tmp_path):
+    file = write_tiny(tmp_path / "a-00001-of-99999.gguf")
+    with pytest.raises(UserError, match="is one of 99999 parts; from 1 to 1000 are supported"):
+        resolve(file)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"files": []}', '{"files": [3]}', '{"files": "a.gguf"}'])
+def test_damaged_directory_in_the_cache_is_an_error_that_says_what_to_remove(content, tmp_path):
+    directory = resolve(write_tiny(tmp_path / "tiny.gguf"))
+    (directory / "source.json").write_text(content)
+    with pytest.raises(UserError, match=rf"source\.json: lists no files; remove {directory.parent} and rerun"):
+        weight_files(directory)
+
+
+def test_cache_that_cannot_be_made_is_an_error_that_names_it(tmp_path, monkeypatch, capsys):
+    file = write_tiny(tmp_path / "tiny.gguf")
+    monkeypatch.setenv("COLM_CACHE", str(file))
+    assert main(["inspect", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"COLM_CACHE {file}: cannot be made: File exists; name another folder" in line

@@ -14,7 +14,7 @@ from colm_jax.checkpoints.huggingface import load_model, match_tensors
 from colm_jax.cli.main import main
 from colm_jax.errors import UserError
 from colm_jax.text.tokenizer import load_tokenizer
-from tests.checkpoints.gguf.write import write_tiny
+from tests.checkpoints.gguf.write import TOKENS, write_tiny
 
 
 def survives(load, file):
@@ -68,6 +68,16 @@ DAMAGED = {
     "too many keys": (header(keys=2**63) + ROOM, "metadata: .* items"),
     "too many tensors": (header(tensors=2**60) + ROOM, "tensors: .* items"),
     "a key's name too long": (header(keys=1) + struct.pack("<Q", 2**62) + ROOM, "the name of a key"),
+    "a key's name beyond any": (header(keys=1) + string(bytes(2000)) + ROOM, "the name of a key has 2000 bytes"),
+    "a tensor's name beyond any": (header(1) + string(bytes(2000)) + ROOM, "the name of a tensor has 2000 bytes"),
+    "parts as a list": (
+        header(keys=1) + key(b"split.count", 9, struct.pack("<IQ2I", 4, 2, 1, 1)) + ROOM,
+        "split.count is no whole number",
+    ),
+    "tensors as a list": (
+        header(keys=1) + key(b"split.tensors.count", 9, struct.pack("<IQ2I", 4, 2, 0, 0)) + ROOM,
+        "split.tensors.count is no whole number",
+    ),
     "a string too long": (header(keys=1) + key(b"k", 8, struct.pack("<Q", 2**40)) + ROOM, "k: 1099511627776 items"),
     "an array too long": (header(keys=1) + key(b"k", 9, struct.pack("<IQ", 4, 2**61)) + ROOM, "k: .* items of 4 bytes"),
     "strings too many": (header(keys=1) + key(b"k", 9, struct.pack("<IQ", 8, 2**40)) + ROOM, "k: .* items of 8 bytes"),
@@ -164,6 +174,18 @@ def test_memory_for_a_header_is_bounded_by_the_file(tmp_path):
 
 BROKEN_TOKENIZERS = {
     "no tokens": ({"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens is missing"),
+    "a first token too long": (
+        {"tokenizer.ggml.tokens": ("add_array", ["a" * 5000, *TOKENS[1:], *map(str, range(64 - len(TOKENS)))])},
+        r"tokens\[0\] has 5000 characters",
+    ),
+    "a special token twice": (
+        {"tokenizer.ggml.tokens": ("add_array", [*TOKENS[:-1], "</s>", *map(str, range(64 - len(TOKENS)))])},
+        r"tokens\[2\] and \[39\] are both '</s>'",
+    ),
+    "a type that is none": (
+        {"tokenizer.ggml.token_type": ("add_array", [*62 * [1], 77, 1])},
+        r"token_type\[62\] is 77, which GGUF does not define",
+    ),
     "no scores": ({"tokenizer.ggml.scores": None}, "tokenizer.ggml.scores is missing"),
     "an unknown model": ({"tokenizer.ggml.model": ("add_string", "bert")}, "tokenizer.ggml.model is 'bert'"),
     "too few types": ({"tokenizer.ggml.token_type": ("add_array", [1, 2])}, "token_type is no list of 64 numbers"),
@@ -194,3 +216,39 @@ def test_broken_tokenizer_is_an_error_that_names_the_key(case, tmp_path):
     file = write_tiny(tmp_path / "tiny.gguf", add_tokenizer=add_tokenizer)
     with pytest.raises(UserError, match=rf"^{file}: .*{message}"):
         resolve(file)
+
+
+# model, edits of the keys, message
+BROKEN_KEYS = {
+    "a kind of file that is a list": ("llama", {"general.type": ("add_array", [1, 2])}, "general.type is array"),
+    "an architecture of any length": (
+        "llama",
+        {"general.architecture": ("add_string", 10**6 * "x")},
+        "is not supported",
+    ),
+    "layers without end": ("gemma3", {"gemma3.block_count": ("add_uint32", 10**9)}, "block_count is 1000000000, but"),
+    "theta 0 with factors": (
+        "llama/3",
+        {"llama.rope.freq_base": ("add_float32", 0.0)},
+        "freq_base is 0.0; with factors",
+    ),
+    "theta of any size": ("llama/3", {"llama.rope.freq_base": ("add_float32", 3e38)}, "factors that no 'llama3' rope"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_KEYS)
+def test_broken_key_is_an_error_that_names_it(case, tmp_path):
+    from tests.checkpoints.gguf import write
+
+    name, edits, message = BROKEN_KEYS[case]
+
+    def add_tokenizer(writer: gguf.GGUFWriter, size: int):
+        write.add_tokenizer(writer, size)
+        for key, (add, value) in edits.items():
+            writer.kv_data[0].pop(key, None)
+            getattr(writer, add)(key, value)
+
+    file = write_tiny(tmp_path / "tiny.gguf", name, add_tokenizer=add_tokenizer)
+    with pytest.raises(UserError, match=rf"^{file}: .*{message}") as caught:
+        resolve(file)
+    assert len(str(caught.value)) < 1000

@@ -108,6 +108,12 @@ FAULTS = {
     "scales NaN": ("awq", put(_GATE + "scales", first(np.nan)), {}, "gate_proj.scales' holds NaN or infinite scales"),
     "scales infinite": ("gptq", put(_GATE + "scales", first(np.inf)), {}, "gate_proj.scales' holds NaN or infinite"),
     "scales cut": ("awq", put(_GATE + "scales", lambda v: v[:1]), {}, r"shape \[1, 72\], expected \[2, 72\]"),
+    "weights beyond the type": (
+        "int-quantized",
+        put(_GATE + "weight_scale", lambda v: np.full_like(v, 1e37)),
+        {},
+        r"gate_proj.weight' holds NaN or infinite values \(read as float32\)",
+    ),
     "zeros cut": ("gptq", put(_GATE + "qzeros", lambda v: v[:, :2]), {}, r"shape \[2, 2\], expected \[2, 9\]"),
     "words of floats": (
         "awq",
@@ -241,6 +247,10 @@ REFUSED = {
     "sparse": (
         {**compressed("float-quantized", num_bits=8, type="float"), "sparsity_config": {"format": "sparse-24-bitmask"}},
         "sparse weights are not supported",
+    ),
+    "format as a list": (
+        {**compressed("float-quantized", num_bits=8, type="float"), "format": ["float-quantized"]},
+        r"format \['float-quantized'\]: only",
     ),
     "block of 0": ({"quant_method": "fp8", "weight_block_size": [0, 128]}, "must be two whole numbers from 1"),
     "block of one": ({"quant_method": "fp8", "weight_block_size": [128]}, "must be two whole numbers from 1"),
