@@ -70,19 +70,7 @@ def grouped_rows(
     transposed: bool = False,
 ) -> Float[Array, "R _"]:
     """Return `grouped` of these; of the kernels' transposes, if so asked."""
-    if not isinstance(kernel, jax.Array):
-        return quantised_rows(x, kernel, sizes, first, transposed)
-    if x.dtype not in _PALLAS or x.dtype != kernel.dtype:
-        return _rows_by_tiles(x, kernel, sizes, first, transposed)
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        sizes,
-        first,
-        tpu=partial(_rows_by_pallas, transposed=transposed),
-        cuda=partial(_rows_on_gpu, transposed=transposed),
-        default=partial(_rows_by_tiles, transposed=transposed),
-    )
+    return rows_product(x, kernel, sizes, first, transposed)
 
 
 def grouped_kernels(
@@ -94,12 +82,27 @@ def grouped_kernels(
     dtype: Any,
 ) -> Float[Array, "networks K F"]:
     """Return the gradient for the kernels: of each of `networks` networks from `first` on, the sum over its rows."""
-    forms = {"networks": networks, "dtype": dtype}
+    return kernels_product(x, slope, sizes, first, networks, dtype)
+
+
+@partial(jax.jit, static_argnums=4)
+def rows_product(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool) -> Any:
+    """Return `grouped_rows`, by the form for the platform; `product_flops` knows this program by its name."""
+    tiles, turns = partial(_rows_by_tiles, transposed=transposed), partial(_rows_by_turns, transposed=transposed)
+    if not isinstance(kernel, jax.Array) or x.dtype not in _PALLAS or x.dtype != kernel.dtype:
+        return jax.lax.platform_dependent(x, kernel, sizes, first, cuda=turns, default=tiles)
+    pallas, gpu = (partial(form, transposed=transposed) for form in (_rows_by_pallas, _rows_on_gpu))
+    return jax.lax.platform_dependent(x, kernel, sizes, first, tpu=pallas, cuda=gpu, default=tiles)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def kernels_product(x: Any, slope: Any, sizes: Any, first: Any, networks: int, dtype: Any) -> Any:
+    """Return `grouped_kernels`, by the form for the platform; `product_flops` knows this program by its name."""
+    tiles = partial(_kernels_by_tiles, networks=networks, dtype=dtype)
     if x.dtype not in _PALLAS or x.dtype != slope.dtype:
-        return _kernels_by_tiles(x, slope, sizes, first, **forms)
-    return jax.lax.platform_dependent(
-        x, slope, sizes, first, tpu=partial(_kernels_by_pallas, **forms), default=partial(_kernels_by_tiles, **forms)
-    )
+        return tiles(x, slope, sizes, first)
+    pallas = partial(_kernels_by_pallas, networks=networks, dtype=dtype)
+    return jax.lax.platform_dependent(x, slope, sizes, first, tpu=pallas, default=tiles)
 
 
 def product_flops(equation: Any) -> float | None:
@@ -108,14 +111,12 @@ def product_flops(equation: Any) -> float | None:
     The program itself does not determine them: a kernel's grid and a loop's length depend on values. If networks are
     split over devices, each device is expected to have rows in proportion to its networks.
     """
+    if equation.params.get("name") not in ("rows_product", "kernels_product"):
+        return None
     shapes = [var.aval.shape for var in (*equation.invars, *equation.outvars)]
-    kernels, lines = ([shape for shape in shapes if len(shape) == rank] for rank in (3, 1))
-    if equation.primitive.name == "pallas_call" and kernels:
-        networks = lines[0][0] - 1  # the first argument is where each network's rows begin, and the end
-        return equation.params["cost_estimate"].flops * kernels[0][0] / networks
-    if equation.params.get("name") == "quantised_rows":
-        return 2.0 * shapes[0][0] * math.prod(kernels[0]) / lines[0][0]
-    return None
+    lines, matrices, stacks = ([shape for shape in shapes if len(shape) == rank] for rank in (1, 2, 3))
+    # Rows before and after the product, or on both sides of a kernel's gradient.
+    return 2.0 * matrices[0][0] * matrices[0][1] * matrices[-1][1] * stacks[0][0] / lines[0][0]
 
 
 # Tiles: what any back end can do.
@@ -150,13 +151,6 @@ class _Tiles:
         """Return a tile's network (counted from `first`), its first row, and which of its rows are the network's."""
         inside = (self.starts[i] + jnp.arange(self.height) < self.ends[i])[:, None]
         return self.networks[i], self.starts[i], inside
-
-
-@partial(jax.jit, static_argnums=4)
-def quantised_rows(x: Any, kernel: Any, sizes: Any, first: Any, transposed: bool) -> Any:
-    """Return `grouped_rows` of quantised kernels."""
-    turns, tiles = partial(_rows_by_turns, transposed=transposed), partial(_rows_by_tiles, transposed=transposed)
-    return jax.lax.platform_dependent(x, kernel, sizes, first, cuda=turns, default=tiles)
 
 
 def _slice(x: Float[Array, "R K"], start: Int[Array, ""], height: int) -> Float[Array, "height K"]:

@@ -127,7 +127,8 @@ PUBLISHED = {
     ),
 }
 
-# Since transformers 4.40; sources of the fields: the models' pages on the Hub.
+# Newer families. Phi-4, GLM-4, Ministral-3 and Devstral-2 are put together from several places, and were not compared
+# with the files themselves.
 _PHI3_CODE = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
 _PHI3 = {
     "model_type": "phi3",
