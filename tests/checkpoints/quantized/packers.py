@@ -9,8 +9,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import torch
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 AWQ_PLACES = [0, 2, 4, 6, 1, 3, 5, 7]  # the column of each four bits, lowest first
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
@@ -122,18 +121,35 @@ def mxfp4(stack):
     return packed, wide.reshape(weight.shape).swapaxes(1, 2).astype(np.float32)
 
 
+_TYPES = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I8": np.int8,
+    "U8": np.uint8,
+}
+
+
 def write(directory: Path, config: dict, tensors: dict[str, np.ndarray], file: str = "model.safetensors") -> Path:
-    """A checkpoint of these tensors; types that NumPy lacks too."""
+    """A checkpoint of these tensors."""
     directory.mkdir(parents=True, exist_ok=True)
-    kinds = {"float8_e4m3fn": torch.float8_e4m3fn, "bfloat16": torch.bfloat16}
-
-    def as_torch(value):
-        value = np.ascontiguousarray(value)
-        kind = kinds.get(value.dtype.name)
-        if kind is None:
-            return torch.from_numpy(value.copy())
-        return torch.from_numpy(value.view(np.uint8 if value.itemsize == 1 else np.int16).copy()).view(kind)
-
-    save_file({name: as_torch(value) for name, value in tensors.items()}, directory / file)
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, directory / file)
     (directory / "config.json").write_text(json.dumps(config))
     return directory
+
+
+def read(directory: Path, file: str = "model.safetensors") -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint, also of types that NumPy lacks, which safetensors writes but does not read."""
+    data = (directory / file).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    found = {}
+    for name, facts in header.items():
+        if name != "__metadata__":
+            first, last = facts["data_offsets"]
+            values = np.frombuffer(data[start + first : start + last], _TYPES[facts["dtype"]])
+            found[name] = values.reshape(facts["shape"]).copy()
+    return found

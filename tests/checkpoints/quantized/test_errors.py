@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from colm_jax.checkpoints.huggingface import load_model, match_tensors, read_config
 from colm_jax.checkpoints.quantized.scheme import read_scheme
@@ -16,22 +15,9 @@ from tests.models.families import CONFIGS
 _GATE = "model.layers.1.mlp.gate_proj."
 
 
-def stored(directory):
-    with safe_open(directory / "model.safetensors", framework="pt") as file:
-        found = {}
-        for name in file.keys():  # noqa: SIM118
-            tensor = file.get_tensor(name)
-            found[name] = (
-                tensor.view(dtype=__import__("torch").uint8).numpy()
-                if "float8" in str(tensor.dtype)
-                else tensor.numpy()
-            )
-        return found
-
-
 def changed(directory, change, settings=None):
     """The checkpoint with its tensors changed in place by `change`, and with other settings."""
-    tensors = stored(directory)
+    tensors = packers.read(directory)
     change(tensors)
     config = json.loads((directory / "config.json").read_text())
     config["quantization_config"] |= settings or {}
@@ -76,7 +62,7 @@ def _fp8(directory, change):
     """An FP8 checkpoint with its scales changed."""
     settings, pack = FORMATS["deepseek"]
     _, plain = quantized("deepseek", directory)
-    tensors = stored(plain)
+    tensors = packers.read(plain)
     weight = tensors.pop(_GATE + "weight")
     pieces, _ = pack(weight)
     change(pieces)
@@ -213,7 +199,7 @@ def test_mxfp4_faults(tmp_path, mesh):
 
 def test_modules_that_are_plain_are_read_as_such(tmp_path, mesh):
     directory, plain = quantized("awq", tmp_path)
-    weight = stored(plain)[_GATE + "weight"]
+    weight = packers.read(plain)[_GATE + "weight"]
 
     def change(tensors):
         for end in ENDS["awq"]:
