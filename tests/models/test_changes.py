@@ -10,17 +10,8 @@ import pytest
 
 from colm_jax.checkpoints.huggingface import load_model
 from colm_jax.errors import UserError
-from colm_jax.models.config import (
-    Bands,
-    DynamicNTK,
-    Latent,
-    LongRope,
-    Mixture,
-    ModelConfig,
-    Rope,
-    Temperature,
-    Yarn,
-)
+from colm_jax.models.config import Latent, Mixture, ModelConfig, Temperature
+from colm_jax.models.rope_config import Bands, DynamicNTK, LongRope, Rope, Yarn
 from colm_jax.parallel import make_mesh
 from tests.models.families import CONFIGS, tokens, write_family
 from tests.tiny import edit_json
