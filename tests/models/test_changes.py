@@ -259,7 +259,7 @@ CHANGES = {
     "Mixture.network_bias": [("gpt-oss", {"model_type": "mixtral"}, "layers are alike")],
     "Mixture.shared_ff": [
         ("deepseek-v2", {"n_shared_experts": 1}, "shape"),
-        ("deepseek-v3", {"n_shared_experts": 0}, "shared_ff must be a positive"),
+        ("deepseek-v3", {"n_shared_experts": 0}, "'n_shared_experts' must be at least 1, got 0"),
     ],
     "Latent.rank": [("deepseek-v2", {"kv_lora_rank": 8}, "shape")],
     "Latent.query_rank": [
