@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from docs.tables import put_table
 from tests.models.families import CONFIGS, cached_error, parity_error, round_trips, sharded_error, write_family
 from tests.models.make_golden import GOLDEN
 
@@ -60,11 +61,7 @@ def table(rows: dict[str, Row]) -> str:
 def main() -> None:
     """Write the table into the page."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    text = DOCS.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    rows = {name: measure(name) for name in CONFIGS}
-    DOCS.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-    print(table(rows))
+    put_table(DOCS, BEGIN, END, table({name: measure(name) for name in CONFIGS}))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from colm_jax.checkpoints.huggingface import load_model
 from colm_jax.checkpoints.layout import by_path
 from colm_jax.models.quantized import PackedKernel
 from colm_jax.parallel import make_mesh
+from docs.tables import put_table
 from tests.checkpoints.gguf.write import CONFIGS, write_gguf
 from tests.checkpoints.quantized.checkpoints import FORMATS, gpt_oss, quantized
 from tests.checkpoints.quantized.test_scores import kept, worst
@@ -87,11 +88,7 @@ def table(rows: dict[str, Row]) -> str:
 def main() -> None:
     """Write the table into the page."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    text = DOCS.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    rows = {name: measure(name) for name in ROWS}
-    DOCS.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-    print(table(rows))
+    put_table(DOCS, BEGIN, END, table({name: measure(name) for name in ROWS}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Granite 3: Llama with four multipliers, of embeddings, attention scores, residual additions and logits."""
 
-from colm_jax.checkpoints.families.family import TABLE, Family, read_sizes, read_uniform_windows, write_sizes
+from colm_jax.checkpoints.families.family import TABLE, Family
 from colm_jax.checkpoints.families.fields import Fields, Json
-from colm_jax.checkpoints.families.rope import read_rope, write_both_ropes
+from colm_jax.checkpoints.families.llama import read_llama, write_llama
 from colm_jax.models.config import ModelConfig
 
 _MULTIPLIERS = {
@@ -14,29 +14,12 @@ _MULTIPLIERS = {
 
 
 def _read(fields: Fields) -> ModelConfig:
-    fields.only("hidden_act", "silu")
-    sizes, bias = read_sizes(fields), fields.optional("attention_bias", bool)
-    return ModelConfig(
-        family="granite",
-        **sizes,
-        **{ours: fields.optional(theirs, float) for theirs, ours in _MULTIPLIERS.items()},
-        rope=read_rope(fields),
-        windows=read_uniform_windows(fields, sizes["depth"], None),
-        qkv_bias=bias,
-        out_bias=bias,
-        ff_bias=fields.optional("mlp_bias", bool),
-    )
+    multipliers = {ours: fields.optional(theirs, float) for theirs, ours in _MULTIPLIERS.items()}
+    return ModelConfig(family="granite", **read_llama(fields), **multipliers)
 
 
 def _write(config: ModelConfig) -> Json:
-    return {
-        **write_sizes(config),
-        **write_both_ropes(config.rope),
-        **{theirs: getattr(config, ours) for theirs, ours in _MULTIPLIERS.items()},
-        "hidden_act": "silu",
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.ff_bias,
-    }
+    return {**write_llama(config), **{theirs: getattr(config, ours) for theirs, ours in _MULTIPLIERS.items()}}
 
 
 GRANITE = Family("granite", "GraniteForCausalLM", _read, _write, TABLE)
