@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from colm_jax.data.records import encode_fitting_prompt
+from colm_jax.data.units import Units
 from colm_jax.decoding.requests import Request
 from colm_jax.errors import UserError
 from colm_jax.settings.generation import GenerationSettings
@@ -24,9 +22,8 @@ def check_stop_ids(settings: GenerationSettings, tokenizer: Tokenizer) -> None:
 def encode_requests(
     prompts: Sequence[Prompt],
     settings: GenerationSettings,
+    units: Units,
     tokenizer: Tokenizer,
-    context: int,
-    allowed: np.ndarray | None,
     places: Sequence[str] | None = None,
     keys: Sequence[int] | None = None,
 ) -> list[Request]:
@@ -35,9 +32,8 @@ def encode_requests(
     Args:
       prompts: strings or records.
       settings: of all of them.
+      units: of the team, which know each model's view of a prompt.
       tokenizer: the base's.
-      context: of the team, in tokens.
-      allowed: [V] the shared vocabulary.
       places: name of each prompt in errors; None: "prompt 1", ...
       keys: of each prompt's random numbers; None: its index.
 
@@ -50,8 +46,8 @@ def encode_requests(
     places = [f"prompt {i + 1}" for i in range(count)] if places is None else places
     keys = range(count) if keys is None else keys
     return [
-        Request(ids, own, key, sample)
+        Request(views.base, own, key, sample, views=views.experts)
         for prompt, own, key, where in zip(prompts, settings.of_prompts(count), keys, places, strict=True)
-        for ids in [encode_fitting_prompt(prompt, tokenizer, context, allowed, where)]
+        for views in [units.prompts(prompt, where)]
         for sample in range(settings.samples)
     ]

@@ -12,51 +12,111 @@ import numpy as np
 
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import DTYPES
-from colm_jax.checkpoints.outline import outline_team
-from colm_jax.checkpoints.team import Base, load_base, load_expert, threshold_of
-from colm_jax.data.records import Example, Examples, encode_examples
+from colm_jax.checkpoints.outline import Outline, outline_team
+from colm_jax.checkpoints.team import Base, load_base, threshold_of
+from colm_jax.data.records import Example, Examples
+from colm_jax.data.token_units import TokenUnits
+from colm_jax.data.units import Units, encode_units
 from colm_jax.decoding.engine import Engine, Session
-from colm_jax.decoding.requests import Generation, Token
+from colm_jax.decoding.requests import Generation, Request, Token
+from colm_jax.decoding.units_session import UnitsSession
 from colm_jax.errors import UserError
+from colm_jax.experts.load import load_experts
+from colm_jax.experts.protocol import Expert
 from colm_jax.generation import Prompt, encode_requests
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh
-from colm_jax.scoring import score_examples
-from colm_jax.scoring.scorer import texts_at_once
+from colm_jax.scoring import PassCounts, ScoredUnits, UnitScores, score_examples, score_units, units_of
+from colm_jax.scoring.passes import NO_PASSES
+from colm_jax.scoring.units import in_layout
 from colm_jax.settings.generation import GenerationSettings
 from colm_jax.settings.models import EXPERT_DTYPES
+from colm_jax.settings.remote import RemoteSettings
 from colm_jax.settings.strategies import find_strategy
 from colm_jax.text.generated import GeneratedText, cut
 from colm_jax.text.tokenizer import Tokenizer, shared_vocabulary, vocabulary_digest
 
+_ANSWERS = 8  # that are scored together, at least, where their log-probabilities are asked for
+
 
 @dataclass(frozen=True)
 class Scored:
-    """One scored text; entry t is about tokens[t + 1]."""
+    """One scored text; entry t is about tokens[t + 1].
+
+    Where units are spans (`data.units`), experts have scores by spans: those that count, and an end of text as the last
+    one, which an expert never writes (`scoring.NEVER`).
+    """
 
     tokens: np.ndarray  # [T+1] int32
     mask: np.ndarray  # [T] bool: the token counts in the loss
     base_log_prob: np.ndarray  # [T] float32, nats
-    expert_log_probs: np.ndarray  # [T, M]
+    expert_log_probs: np.ndarray  # [T, M]; by spans [N, M]
     gate_logits: np.ndarray | None  # [T, M]; None without a gate
-    is_argmax: np.ndarray  # [T, M+1] bool, base first: the model's own greedy choice is the text's token
+    # [T, M+1] bool, base first: the model's own greedy choice is the text's token; by spans [N, M+1]
+    is_argmax: np.ndarray
+    spans: np.ndarray | None = None  # [N] int: the entries at which spans begin; None: every token is a unit
+    span_log_probs: np.ndarray | None = None  # [N, M+1] float32: scores of spans, base first
+    has_text: np.ndarray | None = None  # [N] bool: all spans but an end of text; None: every unit counts as text
+    bytes: int | None = None  # of UTF-8 that count in the loss; None: not known
+
+    @property
+    def units(self) -> np.ndarray:
+        """The entries at which the units begin that count in the loss, [N] int."""
+        return np.flatnonzero(self.mask) if self.spans is None else self.spans
+
+    @property
+    def unit_log_probs(self) -> np.ndarray:
+        """Scores of the units that count, base first, [N, M+1] float32."""
+        if self.span_log_probs is not None:
+            return self.span_log_probs
+        return np.column_stack([self.base_log_prob, self.expert_log_probs])[self.mask]
+
+    @property
+    def unit_is_argmax(self) -> np.ndarray:
+        """`is_argmax` of the units that count, [N, M+1]."""
+        return self.is_argmax[self.mask] if self.spans is None else self.is_argmax
+
+    @property
+    def unit_gate_logits(self) -> np.ndarray | None:
+        """The gate's logits where units that count begin, [N, M]."""
+        return None if self.gate_logits is None else self.gate_logits[self.units]
+
+    @property
+    def unit_has_text(self) -> np.ndarray:
+        """Whether each unit that counts adds to the text, [N] bool."""
+        return np.ones(len(self.units), bool) if self.has_text is None else self.has_text
 
 
 class ScoredTexts(list[Scored]):
-    """The scores of several texts, in order; `cut` says how many were longer than the context and were cut to it."""
+    """The scores of several texts, in order; `cut` says how many were longer than the context and were cut to it.
 
-    def __init__(self, items: Sequence[Scored], cut: int):
+    `counts` is that of all models' passes.
+    """
+
+    def __init__(self, items: Sequence[Scored], cut: int, counts: PassCounts):
         super().__init__(items)
-        self.cut = cut
+        self.cut, self.counts = cut, counts
 
 
 class CoLM:
     """A team of models that decode together."""
 
     def __init__(
-        self, base: Base, experts: Sequence[Decoder], tokenizers: Sequence[Tokenizer], mesh: jax.sharding.Mesh
+        self,
+        base: Base,
+        experts: Sequence[Decoder | Expert],
+        tokenizers: Sequence[Tokenizer | None],
+        mesh: jax.sharding.Mesh,
+        outline: Outline | None = None,
     ):
-        """Join loaded models; `tokenizers` are the experts', for the shared vocabulary.
+        """Join loaded models.
+
+        Args:
+          base: the base, with its gate.
+          experts: all resident (decoders), or all experts that work on units.
+          tokenizers: the experts', for the shared vocabulary; None: unknown.
+          mesh: where the base is.
+          outline: the team's; None: all experts are resident.
 
         Raises:
           UserError: tokenizers that disagree, or share no end of text.
@@ -64,14 +124,34 @@ class CoLM:
         self.base, self.gate, self.experts = base.decoder, base.gate, list(experts)
         self.mesh, self.facts = mesh, base.facts
         self.directories: list[Path] = []  # where base and experts were loaded from
-        decoders = [self.base, *self.experts]
-        self.context = min(decoder.config.context for decoder in decoders)
-        heads = [decoder.config.vocab_size for decoder in decoders]
-        self.allowed = shared_vocabulary([base.tokenizer, *tokenizers], heads)
-        self.tokenizer = base.tokenizer.within(self.allowed)
-        self.vocabulary_digest = vocabulary_digest(self.tokenizer, self.allowed)
-        known = self.allowed, self.tokenizer.eos_ids, self.context, self.tokenizer.token_bytes
-        self.engine = Engine(self.base, self.gate, self.experts, *known)
+        resident = [expert for expert in experts if isinstance(expert, Decoder)]
+        others = [expert for expert in experts if not isinstance(expert, Decoder)]
+        self.kinds = (*("resident" for _ in resident), *(expert.kind for expert in others))
+        decoders = [self.base, *resident]
+        self.units: Units
+        if outline is None or outline.resident:
+            self.context = min(decoder.config.context for decoder in decoders)
+            heads = [decoder.config.vocab_size for decoder in decoders]
+            known = [base.tokenizer, *(tokenizer for tokenizer in tokenizers if tokenizer is not None)]
+            self.allowed = shared_vocabulary(known, heads)
+            self.tokenizer = base.tokenizer.within(self.allowed)
+            self.vocabulary_digest = vocabulary_digest(self.tokenizer, self.allowed)
+            contexts = [decoder.config.context for decoder in decoders]
+            self.units = TokenUnits(self.tokenizer, contexts, self.allowed, heads)
+        else:
+            self.context, self.allowed, self.tokenizer = outline.context, outline.allowed, outline.tokenizer
+            self.vocabulary_digest, self.units = outline.vocabulary_digest, outline.units
+        self.engine = Engine(
+            self.base,
+            self.gate,
+            resident,
+            self.allowed,
+            self.tokenizer.eos_ids,
+            self.context,
+            self.tokenizer.token_bytes,
+            units=self.units,
+            unit_experts=others,
+        )
 
     @classmethod
     def from_pretrained(
@@ -82,6 +162,8 @@ class CoLM:
         dtype: str = "float32",
         expert_dtype: str | None = None,
         expert_mesh: jax.sharding.Mesh | None = None,
+        spans: str = "auto",
+        remote: RemoteSettings | None = None,
         progress: Callable[[str, int, int], None] = lambda model, done, total: None,
     ) -> "CoLM":
         """Load a team.
@@ -95,6 +177,9 @@ class CoLM:
           expert_dtype: of the experts, where it differs; "int8" and "int4" quantise their weights. None: as the
             team was trained, or `dtype`, and the kernels of a quantised checkpoint stay as stored.
           expert_mesh: where the experts' weights live, another shape of the same devices; None: as `mesh`.
+          spans: what one model writes at a time: "tokens", "text" (spans), or "auto": single tokens where base and
+            experts share a tokenizer and have their weights here, else spans; of a team directory, as it was trained.
+          remote: how endpoints are asked, and what may be sent to them; None: the defaults.
           progress: called with each model's name, the bytes read, and their total.
 
         Raises:
@@ -106,19 +191,28 @@ class CoLM:
             raise UserError(f"expert_dtype must be one of {', '.join(EXPERT_DTYPES)}, got {expert_dtype!r}")
         mesh = make_mesh() if mesh is None else mesh
         expert_mesh = mesh if expert_mesh is None else expert_mesh
-        outline = outline_team(base, experts)  # first: fetching and reading weights takes much longer
+        outline = outline_team(base, experts, spans=spans)  # first: fetching and reading weights takes much longer
         if experts is None:
             expert_dtype = expert_dtype or outline.facts.get("expert_dtype")
-        directories = [resolve(model) for model in outline.models]
+        here = [model for model, directory in zip(outline.models, outline.directories) if directory is not None]
+        directories = [resolve(model) for model in here]
         loaded = load_base(directories[0], dtype, mesh, stacked=False, progress=partial(progress, str(base)))
-        tokenizers = outline.expert_tokenizers
-        decoders = [
-            load_expert(directory, tokenizer, dtype, expert_dtype, expert_mesh, partial(progress, str(expert)))
-            for expert, directory, tokenizer in zip(outline.models[1:], directories[1:], tokenizers)
-        ]
-        team = cls(loaded, decoders, tokenizers, mesh)
+        found = load_experts(outline, dtype, expert_dtype, expert_mesh, progress, remote)
+        team = cls(loaded, found, outline.expert_tokenizers, mesh, outline)
         team.directories = directories
         return team
+
+    @property
+    def resident_experts(self) -> list[Decoder]:
+        """The experts as decoders.
+
+        Raises:
+          UserError: some are not resident.
+        """
+        found = [expert for expert in self.experts if isinstance(expert, Decoder)]
+        if len(found) < len(self.experts):
+            raise UserError("this compares single tokens: it needs experts that share the base's tokenizer, held here")
+        return found
 
     @property
     def calibrated_threshold(self) -> float | None:
@@ -137,7 +231,8 @@ class CoLM:
         """Return answers to prompts; what one gets does not depend on the others.
 
         Args:
-          prompts: strings, or records with "prompt", "messages" (and "tools") or "input_ids".
+          prompts: strings, or records with "prompt", "messages" (and "tools") or "input_ids"; in a record,
+            "expert_prompt" or "expert_messages" stand in for the prompt in the experts' view.
           settings: see `GenerationSettings`, which documents every one; None: its defaults.
           places: name of each prompt in errors (file:line); None: "prompt 1", ...
           progress: called with the number of finished answers.
@@ -181,13 +276,36 @@ class CoLM:
           UserError: as `generate`, before anything is written.
         """
         settings = self.settings(settings, **overrides)
-        known = self.tokenizer, self.context, self.allowed
-        requests = encode_requests(prompts, settings, *known, places, keys)
-        session = self._session(settings)
+        places = [f"prompt {i + 1}" for i in range(len(prompts))] if places is None else places
+        requests = encode_requests(prompts, settings, self.units, self.tokenizer, places, keys)
+        for number, request in enumerate(requests):
+            self._check_views(request, places[number // settings.samples])
         order = sorted(range(len(requests)), key=lambda i: self.engine.limit(requests[i]))  # slots only grow
-        numbers = {session.submit(requests[i]): i // settings.samples for i in order}
-        found = ((numbers[request], answer) for request, answer in session.drain())
-        return self._with_log_probs(found) if settings.log_probs else found
+        alike = [i for i in order if not requests[i].has_own_views]
+        if self.engine.resident and len(alike) < len(order):
+            groups = [group for group in (alike, [i for i in order if requests[i].has_own_views]) if group]
+        else:
+            groups = [order]
+        running = []
+        for group in groups:
+            session = self._session(settings, [requests[i] for i in group])
+            running.append((session, {session.submit(requests[i]): i // settings.samples for i in group}))
+
+        def finished() -> Iterator[tuple[int, Generation]]:
+            try:
+                for session, numbers in running:
+                    yield from ((numbers[request], answer) for request, answer in session.drain())
+            finally:  # also where the caller stops early
+                for session, _ in running:
+                    session.close()
+
+        return self._with_log_probs(finished()) if settings.log_probs else finished()
+
+    def _check_views(self, request: Request, where: str) -> None:
+        """Raise UserError for a request that an expert cannot answer."""
+        if not self.engine.resident:
+            for expert, view in zip(self.engine.unit_experts, request.views, strict=True):
+                expert.check(view, request.settings, where)
 
     def stream(
         self, prompt: Prompt, *, settings: GenerationSettings | None = None, **overrides: Any
@@ -205,14 +323,18 @@ class CoLM:
         settings = self.settings(settings, **overrides)
         if settings.samples > 1 or settings.log_probs:
             raise UserError("stream writes one answer without log_probs; use generate")
-        (request,) = encode_requests([prompt], settings, self.tokenizer, self.context, self.allowed, ["prompt"])
-        session = self._session(settings)
+        (request,) = encode_requests([prompt], settings, self.units, self.tokenizer, ["prompt"])
+        self._check_views(request, "prompt")
+        session = self._session(settings, [request])
         session.submit(replace(request, stream=True))
 
         def tokens() -> Iterator[Token]:
-            while not session.idle:
-                for update in session.step():
-                    yield from update.tokens
+            try:
+                while not session.idle:
+                    for update in session.step():
+                        yield from update.tokens
+            finally:  # also where the caller stops early
+                session.close()
 
         return tokens()
 
@@ -223,14 +345,20 @@ class CoLM:
         settings = GenerationSettings(**overrides) if given is None else replace(given, **overrides)
         return settings if settings.threshold is not None else replace(settings, threshold=threshold_of(self.facts))
 
-    def _session(self, settings: GenerationSettings) -> Session:
-        """Return a session, if this team can follow the strategy."""
-        find_strategy(settings.strategy, len(self.experts), None if self.gate is None else self.gate.kernel.shape[1])
-        return self.engine.session(settings)
+    def _session(self, settings: GenerationSettings, requests: Sequence[Request]) -> Session:
+        """Return a session for some requests, if this team can follow the strategy."""
+        own_views = any(request.has_own_views for request in requests)
+        resident = self.engine.resident and not own_views
+        gate_experts = None if self.gate is None else self.gate.kernel.shape[1]
+        find_strategy(settings.strategy, len(self.experts), gate_experts, resident)
+        if settings.log_probs and not resident:
+            raise UserError("log_probs needs experts that share the base's tokenizer and see the same prompt")
+        return self.engine.session(settings) if resident else UnitsSession(self.engine, settings)
 
     def _with_log_probs(self, answers: Iterator[tuple[int, Generation]]) -> Iterator[tuple[int, Generation]]:
         """Add the log-probability of every written token under every model, over the shared vocabulary."""
-        while group := list(itertools.islice(answers, texts_at_once(self.mesh))):
+        at_once = max(_ANSWERS, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
+        while group := list(itertools.islice(answers, at_once)):
             texts = []
             for _, answer in group:
                 ids = np.array([*answer.prompt_ids, *answer.tokens], np.int32)
@@ -254,26 +382,54 @@ class CoLM:
           UserError: a record of no known form, or nothing to score.
         """
         places = [(f"record {i + 1}", record) for i, record in enumerate(records)]
-        return self.score_examples(encode_examples(places, self.tokenizer, self.context, "records", self.allowed))
+        return self.score_examples(encode_units(places, self.units, "records"))
 
     def score_examples(self, examples: Examples) -> ScoredTexts:
         """Score texts that are tokenised already, as `score`."""
-        models = [score_examples(self.base, examples, self.allowed, self.gate)]
-        models += [score_examples(expert, examples, self.allowed) for expert in self.experts]
-        gate_logits, scored = models[0].gate_logits, []
+        opening = None if isinstance(self.units, TokenUnits) else self.units.opening(0)
+        base = score_examples(self.base, examples, self.allowed, self.gate, opening=opening)
+        found = [self._expert_scores(m, examples) for m in range(len(self.experts))]
+        units = None if opening is None else units_of(base, examples)
+        scored = []
         for i, example in enumerate(examples.items):
-            log_probs = np.stack([scores.log_prob[i] for scores in models], -1)
+            by_expert = [scores[i] for scores, _ in found]
+            log_probs = np.stack([base.log_prob[i], *(log_prob for log_prob, _ in by_expert)], -1)
+            is_argmax = np.stack([base.is_argmax[i], *(bits for _, bits in by_expert)], -1)
+            spans = span_log_probs = has_text = None
+            if units is not None:
+                spans = np.flatnonzero(example.counted[1:])
+                span_log_probs = np.column_stack([units[i].log_prob, log_probs[spans, 1:]])
+                is_argmax = np.column_stack([units[i].is_argmax, is_argmax[spans, 1:]])
+                has_text = ~np.isin(example.ids[spans + 1], self.tokenizer.eos_ids)
             scored.append(
                 Scored(
                     tokens=example.ids,
                     mask=example.targets[1:],
                     base_log_prob=log_probs[:, 0],
-                    expert_log_probs=log_probs[:, 1:],
-                    gate_logits=None if gate_logits is None else gate_logits[i],
-                    is_argmax=np.stack([scores.is_argmax[i] for scores in models], -1),
+                    expert_log_probs=log_probs[:, 1:] if span_log_probs is None else span_log_probs[:, 1:],
+                    gate_logits=None if base.gate_logits is None else base.gate_logits[i],
+                    is_argmax=is_argmax,
+                    spans=spans,
+                    span_log_probs=span_log_probs,
+                    has_text=has_text,
+                    bytes=None if examples.text_bytes is None else int(examples.text_bytes[i]),
                 )
             )
-        return ScoredTexts(scored, examples.cut)
+        return ScoredTexts(scored, examples.cut, sum((counts for _, counts in found), base.counts))
+
+    def _expert_scores(self, m: int, examples: Examples) -> tuple[Sequence[tuple[np.ndarray, np.ndarray]], PassCounts]:
+        """Return log-probabilities and "is argmax" of each text under expert m (from 0), in the base's places."""
+        expert, view = self.experts[m], examples.view(m + 1)
+        if isinstance(expert, Decoder) and view is None:
+            scores = score_examples(expert, examples, self.allowed)
+            return list(zip(scores.log_prob, scores.is_argmax)), scores.counts
+        texts = examples.items if view is None else view.items if isinstance(view, Examples) else view
+        if isinstance(expert, Decoder):
+            found: Sequence[UnitScores] = score_units(expert, None, texts, self.allowed)
+        else:
+            found = expert.score(texts, lambda done, total: None)
+        counts = found.counts if isinstance(found, ScoredUnits) else NO_PASSES
+        return [in_layout(*each) for each in zip(examples.items, found, strict=True)], counts
 
     def pieces(self, answer: Generation) -> list[str]:
         """Return the text that each written token added; joined, they are the answer's text."""

@@ -16,25 +16,35 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import jax
 import jaxtyping
 import pytest
+import tensorboardX  # noqa: F401  it imports PyTorch, which the hook below would compile from source
 
 # Types and shapes are checked at every call of the numerical packages. The others validate what users pass to them.
 jaxtyping.install_import_hook(
     [
         f"colm_jax.{package}"
-        for package in "models objectives training scoring labels decoding calibration evaluation data".split()
+        for package in "models objectives training scoring labels decoding calibration evaluation data experts".split()
     ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
 from colm_jax.parallel import make_mesh
+from tests.exhaustive import left_out
 from tests.fast import is_fast
 from tests.jobs import start_job
+from tests.real_models import FOLDER, SOURCES
 from tests.tiny import write_model
 
 TESTS = Path(__file__).parent
 SHARED = Path(os.environ.get("COLM_SHARED") or TESTS.parents[1] / "shared")
 NO_SHARED = f"no shared models at {SHARED}"
+MAPPINGS, MEMORY = 20_000, 3 * 2**30  # bytes; a module of tests may add as much again
 REQUIRE_ALL = "COLM_REQUIRE_ALL"  # set by .ci/run, where whatever a test can skip for is installed
+
+
+# Tracing makes many objects that live long, among the many more of the imported packages. The collector, which would
+# look at all of them again and again, runs seldom.
+gc.freeze()
+gc.set_threshold(200_000, 50, 50)
 
 
 def pytest_sessionstart(session):
@@ -45,9 +55,19 @@ def pytest_sessionstart(session):
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
 def pytest_collection_modifyitems(items):
+    parameters: dict[str, list[str]] = {}
+    named = []
     for item in items:
-        if is_fast(item.path.relative_to(TESTS).as_posix(), item.originalname):
+        path = item.path.relative_to(TESTS).as_posix()
+        if is_fast(path, item.originalname):
             item.add_marker("fast")
+        test, name = f"{path}::{item.originalname}", item.callspec.id if hasattr(item, "callspec") else ""
+        named.append((item, test, name))
+        parameters.setdefault(test, []).append(name)
+    few = left_out(parameters)
+    for item, test, name in named:
+        if (test, name) in few:
+            item.add_marker("exhaustive")
 
 
 def _no_skip(report):
@@ -84,11 +104,21 @@ def strict_promotion(request):
         yield
 
 
+def _much_is_kept() -> bool:
+    """Whether this process has many mappings, or much memory; True where that cannot be seen (outside Linux)."""
+    maps, sizes = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if not maps.exists():
+        return True
+    resident = int(sizes.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return maps.read_bytes().count(b"\n") > MAPPINGS or resident > MEMORY
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """Lets a module's compiled programs go: each takes mappings of memory, of which a process may have only so many."""
+    """Lets compiled programs go where they take much memory, or many of the 65,530 mappings that a process may have."""
     yield
-    jax.clear_caches()
+    if _much_is_kept():
+        jax.clear_caches()
     gc.collect()
 
 
@@ -138,3 +168,16 @@ def jobs():
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory):
+    """The folder of the published models, whose converted files are in one cache; without it, skip the test."""
+    folder = Path(os.environ.get(FOLDER, ""))
+    if not os.environ.get(FOLDER) or not all((folder / name).exists() for name in SOURCES):
+        pytest.skip(
+            f"no {' and '.join(SOURCES)} in {FOLDER}={os.environ.get(FOLDER, '')!s}; python tests/real_models.py"
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLM_CACHE", str(tmp_path_factory.getbasetemp() / "real"))
+        yield folder

@@ -8,10 +8,13 @@ FILES = frozenset(
     checkpoints/test_outline.py checkpoints/test_rope.py checkpoints/test_directory.py
     cli/test_faults.py
     data/test_batches.py data/test_chat.py data/test_convert.py
-    decoding/test_sampling.py
+    decoding/test_calls.py
+    models/test_sampling.py
     demo/test_pair.py
+    experts/test_guest.py
     evaluation/test_choices.py evaluation/test_compare.py evaluation/test_numbers.py evaluation/test_final_answer.py
     evaluation/test_bioasq.py evaluation/test_judges.py evaluation/test_math_answers.py
+    experts/remote/test_address.py experts/remote/test_redaction.py
     labels/test_weak.py
     models/test_gate.py models/test_decoder.py models/test_feed_forward.py
     objectives/test_supervised.py objectives/test_latent.py

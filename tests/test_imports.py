@@ -26,6 +26,7 @@ LAYERS = (
     "labels",
     "objectives",
     "training",
+    "experts",
     "decoding",
     "generation",
     "team",

@@ -77,14 +77,15 @@ def test_pairing_is_described(unequal, tiny_model):
     found = describe_pair([base, expert])
     assert found == {
         "can_pair": True,
+        "kinds": ["resident"],
         "context": 128,
         "shared_vocabulary": 28,
         "never_written": {base: [[28, 39]], expert: [[28, 35]]},
     }
     other = str(tiny_model("other", words=(*SPECIAL, *"zyxwvutsrq"), vocab_size=13))
     found = describe_pair([base, other])
-    assert not found["can_pair"]
-    assert "id 3 is ' '" in found["why_not"]
+    assert found["kinds"] == ["guest"]
+    assert "id 3 is ' '" in found["why_spans"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The fast tier touches every package; what a test lacks skips it, is named, and fails where no skip is allowed."""
+"""The tiers of tests, and what may be missing: it skips tests, is named, and fails where no skip is allowed."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.exhaustive import KEPT, WHOLE
 from tests.fast import FILES, SLOW
 
 TESTS = Path(__file__).parent
@@ -17,6 +18,19 @@ def test_every_fast_file_and_slow_test_exists():
     assert not [name for name in FILES if not (TESTS / name).is_file()]
     for path, function in (name.split("::") for name in SLOW):
         assert path in FILES and f"def {function}(" in (TESTS / path).read_text(encoding="utf-8")
+
+
+def test_every_test_with_parameters_to_leave_out_leaves_some_out():
+    files = sorted({f"tests/{test.partition('::')[0]}" for test in (*KEPT, *WHOLE)})
+    command = [*"python -m pytest -p no:cacheprovider -o addopts= --collect-only -q".split(), *files, "-m"]
+    command[0] = sys.executable
+    left_out, kept = (
+        subprocess.run([*command, tier], cwd=TESTS.parent, capture_output=True, text=True).stdout
+        for tier in ("exhaustive", "not exhaustive")
+    )
+    for test in KEPT:
+        assert f"tests/{test}[" in left_out and f"tests/{test}[" in kept, test
+    assert all(f"tests/{test}\n" in left_out for test in WHOLE)
 
 
 def test_every_package_with_tests_has_a_fast_one():

@@ -27,9 +27,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Int
 
+from colm_jax.bench.bounds import Limits, ModelSize, Traffic
 from colm_jax.bench.memory import PeakMemory, live_bytes
 from colm_jax.bench.models import dtype_of, pair_of
-from colm_jax.bench.timing import Announce, Figure, machine, memory_traffic, ratio, take_turns
+from colm_jax.bench.passes import TIMES, TOKENS, pass_works
+from colm_jax.bench.timing import Announce, Figure, machine, matrix_products, memory_reads, ratio, take_turns
 from colm_jax.bench.torch_decode import CACHES, TorchPair, same_tokens
 from colm_jax.bench.torch_model import thread_counts, why_not
 from colm_jax.checkpoints.huggingface import DTYPES
@@ -78,7 +80,7 @@ class Ours:
     ) -> EngineRun:
         """Decode the first `batch` prompts together, at threshold 1, so that the gate never defers."""
         new = self.new_tokens if new_tokens is None else new_tokens
-        settings = GenerationSettings(strategy, 1.0, new, rate=rate, seed=self.seed, batch_size=batch)
+        settings = GenerationSettings(strategy, 1.0, new, rate=rate, seed=self.seed, batch_size=batch, speculate=False)
         session, before = self.engine.session(settings), self.engine.expert_passes.sum()
         for key, prompt in enumerate(self.prompts[:batch]):
             # A streamed scan is one base step, so that memory is observed while the caches exist.
@@ -143,9 +145,7 @@ def measure(settings: DecodeBench, announce: Announce = lambda name: None) -> tu
     gate = Gate(settings.base_width, 1)
     parameters = {name: _leaves(decoder, "size") for name, decoder in (("base", base), ("expert", expert))}
     weights = {name: _leaves(decoder, "nbytes") for name, decoder in (("base", base), ("expert", expert))}
-    read = {
-        name: weights[name] - decoder.embedding[...].nbytes for name, decoder in (("base", base), ("expert", expert))
-    }
+    sizes = {"base": ModelSize.of(base), "expert": ModelSize.of(expert)}
     reason = why_not(dtype)
     pair = TorchPair(base, expert) if reason is None else None
 
@@ -174,12 +174,14 @@ def measure(settings: DecodeBench, announce: Announce = lambda name: None) -> tu
     if pair is not None:
         others, trials = _baselines(pair, ours, runs, settings, announce)
         works |= others
-    traffic, traffic_bytes = memory_traffic()
-    works["memory bandwidth"] = traffic
+    works |= {_tokens(n): work for n, work in pass_works(engine, settings.prompt_tokens).items()}
+    works["memory reads"], read = memory_reads(dtype)
+    works["matrix products"], flops = matrix_products(dtype)
     seconds = take_turns(works, settings.repeats, announce)
 
-    bandwidth = traffic_bytes / median(seconds["memory bandwidth"])
-    figures = _figures(settings, seconds, runs, memory, read, bandwidth)
+    # The best round of each: a bound is what the machine can do.
+    limits = Limits(read / min(seconds["memory reads"]), flops / min(seconds["matrix products"]))
+    figures = _figures(settings, seconds, runs, memory, sizes, limits)
     return figures, {
         "machine": machine(pair is not None),
         "settings": vars(settings) | {"dtype": dtype},
@@ -196,15 +198,15 @@ def measure(settings: DecodeBench, announce: Announce = lambda name: None) -> tu
         },
         "torch_trials": trials,
         "memory": {str(batch): sizes for batch, sizes in memory.items()},
-        "weight_bytes_read_per_pass": read,
-        "memory_bytes_per_second": bandwidth,
+        "sizes": {name: vars(size) for name, size in sizes.items()},
+        "limits": vars(limits),
         "left_out": {} if reason is None else {f"{_TORCH} and transformers' generate": reason},
     }
 
 
 def pieces(settings: DecodeBench) -> int:
     """Return the number of pieces of work of `measure`."""
-    rates, turns = len(settings.rates), 2 * (5 + len(settings.rates)) + 1
+    rates, turns = len(settings.rates), 2 * (5 + len(settings.rates)) + len(TOKENS) + 2
     if why_not(dtype_of(settings)) is not None:
         return 2 + 2 * rates + (settings.repeats + 1) * turns
     trials = 2 * len(CACHES) * len(thread_counts()) + 2 * rates + 2 * len(MODELS)
@@ -214,6 +216,10 @@ def pieces(settings: DecodeBench) -> int:
 
 def _name(what: str, batch: int) -> str:
     return f"{what}, batch {batch}"
+
+
+def _tokens(count: int) -> str:
+    return f"expert pass of {count} token{'s' * (count > 1)}"
 
 
 def _deferred(rate: float) -> str:
@@ -300,11 +306,11 @@ def _figures(
     seconds: Mapping[str, list[float]],
     runs: Mapping[tuple[float, int], EngineRun],
     memory: Mapping[int, Mapping[str, int]],
-    read: Mapping[str, int],
-    bandwidth: float,
+    sizes: Mapping[str, ModelSize],
+    limits: Limits,
 ) -> list[Figure]:
-    """Return the medians over rounds; ratios are computed within each round."""
-    new, many = settings.new_tokens, settings.batch_size
+    """Return the medians over rounds, with their bounds; ratios are computed within each round."""
+    new, many, prompt = settings.new_tokens, settings.batch_size, settings.prompt_tokens
     rounds = [dict(zip(seconds, times, strict=True)) for times in zip(*seconds.values(), strict=True)]
     figures = []
     for batch in (1, many):
@@ -312,43 +318,60 @@ def _figures(
         parts = [Parts.of_round(turn, batch, new) for turn in rounds]
         idle = [(turn[at("no deferral")] - p.base_prefill) / (new - 1) for turn, p in zip(rounds, parts)]
         steps, passes = [p.base_step for p in parts], [p.expert_pass for p in parts]
-        for name, times in (
-            ("base step", steps),
-            ("expert pass", passes),
-            ("base prefill", [p.base_prefill for p in parts]),
-            ("expert prefill", [p.expert_prefill for p in parts]),
+        step, call = (sizes[model].reading(batch, batch * (prompt + new / 2)) for model in MODELS)
+        prefills = [sizes[model].reading(batch * prompt, chosen=batch) for model in MODELS]
+        for name, times, work in (
+            ("base step", steps, step),
+            ("expert pass", passes, call),
+            ("base prefill", [p.base_prefill for p in parts], prefills[0]),
+            ("expert prefill", [p.expert_prefill for p in parts], prefills[1]),
         ):
-            figures.append(Figure(at(name), 1000 * median(times), "ms"))
+            figures.append(_milliseconds(at(name), median(times), limits.seconds(work)))
+        if batch == 1:
+            figures += _pass_figures(seconds, prompt, sizes["expert"], limits)
         figures.append(Figure(at("step without deferral / base step"), ratio(idle, steps), at_most=1.05))
         peak = memory[batch]["peak_bytes"] / memory[batch]["weights_and_caches_bytes"]
         figures.append(Figure(at("peak memory / weights and caches"), peak, at_most=1.1))
-        if batch == 1:
-            for model, times in (("base", steps), ("expert", passes)):
-                share = read[model] / median(times) / bandwidth
-                figures.append(Figure(at(f"the {model}'s weights read / memory bandwidth"), 100 * share, "%"))
         for rate in settings.rates:
             run, label = runs[rate, batch], _deferred(rate)
             ours, named = seconds[at(label)], partial("{}: {}".format, at(label))
             decoding = [whole - p.prefill(run.calls) for whole, p in zip(ours, parts)]
             expected = [p.decoding(new, run.calls) for p in parts]
             expected_whole = [p.prefill(run.calls) + e for p, e in zip(parts, expected)]
-            bound = 1.1 if batch == 1 else None
-            figures.append(Figure(named("a token"), 1000 * median(ours) / (new * batch), "ms"))
-            figures.append(Figure(named("decoding / its parts"), ratio(decoding, expected), at_most=bound))
-            figures.append(Figure(named("whole requests / their parts"), ratio(ours, expected_whole), at_most=bound))
+            most = 1.1 if batch == 1 else None
+            written = Traffic((new - 1) * step.moved + max(run.calls - 1, 0) * call.moved, (new - 1) * step.flops)
+            least = limits.seconds(written) + sum(map(limits.seconds, prefills if run.calls else prefills[:1]))
+            tokens = new * batch
+            figures.append(_milliseconds(named("a token"), median(ours) / tokens, least / tokens))
+            figures.append(Figure(named("decoding / its parts"), ratio(decoding, expected), at_most=most))
+            figures.append(Figure(named("whole requests / their parts"), ratio(ours, expected_whole), at_most=most))
             figures.append(Figure(named("the expert alone / ours"), ratio(seconds[at("expert")], ours), at_least=1.0))
-            for name, other, least in (
+            for name, other, target in (
                 (f"{_TORCH} / ours", f"{_TORCH}, {label}", 2.0 if batch == 1 else 4.0),
                 ("transformers' expert alone / ours", "transformers' expert", 1.0),
             ):
                 if at(other) in seconds:
-                    figures.append(Figure(named(name), ratio(seconds[at(other)], ours), at_least=least))
-            if batch == 1:
-                moved = (new - 1) * read["base"] + max(run.calls - 1, 0) * read["expert"]
-                share = moved / median(decoding) / bandwidth
-                figures.append(Figure(named("weights read / memory bandwidth"), 100 * share, "%"))
-            else:
+                    figures.append(Figure(named(name), ratio(seconds[at(other)], ours), at_least=target))
+            if batch > 1:
                 alone = [batch * one for one in seconds[_name(label, 1)]]
                 name = f"{label}: tokens/s, batch {batch} / batch 1"
                 figures.append(Figure(name, ratio(alone, ours), at_least=4.0))
+    return figures
+
+
+def _milliseconds(name: str, seconds: float, bound: float) -> Figure:
+    return Figure(name, 1000 * seconds, "ms", bound=1000 * bound)
+
+
+def _pass_figures(seconds: Mapping[str, list[float]], positions: int, size: ModelSize, limits: Limits) -> list[Figure]:
+    """Return the times of expert passes of several tokens, and what they are of a pass of one token."""
+    figures = []
+    for count in TOKENS:
+        times = [time / TIMES for time in seconds[_tokens(count)]]
+        figures.append(
+            _milliseconds(_tokens(count), median(times), limits.seconds(size.reading(count, positions, chosen=1)))
+        )
+    for count in TOKENS[1:]:
+        share = ratio(seconds[_tokens(count)], seconds[_tokens(1)])
+        figures.append(Figure(f"{_tokens(count)} / of 1 token", share, at_most=1.35))
     return figures

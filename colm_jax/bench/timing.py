@@ -29,6 +29,7 @@ class Figure:
     unit: str = ""  # "" for ratios
     at_most: float | None = None  # the target, if any
     at_least: float | None = None
+    bound: float | None = None  # what this machine allows at best, in the same unit
 
     @property
     def met(self) -> bool | None:
@@ -103,30 +104,36 @@ def matrix_products(dtype: str) -> tuple[Callable[[], jax.Array], float]:
     return lambda: products(kernel), count * 2.0 * size**3
 
 
-def memory_traffic() -> tuple[Callable[[], jax.Array], float]:
-    """Return a program that reads and writes a large array several times, and the bytes that it moves."""
-    count, turns = (2**26 if jax.default_backend() == "cpu" else 2**29), 8  # 256 MiB, 2 GiB: far beyond any cache
-    numbers = jnp.zeros((count,), jnp.float32)
+def memory_reads(dtype: str) -> tuple[Callable[[], jax.Array], float]:
+    """Return products of a large matrix with a vector, which measure how fast weights are read, and their bytes."""
+    rows, columns = (2**14, 2**12) if jax.default_backend() == "cpu" else (2**17, 2**13)  # far beyond any cache
+    matrix, count = jnp.ones((rows, columns), DTYPES[dtype]), 2
 
     @jax.jit
-    def rewritten(x: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, turns, lambda _, y: y + 1, x)
+    def products(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+        for _ in range(count):  # each needs the one before
+            found = jnp.dot(matrix, vector, precision=precision_of(matrix.dtype))
+            vector = vector + found[0]
+        return vector
 
-    return lambda: rewritten(numbers), turns * 2.0 * numbers.nbytes
+    vector = jnp.zeros((columns,), DTYPES[dtype])
+    return lambda: products(matrix, vector), count * float(matrix.nbytes)
 
 
 def show_figures(figures: Sequence[Figure], left_out: Mapping[str, str], console: Console) -> None:
-    """Print the figures with their targets, and the missing figures with reasons."""
-    table = Table()
-    for column in ("figure", "measured", "target", "met"):
+    """Print the figures with their bounds and targets, and the missing figures with reasons."""
+    table, bounded = Table(), any(figure.bound is not None for figure in figures)
+    for column in ("figure", "measured", *(("bound", "measured / bound") if bounded else ()), "target", "met"):
         table.add_column(column, justify="left" if column == "figure" else "right")
     for figure in figures:
-        target = ""
+        target, limit = "", ("", "") if bounded else ()
+        if figure.bound is not None:
+            limit = (f"{figure.bound:,.4g} {figure.unit}".strip(), f"{figure.value / figure.bound:,.3g}")
         if figure.met is not None:
-            sign, bound = ("≤", figure.at_most) if figure.at_least is None else ("≥", figure.at_least)
-            target = f"{sign} {bound:g} {figure.unit}".strip()
+            sign, value = ("≤", figure.at_most) if figure.at_least is None else ("≥", figure.at_least)
+            target = f"{sign} {value:g} {figure.unit}".strip()
         met = {True: "yes", False: "NO", None: ""}[figure.met]
-        table.add_row(figure.name, f"{figure.value:,.4g} {figure.unit}".strip(), target, met)
+        table.add_row(figure.name, f"{figure.value:,.4g} {figure.unit}".strip(), *limit, target, met)
     console.print(table)
     for name, reason in left_out.items():
         console.print(f"left out: {name}: {reason}", highlight=False, soft_wrap=True)

@@ -33,6 +33,8 @@ def torch_model(decoder: Decoder) -> Any:
     config = to_huggingface(decoder.config, "float32", bos_id=None, eos_id=None)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
     weights = {name: torch.tensor(value) for name, value in to_tensors(decoder).items()}
+    if decoder.config.tied:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights)  # strict: exactly the model's weights
     return model
 

@@ -13,6 +13,7 @@ import numpy as np
 from colm_jax.data.records import Example, Examples
 from colm_jax.models.gate import p_defer
 from colm_jax.scoring import score_examples
+from colm_jax.scoring.passes import NO_PASSES
 from colm_jax.team import CoLM, Generation
 
 # Margin of the comparison with a threshold: a batch of another shape may round differently.
@@ -35,6 +36,7 @@ class Answers:
         self._ends: dict[int, float] = {}  # answer -> p_defer of the step that wrote its end-of-text token
         self.decoded = 0  # answers
         self.reused = 0
+        self.counts = NO_PASSES  # of the scoring passes over answers
 
     def at(self, threshold: float) -> list[Generation]:
         """Return the answers at this threshold.
@@ -85,5 +87,6 @@ class Answers:
         items = tuple(Example(np.array(ids, np.int32), np.ones(len(ids), bool)) for ids in texts)
         scores = score_examples(self._team.base, Examples(items, 0), self._team.allowed, self._team.gate)
         assert scores.gate_logits is not None  # there is a gate
+        self.counts += scores.counts
         rates = p_defer(jnp.asarray(np.stack([logits[-1] for logits in scores.gate_logits])))
         self._ends |= {i: float(rate) for i, rate in zip(ended, np.asarray(rates))}

@@ -18,11 +18,16 @@ from colm_jax.calibration.answers import Answers
 from colm_jax.calibration.figures import area, reliability, roc
 from colm_jax.console import Progress
 from colm_jax.data.records import Examples, Records
+from colm_jax.data.token_units import TokenUnits
+from colm_jax.data.units import EXPERT_KEYS
 from colm_jax.errors import UserError
+from colm_jax.evaluation.mixture import mixture_of
 from colm_jax.evaluation.tasks import find_task, score_answers
 from colm_jax.evaluation.text import gate_logits_of
+from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import p_defer
-from colm_jax.scoring import greedy_choices
+from colm_jax.scoring import PassCounts, greedy_choices
+from colm_jax.scoring.passes import NO_PASSES
 from colm_jax.settings.calibration import Calibration
 from colm_jax.team import CoLM, Generation, Scored
 
@@ -40,24 +45,39 @@ class Point:
 
 
 def prompt_of(record: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a data line's "prompt", or its messages (and tools) before the assistant's last; None without a prompt."""
+    """Return a data line's "prompt", or its messages (and tools) before the assistant's last; None without a prompt.
+
+    With the experts' own view of it, where the line has one.
+    """
+    view = {key: record[key] for key in EXPERT_KEYS if record.get(key) is not None}
     if "prompt" in record:
-        return {"prompt": record["prompt"]}
-    if "text" in record or not isinstance(record.get("messages"), list):
+        return {"prompt": record["prompt"], **view}
+    if not isinstance(record.get("messages"), list):
         return None
     *messages, last = record["messages"] or [None]
     if messages and isinstance(last, dict) and last.get("role") == "assistant":
-        return {"messages": messages, "tools": record.get("tools")}
+        return {"messages": messages, "tools": record.get("tools"), **view}
     return None
 
 
-def decoded_prompts(records: Records, task: str | None, settings: Calibration) -> list[dict[str, Any]]:
+def source_of(records: Records, settings: Calibration, resident: bool) -> str:
+    """Return where the quantiles are taken, decided: "texts" or "generations".
+
+    Quantiles on texts miss the rates of decoded answers by far where units are spans; so there the default is the
+    base's own answers, if all lines have prompts.
+    """
+    if settings.source is not None:
+        return settings.source
+    return "texts" if resident or any(prompt_of(record) is None for _, record in records) else "generations"
+
+
+def decoded_prompts(records: Records, task: str | None, source: str) -> list[dict[str, Any]]:
     """Return the prompts that calibration decodes: every line's for a task or source "generations", otherwise none.
 
     Raises:
       UserError: a line without a prompt, if prompts are decoded.
     """
-    if task is None and settings.source != "generations":
+    if task is None and source != "generations":
         return []
     prompts = [prompt_of(record) for _, record in records]
     missing = [where for (where, _), prompt in zip(records, prompts) if prompt is None]
@@ -75,42 +95,73 @@ def references_of(records: Records, task: str | None) -> list[Any]:
     return [] if task is None else [find_task(task).reference(record, where) for where, record in records]
 
 
-def _chosen_expert(values: Shaped[np.ndarray, "T M"], scored: Scored) -> Shaped[np.ndarray, "T"]:
-    """Return from a text's values the value of each position's most probable expert."""
-    assert scored.gate_logits is not None  # the team has a gate
-    return np.take_along_axis(values, scored.gate_logits.argmax(axis=1)[:, None], axis=1)[:, 0]
-
-
 def _right(scored: Sequence[Scored]) -> tuple[Bool[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
-    """Return whether the base, and the most probable expert, predict the text's own token at each counted position."""
-    base = [s.is_argmax[s.mask, 0] for s in scored]
-    return np.concatenate(base), np.concatenate([_chosen_expert(s.is_argmax[:, 1:], s)[s.mask] for s in scored])
+    """Return whether the base, and the most probable expert, predict each unit of the text that counts."""
+    base = [s.unit_is_argmax[:, 0] for s in scored]
+    return np.concatenate(base), np.concatenate([_chosen_expert(s.unit_is_argmax[:, 1:], s) for s in scored])
 
 
-def _differs_on_texts(team: CoLM, examples: Examples, scored: Sequence[Scored]) -> Bool[np.ndarray, "N"]:
-    """Return whether the greedy tokens of base and expert differ, at each counted position of the dev texts."""
-    base, *experts = (greedy_choices(model, examples, team.allowed) for model in (team.base, *team.experts))
-    return np.concatenate(
-        [(_chosen_expert(np.stack(own, -1), s) != first)[s.mask] for s, first, *own in zip(scored, base, *experts)]
-    )
+def _chosen_expert(values: Shaped[np.ndarray, "N M"], scored: Scored) -> Shaped[np.ndarray, "N"]:
+    """Return from the values at a text's units the value of each unit's most probable expert."""
+    logits = scored.unit_gate_logits
+    assert logits is not None  # the team has a gate
+    return np.take_along_axis(values, logits.argmax(axis=1)[:, None], axis=1)[:, 0]
+
+
+def _differs_on_texts(
+    team: CoLM, examples: Examples, scored: Sequence[Scored]
+) -> tuple[Bool[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
+    """Return whether the greedy units of base and expert differ, at each unit of the dev texts that counts, and where
+    that is known.
+
+    Experts that read the base's tokens are asked once more. Of others only scores are known: of two models, one that is
+    right and one that is wrong differ, and two that are right do not.
+    """
+    decoders = [expert for expert in team.experts if isinstance(expert, Decoder)]
+    if len(decoders) < len(team.experts) or any(view is not None for view in examples.views):
+        by_base, by_expert = _right(scored)
+        return by_base != by_expert, by_base | by_expert
+    base, *experts = (greedy_choices(model, examples, team.allowed) for model in (team.base, *decoders))
+    differs = [
+        _chosen_expert(np.stack(own, -1)[s.mask], s) != first[s.mask] for s, first, *own in zip(scored, base, *experts)
+    ]
+    return np.concatenate(differs), np.ones(sum(map(len, differs)), bool)
+
+
+def _answer_record(team: CoLM, prompt: dict[str, Any], answer: Generation) -> dict[str, Any]:
+    """Return a written answer as a data line: by its tokens where every token is a unit, else by its text."""
+    view = {key: prompt[key] for key in EXPERT_KEYS if key in prompt}
+    if isinstance(team.units, TokenUnits):
+        ids = answer.prompt_ids + answer.tokens
+        return {"input_ids": ids, "labels": [-100] * len(answer.prompt_ids) + answer.tokens, **view}
+    if "messages" in prompt:
+        last = {"role": "assistant", "content": answer.text}
+        return {"messages": [*prompt["messages"], last], "tools": prompt.get("tools"), **view}
+    return {"prompt": prompt["prompt"], "completion": answer.text, **view}
 
 
 def _positions_of_generations(
-    team: CoLM, written: Sequence[Generation]
-) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
-    """Return p_defer at each token of the base's own answers, and whether the expert's greedy token differs from it.
+    team: CoLM, prompts: Sequence[dict[str, Any]], written: Sequence[Generation]
+) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"], PassCounts]:
+    """Return p_defer at each unit of the base's own answers, and whether the expert's greedy unit differs from it.
+
+    With what scoring the answers took.
 
     Raises:
       UserError: all answers are empty.
     """
-    texts = [answer for answer in written if answer.tokens]
+    by_tokens = isinstance(team.units, TokenUnits)
+    texts = [(p, a) for p, a in zip(prompts, written, strict=True) if (a.tokens if by_tokens else a.text)]
     if not texts:
         raise UserError("calibration: the base alone writes nothing to the dev prompts; use Calibration.source 'texts'")
-    scored = team.score(
-        [{"input_ids": a.prompt_ids + a.tokens, "labels": [-100] * len(a.prompt_ids) + a.tokens} for a in texts]
-    )
-    rates = np.concatenate([np.asarray(answer.p_defer, np.float32) for answer in texts])
-    return rates, ~_right(scored)[1]
+    scored = team.score([_answer_record(team, prompt, answer) for prompt, answer in texts])
+    differs = ~_right(scored)[1]
+    if by_tokens:
+        rates = np.concatenate([np.asarray(answer.p_defer, np.float32) for _, answer in texts])
+        return rates, differs, scored.counts
+    # Read as a text, an answer that reached its limit ends all the same: its end of text is nothing that was written.
+    kept = np.concatenate([s.unit_has_text | (a.finish_reason == "eos") for s, (_, a) in zip(scored, texts)])
+    return np.asarray(jax.jit(p_defer)(gate_logits_of(scored)))[kept], differs[kept], scored.counts
 
 
 def fill(thresholds: Iterable[float]) -> list[float]:
@@ -184,24 +235,30 @@ def calibrate(
       The choice: "threshold", "metric", "score", its 95 % "interval" (None without a task), "deferral_rate", and
       "plateau", its lowest and highest threshold. The grid: "source", "thresholds" (deferral rate -> η), "curve" (one
       entry per Point) and its "area", the mean score over deferral rates. The gate: "roc" on the source's positions,
-      "reliability" on the dev texts (see `figures`). The work: "answers_decoded", "answers_reused" (0 if nothing is
-      decoded).
+      "reliability" on the dev texts (see `figures`). The models: "mixture", the weights of their best constant mixture
+      over the dev texts, base first. The work: "answers_decoded", "answers_reused" (0 if nothing is
+      decoded), "tokens" and "positions" of all models' passes over whole texts.
 
     Raises:
       UserError: no gate; a line without a prompt, for a task or source "generations".
     """
     if team.gate is None:
         raise UserError("calibration needs a base with a gate; train one first (colm train)")
-    prompts, references = decoded_prompts(records, task, settings), references_of(records, task)
+    source = source_of(records, settings, set(team.kinds) <= {"resident"})
+    prompts, references = decoded_prompts(records, task, source), references_of(records, task)
     answers = Answers(team, prompts, settings.max_new_tokens) if prompts else None
     scored = team.score_examples(examples)
     on_texts = np.asarray(jax.jit(p_defer)(gate_logits_of(scored)))  # jitted: one dispatch, no intermediate arrays
     by_base, by_expert = _right(scored)
-    if settings.source == "texts":
-        rates, differs = on_texts, _differs_on_texts(team, examples, scored)
+    if source == "texts":
+        # The greedy choices take the same passes over the texts once more.
+        differs, known = _differs_on_texts(team, examples, scored)
+        rates, counts = on_texts, scored.counts
     else:
         assert answers is not None  # made above
-        rates, differs = _positions_of_generations(team, answers.at(1.0))  # η = 1: the base alone
+        written = answers.at(1.0)  # η = 1: the base alone
+        rates, differs, counts = _positions_of_generations(team, prompts, written)
+        known = np.ones(len(rates), bool)
     thresholds = {rate: float(np.quantile(rates, 1 - rate)) for rate in settings.rates}
     grid = fill(thresholds.values())
     curve, grades, intervals = list[Point](), list[np.ndarray](), {}
@@ -221,19 +278,22 @@ def calibrate(
         curve.append(point)
         progress(i + 1, len(grid))
     chosen, plateau = choose(curve, grades)
+    counts += scored.counts + (NO_PASSES if answers is None else answers.counts)
     return {
         "threshold": chosen.threshold,
+        "mixture": mixture_of(scored),
         "metric": task or "next_token_accuracy",
         "score": chosen.score,
         "interval": intervals.get(chosen.threshold),
         "deferral_rate": chosen.deferral_rate,
         "plateau": [plateau[-1].threshold, plateau[0].threshold],
-        "source": settings.source,
+        "source": source,
         "thresholds": {str(rate): eta for rate, eta in thresholds.items()},
         "curve": [asdict(point) for point in curve],
         "area": area([(point.deferral_rate, point.score) for point in curve]),
-        "roc": roc(rates, differs),
+        "roc": roc(rates[known], differs[known]),
         "reliability": reliability(on_texts, by_expert & ~by_base),
         "answers_decoded": 0 if answers is None else answers.decoded,
         "answers_reused": 0 if answers is None else answers.reused,
+        **counts.as_json(),
     }

@@ -23,9 +23,11 @@ def model_card(facts: dict[str, Any]) -> str:
     if base.get("revision"):  # a local path means nothing on another machine
         lines.append(f"base_model: {json.dumps(base['model'])}")
     lines += ["tags: [co-llm]", "---", "", "# A Co-LLM team", ""]
+    spans = facts.get("spans") == "text"
+    unit = "span" if spans else "token"
     lines += [
-        "The weights here are the base's, an ordinary checkpoint of its family. `gate.safetensors` decides, token by",
-        "token, when an expert writes instead; `colm.json` names the experts and the threshold. The experts' weights",
+        f"The weights here are the base's, an ordinary checkpoint of its family. `gate.safetensors` decides, {unit} by",
+        f"{unit}, when an expert writes instead; `colm.json` names the experts and the threshold. The experts' weights",
         "are not in this directory.",
         "",
         "| model | name | revision | sha256 |",
@@ -40,7 +42,7 @@ def model_card(facts: dict[str, Any]) -> str:
         lines.append(f"- {split}: `{file['file']}`, sha256 `{file['sha256'][:16]}`")
     lines += [f"- {name}: {value}" for name, value in provenance.get("training", {}).items()]
     vocabulary = facts.get("shared_vocabulary")
-    if vocabulary:
+    if vocabulary and not spans:
         lines.append(f"- shared vocabulary: {vocabulary['words']} tokens; no other token is ever written")
     lines += ["", "## Calibration", ""]
     if facts.get("threshold") is None:
@@ -57,6 +59,8 @@ def model_card(facts: dict[str, Any]) -> str:
 def _row(role: str, model: dict[str, Any]) -> str:
     digest = str(model.get("sha256") or "")[:16]
     name = model.get("model", "")
+    if "://" in name and "#" in name:
+        return f"| {role} | {name} | an endpoint | – |"
     name = name if model.get("revision") else Path(name).name
     return f"| {role} | {name} | {model.get('revision') or 'a local directory'} | `{digest}` |"
 

@@ -18,11 +18,12 @@ from colm_jax.checkpoints.families import FAMILIES
 from colm_jax.checkpoints.families.rope import write_rope
 from colm_jax.checkpoints.huggingface import DTYPES, match_tensors, read_config
 from colm_jax.checkpoints.layout import abstract_decoder, by_path, table_key
+from colm_jax.checkpoints.outline import Outline, outline_team
 from colm_jax.checkpoints.quantized.kernel import forms
 from colm_jax.checkpoints.quantized.packed import PackedOnDisk
 from colm_jax.checkpoints.quantized.scheme import read_scheme
 from colm_jax.checkpoints.reader import StoredPart
-from colm_jax.checkpoints.team import TEAM_FILE
+from colm_jax.checkpoints.team import TEAM_FILE, head_rows
 from colm_jax.errors import UserError
 from colm_jax.models.arrays import bits_of
 from colm_jax.models.config import ModelConfig
@@ -171,27 +172,43 @@ def _layout(config: ModelConfig, mesh: jax.sharding.AbstractMesh) -> dict[str, A
     return {"parameters_per_device": per_device, "layout": layout}
 
 
-def describe_pair(models: list[str]) -> dict[str, Any]:
-    """Return whether these models, base first, can decode together, and over which vocabulary.
+def describe_pair(models: Sequence[str]) -> dict[str, Any]:
+    """Return whether these models, base first, can decode together, and how.
 
-    Models without a shared vocabulary could work together only as guests, which exchange text in place of tokens.
+    Returns:
+      "can_pair" and, if so, "kinds", of each expert: "resident", "guest" or "remote"; else "why_not". Of resident
+      experts also the team's "context", the size of the "shared_vocabulary" and the ids of each model that are
+      "never_written"; of a team by spans, the reason ("why_spans").
     """
-    directories = [resolve(model, weights=False) for model in models]
-    tokenizers = [load_tokenizer(directory) for directory in directories]
-    configs = [read_config(directory) for directory in directories]
-    rows = [config.vocab_size - tokenizer.has_defer_token for config, tokenizer in zip(configs, tokenizers)]
     try:
-        allowed = shared_vocabulary(tokenizers, rows)
+        outline = outline_team(models[0], models[1:])
     except UserError as error:
-        return {"can_pair": False, "could_pair_as_guests": True, "why_not": str(error)}
-    return {
-        "can_pair": True,
-        "context": min(config.context for config in configs),
-        "shared_vocabulary": int(allowed.sum()),
+        return {"can_pair": False, "why_not": str(error)}
+    facts: dict[str, Any] = {"can_pair": True, "kinds": list(outline.kinds)}
+    if not outline.resident:
+        return facts | {"why_spans": _why_spans(outline)}
+    known = [t for t in (outline.tokenizer, *outline.expert_tokenizers) if t is not None]
+    rows = [head_rows(d, t) for d, t in zip(outline.directories, known) if d is not None]
+    return facts | {
+        "context": outline.context,
+        "shared_vocabulary": int(outline.allowed.sum()),
         "never_written": {
-            model: ranges(np.setdiff1d(np.arange(count), np.flatnonzero(allowed))) for model, count in zip(models, rows)
+            model: ranges(np.setdiff1d(np.arange(count), np.flatnonzero(outline.allowed)))
+            for model, count in zip(models, rows)
         },
     }
+
+
+def _why_spans(outline: Outline) -> str:
+    """Return why a team's models do not write token by token."""
+    try:
+        for expert, tokenizer in zip(outline.models[1:], outline.expert_tokenizers):
+            if tokenizer is None:
+                return f"{expert} is an endpoint"
+            shared_vocabulary([outline.tokenizer, tokenizer], [outline.tokenizer.size, tokenizer.size])
+    except UserError as error:
+        return str(error)
+    return "they were asked to"
 
 
 def ranges(ids: np.ndarray) -> list[list[int]]:

@@ -183,6 +183,9 @@ def load_model(
     loaded = _read_parameters(matched, by_path(state), mesh, quantize, set(kept), progress)
     flat = [(path, variable.replace(loaded[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
     decoder = nnx.merge(graph, nnx.from_flat_state(flat))
+    del loaded, flat  # a transposed kernel takes the place of the array
+    if not stacked:
+        decoder = decoder.for_decoding()
     return decoder, Deferral(gate=extra["head"], embedding=extra["embedding"]) if extra else None
 
 

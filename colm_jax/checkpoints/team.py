@@ -95,15 +95,19 @@ def threshold_of(facts: Mapping[str, Any]) -> float:
     return 0.5 if found is None else float(found)
 
 
+def head_rows(directory: Path, tokenizer: Tokenizer) -> int:
+    """Return the rows of a model's LM head, without the deferral token's."""
+    return read_config(directory).vocab_size - tokenizer.has_defer_token
+
+
 def load_tokenizers(directories: Sequence[Path]) -> tuple[list[Tokenizer], np.ndarray]:
-    """Load the tokenizers of a team's models, base first, and the vocabulary that they share, [V] bool.
+    """Load the tokenizers of models that share one, base first, and the vocabulary that they share, [V] bool.
 
     Raises:
       UserError: tokenizers that disagree, or that share no end-of-text token (see `shared_vocabulary`).
     """
     tokenizers = [load_tokenizer(directory) for directory in directories]
-    heads = [read_config(d).vocab_size - t.has_defer_token for d, t in zip(directories, tokenizers)]
-    allowed = shared_vocabulary(tokenizers, heads)
+    allowed = shared_vocabulary(tokenizers, [*map(head_rows, directories, tokenizers)])
     return [tokenizers[0].within(allowed), *tokenizers[1:]], allowed
 
 

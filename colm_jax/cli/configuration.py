@@ -9,6 +9,7 @@ from colm_jax.settings.calibration import Calibration
 from colm_jax.settings.generation import Correction
 from colm_jax.settings.gin_edge import Bindings
 from colm_jax.settings.models import Model
+from colm_jax.settings.remote import RemoteSettings
 from colm_jax.settings.run import RunConfig
 from colm_jax.settings.training import GateInit, Lora, Training
 
@@ -37,7 +38,14 @@ def make_run(bindings: Bindings, flags: Mapping[str, Any] = _NONE) -> RunConfig:
         gate_init=bindings.make(GateInit),
         calibration=bindings.make(Calibration),
         correction=bindings.make(Correction),
+        remote=make_remote(bindings, flags),
     )
+
+
+def make_remote(bindings: Bindings, flags: Mapping[str, Any]) -> RemoteSettings:
+    """Return how endpoints are asked, and what may be sent to them."""
+    bindings.bind("Remote", **given(flags, RemoteSettings))
+    return bindings.make(RemoteSettings)
 
 
 def make_training(bindings: Bindings, flags: Mapping[str, Any]) -> Training:

@@ -12,12 +12,15 @@ from dataclasses import MISSING
 from typing import Any
 
 from colm_jax.settings.fields import declared, default_of, field_of, types_of
-from colm_jax.settings.models import EXPERT_DTYPES, FLOAT_TYPES, Model
+from colm_jax.settings.models import EXPERT, EXPERT_DTYPES, FLOAT_TYPES, Model
+from colm_jax.settings.remote import RemoteSettings
 from colm_jax.settings.run import RunConfig
 from colm_jax.settings.training import Training
 
 STORED = "kernels of a quantised checkpoint stay as stored"
 _BASE = "float32; kernels of a quantised base that is not trained stay as stored"
+
+REMOTE = ("max_expert_calls", "max_sent_characters", "window", "redact", "ledger")  # what may leave the machine
 
 Flags = argparse.Namespace
 Parser = Any  # an ArgumentParser, or a group of one
@@ -102,15 +105,17 @@ def dtype_flags(parser: Parser, default: str = "float32", expert_default: str | 
     parser.add_argument("--expert_dtype", choices=EXPERT_DTYPES, help=text)
 
 
-def expert_flag(parser: Parser, required: bool = False, text: str = "likewise; repeat for several experts") -> None:
+def expert_flag(parser: Parser, required: bool = False, text: str = f"{EXPERT}; repeat for several experts") -> None:
     """Add --expert."""
     parser.add_argument("--expert", "--expert2", action="append", required=required, metavar="MODEL", help=text)
 
 
 def team_flags(parser: Parser) -> None:
-    """Add the flags of a team that is loaded: --base, --expert, and how they are held."""
+    """Add the flags of a team that is loaded: --base, --expert, --spans, and how they are held."""
     parser.add_argument("--base", required=True, metavar="MODEL", help=declared(field_of(RunConfig, "base")).help)
-    expert_flag(parser, text="likewise; repeat for several experts (default: the experts of the team)")
+    expert_flag(parser, text=f"{EXPERT}; repeat for several experts (default: the experts of the team)")
+    setting_flags(parser, RunConfig, "spans")
+    setting_flags(parser, RemoteSettings, *REMOTE)
     dtype_flags(parser, default=_BASE, expert_default=f"as the team was trained, or --dtype; {STORED}")
     mesh_flag(parser)
     expert_mesh_flag(parser)
@@ -121,12 +126,13 @@ def run_flags(parser: Parser, *names: str) -> None:
     parser.add_argument(
         "--base", metavar="MODEL", help=f"{declared(field_of(RunConfig, 'base')).help} (or bind Run.base)"
     )
-    expert_flag(parser, text="likewise; repeat for several experts (or bind Run.experts)")
+    expert_flag(parser, text=f"{EXPERT}; repeat for several experts (or bind Run.experts)")
     dtype_flags(parser, default=_BASE)
     mesh_flag(parser)
     expert_mesh_flag(parser)
     setting_flags(parser, Training, "objective", "trainable", "seed")
-    setting_flags(parser, RunConfig, "expert_scores", "data", *names)
+    setting_flags(parser, RunConfig, "spans", "expert_scores", "data", *names)
+    setting_flags(parser, RemoteSettings, *REMOTE)
 
 
 def task_flag(parser: Parser) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from colm_jax.cli.configuration import make_remote
 from colm_jax.cli.flags import Flags, mesh_of
 
 
@@ -21,5 +22,7 @@ def load_team(flags: Flags) -> Any:
             expert_mesh=reshaped(mesh, flags.expert_mesh),
             dtype=flags.dtype or "float32",
             expert_dtype=flags.expert_dtype,
+            spans=flags.spans or "auto",
+            remote=make_remote(flags.bindings, vars(flags)),
             progress=lambda model, done, total: bar.to(done, total, Path(model).name),
         )

@@ -1,25 +1,26 @@
-"""Batches of a fixed shape: padded (one text per row) or packed (several per row); shuffled by seed, indexed by step.
+"""Batches of a fixed shape: padded (one text per row) or packed (several per row); texts shuffled by seed, by step.
 
 The step number determines the batch, so a checkpoint stores no other state of the input pipeline.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grain
 import numpy as np
 from jaxtyping import Bool, Int
 
+from colm_jax.data.packing import Lengths, PackedRows
 from colm_jax.data.records import Example
-
-PackedRows = Sequence[Sequence[int]]  # for each row of a batch, the numbers of its examples in order
-Lengths = Sequence[int] | Int[np.ndarray, "N"]  # tokens of each text
-_OPEN = 64  # rows that packing considers for the next text
+from colm_jax.models.arrays import AnyArray, pytree
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of texts, padded on the right. `mask[b, t]` is about the token at t + 1, which position t predicts."""
+    """Rows of texts, padded on the right.
+
+    `mask[b, t]` is about the token at t + 1, which position t predicts: it begins a unit that counts in the loss.
+    """
 
     tokens: Int[np.ndarray, "B T1"]
     mask: Bool[np.ndarray, "B T1-1"]
@@ -43,45 +44,50 @@ def collate(examples: Sequence[Example], rows: PackedRows, batch_size: int, leng
             example = examples[number]
             end = start + len(example.ids)
             tokens[b, start:end] = example.ids
-            mask[b, start : end - 1] = example.targets[1:]
+            mask[b, start : end - 1] = example.counted[1:]
             segments[b, start:end] = segment
             start = end
     return Batch(tokens, mask, segments, rows)
 
 
+@pytree
+@dataclass(frozen=True)
+class UnitMarks:
+    """Where the units of a batch's texts are. Entry t is about the token at t + 1, as in `Batch.mask`."""
+
+    tokens: Bool[AnyArray, "B T"]  # it counts in the loss
+    last: Bool[AnyArray, "B T"]  # it is the last one of its unit
+    opens: Bool[AnyArray, "B T"]  # it begins a unit that counts, after another unit: S at position t is before it
+    closes: Bool[AnyArray, "B T"]  # it ends a unit that counts, and something follows: S at position t + 1 is after it
+
+
+def unit_marks(examples: Sequence[Example], rows: PackedRows, shape: tuple[int, int]) -> UnitMarks:
+    """Return where the units are in a batch of these rows and this shape [B, T]."""
+    found = np.zeros((4, *shape), bool)
+    for b, row in enumerate(rows):
+        start = 0
+        for number in row:
+            example = examples[number]
+            count = len(example.ids)
+            begins = np.ones(count, bool) if example.starts is None else example.starts
+            last = np.append(begins[1:] | ~example.targets[1:], True)  # before what begins, or does not count
+            later = np.arange(count) > np.argmax(begins)
+            marks = (
+                example.targets,
+                last,
+                example.counted & later,
+                example.targets & last & (np.arange(count) < count - 1),
+            )
+            for i, mark in enumerate(marks):
+                found[i, b, start : start + count - 1] = mark[1:]
+            start += count
+    return UnitMarks(*found)
+
+
 def shuffled(count: int, batch_size: int, epochs: int, seed: int) -> grain.MapDataset:
-    """Return the rows of training batches with one text per row: element i is the batch of step i.
+    """Return the texts of training batches, one text per row: element i is the batch of step i.
 
     Each epoch has its own order. The last batch may have fewer rows.
     """
     numbers = grain.MapDataset.range(count).seed(seed).shuffle().repeat(epochs)
     return numbers.map(lambda number: [int(number)]).batch(batch_size, drop_remainder=False, batch_fn=list)
-
-
-def packed(lengths: Lengths, size: int, batch_size: int, epochs: int, seed: int) -> list[list[list[int]]]:
-    """Return batches as `shuffled`, with as many texts per row as fit into `size` tokens.
-
-    Each epoch is packed separately, in its own order, so that it has every text once.
-    """
-    rows: list[list[int]] = []
-    order = shuffled(len(lengths), len(lengths), epochs, seed)
-    for epoch in range(epochs):
-        rows += first_fit((row[0] for row in order[epoch]), lengths, size)
-    return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-
-
-def first_fit(numbers: Iterator[int], lengths: Lengths, size: int) -> list[list[int]]:
-    """Pack texts into rows of at most `size` tokens: each goes to the first of the 64 newest rows that has room."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for number in numbers:
-        length = int(lengths[number])
-        for i in range(max(0, len(rows) - _OPEN), len(rows)):
-            if room[i] >= length:
-                rows[i].append(number)
-                room[i] -= length
-                break
-        else:
-            rows.append([number])
-            room.append(size - length)
-    return rows

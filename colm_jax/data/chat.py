@@ -81,7 +81,7 @@ class Conversation:
         if not self.tokenizer.backend.chat_template:
             raise UserError(
                 f"{self.where}: 'messages' need a chat template; {shown(self.tokenizer.directory)} has none (use "
-                "'prompt')"
+                "'prompt', or give an expert its own 'expert_prompt')"
             )
         try:
             found = self.tokenizer.backend.apply_chat_template(self.messages, tools=self.tools, **how)

@@ -24,8 +24,10 @@ Records = Sequence[tuple[str, dict[str, Any]]]  # the records of a data file, ea
 _PROMPT_KEYS = ("prompt", "text", "messages", "input_ids")  # the first of these in a record is its prompt
 _REPORTED = 1 << 16  # bytes between two calls of a progress callback
 
-# Facts of a text that need no reading of it: number of tokens, number of tokens in the loss, place in the data file
-# (line, or document of a .txt file, from 1), and the SHA-256 of its ids and mask.
+_WITHIN = np.int32(1 << 30)  # of a stored token that does not begin a unit
+_UNITS = np.int32(1 << 29)  # of the first token of a text whose units are not its tokens
+# Facts of a text that need no reading of it: number of tokens, number of units in the loss (`Example.counted`), its
+# place in the data file (line, or document of a .txt file, from 1), and the SHA-256 of its ids and mask.
 INDEX = np.dtype([("length", "<i4"), ("targets", "<i4"), ("line", "<i8"), ("sha256", "u1", 32)])
 
 
@@ -35,26 +37,42 @@ class Example:
 
     ids: np.ndarray  # [n] int32
     targets: np.ndarray  # [n] bool: the token counts in the loss; False for the first, which nothing predicts
+    starts: np.ndarray | None = None  # [n] bool: the token begins a unit (`data.units`); None: every token is one
+
+    @property
+    def counted(self) -> np.ndarray:
+        """The first tokens of the units that count in the loss, [n] bool."""
+        return self.targets if self.starts is None else self.targets & self.starts
 
     @property
     def stored(self) -> bytes:
-        """Ids and mask as bytes: int32, little-endian; ~id for a token that does not count in the loss."""
-        return np.where(self.targets, self.ids, ~self.ids).astype("<i4").tobytes()
+        """All fields as bytes: int32, little-endian, one a token.
+
+        It is the id, plus 2^30 for a token within a unit, 2^29 for a first token where units are not tokens, and ~ of
+        that for a token that does not count in the loss.
+        """
+        ids = self.ids
+        if self.starts is not None:
+            ids = np.where(self.starts, ids, ids | _WITHIN)
+            ids[:1] |= _UNITS
+        return np.where(self.targets, ids, ~ids).astype("<i4").tobytes()
 
     @classmethod
     def of_stored(cls, stored: bytes) -> "Example":
         """Return the example of `stored` bytes."""
         signed = np.frombuffer(stored, "<i4").astype(np.int32, copy=False)
-        return cls(np.where(signed < 0, ~signed, signed), signed >= 0)
+        ids = np.where(signed < 0, ~signed, signed)
+        starts = ids & _WITHIN == 0 if (ids[:1] & _UNITS).any() else None
+        return cls(ids & ~(_WITHIN | _UNITS), signed >= 0, starts)
 
     def first(self, count: int) -> "Example":
         """Return the first `count` tokens of the text."""
-        return Example(self.ids[:count], self.targets[:count])
+        return Example(self.ids[:count], self.targets[:count], None if self.starts is None else self.starts[:count])
 
     def entry(self, line: int) -> np.ndarray:
         """Return the text's row of an index, [1] INDEX."""
         found = np.zeros(1, INDEX)
-        found["length"], found["targets"], found["line"] = len(self.ids), self.targets[1:].sum(), line
+        found["length"], found["targets"], found["line"] = len(self.ids), self.counted[1:].sum(), line
         found["sha256"] = np.frombuffer(hashlib.sha256(self.stored).digest(), np.uint8)
         return found
 
@@ -66,6 +84,24 @@ class Examples:
     items: Sequence[Example]  # in memory, or read from disk one by one (`tokens.StoredTexts`)
     cut: int  # number of texts longer than the context
     stored_index: np.ndarray | None = None  # [N] INDEX, if it is on disk
+    # How each expert reads the same texts: as `Examples` of its own tokens, or as `units.TextView`s where its tokenizer
+    # is unknown; None, as left out ones: as they are here.
+    views: "tuple[Examples | Sequence[Any] | None, ...]" = ()
+    text_bytes: Int[np.ndarray, "N"] | None = None  # of UTF-8 that count in the loss; None: not known
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.items)
+
+    def first(self, count: int) -> "Examples":
+        """Return the first `count` texts, as they are in memory."""
+        views = tuple(view.first(count) if isinstance(view, Examples) else view and view[:count] for view in self.views)
+        size = None if self.text_bytes is None else self.text_bytes[:count]
+        return Examples(self.items[:count], self.cut, views=views, text_bytes=size)
+
+    def view(self, expert: int) -> "Examples | Sequence[Any] | None":
+        """Return how expert 1..M reads the texts; None: as they are here."""
+        return self.views[expert - 1] if expert <= len(self.views) else None
 
     @cached_property
     def index(self) -> np.ndarray:
@@ -81,18 +117,18 @@ class Examples:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens that count in the loss."""
+        """The number of units that count in the loss; where tokenizers are shared, of tokens."""
         return int(self.index["targets"].sum(dtype=np.int64))
 
     def counted(self) -> Bool[np.ndarray, "n"]:
-        """Return whether each token counts in the loss, all texts concatenated without their first tokens.
+        """Return whether a unit that counts begins at each token, all texts concatenated without their first tokens.
 
         Reads every text.
         """
         found = np.empty(int((self.lengths - 1).sum(dtype=np.int64)), bool)
         start = 0
         for item in self.items:
-            found[start : start + len(item.targets) - 1] = item.targets[1:]
+            found[start : start + len(item.targets) - 1] = item.counted[1:]
             start += len(item.targets) - 1
         return found
 
@@ -175,10 +211,11 @@ def encode_example(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> 
     the chat template; input_ids are unchanged.
     """
     if "text" in record:
-        ids = tokenizer.encode(_string(record, "text", where))
+        ids = tokenizer.encode(check_string(record, "text", where))
         targets = [True] * len(ids)
     elif "prompt" in record or "completion" in record:
-        ids, targets = tokenizer.encode_pair(_string(record, "prompt", where), _string(record, "completion", where))
+        texts = (check_string(record, key, where) for key in ("prompt", "completion"))
+        ids, targets = tokenizer.encode_pair(*texts)
     elif "messages" in record:
         ids, targets = encode_conversation(record, tokenizer, where)
     elif "input_ids" in record:
@@ -225,7 +262,7 @@ def encode_prompt(prompt: str | dict[str, Any], tokenizer: Tokenizer, where: str
     elif key == "input_ids":
         ids = check_ids(record[key], tokenizer.size, where)
     else:
-        ids = tokenizer.encode_prompt(_string(record, key, where))
+        ids = tokenizer.encode_prompt(check_string(record, key, where))
         # Tokenizers without a separate BOS begin a text with EOS.
         if ids and ids[-1] in tokenizer.eos_ids and tokenizer.backend.bos_token_id not in (None, ids[-1]):
             raise UserError(f"{where}: the prompt ends with {tokenizer.words[ids[-1]]!r}, the end of text; remove it")
@@ -306,7 +343,8 @@ def check_shared(ids: list[int], allowed: np.ndarray | None, tokenizer: Tokenize
         )
 
 
-def _string(record: dict[str, Any], key: str, where: str) -> str:
+def check_string(record: dict[str, Any], key: str, where: str) -> str:
+    """Return a record's text; raise UserError for another value, or text that is no Unicode."""
     value = record.get(key)
     if not isinstance(value, str):
         raise UserError(f"{where}: {key!r} must be a string, got {value!r:.60}")

@@ -8,21 +8,21 @@ share the models' mesh all do the same; JAX requires that what each passes from 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 
 from colm_jax.checks import INT32
+from colm_jax.data.units import Units
+from colm_jax.decoding.calls import ExpertCalls
 from colm_jax.decoding.loop import run_turns
 from colm_jax.decoding.requests import Generation, Request, RunningSequence, Update
-from colm_jax.decoding.sampling import SamplingParams
 from colm_jax.decoding.slots import (
-    COLUMNS,
-    PREFILL_SIZES,
-    ROOM,
     WINDOW,
     BatchShape,
     clear,
@@ -32,6 +32,7 @@ from colm_jax.decoding.slots import (
     prefill,
     window,
 )
+from colm_jax.decoding.speculation import Agreement, Speculation
 from colm_jax.decoding.state import (
     EOS,
     FINISH_REASONS,
@@ -45,8 +46,12 @@ from colm_jax.decoding.state import (
     out_of_reach,
 )
 from colm_jax.errors import UserError
+from colm_jax.experts.guest import GuestExpert
+from colm_jax.experts.protocol import Expert
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
+from colm_jax.models.prefill import ROOM, power_of_two, prefill_group
+from colm_jax.models.sampling import SamplingParams
 from colm_jax.parallel import heed_stop, to_host
 from colm_jax.seeds import random_key
 from colm_jax.settings.generation import (
@@ -60,23 +65,18 @@ from colm_jax.settings.strategies import STRATEGIES, Strategy
 from colm_jax.text.detokenizer import TokenBytes
 
 TURNS = 16  # of one scan, and base steps in it: how often the host looks
-PREFILL_TOKENS = 512  # that a model reads in one pass between two scans, of several sequences
 
 
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
-def pass_sizes(strategy: Strategy, batch: int) -> tuple[PassSize, ...]:
-    """Return the sizes of expert passes, smallest first.
+def pass_sizes(strategy: Strategy, batch: int, speculates: bool) -> tuple[PassSize, ...]:
+    """Return the sizes of expert passes, smallest first; `speculates`: they may hold drafts.
 
     Weights are read once a pass, however many tokens it reads; what a token costs beyond that is little on a TPU or GPU
-    and a twentieth of a pass on a CPU. So the smallest of a few that holds the unread tokens is run.
+    and, after the fourth, a tenth of a pass on a CPU. So the smallest of a few that holds the unread tokens is run.
     """
-    if strategy.calls != "deferred":
+    if strategy.calls != "deferred" and not speculates:
         return (PassSize(batch, 1),)  # an expert that reads every token has one to read
-    first = PassSize(2, 2) if batch == 1 else PassSize(batch, 1)
-    return (first, *(PassSize(times * max(batch, 4), 4 * times) for times in (2, 4, 8)))
+    first = (PassSize(1, 1), PassSize(4, 4)) if batch == 1 else (PassSize(batch, 1),)
+    return (*first, *(PassSize(times * max(batch, 4), 4 * times) for times in (2, 4, 8)))
 
 
 class Engine:
@@ -91,8 +91,22 @@ class Engine:
         eos_ids: tuple[int, ...],
         context: int,
         token_bytes: TokenBytes | None = None,
+        units: Units | None = None,
+        unit_experts: Sequence[Expert] = (),
     ):
-        """Splits the models; without `token_bytes` generations have no text, and requests no stop strings."""
+        """Split the models.
+
+        Args:
+          base: the base.
+          gate: its gate.
+          experts: resident ones.
+          allowed: the shared vocabulary.
+          eos_ids: the base's ends of text.
+          context: of the team, in tokens.
+          token_bytes: of the base's tokenizer; without it generations have no text, and requests no stop strings.
+          units: of the team; without them, experts see the base's prompts.
+          unit_experts: in place of resident ones, experts that work on units.
+        """
         base_graph, base_state = nnx.split(base.unstacked())
         split = [nnx.split(expert.unstacked()) for expert in experts]
         gate_graph, gate_state = (None, None) if gate is None else nnx.split(gate)
@@ -102,14 +116,43 @@ class Engine:
         self.graphs = Graphs(base_graph, tuple(graph for graph, _ in split), gate_graph)
         self.models = Models(base_state, tuple(state for _, state in split), gate_state, jnp.asarray(allowed))
         self.eos_ids, self.context, self.token_bytes = eos_ids, context, token_bytes
-        self.expert_passes = np.zeros(len(experts), np.int64)  # [M] since the engine was made
+        self.units, self._decoders, self._unit_experts = units, tuple(experts), tuple(unit_experts)
+        self.resident = not unit_experts  # all experts are part of the loop
+        self.base_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(base_state))
+        self._passes = np.zeros(len(experts) + len(unit_experts), np.int64)  # [M] of resident experts
         self.base_steps = 0  # likewise, of whole batches
+        # By strategy, of the latest finished request: weights of right drafts and of all (`Agreement`).
+        self.agreement: dict[str, tuple[float, float]] = {}
+
+    @property
+    def expert_passes(self) -> Int[np.ndarray, "M"]:
+        """Passes of each expert, or requests to it, since the engine was made."""
+        own = [expert.passes for expert in self._unit_experts] or [0] * len(self._passes)
+        return self._passes + np.array(own, np.int64)
+
+    @property
+    def unit_experts(self) -> tuple[Expert, ...]:
+        """The experts as ones that work on units; resident ones share their weights with the loop's."""
+        if not self._unit_experts and self._decoders and self.units is not None:
+            named = [(f"expert {m}", decoder, m) for m, decoder in enumerate(self._decoders, start=1)]
+            self._unit_experts = tuple(GuestExpert(*each, self.units) for each in named)
+        return self._unit_experts
+
+    @cached_property
+    def calls(self) -> ExpertCalls:
+        """The calls of sessions to these experts."""
+        return ExpertCalls(self.unit_experts)
+
+    def count(self, base_steps: int, expert_passes: Sequence[int] | np.ndarray) -> None:
+        """Count base steps and passes of resident experts that were run."""
+        self.base_steps += base_steps
+        self._passes[: len(expert_passes)] += expert_passes
 
     def session(self, settings: GenerationSettings) -> "Session":
         """Return an empty batch to which requests may be submitted.
 
         Args:
-          settings: strategy, batch_size, correction and expert_batching, which all its requests share.
+          settings: strategy, batch_size, correction, expert_batching and speculate, which all its requests share.
         """
         return Session(self, settings)
 
@@ -125,7 +168,9 @@ class Engine:
         sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(s)) for s in (self.models.base, *self.models.experts)]
         batching = settings.expert_batching or ExpertBatching(batch, round(max(sizes[1:], default=0) / sizes[0]))
         correction = (settings.correction or Correction()) if strategy.corrects else None
-        return LoopConfig(strategy, batching, pass_sizes(strategy, batch), self.eos_ids, TURNS, correction)
+        speculation = Speculation.of(settings.speculate, strategy, sizes[0] / max(sizes[1:], default=sizes[0]))
+        passes = pass_sizes(strategy, batch, speculation.on)
+        return LoopConfig(strategy, batching, passes, self.eos_ids, TURNS, speculation, correction)
 
     def needed_by(self, strategy: Strategy) -> tuple[Graphs, Models]:
         """Return the models that a strategy may read."""
@@ -150,6 +195,7 @@ class Session:
         self._engine, self._settings = engine, settings
         self._strategy = STRATEGIES[settings.strategy]
         self._graphs, self._models = engine.needed_by(self._strategy)
+        self._reads_base = self._strategy.reads_base  # every token
         self._queue: deque[tuple[int, Request]] = deque()
         self._running: dict[int, RunningSequence] = {}  # by slot
         self._submitted = 0
@@ -176,7 +222,8 @@ class Session:
 
         Raises:
           UserError: a prompt that is empty or fills the context, settings with a list of a value for each prompt,
-            another strategy than the session's, or a stop string where the engine makes no text.
+            another strategy than the session's, a stop string where the engine makes no text, or a view of the prompt
+            that the session's experts cannot have.
         """
         settings, length = request.settings, len(request.prompt)
         if not 0 < length < self._engine.context:
@@ -185,6 +232,7 @@ class Session:
             raise UserError(f"strategy must be the session's, {self._settings.strategy}, got {settings.strategy}")
         if settings.stops and self._engine.token_bytes is None:
             raise UserError("stop needs an engine with a tokenizer's token_bytes; use stop_token_ids")
+        self._check_views(request)
         settings.of_prompts(1)
         number, self._submitted = self._submitted, self._submitted + 1
         self._queue.append((number, request))
@@ -204,6 +252,12 @@ class Session:
         if self.idle:
             self._drop()
 
+    def close(self) -> None:
+        """Cancel all requests."""
+        self._queue.clear()
+        for slot in list(self._running):
+            self._release(slot)
+
     def step(self) -> list[Update]:
         """Admit queued requests, run a scan of the loop, and return what is new.
 
@@ -216,7 +270,16 @@ class Session:
         self._admit()
         if self._state is None:
             return []
-        self._scan(1 if any(sequence.request.stream for sequence in self._running.values()) else TURNS)
+        self._scan(self._steps)
+        return self._report()
+
+    @property
+    def _steps(self) -> int:
+        """Base steps of the next scan."""
+        return 1 if any(sequence.request.stream for sequence in self._running.values()) else TURNS
+
+    def _report(self) -> list[Update]:
+        """Return what is new, and release the slots of finished requests."""
         updates = []
         for slot, reason in self._read().items():
             sequence = self._running[slot]
@@ -235,9 +298,14 @@ class Session:
                 if update.generation is not None:
                     yield update.request, update.generation
 
+    def _check_views(self, request: Request) -> None:
+        """Raise UserError for views of the prompt that this session's experts cannot have."""
+        if request.has_own_views:
+            raise UserError("an expert with its own view of the prompt writes by units: use a UnitsSession")
+
     def _admit(self) -> None:
         """Put queued requests into empty slots, and prefill the base with their prompts."""
-        wanted = _power_of_two(min(len(self._running) + len(self._queue), self._settings.batch_size))
+        wanted = power_of_two(min(len(self._running) + len(self._queue), self._settings.batch_size))
         slots = max(self._shape.slots, wanted)
         empty = [slot for slot in range(slots) if slot not in self._running][: len(self._queue)]
         if not empty:
@@ -246,13 +314,25 @@ class Session:
         requests = [request for _, request in admitted.values()]
         limit = max(map(self._engine.limit, requests))
         stop_ids = max(len(request.settings.stop_token_ids or ()) for request in requests)
-        self._grow(slots, _power_of_two(limit), _power_of_two(max(stop_ids, 1)))
+        self._grow(slots, power_of_two(limit), power_of_two(max(stop_ids, 1)))
         for slot, (number, request) in admitted.items():
             self._insert(slot, request)
-            has_gate = self._strategy.needs_gate
-            self._running[slot] = RunningSequence(number, request, self._engine.token_bytes, has_gate)
-        if self._strategy.reads_base:
+            self._running[slot] = self._sequence(number, request)
+        assert self._loop is not None and self._state is not None
+        if self._reads_base:
             self._prefill(0, list(admitted))
+        elif self._loop.speculation.on:
+            drafts = to_host(self._state.agreement.ahead) > 0
+            self._prefill(0, [slot for slot in admitted if drafts[slot]])
+
+    def _sequence(self, number: int, request: Request) -> RunningSequence:
+        """Return what is kept of a request that has joined the batch."""
+        return RunningSequence(number, request, self._engine.token_bytes, self._strategy.needs_gate)
+
+    def _compiled(self, slots: int, shape: BatchShape) -> tuple[LoopConfig, DecodingState]:
+        """Return what a batch compiles, and empty slots for it."""
+        loop = self._engine.loop_config(self._settings, slots)
+        return loop, self._engine.empty_state(loop, shape)
 
     def _grow(self, slots: int, positions: int, stop_ids: int) -> None:
         """Make the batch at least so large."""
@@ -260,8 +340,7 @@ class Session:
         shape = BatchShape(slots, max(old.positions, positions), max(old.stop_ids, stop_ids))
         if shape == old and self._state is not None:
             return
-        self._loop = self._engine.loop_config(self._settings, slots)
-        state = self._engine.empty_state(self._loop, shape)
+        self._loop, state = self._compiled(slots, shape)
         if self._state is None:
             self._counted = {"steps": 0, "passes": 0}
         else:
@@ -289,13 +368,16 @@ class Session:
             stop_ids=jnp.asarray(stop_ids),
             keys=key,
         )
-        self._state = insert(self._state, jnp.int32(slot), jnp.asarray(tokens), own)
+        assert self._loop is not None
+        known = self._engine.agreement.get(settings.strategy, (0.0, 0.0))
+        agreement = Agreement.starting(self._loop.speculation, *known)
+        self._state = insert(self._state, jnp.int32(slot), jnp.asarray(tokens), own, agreement)
 
     def _scan(self, steps: int) -> None:
         """Run one scan of the loop, and prefill experts with what they must read before the next."""
         assert self._loop is not None and self._state is not None
         self._state = state = run_turns(self._graphs, self._loop, self._models, self._state, jnp.int32(steps))
-        if to_host(state.pending.experts).any():
+        if to_host(state.drafts.count).any():
             calls = to_host(out_of_reach(state, self._loop.reach))
             for expert in range(calls.shape[1]):
                 if calls[:, expert].any():
@@ -304,28 +386,33 @@ class Session:
     def _prefill(self, model: int, slots: Sequence[int]) -> None:
         """Let a model (0 the base) read the sequences in some slots, all but the last token, in few passes."""
         weights = [self._models.base, *self._models.experts][model]
-        graph = [self._graphs.base, *self._graphs.experts][model]
         assert self._state is not None
         ends = to_host(self._state.lengths) - 1
         done = np.array(to_host(self._state.caches[model].lengths))
         left = [slot for slot in slots if done[slot] < ends[slot]]
         while left:
-            group, size = _group(left, done, ends, self._shape.positions + ROOM)
-            rows = np.array(group + group[-1:] * (_power_of_two(len(group)) - len(group)))
+            group, size = prefill_group(left, done, ends, self._shape.positions + ROOM)
+            rows = np.array(group + group[-1:] * (power_of_two(len(group)) - len(group)))
             fresh = not done[group].any()
-            self._state = prefill(graph, weights, self._state, jnp.asarray(rows), model, size, fresh)
+            self._state = prefill(self._graphs, weights, self._state, jnp.asarray(rows), model, size, fresh)
             done[group] = np.minimum(done[group] + size, ends[group])
             left = [slot for slot in left if done[slot] < ends[slot]]
             if model:
-                self._engine.expert_passes[model - 1] += 1
+                self._engine.count(0, np.arange(len(self._models.experts)) == model - 1)
 
     def _read(self) -> dict[int, str | None]:
         """Append what was decided to the running sequences; return why each ended, or None, by slot."""
         state = self._state
-        assert state is not None
+        assert state is not None and self._loop is not None
         place = None if state.trials is None else state.trials.place
-        lengths, finish, place, *counts = to_host((state.lengths, state.finish, place, state.steps, state.passes))
+        lengths, finish, place, agreement, *counts = to_host(
+            (state.lengths, state.finish, place, state.agreement, state.steps, state.passes)
+        )
         self._count(*counts)
+        for slot, sequence in self._running.items():
+            sequence.guesses, sequence.hits = int(agreement.guesses[slot]), int(agreement.hits[slot])
+            if self._loop.speculation.on and agreement.deferred[slot]:
+                self._engine.agreement[self._strategy.name] = float(agreement.right[slot]), float(agreement.seen[slot])
         ends = {slot: int(lengths[slot]) for slot in self._running}
         if place is not None:  # what is on trial may be rolled back
             on_trial = {slot: int(place[slot]) for slot in ends if finish[slot] == UNFINISHED and place[slot] >= 0}
@@ -338,14 +425,13 @@ class Session:
             columns = to_host(window(state, jnp.asarray(starts)))
             for slot, sequence in self._running.items():
                 first = sequence.position
-                new = {name: columns[name][slot, : min(decided[slot] - first, WINDOW)] for name in COLUMNS}
+                new = {name: column[slot, : min(decided[slot] - first, WINDOW)] for name, column in columns.items()}
                 sequence.extend(new, ends[slot] - first)
         return {slot: FINISH_REASONS[finish[slot]] for slot in ends}
 
     def _count(self, steps: np.ndarray, passes: np.ndarray) -> None:
         """Add what is new to the engine's counters."""
-        self._engine.base_steps += int(steps - self._counted["steps"])
-        self._engine.expert_passes[: len(passes)] += passes - self._counted["passes"]
+        self._engine.count(int(steps - self._counted["steps"]), passes - self._counted["passes"])
         self._counted = {"steps": steps, "passes": passes}
 
     def _release(self, slot: int) -> None:
@@ -359,22 +445,3 @@ class Session:
     def _drop(self) -> None:
         """Free the batch's caches."""
         self._state, self._shape = None, BatchShape()
-
-
-def _group(slots: Sequence[int], done: np.ndarray, ends: np.ndarray, room: int) -> tuple[list[int], int]:
-    """Return the slots whose sequences one pass can read, and its size.
-
-    Args:
-      slots: with unread tokens.
-      done: [B] tokens of each sequence that are read.
-      ends: [B] tokens of each to be read.
-      room: positions of the cache; a pass stores its whole size.
-    """
-
-    def shape(slot: int) -> tuple[int, bool]:
-        sizes = [size for size in PREFILL_SIZES if done[slot] + size <= room]
-        enough = [size for size in sizes if size >= ends[slot] - done[slot]]
-        return (enough or sizes[-1:])[0], bool(done[slot] == 0)
-
-    size, fresh = shape(slots[0])
-    return [slot for slot in slots if shape(slot) == (size, fresh)][: max(1, PREFILL_TOKENS // size)], size

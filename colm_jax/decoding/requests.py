@@ -5,6 +5,7 @@ Free of JAX: files, reports and servers read generations without it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,12 @@ class Request:
     key: int = 0  # of the prompt's random numbers
     sample: int = 0  # which of the prompt's samples this is
     stream: bool = False  # report tokens as they are written
+    views: tuple[Any, ...] = ()  # the prompt as each expert sees it (`data.units.Prompts`); (): as the base does
+
+    @property
+    def has_own_views(self) -> bool:
+        """Whether an expert sees another prompt than the base."""
+        return any(view != self.prompt for view in self.views)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,10 @@ class Generation:
     finish_reason: str  # "eos", "stop" or "length"
     expert_calls: int
     sample: int = 0  # which of its prompt's samples this is
+    guesses: int = 0  # deferred tokens after which the base ran on with its own choice; depends on batch and history
+    hits: int = 0  # of these, how many the expert confirmed
+    lost: tuple[int, ...] = ()  # tokens (numbers in this answer) at which an expert was called and did not answer
+    sent: dict[str, int] | None = None  # to remote experts: "requests" and "characters"; None: there are none
     log_probs: list[list[float]] | None = None  # of each token under base and experts, nats; None where not asked for
 
 
@@ -72,6 +83,9 @@ class RunningSequence:
     def __init__(self, number: int, request: Request, token_bytes: TokenBytes | None, has_gate: bool):
         """Starts after the prompt; without `token_bytes` there is no text."""
         self.number, self.request = number, request
+        self.guesses = self.hits = 0  # of `Generation`, so far
+        self.lost: list[int] = []  # likewise
+        self.sent: dict[str, int] | None = None  # likewise
         self._has_gate = has_gate
         self._columns: dict[str, list] = {name: [] for name in ("tokens", "sources", "p_defer", "threshold", "calls")}
         self._reported = 0
@@ -126,6 +140,10 @@ class RunningSequence:
                 finish_reason=reason,
                 expert_calls=sum(columns["calls"][: count + (reason == "eos")]),
                 sample=self.request.sample,
+                guesses=self.guesses,
+                hits=self.hits,
+                lost=tuple(number for number in self.lost if number <= count),
+                sent=self.sent,
             )
         tokens = self._settled() if self.request.stream else []
         return Update(self.number, tokens, generation) if tokens or generation is not None else None

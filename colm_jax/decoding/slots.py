@@ -14,13 +14,13 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int
 
 from colm_jax.decoding.correction import Trials
-from colm_jax.decoding.sampling import SamplingParams
-from colm_jax.decoding.state import LENGTH, UNFINISHED, DecodingState, LoopConfig, PendingCalls, SlotRequests
-from colm_jax.models.cache import BLOCK, KVCache
+from colm_jax.decoding.speculation import Agreement, Drafts
+from colm_jax.decoding.state import LENGTH, UNFINISHED, DecodingState, Graphs, LoopConfig, SlotRequests
+from colm_jax.models.cache import KVCache
 from colm_jax.models.config import ModelConfig
+from colm_jax.models.prefill import ROOM
+from colm_jax.models.sampling import SamplingParams
 
-PREFILL_SIZES = (16, 64, 128, 256, 512, 1024)  # tokens of one sequence in one pass between two scans
-ROOM = max(PREFILL_SIZES[0], BLOCK)  # a pass stores its whole chunk after a sequence's length, whatever part counts
 WINDOW = 32  # tokens of each slot that the host reads at once: more than one scan writes
 COLUMNS = ("tokens", "sources", "p_defer", "threshold", "calls")
 
@@ -71,13 +71,8 @@ def empty_state(
         tokens=numbers(batch, size),
         lengths=jnp.ones((batch,), jnp.int32),
         finish=jnp.full((batch,), LENGTH, jnp.int32),
-        pending=PendingCalls(
-            experts=jnp.zeros((batch, experts), bool),
-            age=numbers(batch),
-            base=floats(batch, vocab_size),
-            answers=tuple(floats(batch, vocab_size) for _ in range(experts)),
-            gate_logits=floats(batch, max(1, experts)),
-        ),
+        drafts=Drafts.none(loop.speculation, batch, experts, vocab_size),
+        agreement=Agreement.none(batch),
         sources=numbers(batch, size),
         p_defer=floats(batch, size),
         threshold=floats(batch, size),
@@ -99,19 +94,24 @@ def move(state: DecodingState, larger: DecodingState) -> DecodingState:
 
 
 @partial(jax.jit, donate_argnames="state")
-def insert(state: DecodingState, slot: Int[Array, ""], tokens: Int[Array, "S"], request: SlotRequests) -> DecodingState:
+def insert(
+    state: DecodingState, slot: Int[Array, ""], tokens: Int[Array, "S"], request: SlotRequests, agreement: Agreement
+) -> DecodingState:
     """Put a sequence into a slot; no model has read any of it."""
 
     def put(array, value):
         return array.at[slot].set(value)
 
+    this = jnp.arange(state.lengths.shape[0]) == slot
     return replace(
         state,
         requests=jax.tree.map(put, state.requests, request),
         tokens=put(state.tokens, tokens),
         lengths=put(state.lengths, request.prompt_lengths),
         finish=put(state.finish, UNFINISHED),
-        pending=replace(state.pending, experts=put(state.pending.experts, False), age=put(state.pending.age, 0)),
+        drafts=state.drafts.without(this),
+        units=None if state.units is None else state.units.without(this),
+        agreement=jax.tree.map(put, state.agreement, agreement),
         calls=put(state.calls, 0),
         caches=tuple(replace(cache, lengths=put(cache.lengths, 0)) for cache in state.caches),
         trials=None if state.trials is None else replace(state.trials, place=put(state.trials.place, -1)),
@@ -121,23 +121,29 @@ def insert(state: DecodingState, slot: Int[Array, ""], tokens: Int[Array, "S"], 
 @partial(jax.jit, donate_argnames="state")
 def clear(state: DecodingState, slot: Int[Array, ""]) -> DecodingState:
     """End the sequence in a slot."""
-    return replace(
-        state,
-        finish=state.finish.at[slot].set(LENGTH),
-        pending=replace(state.pending, experts=state.pending.experts.at[slot].set(False)),
-    )
+    this = jnp.arange(state.lengths.shape[0]) == slot
+    drafts, units = state.drafts.without(this), None if state.units is None else state.units.without(this)
+    # Of an ended sequence nothing is in the caches, so that no pass reads as far as its length.
+    caches = tuple(replace(cache, lengths=cache.lengths.at[slot].set(0)) for cache in state.caches)
+    return replace(state, finish=state.finish.at[slot].set(LENGTH), drafts=drafts, units=units, caches=caches)
 
 
 @jax.jit
 def window(state: DecodingState, starts: Int[Array, "B"]) -> dict[str, Array]:
-    """Return WINDOW entries of each slot's COLUMNS from a position on; beyond the end, the last one repeats."""
+    """Return WINDOW entries of each slot's COLUMNS from a position on; beyond the end, the last one repeats.
+
+    Where experts work on units, "starts" says where these begin.
+    """
     positions = jnp.minimum(starts[:, None] + jnp.arange(WINDOW), state.tokens.shape[1] - 1)
-    return {name: jnp.take_along_axis(getattr(state, name), positions, axis=1) for name in COLUMNS}
+    found = {name: getattr(state, name) for name in COLUMNS}
+    if state.units is not None:
+        found["starts"] = state.units.starts
+    return {name: jnp.take_along_axis(column, positions, axis=1) for name, column in found.items()}
 
 
-@partial(jax.jit, static_argnames=("graph", "number", "size", "fresh"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("graphs", "number", "size", "fresh"), donate_argnames="state")
 def prefill(
-    graph: nnx.GraphDef,
+    graphs: Graphs,
     model: nnx.State,
     state: DecodingState,
     slots: Int[Array, "N"],
@@ -148,7 +154,7 @@ def prefill(
     """Let a model read up to `size` unread tokens, all but the last, of the sequences in some slots.
 
     Args:
-      graph: static half of the model.
+      graphs: static halves of the models.
       model: its weights.
       state: the batch.
       slots: of the sequences; the same one twice does no harm.
@@ -164,6 +170,6 @@ def prefill(
     count = jnp.clip(state.lengths[slots] - 1 - past.lengths, 0, size)
     places = jnp.minimum(past.lengths[:, None] + jnp.arange(size), state.tokens.shape[1] - 1)
     tokens = jnp.take_along_axis(state.tokens[slots], places, axis=1)
-    _, rows = nnx.merge(graph, model)(tokens, past)
+    _, rows = nnx.merge(graphs.model(number), model)(tokens, past)
     written = cache.write(rows, count, slots)
     return replace(state, caches=tuple(written if i == number else c for i, c in enumerate(state.caches)))

@@ -215,7 +215,7 @@ def _contents(run: DemoContext) -> Report:
         )
         for i, (answer, problem) in enumerate(zip(written[:SHOWN], run.inputs.problems))
     )
-    decoders = team.base, team.experts[0]
+    decoders = team.base, team.resident_experts[0]
     sections = (
         cost_section(
             writers, [each.config for each in decoders], [bytes_per_weight(each) for each in decoders], lengths
@@ -228,7 +228,7 @@ def _contents(run: DemoContext) -> Report:
         title="Co-LLM demo: a small generalist calls a calculator",
         facts=(
             ("base", f"generalist, {_size(inputs.base.decoder)} parameters: knows the wording"),
-            ("expert", f"calculator, {_size(inputs.experts[0])} parameters: knows bare arithmetic"),
+            ("expert", f"calculator, {_size(decoders[1])} parameters: knows bare arithmetic"),
             ("threshold", f"{colm.threshold:.4f}, {chosen}"),
             ("base alone", "the base before any training with the expert"),
         ),

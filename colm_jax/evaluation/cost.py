@@ -46,8 +46,9 @@ def bytes_per_weight(decoder: Decoder) -> float:
     for (*_, name), variable in nnx.to_flat_state(nnx.state(decoder)):
         if name in _KERNELS or (name == "embedding" and decoder.config.tied):
             value = variable.get_value()
-            held += sum(leaf.size * bits_of(leaf.dtype) // 8 for leaf in jax.tree.leaves(value))
-            count += weight_count(value) if isinstance(value, Quantized) else value.size
+            leaves = jax.tree.leaves(value)
+            held += sum(leaf.size * bits_of(leaf.dtype) // 8 for leaf in leaves)
+            count += weight_count(value) if isinstance(value, Quantized) else sum(leaf.size for leaf in leaves)
     return held / count
 
 

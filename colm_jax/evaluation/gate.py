@@ -161,10 +161,9 @@ def agreement(scored: Sequence[Scored], bins: int = 5) -> Agreement | None:
     """
     if not scored or any(s.gate_logits is None for s in scored):
         return None
-    logits = np.concatenate([s.gate_logits[s.mask] for s in scored if s.gate_logits is not None])
-    base = np.concatenate([s.base_log_prob[s.mask] for s in scored])
-    experts = np.concatenate([s.expert_log_probs[s.mask] for s in scored])
-    return agreement_of(logits, base, experts, bins)
+    logits = np.concatenate([found for s in scored if (found := s.unit_gate_logits) is not None])
+    models = np.concatenate([s.unit_log_probs for s in scored])
+    return agreement_of(logits, models[:, 0], models[:, 1:], bins)
 
 
 def agreement_of(

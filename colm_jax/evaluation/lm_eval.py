@@ -98,7 +98,7 @@ class ColmLM(TemplateLM):
         if team is None and base is not None:
             devices, outline = _mesh(mesh), outline_team(base, experts or None)
             strategy = strategy or ("base" if outline.gate_experts is None else "defer")
-            find_strategy(strategy, outline.experts, outline.gate_experts)
+            find_strategy(strategy, outline.experts, outline.gate_experts, outline.resident)
             with console.bar("loading", bytes_=True) as bar:
                 team = CoLM.from_pretrained(
                     base,
@@ -112,7 +112,8 @@ class ColmLM(TemplateLM):
         self.team = team
         self.name = base or "team"
         self.strategy = strategy or ("base" if team.gate is None else "defer")
-        find_strategy(self.strategy, len(team.experts), None if team.gate is None else team.gate.kernel.shape[1])
+        gate_experts = None if team.gate is None else team.gate.kernel.shape[1]
+        find_strategy(self.strategy, len(team.experts), gate_experts, team.engine.resident)
         self.threshold = team.settings(threshold=threshold).threshold
         self.max_gen_toks, self.seed, self.batch_size = max_gen_toks, seed, rows
 
@@ -251,6 +252,10 @@ class ColmLM(TemplateLM):
         """Return for each pair the continuation's log-probability and whether it is greedy."""
         if self.strategy not in ("defer", "base", "expert"):
             raise UserError(f"strategy={self.strategy}: has no likelihood; use defer, base or expert for such tasks")
+        if not self.team.units.shared:
+            raise UserError(
+                "these tasks compare likelihoods of tokens, which experts with other tokenizers do not have"
+            )
         found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         lengths = [len(context) + len(continuation) for _, context, continuation in requests]
         for i, length in enumerate(lengths):

@@ -8,10 +8,10 @@ Every parameter names its logical axes in its metadata (`axes`); `colm_jax.paral
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -20,16 +20,17 @@ from colm_jax.models.arrays import AnyArray
 from colm_jax.models.attention import positions_in, temperatures
 from colm_jax.models.block import Block
 from colm_jax.models.cache import KVCache, KVRows
+from colm_jax.models.causal import WindowChoice
 from colm_jax.models.config import ModelConfig
+from colm_jax.models.embedding import embed
 from colm_jax.models.inputs import LayerInputs
-from colm_jax.models.layers import Maker, RMSNorm, precision_of
+from colm_jax.models.layers import Linear, Maker, RMSNorm, product, row_product
 from colm_jax.models.ragged import Ragged
 from colm_jax.models.rope import rope_angles
+from colm_jax.models.transposed import transposed
 from colm_jax.parallel import batch_sharding
 
 Constraint = Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]  # the residual stream, with a sharding
-
-_NO_WINDOW = np.iinfo(np.int32).max
 
 # What a layer keeps for its gradient; the rest is computed again. None: everything is kept.
 REMAT = {
@@ -42,7 +43,8 @@ REMAT = {
 class Decoder(nnx.Module):
     """Token ids to final hidden states, and those to logits."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None, dtype: DTypeLike = jnp.float32):
+        """Initialises the parameters; without `rngs` they are shapes and dtypes alone."""
         self.config = config
         make = Maker(rngs, dtype, layers=None)
         self.embedding = make((config.vocab_size, config.width), ("vocab", "embed"), 0.02)
@@ -105,7 +107,7 @@ class Decoder(nnx.Module):
         def kept(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
             return x if spread is None else jax.lax.with_sharding_constraint(x, spread)
 
-        x = kept(jnp.take(self.embedding[...], tokens, axis=0))
+        x = kept(embed(self.embedding[...], tokens, by_texts=spread is not None))
         if config.scaled_embedding:
             x *= jnp.asarray(config.width**0.5, x.dtype)
         if config.embedding_multiplier is not None:
@@ -168,20 +170,37 @@ class Decoder(nnx.Module):
         other.layers = runs[0] if len(runs) == 1 else nnx.List(runs)
         return other
 
+    @property
+    def head_kernel(self) -> Float[Array, "D V"]:
+        """The head's kernel; of a tied one, the embedding table transposed."""
+        return self.embedding[...].T if self.config.tied else self.head[...]
+
     def logits(
         self, hidden: Float[AnyArray, "*N D"], allowed: Bool[AnyArray, "A"] | None = None
     ) -> Float[Array, "*N _"]:
         """Return scores over the vocabulary, float32; given `allowed`, over its A ids, -inf where it is False."""
-        kernel = self.embedding[...].T if self.config.tied else self.head[...]
-        logits = jnp.dot(hidden, kernel, precision=precision_of(hidden.dtype), preferred_element_type=jnp.float32)
+        hidden = jnp.asarray(hidden)
+        if self.config.tied:
+            scores = row_product(hidden, self.embedding[...])
+        else:
+            scores = product("...d,dv->...v", hidden, self.head.get_value(), jnp.float32)
+        logits = self._capped(scores)
+        return logits if allowed is None else jnp.where(allowed, logits[..., : allowed.shape[0]], -jnp.inf)
+
+    def logits_by(self, kernel: Float[Array, "D v"], hidden: Float[AnyArray, "*N D"]) -> Float[Array, "*N v"]:
+        """Return float32 scores over the ids whose columns of `head_kernel` are given."""
+        return self._capped(product("...d,dv->...v", jnp.asarray(hidden), kernel, jnp.float32))
+
+    def _capped(self, logits: Float[Array, "*N v"]) -> Float[Array, "*N v"]:
+        """Return scores as the configuration divides and caps them."""
         if self.config.logit_divisor is not None:
             logits = logits / self.config.logit_divisor
         if self.config.logit_softcap is not None:
             logits = self.config.logit_softcap * jnp.tanh(logits / self.config.logit_softcap)
-        return logits if allowed is None else jnp.where(allowed, logits[..., : allowed.shape[0]], -jnp.inf)
+        return logits
 
     def unstacked(self) -> "Decoder":
-        """Return the same model with a list of layers in place of the stacked ones. Copies the layers' weights."""
+        """Return the same model with a list of layers in place of the stacked ones. Copies weights."""
         if not self.stacked:
             return self
         layers = []
@@ -190,7 +209,17 @@ class Decoder(nnx.Module):
             layers += [nnx.merge(graph, _layer(stacked, i)) for i in range(stop - start)]
         other = copy.copy(self)
         other.stacked, other.layers = False, nnx.List(layers)
-        return other
+        return other.for_decoding()
+
+    def for_decoding(self) -> "Decoder":
+        """Return this model, with kernels stored by output where a CPU decodes faster so; changes it in place."""
+        assert not self.stacked
+        for path, module in nnx.iter_modules(self.layers):
+            if type(module) is Linear and "key_value_up" not in path:  # which latent attention multiplies itself
+                module.kernel = transposed(module.kernel, module.inputs)
+        if not self.config.tied:
+            self.head = transposed(self.head, 1)
+        return self
 
 
 def _scan(
@@ -202,13 +231,14 @@ def _scan(
     """
     graph, stacked = nnx.split(run)
     first = layers[0]
-    windows = [inputs.window for inputs in layers]
+    windows = [None if isinstance(inputs.window, WindowChoice) else inputs.window for inputs in layers]
+    sizes = tuple(dict.fromkeys(windows))
     rotated = [inputs.rotated for inputs in layers]
     angles = {id(inputs.angles): inputs.angles for inputs in layers}
     temperature = next((inputs.temperature for inputs in layers if inputs.temperature is not None), None)
     hot = [inputs.temperature is not None for inputs in layers]
     varying = {
-        "window": None if len(set(windows)) == 1 else jnp.array([w or _NO_WINDOW for w in windows], jnp.int32),
+        "window": None if len(sizes) == 1 else jnp.array([sizes.index(window) for window in windows], jnp.int32),
         "rotated": None if len(set(rotated)) == 1 else jnp.array(rotated),
         "angles": None if len(angles) == 1 else jnp.array([list(angles).index(id(inputs.angles)) for inputs in layers]),
         "hot": None if len(set(hot)) == 1 else jnp.array(hot),
@@ -220,7 +250,7 @@ def _scan(
         state, own = layer
         inputs = first
         if own["window"] is not None:
-            inputs = replace(inputs, window=own["window"])
+            inputs = replace(inputs, window=WindowChoice(sizes, own["window"]))
         if own["rotated"] is not None:
             inputs = replace(inputs, rotated=own["rotated"])
         if own["angles"] is not None:
@@ -239,7 +269,13 @@ def _layer(stacked: nnx.State, number: int) -> nnx.State:
     """Return one layer of stacked parameters."""
 
     def take(variable: nnx.Variable) -> nnx.Variable:
-        value = jax.tree.map(lambda leaf: leaf[number], variable.get_value())
+        value = jax.tree.map(partial(_item, number), variable.get_value())
         return type(variable)(value, axes=variable.get_metadata()["axes"][1:])
 
     return jax.tree.map(take, stacked, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def _item(number: int, leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array | jax.ShapeDtypeStruct:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return leaf[number]

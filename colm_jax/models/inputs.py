@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.models.arrays import AnyArray, pytree
-from colm_jax.models.attention import Past
+from colm_jax.models.blockwise import Past
+from colm_jax.models.causal import WindowChoice
 from colm_jax.models.ragged import Ragged
 from colm_jax.models.rope import Angles
 
@@ -23,7 +24,7 @@ class LayerInputs:
     angles: Angles  # of rotary positions
     rotated: bool | Bool[Array, ""] = True  # whether the layer has rotary positions
     temperature: Float[Array, "R T"] | None = None  # factor of each token's queries
-    window: int | Int[Array, ""] | None = None  # tokens that each one sees, itself included; None: all
+    window: int | WindowChoice | None = None  # tokens that each one sees, itself included; None: all
     past: Past | None = None  # keys and values of earlier tokens
     segments: Int[AnyArray, "R T"] | None = None  # which text of its row each token belongs to
     ragged: Ragged | None = None

@@ -12,14 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Shaped
 
 from colm_jax.models.activation import gated
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.grouped import grouped
-from colm_jax.parallel import RULES, spec_of
+from colm_jax.parallel import RULES, mesh_of, splits_of
 
 # Logical axes of what a mixture's networks consist of; biases are there only in some families.
 AXES = {
@@ -61,8 +61,7 @@ def apply_networks(
     if mesh is None or mesh.size == 1:
         return _on_device(x, chosen, weights, kernels, config=config, part=Part())
     shapes = {name: _whole_shape(value) for name, value in kernels.items()}
-    split = spec_of(mesh, AXES["gate"], shapes["gate"])
-    networks, embed, ff = ((axes,) if isinstance(axes, str) else axes or () for axes in split)
+    networks, embed, ff = splits_of(mesh, AXES["gate"], shapes["gate"])
     rows, embed = _split_tokens(config, mesh, x.shape, networks, embed)
     part = Part(networks, ff, embed)
     placed, specs = {}, {}
@@ -75,15 +74,6 @@ def apply_networks(
     return jax.shard_map(
         work, mesh=mesh, in_specs=(tokens, P(rows), P(rows), specs), out_specs=tokens, check_vma=False
     )(x, chosen, weights, placed)
-
-
-def mesh_of(kernel: Any) -> Mesh | AbstractMesh | None:
-    """Return the mesh that holds a kernel, traced or not; None without one, and inside `shard_map`."""
-    leaf = jax.tree.leaves(kernel)[0]
-    sharding = jax.typeof(leaf).sharding if isinstance(leaf, jax.core.Tracer) else leaf.sharding
-    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
-        return None
-    return sharding.mesh if set(sharding.mesh.axis_types) == {AxisType.Auto} else None
 
 
 def _split_tokens(

@@ -41,6 +41,6 @@ class Ragged:
         """Return the way back."""
         return grid[self.text, self.offset][None]
 
-    def last(self, line: Float[Array, "1 N D"]) -> Float[Array, "B D"]:
-        """Return what the line holds at each text's last token."""
-        return line[0][jnp.clip(self.starts + self.counts - 1, 0, line.shape[1] - 1)]
+    def at(self, line: Float[Array, "1 N D"], offsets: Int[Array, "B chosen"]) -> Float[Array, "B chosen D"]:
+        """Return what the line holds at these of each text's new tokens; something else for offsets that it has not."""
+        return line[0][jnp.clip(self.starts[:, None] + offsets, 0, line.shape[1] - 1)]

@@ -6,12 +6,14 @@ from colm_jax.parallel.mesh import (
     global_batch,
     local_rows,
     make_mesh,
+    mesh_of,
     on_mesh,
     replicate,
     replicated,
     reshaped,
     shardings,
     spec_of,
+    splits_of,
 )
 from colm_jax.parallel.processes import asked_to_stop, barrier, heed_stop, is_first, join, on_first, to_host, watched
 
@@ -26,6 +28,7 @@ __all__ = [
     "join",
     "local_rows",
     "make_mesh",
+    "mesh_of",
     "on_first",
     "on_mesh",
     "replicate",
@@ -33,6 +36,7 @@ __all__ = [
     "reshaped",
     "shardings",
     "spec_of",
+    "splits_of",
     "to_host",
     "watched",
 ]

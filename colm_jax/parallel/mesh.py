@@ -69,23 +69,36 @@ def reshaped(mesh: Mesh, sizes: tuple[int, int, int] | None) -> Mesh:
     return Mesh(mesh.devices.reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def spec_of(mesh: Mesh | AbstractMesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
-    """Return the sharding of an array with these logical axes.
+def mesh_of(value: Any) -> Mesh | AbstractMesh | None:
+    """Return the mesh that holds an array or a quantised kernel, traced or not; None without one or in shard_map."""
+    leaf = jax.tree.leaves(value)[0]
+    sharding = jax.typeof(leaf).sharding if isinstance(leaf, jax.core.Tracer) else leaf.sharding
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    return sharding.mesh if set(sharding.mesh.axis_types) == {AxisType.Auto} else None
+
+
+def splits_of(mesh: Mesh | AbstractMesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+    """Return the mesh axes that split each axis of an array with these logical axes.
 
     An axis not divisible by its mesh axes is not sharded. A mesh axis goes to the first that can use it: in a mixture,
     to `networks` before `ff`. `colm inspect` shows the result, so that an unsharded axis is visible.
     """
     used: set[str] = set()
 
-    def split(axis: str, size: int) -> tuple[str, ...] | None:
+    def split(axis: str, size: int) -> tuple[str, ...]:
         mesh_axes = tuple(a for a in RULES[axis] if mesh.shape[a] > 1)
-        parts = math.prod(mesh.shape[a] for a in mesh_axes)
-        if not mesh_axes or size % parts or used & set(mesh_axes):
-            return None
+        if size % math.prod(mesh.shape[a] for a in mesh_axes) or used & set(mesh_axes):
+            return ()
         used.update(mesh_axes)
         return mesh_axes
 
-    return PartitionSpec(*[split(axis, size) for axis, size in zip(axes, shape, strict=True)])
+    return tuple(split(axis, size) for axis, size in zip(axes, shape, strict=True))
+
+
+def spec_of(mesh: Mesh | AbstractMesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    """Return `splits_of` as the sharding of an array."""
+    return PartitionSpec(*[split or None for split in splits_of(mesh, axes, shape)])
 
 
 def shardings(mesh: Mesh, state: Any) -> Any:

@@ -17,7 +17,7 @@ from colm_jax.text.tokenizer import Tokenizer
 
 
 def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any]:
-    """Return a generation line (the contract's), with "tools", "sample" and "log_probs" where there are any."""
+    """Return a generation line (the contract's), with "tools", "sample", "sent", "lost" and "log_probs" if any."""
     key = prompt_key(prompt, str(name))
     line = {
         "id": name,
@@ -34,7 +34,16 @@ def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any
         line["tools"] = prompt["tools"]
     if answer.sample:
         line["sample"] = answer.sample
+    if answer.sent is not None:
+        line["sent"] = answer.sent
+    if answer.lost:
+        line["lost"] = answer.lost
     return line if answer.log_probs is None else line | {"log_probs": answer.log_probs}
+
+
+def total_sent(lines: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return what was sent to remote experts for all these generation lines."""
+    return {key: sum(line["sent"][key] for line in lines) for key in ("requests", "characters")}
 
 
 def ids_of_prompt(line: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
@@ -137,7 +146,6 @@ def write_answers(
     settings: GenerationSettings,
     key: str,
     places: Sequence[str] | None = None,
-    prompt_ids: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
     """Answer prompts into a file of generation lines; resume where an interrupted run stopped.
@@ -152,7 +160,6 @@ def write_answers(
       settings: one value for all prompts each.
       key: hash of the models and of whatever else is not among the arguments and decides the answers.
       places: name of each prompt in errors.
-      prompt_ids: of each prompt, where they are known already; None: they are tokenised here.
       progress: progress callback(answers finished).
 
     Returns:
@@ -162,12 +169,11 @@ def write_answers(
       UserError: as `CoLM.generate`, before anything is written.
     """
     settings = team.settings(settings)
-    deciding = {k: v for k, v in plain(settings).items() if k not in ("batch_size", "expert_batching")}
+    deciding = {k: v for k, v in plain(settings).items() if k not in ("batch_size", "expert_batching", "speculate")}
     whole = json.dumps([key, list(prompts), list(names), deciding], sort_keys=True)
     file = GenerationFile(path, prompts, names, settings.samples, hashlib.sha256(whole.encode()).hexdigest())
     numbers = on_first(lambda: file.missing)
-    asked = prompts if prompt_ids is None else [{"input_ids": list(ids)} for ids in prompt_ids]
-    chosen, where = [asked[i] for i in numbers], None if places is None else [places[i] for i in numbers]
+    chosen, where = [prompts[i] for i in numbers], None if places is None else [places[i] for i in numbers]
     answers = team.answers(chosen, settings, places=where, keys=numbers)
     on_first(file.begin)
     progress(file.done)

@@ -11,6 +11,7 @@ def run_graph(experts: int) -> tuple[Stage[RunInputs], ...]:
     """Return the stages of a run with so many experts; the fields are those of `Stage`, in its order."""
     fitted = ("tokens", "scores", "labels", "hidden")
     answered = ("train", "team", "generate")
+    evaluated = ("tokens", "scores", "train", "calibrate", "team", "generate")
     return (
         Stage("tokens", scores.tokens_key, scores.write_tokens),
         *(_score_stage(model) for model in range(experts + 1)),
@@ -21,7 +22,7 @@ def run_graph(experts: int) -> tuple[Stage[RunInputs], ...]:
         Stage("calibrate", team.calibrate_key, team.write_calibration, ("train",), team.calibrates),
         Stage("team", team.team_key, team.write_team, ("train", "calibrate"), step="calibrate"),
         Stage("generate", answers.generate_key, answers.write_generated, ("train", "team"), answers.has_prompts),
-        Stage("evaluate", answers.evaluate_key, answers.write_evaluation, answered, answers.has_prompts),
+        Stage("evaluate", answers.evaluate_key, answers.write_evaluation, evaluated, answers.has_prompts),
         Stage("study", report.study_key, report.write_run_study, answered, answers.has_prompts, step="report"),
         Stage("report", report.report_key, report.write_report, report.SHOWN, answers.has_prompts),
     )

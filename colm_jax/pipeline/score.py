@@ -31,7 +31,8 @@ def score_model(
       mesh: where the model is.
 
     Returns:
-      The contents of summary.json; "nats_per_token" and "accuracy" are over the tokens that count in the loss.
+      The contents of summary.json: "tokens" of the texts and "positions" computed; "nats_per_token" and "accuracy" are
+      over the tokens that count in the loss, "tokens_counted".
 
     Raises:
       UserError: a model or data file that cannot be used; as `StageDirectory.run`.
@@ -57,7 +58,8 @@ def score_model(
         total = -float(np.concatenate(scores.log_prob)[counted].astype(np.float64).sum())
         summary = {
             "nats_per_token": total / int(counted.sum()),
-            "tokens": int(counted.sum()),
+            **scores.counts.as_json(),
+            "tokens_counted": int(counted.sum()),
             "accuracy": float(np.concatenate(scores.is_argmax)[counted].mean()),
             "texts": len(examples.items),
             "texts_cut": examples.cut,

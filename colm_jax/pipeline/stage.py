@@ -17,12 +17,14 @@ from typing import Any
 from colm_jax.errors import UserError
 from colm_jax.parallel import barrier, is_first, on_first
 from colm_jax.settings.references import describe
+from colm_jax.settings.remote import RemoteSettings
 from colm_jax.storage import (
     checksums,
     entries,
     files_below,
     locked,
     make_directory,
+    path_of,
     read_json,
     remove_tree,
     sha256_of,
@@ -66,6 +68,24 @@ def hash_model(directory: Path) -> str:
         hashes |= checksums(file.parent, [file.name])
         names.append(file.name)
     return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in names).encode()).hexdigest()
+
+
+def hash_expert(name: str | Path, directory: Path | None, remote: RemoteSettings, answers: bool = True) -> str:
+    """Return the hash of what decides an expert's results: its files or, of an endpoint, address and settings.
+
+    Args:
+      name: of the expert.
+      directory: its files; None: an endpoint, whose weights are not known.
+      remote: how endpoints are asked.
+      answers: also what decides its answers, not only its scores.
+    """
+    if directory is not None:
+        return hash_model(directory)
+    rules = None if remote.redact is None else sha256_of(path_of(remote.redact))
+    facts: list[Any] = [str(name), rules]
+    if answers:
+        facts += [remote.window, remote.max_expert_calls, remote.max_sent_characters]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def plain(settings: Any) -> Any:

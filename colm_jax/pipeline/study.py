@@ -12,6 +12,7 @@ from typing import Any
 
 from colm_jax.data.records import Examples
 from colm_jax.evaluation.gate import Agreement, agreement
+from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import is_first, on_first
 from colm_jax.report.contents import View
 from colm_jax.scoring.candidates import Candidates, find_candidates
@@ -44,14 +45,15 @@ def write_study(
 
     Args:
       team: the models.
-      answers: every model scores their tokens.
+      answers: every model scores their tokens; the base alone where an expert does not read them.
       ids: the answers' ids in their file.
       examples: texts that are scored for responsibilities.
       directory: where the files are written.
       progress: progress callback(answers done, their total over all models, model's name).
     """
     if on_first(lambda: not (directory / CANDIDATES).exists()):
-        decoders = [team.base, *team.experts]
+        resident = [expert for expert in team.experts if isinstance(expert, Decoder)]
+        decoders = [team.base, *(resident if len(resident) == len(team.experts) else [])]
         total = len(decoders) * len(answers)
         found: list[list[Candidates]] = []
         for m, decoder in enumerate(decoders):

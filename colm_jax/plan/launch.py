@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from colm_jax.checkpoints.huggingface import DTYPES
-from colm_jax.decoding.engine import PREFILL_TOKENS
 from colm_jax.models.config import ModelConfig
+from colm_jax.models.prefill import PREFILL_TOKENS
 from colm_jax.plan.chips import CHIPS, Chip
 from colm_jax.plan.plan import Cost, Plan
-from colm_jax.scoring.scorer import SHARD_TEXTS
+from colm_jax.scoring.passes import SHARD_TEXTS
 from colm_jax.settings.plan import Rates, Workload
 
 _GB = 1e9
@@ -89,18 +89,26 @@ def summed(config: ModelConfig, tokens: float, width: int, mesh: Sizes) -> float
     return 2 * config.depth * 2 * (mesh[2] - 1) / mesh[2] * tokens * config.width * width
 
 
-def scoring_batches(texts: int, at_once: int) -> int:
-    """Return the number of scoring batches; each shard of texts is batched separately, its last batch padded."""
-    shards, rest = divmod(texts, SHARD_TEXTS)
-    return shards * math.ceil(SHARD_TEXTS / at_once) + math.ceil(rest / at_once)
+def scoring_batches(work: Workload, rows: int, length: int) -> int:
+    """Return the number of scoring batches of `rows` rows of `length` tokens, which are assumed to be full.
+
+    Each shard of texts has batches of its own.
+    """
+    return max(math.ceil(work.tokens / (rows * length)), math.ceil(work.texts / SHARD_TEXTS))
 
 
 def training_steps(work: Workload, plan: Plan) -> int:
-    """Return the number of training steps; packed rows are assumed to be full."""
+    """Return the number of training steps."""
+    return math.ceil(plan.training.epochs * work.texts / plan.training.batch_size)
+
+
+def training_rows(work: Workload, plan: Plan, ways: int) -> int:
+    """Return the rows of a training step, which `ways` groups of devices share; packed ones are assumed to be full."""
     settings = plan.training
-    if settings.packing:
-        return math.ceil(settings.epochs * math.ceil(work.tokens / plan.length) / settings.batch_size)
-    return math.ceil(settings.epochs * work.texts / settings.batch_size)
+    if not settings.packing:
+        return settings.batch_size
+    full = math.ceil(settings.batch_size * work.tokens / (work.texts * plan.length))
+    return settings.split_rows(min(full, settings.batch_size), ways)
 
 
 def expert_passes(rate: float, rows: int) -> float:
@@ -118,15 +126,18 @@ def score_estimate(cost: Cost, config: ModelConfig, plan: Plan, work: Workload, 
         "memory": on.reading(held * mesh[1]),
         "collectives": on.sending(gathered(held, mesh) + summed(config, own, width, mesh)),
     }
-    return Estimate(cost.program, scoring_batches(work.texts, cost.texts), parts)
+    return Estimate(cost.program, scoring_batches(work, cost.texts, plan.length), parts)
 
 
 def train_estimate(cost: Cost, plan: Plan, work: Workload, on: Machine, mesh: Sizes, expert_mesh: Sizes) -> Estimate:
-    """Estimate training; each run is one step."""
+    """Estimate training; each run is one step. The compiled step has a row for each text; packed ones have fewer."""
     settings, width = plan.training, jnp.dtype(DTYPES[plan.dtype]).itemsize
+    groups = [sizes[0] * sizes[1] for sizes in ((mesh, expert_mesh) if plan.online else (mesh,))]
+    rows = training_rows(work, plan, math.lcm(*groups))
+    pieces = settings.parts(rows)
     held = cost.reads["base"] * (width / _FLOAT32 if settings.trainable == "all" else 1)  # in the type of computation
     gradient = cost.resident["optimizer"] / 2  # the size of one of two moments
-    own = settings.batch_size / (mesh[0] * mesh[1]) / settings.accumulate * plan.length  # tokens of a microbatch
+    own = rows / (mesh[0] * mesh[1]) / pieces * plan.length  # tokens of a microbatch
     passes = 3 if settings.remat == "full" else 2  # forward, backward, and forward again
     sent = 2 * gathered(held, mesh) + gathered(gradient, mesh) + 2 * (mesh[0] - 1) / mesh[0] * gradient
     sent += passes * summed(plan.base, own, width, mesh)
@@ -134,17 +145,17 @@ def train_estimate(cost: Cost, plan: Plan, work: Workload, on: Machine, mesh: Si
     for m, config in enumerate(plan.experts):
         expert = cost.reads.get(f"expert-{m + 1}", 0)
         if expert:
-            tokens = settings.batch_size / (expert_mesh[0] * expert_mesh[1]) / settings.accumulate * plan.length
+            tokens = rows / (expert_mesh[0] * expert_mesh[1]) / pieces * plan.length
             sent += gathered(expert, expert_mesh) + summed(config, tokens, width, expert_mesh)
             read += expert * expert_mesh[1]
     state = cost.resident["parameters"] + cost.resident["optimizer"]
     steps = training_steps(work, plan)
     saves = steps // settings.checkpoint_every
     parts = {
-        "products": on.product(cost.flops),
-        "memory": on.reading(settings.accumulate * read + 2 * state),
-        "collectives": on.sending(settings.accumulate * sent),
-        "input": settings.batch_size * plan.length / on.hosts / on.rates.input_rate,
+        "products": on.product(cost.flops * rows / settings.batch_size),
+        "memory": on.reading(pieces * read + 2 * state),
+        "collectives": on.sending(pieces * sent),
+        "input": rows * plan.length / on.hosts / on.rates.input_rate,
         "checkpoints": on.disk(cost.saved) * saves / steps,
     }
     return Estimate("train", steps, parts)

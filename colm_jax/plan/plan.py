@@ -20,6 +20,7 @@ from jax.extend.core import jaxprs_in_params
 
 from colm_jax.checkpoints.reader import StoredPart
 from colm_jax.errors import UserError
+from colm_jax.models.causal import attention_flops
 from colm_jax.models.config import ModelConfig
 from colm_jax.models.grouped import product_flops
 from colm_jax.models.quantize import BITS
@@ -234,9 +235,9 @@ def matrix_flops(jaxpr: Any) -> float:
             shape = equation.invars[0].aval.shape
             total += 2.0 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
             continue
-        grouped = product_flops(equation)
-        if grouped is not None:
-            total += grouped
+        kernel = next((found for of in (product_flops, attention_flops) if (found := of(equation)) is not None), None)
+        if kernel is not None:
+            total += kernel
             continue
         inner = [matrix_flops(sub) for sub in jaxprs_in_params(equation.params)]
         if equation.primitive.name == "shard_map":

@@ -22,6 +22,7 @@ from colm_jax.checkpoints.reader import StoredPart
 from colm_jax.decoding.engine import pass_sizes
 from colm_jax.decoding.loop import run_turns
 from colm_jax.decoding.slots import BatchShape, empty_state
+from colm_jax.decoding.speculation import Speculation
 from colm_jax.decoding.state import Graphs, LoopConfig, Models
 from colm_jax.models.arrays import bits_of
 from colm_jax.models.cache import CACHE_AXES
@@ -31,7 +32,8 @@ from colm_jax.models.gate import Gate
 from colm_jax.models.lora import add_lora
 from colm_jax.models.quantize import QUANTIZED, quantize_kernel
 from colm_jax.parallel import batch_sharding, on_mesh, replicated, spec_of
-from colm_jax.scoring.scorer import score_batch, texts_at_once
+from colm_jax.scoring.passes import rows_at_once
+from colm_jax.scoring.scorer import score_batch
 from colm_jax.settings.generation import ExpertBatching
 from colm_jax.settings.strategies import find_strategy
 from colm_jax.settings.training import Training
@@ -128,13 +130,16 @@ def training_program(
 def scoring_program(
     name: str, config: ModelConfig, kind: Kind, dtype: str, length: int, mesh: jax.sharding.Mesh
 ) -> Program:
-    """Trace a batch of `colm score`; `dtype` is that of its parts that are not quantised."""
+    """Trace a batch of `colm score`: rows that a text of `length` tokens fills.
+
+    `dtype` is that of its parts that are not quantised.
+    """
     graph, state = nnx.split(model_of(config, kind, dtype, mesh, stacked=True))
-    traced = score_batch.trace(
-        graph, state, shape((texts_at_once(mesh), length), jnp.int32), None, batch_sharding(mesh)
-    )
+    rows = rows_at_once(length, mesh)
+    tokens = shape((rows, length), jnp.int32)
+    traced = score_batch.trace(graph, state, tokens, tokens, None, batch_sharding(mesh))
     held = on_chip(state)
-    return Program(name, traced, {"parameters": held}, {name.removeprefix("score "): held}, texts_at_once(mesh))
+    return Program(name, traced, {"parameters": held}, {name.removeprefix("score "): held}, rows)
 
 
 def decoding_program(
@@ -144,15 +149,22 @@ def decoding_program(
     length: int,
     rows: int,
     mesh: jax.sharding.Mesh,
+    speculate: bool | str = "auto",
+    strategy_name: str = "defer",
+    turns: int = 1,
 ) -> Program:
-    """Trace a turn of the decoding loop, with a call of every expert, for `rows` sequences of up to `length` tokens."""
+    """Trace turns of the decoding loop, with a call of every expert, for `rows` sequences of up to `length` tokens."""
     meshes = [mesh, *(where for _, _, where in experts)]
     models = [model_of(base, dtype, dtype, mesh, False), *(model_of(c, k, dtype, m, False) for c, k, m in experts)]
     (base_graph, base_state), *others = [nnx.split(model) for model in models]
     gate_graph, gate_state = nnx.split(nnx.eval_shape(lambda: Gate(base.width, len(experts))))
     vocab_size, count = min(config.vocab_size for config in (base, *(c for c, _, _ in experts))), len(experts)
-    strategy = find_strategy("defer", count, gate_experts=count)
-    loop = LoopConfig(strategy, ExpertBatching(rows, 1), pass_sizes(strategy, rows), eos_ids=(2,), turns=1)
+    strategy = find_strategy(strategy_name, count, gate_experts=count)
+    base_cost = on_chip(base_state) / max((on_chip(state) for _, state in others), default=on_chip(base_state))
+    speculation = Speculation.of(speculate, strategy, base_cost)
+    loop = LoopConfig(
+        strategy, ExpertBatching(rows, 1), pass_sizes(strategy, rows, speculation.on), (2,), turns, speculation
+    )
     kinds = [(model.config, model.embedding.get_value().dtype, None) for model in models]
     state = jax.eval_shape(partial(empty_state, loop, kinds, vocab_size, BatchShape(rows, length)))
     caches = tuple(jax.tree.map(partial(_on_mesh, where), cache) for cache, where in zip(state.caches, meshes))

@@ -85,12 +85,14 @@ class Piece:
     text: str
     source: int  # the writer: 0 the base, 1..M an expert
     p_defer: float | None  # None without a gate
-    views: tuple[View, ...] = ()  # the base's, then each expert's; empty if the answer was not scored
+    # The base's, then each expert's, or the base's alone where experts do not read its tokens; empty if the answer was
+    # not scored.
+    views: tuple[View, ...] = ()
 
     @property
     def confidence(self) -> float | None:
-        """The writer's probability of the token; None if the answer was not scored."""
-        return self.views[self.source].written if self.views else None
+        """The writer's probability of the token; None if it did not score the answer."""
+        return self.views[self.source].written if self.source < len(self.views) else None
 
     @property
     def unsure(self) -> bool:
@@ -183,7 +185,7 @@ class Report:
         last = max((piece.source for piece in pieces), default=0)
         if last >= len(self.writers):
             raise ValueError(f"a token is by writer {last}, but the writers are {self.writers!r}")
-        views = {len(piece.views) for piece in pieces} - {0, len(self.writers)}
+        views = {len(piece.views) for piece in pieces} - {0, 1, len(self.writers)}
         if views:
             raise ValueError(f"a token has views of {min(views)} models, but the writers are {self.writers!r}")
 

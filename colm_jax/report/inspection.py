@@ -1,6 +1,6 @@
 """The facts of models (`checkpoints.describe`) as terminal tables: properties of each, and whether they can pair."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -18,10 +18,20 @@ def show_models(facts: Facts, console: Console) -> None:
     """Print the facts of models; on a mesh of several devices also how each parameter is sharded.
 
     Args:
-      facts: of one model, as `describe` returns them, or {"models": [...], "pair": ...} with those of `describe_pair`.
+      facts: of one model, as `describe` returns them, or {"models": [...]} with "pair", the facts of
+        `describe_pair`, and "endpoints", addresses with what they can do.
       console: where to print.
     """
     models = facts.get("models", [facts])
+    for endpoint in facts.get("endpoints", ()):
+        console.print(plain(f"{endpoint['endpoint']}: {endpoint['abilities']}"), soft_wrap=True)
+    if models:
+        _show_table(models, console)
+    if "pair" in facts:
+        _show_pair(facts["pair"], console)
+
+
+def _show_table(models: Sequence[Facts], console: Console) -> None:
     rows = [(name, *map(cell, models)) for name, cell in _ROWS.items()]
     rows += [(f"memory as {kind}", *(decimal(model["bytes"][kind]) for model in models)) for kind in models[0]["bytes"]]
     if any(model.get("quantised") for model in models):
@@ -32,17 +42,16 @@ def show_models(facts: Facts, console: Console) -> None:
         if max(model["mesh"].values()) > 1:
             parameters = tuple((name, *_sharding(**found)) for name, found in model["layout"].items())
             show_table(Table(f"Sharding of {model['model']}", ("parameter", "shape", "axes"), parameters), console)
-    if "pair" in facts:
-        _show_pair(facts["pair"], console)
 
 
 def _show_pair(pair: Facts, console: Console) -> None:
     if not pair["can_pair"]:
         console.print(plain(f"These models cannot pair: {pair['why_not']}", "bold red"), soft_wrap=True)
-        console.print(
-            plain("They share no vocabulary; they would pair as guests, which exchange text (not yet supported)."),
-            soft_wrap=True,
-        )
+        return
+    if "why_spans" in pair:
+        kinds = ", ".join(f"expert {m} is {_KINDS[kind]}" for m, kind in enumerate(pair["kinds"], start=1))
+        console.print(plain(f"These models can pair, span by span: {kinds}", "bold green"), soft_wrap=True)
+        console.print(plain(f"Not token by token: {pair['why_spans']}"), soft_wrap=True)
         return
     line = f"These models can pair: {pair['shared_vocabulary']:,} shared tokens, context {pair['context']:,} tokens"
     console.print(plain(line, "bold green"), soft_wrap=True)
@@ -126,6 +135,11 @@ def _sharding(shape: list[int], split: list[list[str]]) -> tuple[str, str]:
     return " × ".join(map(str, shape)), ", ".join("+".join(names) or "–" for names in axes)
 
 
+_KINDS = {
+    "guest": "a guest (its own tokenizer)",
+    "remote": "remote (behind an API)",
+    "resident": "resident",
+}
 _ROWS: dict[str, Callable[[Facts], str]] = {
     "kind": lambda model: model["format"],
     "experts": _experts,

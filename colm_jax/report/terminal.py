@@ -87,8 +87,8 @@ def show_answer(answer: ShownAnswer, writers: tuple[str, ...], console: Console)
 
 def show_tokens(answer: ShownAnswer, writers: tuple[str, ...], console: Console) -> None:
     """Print a table of an answer's tokens: writer, p_defer and, if known, each model's most probable tokens."""
-    known = any(piece.views for piece in answer.pieces)
-    columns = ["", "token", "by", "p_defer", *(f"{name}'s top tokens" for name in (writers if known else ()))]
+    known = max((len(piece.views) for piece in answer.pieces), default=0)
+    columns = ["", "token", "by", "p_defer", *(f"{name}'s top tokens" for name in writers[:known])]
     rich = RichTable(box=SIMPLE_HEAD)
     for name in columns:
         rich.add_column(plain(name), justify="right" if name in ("", "p_defer") else "left")

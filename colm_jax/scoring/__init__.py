@@ -2,10 +2,24 @@
 
 from colm_jax.scoring.head import head_scores
 from colm_jax.scoring.hidden import hidden_to_directory, open_hidden
-from colm_jax.scoring.scorer import Scores, greedy_choices, load_scores, score_examples, score_to_directory
+from colm_jax.scoring.passes import PassCounts
+from colm_jax.scoring.scorer import (
+    Scores,
+    greedy_choices,
+    load_scores,
+    score_examples,
+    score_to_directory,
+    score_units,
+    units_of,
+)
+from colm_jax.scoring.units import NEVER, ScoredUnits, UnitScores
 
 __all__ = [
+    "NEVER",
+    "PassCounts",
+    "ScoredUnits",
     "Scores",
+    "UnitScores",
     "greedy_choices",
     "head_scores",
     "hidden_to_directory",
@@ -13,4 +27,6 @@ __all__ = [
     "open_hidden",
     "score_examples",
     "score_to_directory",
+    "score_units",
+    "units_of",
 ]

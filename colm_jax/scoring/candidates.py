@@ -14,11 +14,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.console import Progress
+from colm_jax.data.batches import Batch
 from colm_jax.data.records import Example, Examples
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import replicate
 from colm_jax.scoring.head import by_chunks
-from colm_jax.scoring.scorer import batches
+from colm_jax.scoring.passes import Passes
 
 TOP = 3  # candidates kept of each model
 
@@ -51,13 +52,14 @@ def _candidates_batch(
     graph: nnx.GraphDef,
     state: nnx.State,
     tokens: Int[Array, "B T1"],
+    segments: Int[Array, "B T1"],
     allowed: Bool[Array, "A"],
     spread: jax.sharding.NamedSharding | None,
     top: int,
 ) -> Columns:
     decoder = nnx.merge(graph, state)
-    hidden, _ = decoder(tokens[:, :-1], spread=spread)
-    found = by_chunks(partial(top_candidates, top=top), decoder, hidden, tokens[:, 1:], allowed)
+    hidden, _ = decoder(tokens[:, :-1], segments=segments[:, :-1], spread=spread)
+    found = by_chunks(partial(top_candidates, top=top), decoder, hidden, (tokens[:, 1:],), allowed)
     ids, best, written, entropy = (replicate(x, spread) for x in found)
     return ids, best, written, entropy
 
@@ -98,12 +100,17 @@ def find_candidates(
     if not numbers:
         return found
     graph, state = nnx.split(decoder)
-    spread = decoder.batch_sharding
-    for rows, batch in batches(examples, range(len(numbers)), spread):
-        columns = _candidates_batch(graph, state, batch.tokens, allowed, spread, top)
-        host = [np.asarray(column) for column in columns]
-        for b, row in enumerate(rows):
+    spread, passes = decoder.batch_sharding, Passes.of(decoder, examples)
+
+    def compute(batch: Batch) -> tuple[Array, ...]:
+        ids, best, written, entropy = _candidates_batch(
+            graph, state, batch.tokens, batch.segments, allowed, spread, top
+        )
+        return entropy, ids, best, written  # first what is NaN where anything is
+
+    for shard in passes.shards:
+        columns = passes.results(shard, compute, passes.counting(shard, progress))
+        for row, (entropy, ids, best, written) in zip(shard, columns, strict=True):
             kept = np.flatnonzero(examples.items[row].targets[1:])
-            found[numbers[row]] = Candidates(*(column[b, kept] for column in host))
-        progress(rows[-1] + 1, len(numbers))
+            found[numbers[row]] = Candidates(ids[kept], best[kept], written[kept], entropy[kept])
     return found

@@ -1,10 +1,11 @@
 """Log-probabilities of a text's own tokens from hidden states, without ever holding all logits.
 
-The vocabulary is what makes logits large: at 8 texts of 2048 tokens and 128k words they would be 8.6 GB in float32. So
+The vocabulary is what makes logits large: at 8 texts of 2048 tokens and 128k tokens they would be 8.6 GB in float32. So
 the head is applied to a few positions at a time, and once more to each when gradients are taken.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,16 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from colm_jax.models.arrays import AnyArray
 from colm_jax.models.decoder import Decoder
-
-LOGIT_BYTES = 64 << 20  # of the logits that are held at once, over the whole batch
+from colm_jax.scoring.chunks import LOGIT_BYTES, chunk_size, over_chunks
+from colm_jax.scoring.sharded_head import (
+    apply_sharded,
+    log_share,
+    sharded_argmax,
+    sharded_scores,
+    sharded_unit_scores,
+    split_of,
+)
+from colm_jax.text.spans import Opening
 
 
 def token_scores(
@@ -22,6 +31,24 @@ def token_scores(
     """Return log p(token) and "token is the argmax" at each position, float32."""
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == tokens
+
+
+def unit_token_scores(
+    logits: Float[AnyArray, "B T V"], tokens: Int[AnyArray, "B T"], before: Int[AnyArray, "B T"], opening: Opening
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
+    """Return `token_scores`, and the log of the opening mass: of all tokens that would open a unit at each position.
+
+    Args:
+      logits: at each position.
+      tokens: the text's own next tokens.
+      before: the tokens that were read last.
+      opening: which tokens open a unit after which.
+    """
+    opens = jnp.asarray(opening.table)[jnp.asarray(opening.after)[before]][..., opening.first[: logits.shape[-1]]]
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    p = jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0.0))
+    sums = (jnp.sum(jnp.where(kept, p, 0.0), axis=-1) for kept in (opens, ~opens))
+    return *token_scores(logits, tokens), log_share(*sums)
 
 
 def head_scores(
@@ -40,8 +67,32 @@ def head_scores(
       allowed: the shared vocabulary of A ids; None: all of the head's rows.
       logit_bytes: of a chunk's float32 logits, at most (but for a single position).
     """
-    log_prob, is_argmax = by_chunks(token_scores, decoder, hidden, tokens, allowed, logit_bytes)
+    split = split_of(decoder, hidden.shape[0])
+    if split is None:
+        log_prob, is_argmax = by_chunks(token_scores, decoder, hidden, (tokens,), allowed, logit_bytes)
+    else:
+        log_prob, is_argmax = apply_sharded(sharded_scores, decoder, split, hidden, (tokens,), allowed, logit_bytes)
     return log_prob, is_argmax
+
+
+def head_unit_scores(
+    decoder: Decoder,
+    hidden: Float[Array, "B T D"],
+    tokens: Int[AnyArray, "B T"],
+    before: Int[AnyArray, "B T"],
+    opening: Opening,
+    allowed: Bool[AnyArray, "A"] | None = None,
+    logit_bytes: int = LOGIT_BYTES,
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
+    """Return `unit_token_scores` of the decoder's logits; arguments as of it and of `head_scores`."""
+    split = split_of(decoder, hidden.shape[0])
+    arrays, everywhere = (tokens, before), (opening,)
+    if split is None:
+        found = by_chunks(unit_token_scores, decoder, hidden, arrays, allowed, logit_bytes, everywhere)
+    else:
+        found = apply_sharded(sharded_unit_scores, decoder, split, hidden, arrays, allowed, logit_bytes, everywhere)
+    log_prob, is_argmax, log_opening = found
+    return log_prob, is_argmax, log_opening
 
 
 def head_argmax(
@@ -52,11 +103,21 @@ def head_argmax(
 ) -> Int[Array, "B T"]:
     """Return the decoder's greedy choice at each position among the `allowed` ids; arguments as of `head_scores`."""
 
-    def choice(logits: Float[Array, "B t V"], _: Int[Array, "B t"]) -> tuple[Int[Array, "B t"]]:
-        return (jnp.argmax(logits, axis=-1),)
-
-    nothing = jnp.zeros(hidden.shape[:2], jnp.int32)
-    (found,) = by_chunks(choice, decoder, hidden, nothing, allowed, logit_bytes)
+    nothing, split = jnp.zeros(hidden.shape[:2], jnp.int32), split_of(decoder, hidden.shape[0])
+    if split is None:
+        (found,) = by_chunks(
+            lambda logits, _: (jnp.argmax(logits, axis=-1),), decoder, hidden, (nothing,), allowed, logit_bytes
+        )
+    else:
+        (found,) = apply_sharded(
+            lambda logits, ids, _: (sharded_argmax(logits, ids),),
+            decoder,
+            split,
+            hidden,
+            (nothing,),
+            allowed,
+            logit_bytes,
+        )
     return found
 
 
@@ -64,25 +125,17 @@ def by_chunks(
     measure: Callable[..., tuple[Shaped[Array, "B t ..."], ...]],
     decoder: Decoder,
     hidden: Float[Array, "B T D"],
-    tokens: Int[AnyArray, "B T"],
+    arrays: tuple[Int[AnyArray, "B T"], ...],
     allowed: Bool[AnyArray, "A"] | None = None,
     logit_bytes: int = LOGIT_BYTES,
+    everywhere: tuple[Any, ...] = (),
 ) -> tuple[Shaped[Array, "B T ..."], ...]:
-    """Return what `measure` makes of logits [B,t,V] and tokens [B,t], arrays [B,t,...], joined over chunks of
-    positions.
+    """Return what `measure` makes of logits [B,t,V], arrays [B,t] and what is everywhere, arrays [B,t,...], joined over
+    chunks of positions.
     """
-    batch, time = tokens.shape
-    chunk = max(1, logit_bytes // (4 * batch * decoder.config.vocab_size))
-    if chunk >= time:
-        return measure(decoder.logits(hidden, allowed), tokens)
+    chunk = chunk_size(hidden.shape[0], decoder.config.vocab_size, logit_bytes)
 
-    @jax.checkpoint
-    def measured(part: tuple[Float[Array, "B t D"], Int[Array, "B t"]]) -> tuple[Shaped[Array, "B t ..."], ...]:
-        return measure(decoder.logits(part[0], allowed), part[1])
+    def measured(hidden: Float[Array, "B t D"], *arrays: Int[AnyArray, "B t"]) -> tuple[Shaped[Array, "B t ..."], ...]:
+        return measure(decoder.logits(hidden, allowed), *arrays, *everywhere)
 
-    def split(x: Shaped[AnyArray, "B T ..."]) -> Shaped[Array, "chunks B t ..."]:
-        padded = jnp.pad(x, ((0, 0), (0, -time % chunk), *((0, 0),) * (x.ndim - 2)))
-        return padded.reshape(batch, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
-
-    found = jax.lax.map(measured, (split(hidden), split(tokens)))
-    return tuple(x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :time] for x in found)
+    return over_chunks(measured, (hidden, *arrays), chunk)

@@ -5,8 +5,10 @@ to be mapped into memory: writing holds one batch, reading what is asked for. A 
 bucket every host copies them to its own disk, since a fit reads them many times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import jax
@@ -15,61 +17,88 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from colm_jax.console import Progress
+from colm_jax.data.batches import Batch
 from colm_jax.data.records import Examples
 from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import replicate
-from colm_jax.scoring.scorer import batches, check_count, check_digest, write_shards
+from colm_jax.scoring.passes import PassCounts, Passes
+from colm_jax.scoring.scorer import check_count, check_digest, write_shards
 from colm_jax.storage import damaged_is_one_line, local_copies, read_json, replacing, write_json
 
 
 @jax.jit(static_argnames=("graph", "spread"))
 def _hidden_batch(
-    graph: nnx.GraphDef, state: nnx.State, tokens: Int[Array, "B T1"], spread: jax.sharding.NamedSharding | None
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    tokens: Int[Array, "B T1"],
+    segments: Int[Array, "B T1"],
+    spread: jax.sharding.NamedSharding | None,
 ) -> Float[Array, "B T1-1 D"]:
-    hidden, _ = nnx.merge(graph, state)(tokens[:, :-1], spread=spread)
+    hidden, _ = nnx.merge(graph, state)(tokens[:, :-1], segments=segments[:, :-1], spread=spread)
     return hidden.astype(np.float32)
 
 
 @jax.jit(static_argnames="spread")
-def _text(
+def _row(
     hidden: Float[Array, "B T D"], row: Int[Array, ""], spread: jax.sharding.NamedSharding | None
 ) -> Float[Array, "T D"]:
-    """Return one text of a batch; no device gathers more of the others' texts than this one."""
+    """Return one row of a batch; no device gathers more of the others' rows than this one."""
     return replicate(hidden[row], spread)
 
 
 def hidden_to_directory(
     decoder: Decoder, examples: Examples, directory: Path, progress: Progress = lambda done, total: None
-) -> None:
+) -> PassCounts:
     """Write final hidden states into `directory` as shard-NNNNN.npy, float32 [n, D]; existing shards are kept.
 
     Row by row they are the states that predict the tokens that count in the loss, in the order of the texts. Which
-    texts these are says shard-NNNNN.json, which is written first.
+    texts these are says shard-NNNNN.json, which is written first. Returns what all shards took.
+
+    Raises:
+      UserError: hidden states are NaN.
     """
     graph, state = nnx.split(decoder)
-    spread = decoder.batch_sharding
+    spread, passes = decoder.batch_sharding, Passes.of(decoder, examples)
+    item = np.dtype(np.float32).itemsize * decoder.config.width  # bytes of a state
 
-    def write(path: Path | None, numbers: Sequence[int]) -> None:
-        shape = int(examples.index["targets"][np.asarray(numbers)].sum()), decoder.config.width
+    def compute(batch: Batch) -> Float[Array, "B T D"]:
+        return _hidden_batch(graph, state, batch.tokens, batch.segments, spread)
+
+    def write(path: Path | None, numbers: range, done: Callable[[int], None]) -> None:
+        counts = examples.index["targets"][np.asarray(numbers)].astype(np.int64)
+        first = dict(zip(numbers, np.cumsum(counts) - counts))  # each text's first state in the shard
         with ExitStack() as opened:
-            shard = None
+            shard, start = None, 0
             if path is not None:
-                # Written in order, not through a map: there a disk that fills up ends the process (SIGBUS).
+                # Written by positions in the file, not through a map: there a full disk ends the process (SIGBUS).
                 shard = opened.enter_context(opened.enter_context(replacing(path)).open("wb"))
-                kind = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(shard, kind)
-            for rows, batch in batches(examples, numbers, spread):
-                hidden = _hidden_batch(graph, state, batch.tokens, spread)
-                for row in range(len(rows)):
+                kind = {"descr": np.dtype(np.float32).str, "fortran_order": False}
+                shape = int(counts.sum()), decoder.config.width
+                np.lib.format.write_array_header_1_0(shard, kind | {"shape": shape})
+                start = shard.tell()
+            finished = 0
+            for packed in passes.shard(numbers):
+                hidden = compute(packed.batch)
+                for row, places in groupby(packed.places, key=lambda place: place.row):
                     # All processes wait for it, the one that writes too: else those ahead fill the devices' queues.
-                    counted = np.asarray(_text(hidden, row, spread))[batch.mask[row]]
-                    if shard is not None:
-                        shard.write(counted.tobytes())
-                progress(rows[-1] + 1, len(examples.items))
+                    states = np.asarray(_row(hidden, row, spread))
+                    texts = tuple(replace(place, row=0) for place in places)
+                    alone = replace(packed, places=texts)
+                    passes.check_not_nan(
+                        alone, states[None], lambda batch: np.asarray(_row(compute(batch), 0, spread))[None]
+                    )
+                    for place in texts:
+                        counted = place.of(states[None])[packed.batch.mask[row, place.start : place.stop]]
+                        if shard is not None:
+                            shard.seek(start + int(first[place.number]) * item)
+                            shard.write(counted.tobytes())
+                    finished += len(texts)
+                done(finished)
             if path is not None:
                 write_json(_facts(path), {"texts": len(numbers), "digest": examples.digest(numbers)})
 
-    write_shards(examples, directory, ".npy", write, progress)
+    write_shards(len(examples.items), directory, ".npy", write, progress)
+    return passes.counts
 
 
 def open_hidden(directory: Path, examples: Examples) -> tuple[Float[np.ndarray, "n D"], ...]:

@@ -1,32 +1,34 @@
 """One model over the data: float32 log-probability of each text's own next token, and whether it was the argmax.
 
+Where units are spans, what is written are their scores (`units.py`), in the places of their first tokens of the base.
 Scores are written in shards, each whole or not at all, so that an interrupted run resumes after the last whole shard.
 Several processes compute each batch together and take turns in writing shards.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.console import Progress
-from colm_jax.data.batches import Batch, PackedRows, collate, padded_length
-from colm_jax.data.records import Examples
+from colm_jax.data.batches import Batch
+from colm_jax.data.packing import PackedRows
+from colm_jax.data.records import Example, Examples
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
-from colm_jax.parallel import barrier, heed_stop, on_first, replicate
-from colm_jax.scoring.head import head_argmax, head_scores
+from colm_jax.parallel import barrier, on_first, replicate
+from colm_jax.scoring.head import head_argmax, head_scores, head_unit_scores
+from colm_jax.scoring.passes import NO_PASSES, PassCounts, Passes, counting, shards_of
+from colm_jax.scoring.units import ScoredUnits, UnitScores, in_layout, unit_scores
 from colm_jax.storage import damaged_is_one_line, entries, local_copies, make_directory, replacing
-
-SHARD_TEXTS = 128  # in a shard: what a kill can cost
-_BATCH = 8  # texts per batch: at least on accelerators, at most on a CPU
-# Positions that pass together on a CPU, at most (but for a single text): activations are in host memory there.
-_CPU_POSITIONS = 512
+from colm_jax.text.spans import Opening
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Scores:
     log_prob: tuple[Float[np.ndarray, "_"], ...]  # float32, nats
     is_argmax: tuple[Bool[np.ndarray, "_"], ...]  # the model's own greedy choice is the text's token
     gate_logits: tuple[Float[np.ndarray, "_ M"], ...] | None = None  # float32; None where no gate was given
+    # Log of the opening mass at each position, float32; None where it was not asked for.
+    log_opening: tuple[Float[np.ndarray, "_"], ...] | None = None
+    # Where `is_argmax` is known, of an expert that gives no log-probabilities (`log_prob` is NaN); None: everywhere.
+    known: tuple[Bool[np.ndarray, "_"], ...] | None = None
+    counts: PassCounts = NO_PASSES  # of the passes that gave them
 
     def aligned(
         self, rows: PackedRows, shape: tuple[int, int]
@@ -57,84 +64,75 @@ def score_batch(
     graph: nnx.GraphDef,
     state: nnx.State,
     tokens: Int[Array, "B T1"],
+    segments: Int[Array, "B T1"],
     allowed: Bool[Array, "A"] | None,
     spread: jax.sharding.NamedSharding | None,
     gate: Gate | None = None,
-) -> tuple[Float[Array, "B T1-1"], Bool[Array, "B T1-1"], Float[Array, "B T1-1 M"] | None]:
-    """Return scores [B, T], "is argmax" [B, T] and gate logits [B, T, M] of a batch of texts.
+    opening: Opening | None = None,
+) -> tuple[
+    Float[Array, "B T1-1"], Bool[Array, "B T1-1"], Float[Array, "B T1-1 M"] | None, Float[Array, "B T1-1"] | None
+]:
+    """Return scores, "is argmax", gate logits and the log of the opening mass at each position of packed rows.
 
-    The gate is applied here, so that hidden states never leave the device. Without one its logits are None. `spread`
-    is the sharding of the texts on the mesh; None: all on one device.
+    The gate is applied here, so that hidden states never leave the device. Without one its logits are None, and without
+    `opening` the mass. `spread` is the sharding of the rows on the mesh; None: all on one device.
     """
     decoder = nnx.merge(graph, state)
-    hidden, _ = decoder(tokens[:, :-1], spread=spread)
-    log_prob, is_argmax = head_scores(decoder, hidden, tokens[:, 1:], allowed)
+    hidden, _ = decoder(tokens[:, :-1], segments=segments[:, :-1], spread=spread)
+    log_opening = None
+    if opening is None:
+        log_prob, is_argmax = head_scores(decoder, hidden, tokens[:, 1:], allowed)
+    else:
+        log_prob, is_argmax, log_opening = head_unit_scores(
+            decoder, hidden, tokens[:, 1:], tokens[:, :-1], opening, allowed
+        )
+        log_opening = replicate(log_opening, spread)
     gate_logits = None if gate is None else replicate(gate(hidden), spread)
-    return replicate(log_prob, spread), replicate(is_argmax, spread), gate_logits
-
-
-def texts_at_once(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, wanted: int = _BATCH) -> int:
-    """Return texts of a batch: as many for each group of devices (data · fsdp), and at least as many as wanted."""
-    groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    return -(-wanted // groups) * groups
-
-
-def batches(
-    examples: Examples, numbers: Sequence[int], spread: jax.sharding.NamedSharding | None
-) -> Iterator[tuple[Sequence[int], Batch]]:
-    """Return the examples of these numbers, a text a row; all of one shape, so that one compiled program serves."""
-    length, size = padded_length(examples.lengths), _BATCH
-    if jax.default_backend() == "cpu":  # a few rows are enough to use a CPU fully
-        size = min(max(1, _CPU_POSITIONS // length), _BATCH)
-    size = size if spread is None else texts_at_once(spread.mesh, size)
-    for first in range(0, len(numbers), size):
-        heed_stop()
-        rows = numbers[first : first + size]
-        yield rows, collate(examples.items, [[row] for row in rows], size, length)
+    return replicate(log_prob, spread), replicate(is_argmax, spread), gate_logits, log_opening
 
 
 def write_shards(
-    examples: Examples,
+    texts: int,
     directory: Path,
     suffix: str,
-    write: Callable[[Path | None, Sequence[int]], None],
+    write: Callable[[Path | None, range, Callable[[int], None]], None],
     progress: Progress,
 ) -> None:
-    """Have `write` write every missing shard-NNNNN of `directory`, from the numbers of its examples.
+    """Write every missing shard-NNNNN of `directory`. No process returns before all shards exist.
 
-    If the shard is another process's, `write` gets no path: it computes its part and writes nothing. No process returns
-    before all shards exist.
+    Args:
+      texts: how many there are.
+      directory: where the shards are.
+      suffix: of their names.
+      write: computes and writes one shard, from its path, the numbers of its texts and a callback(texts done). If the
+        shard is another process's, it gets no path: it computes its part and writes nothing.
+      progress: callback(texts done, total).
     """
     make_directory(directory)
-    count = len(examples.items)
-    paths = [directory / f"shard-{i:05d}{suffix}" for i in range(-(-count // SHARD_TEXTS))]
+    shards = shards_of(texts)
+    paths = [directory / f"shard-{i:05d}{suffix}" for i in range(len(shards))]
 
     def absent() -> list[bool]:
         there = set(entries(directory))
         return [path not in there for path in paths]
 
     missing = on_first(absent)  # by one look, so that all agree
-    for number, path in enumerate(paths):
-        shard = range(number * SHARD_TEXTS, min((number + 1) * SHARD_TEXTS, count))
+    for number, (path, shard) in enumerate(zip(paths, shards, strict=True)):
         if missing[number]:
             mine = number % jax.process_count() == jax.process_index()
-            write(path if mine else None, shard)
-        progress(shard[-1] + 1, count)
+            write(path if mine else None, shard, counting(shard, texts, progress))
+        progress(shard.stop, texts)
     barrier()
 
 
-def _passes(
-    decoder: Decoder,
-    examples: Examples,
-    allowed: Bool[np.ndarray, "A"] | None,
-    numbers: Sequence[int],
-    gate: Gate | None = None,
-) -> Iterator[tuple[Sequence[int], tuple]]:
-    """Return the examples' scores, a batch at a time: which examples, and the results of `score_batch`."""
+def _scoring(
+    decoder: Decoder, allowed: Bool[np.ndarray, "A"] | None, gate: Gate | None = None, opening: Opening | None = None
+) -> Callable[[Batch], tuple]:
+    """Return the function from a batch to its scores."""
     graph, state = nnx.split(decoder)
     spread = decoder.batch_sharding
-    for rows, batch in batches(examples, numbers, spread):
-        yield rows, score_batch(graph, state, batch.tokens, allowed, spread, gate)
+    opening = None if opening is None else jax.tree.map(jnp.asarray, opening)
+    return lambda batch: score_batch(graph, state, batch.tokens, batch.segments, allowed, spread, gate, opening)
 
 
 def score_examples(
@@ -143,8 +141,9 @@ def score_examples(
     allowed: Bool[np.ndarray, "A"] | None = None,
     gate: Gate | None = None,
     progress: Progress = lambda done, total: None,
+    opening: Opening | None = None,
 ) -> Scores:
-    """Return scores in memory: a few bytes a position, whatever the width of the model.
+    """Return scores of tokens in memory: a few bytes a position, whatever the width of the model.
 
     Args:
       decoder: the model.
@@ -152,17 +151,39 @@ def score_examples(
       allowed: the shared vocabulary of A ids: probabilities are over it; None: all of the head's rows.
       gate: also its logits at each position, from the decoder's hidden states; None: no gate logits.
       progress: callback(examples done, total).
+      opening: the model's; also the opening mass at each position. None: without.
+
+    Raises:
+      UserError: log-probabilities are NaN.
     """
-    log_probs: list[np.ndarray] = []
-    argmaxes: list[np.ndarray] = []
-    gate_logits: list[np.ndarray] = []
-    for rows, (log_prob, is_argmax, logits) in _passes(decoder, examples, allowed, range(len(examples.items)), gate):
-        log_probs += _log_probs(examples, rows, log_prob, decoder)
-        argmaxes += _texts(examples, rows, is_argmax)
-        if logits is not None:
-            gate_logits += _texts(examples, rows, logits)
-        progress(len(log_probs), len(examples.items))
-    return Scores(tuple(log_probs), tuple(argmaxes), None if gate is None else tuple(gate_logits))
+    passes, score = Passes.of(decoder, examples), _scoring(decoder, allowed, gate, opening)
+    found: list[tuple[np.ndarray, ...]] = []
+    for shard in passes.shards:
+        found += passes.results(shard, score, passes.counting(shard, progress))
+    columns = iter(list(zip(*found)) or [()] * 4)
+    log_prob, is_argmax = next(columns), next(columns)
+    gate_logits = None if gate is None else next(columns)
+    log_opening = None if opening is None else next(columns)
+    return Scores(log_prob, is_argmax, gate_logits, log_opening, counts=passes.counts)
+
+
+def score_units(
+    decoder: Decoder,
+    opening: Opening | None,
+    examples: Examples | Sequence[Example],
+    allowed: Bool[np.ndarray, "A"] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> ScoredUnits:
+    """Return the scores of the units of texts, as `unit_scores`; arguments as of `score_examples`."""
+    texts = examples if isinstance(examples, Examples) else Examples(tuple(examples), 0)
+    scores = score_examples(decoder, texts, allowed, None, progress, opening)
+    return ScoredUnits(units_of(scores, texts), scores.counts)
+
+
+def units_of(scores: Scores, examples: Examples) -> list[UnitScores]:
+    """Return the scores of the units of each text from scores of tokens."""
+    masses = scores.log_opening or (None,) * len(scores.log_prob)
+    return [unit_scores(*each) for each in zip(examples.items, scores.log_prob, scores.is_argmax, masses, strict=True)]
 
 
 @jax.jit(static_argnames=("graph", "spread"))
@@ -170,12 +191,13 @@ def _argmax_batch(
     graph: nnx.GraphDef,
     state: nnx.State,
     tokens: Int[Array, "B T1"],
+    segments: Int[Array, "B T1"],
     allowed: Bool[Array, "A"] | None,
     spread: jax.sharding.NamedSharding | None,
 ) -> Int[Array, "B T1-1"]:
     """Return the greedy choices in place of tokens[:, 1:]."""
     decoder = nnx.merge(graph, state)
-    hidden, _ = decoder(tokens[:, :-1], spread=spread)
+    hidden, _ = decoder(tokens[:, :-1], segments=segments[:, :-1], spread=spread)
     return replicate(head_argmax(decoder, hidden, allowed), spread)
 
 
@@ -184,11 +206,12 @@ def greedy_choices(
 ) -> list[Int[np.ndarray, "_"]]:
     """Return the model's own most probable allowed token at each position of each text, int32."""
     graph, state = nnx.split(decoder)
-    spread = decoder.batch_sharding
-    found: list[np.ndarray] = []
-    for rows, batch in batches(examples, range(len(examples.items)), spread):
-        found += _texts(examples, rows, _argmax_batch(graph, state, batch.tokens, allowed, spread))
-    return found
+    spread, passes = decoder.batch_sharding, Passes.of(decoder, examples)
+
+    def choose(batch: Batch) -> tuple[Int[Array, "B T"]]:
+        return (_argmax_batch(graph, state, batch.tokens, batch.segments, allowed, spread),)
+
+    return [choices for numbers in passes.shards for (choices,) in passes.results(numbers, choose)]
 
 
 def score_to_directory(
@@ -197,25 +220,66 @@ def score_to_directory(
     directory: Path,
     allowed: Bool[np.ndarray, "A"] | None = None,
     progress: Progress = lambda done, total: None,
+    opening: Opening | None = None,
+    own: Examples | None = None,
 ) -> Scores:
-    """Write scores into `directory` as shard-NNNNN.npz and return all of them; existing shards are kept."""
+    """Write scores into `directory` as shard-NNNNN.npz and return all of them; existing shards are kept.
 
-    def write(path: Path | None, numbers: Sequence[int]) -> None:
-        log_probs: list[np.ndarray] = []
-        argmaxes: list[np.ndarray] = []
-        for rows, (log_prob, is_argmax, _) in _passes(decoder, examples, allowed, numbers):
-            log_probs += _log_probs(examples, rows, log_prob, decoder)
-            argmaxes += _texts(examples, rows, is_argmax)
-            progress(rows[-1] + 1, len(examples.items))
-        lengths = np.array([len(scores) for scores in log_probs], np.int64)
+    Args:
+      decoder: the model.
+      examples: the texts as the base reads them, in whose places scores are written.
+      directory: where.
+      allowed: as in `score_examples`, of this model.
+      progress: callback(examples done, total).
+      opening: the model's, where units are spans; None: every token is a unit.
+      own: the same texts as this model reads them; None: as the base.
+
+    Raises:
+      UserError: log-probabilities are NaN; as `load_scores`.
+    """
+    texts = examples if own is None else own
+    passes, score = Passes.of(decoder, texts), _scoring(decoder, allowed, opening=opening)
+
+    def results(numbers: range, done: Callable[[int], None]) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = passes.results(numbers, score, done)
+        if own is None and opening is None:
+            return [(log_prob, is_argmax) for log_prob, is_argmax in found]
+        masses = [None if opening is None else columns[2] for columns in found]
+        return [
+            in_layout(examples.items[number], unit_scores(texts.items[number], columns[0], columns[1], mass))
+            for number, columns, mass in zip(numbers, found, masses, strict=True)
+        ]
+
+    write_scores(examples, directory, results, progress)
+    return replace(load_scores(directory, examples), counts=passes.counts)
+
+
+def write_scores(
+    examples: Examples,
+    directory: Path,
+    results: Callable[[range, Callable[[int], None]], Sequence[tuple[np.ndarray, ...]]],
+    progress: Progress,
+) -> None:
+    """Write every missing shard of scores.
+
+    Args:
+      examples: the texts.
+      directory: where.
+      results: from the numbers of a shard's texts and a callback(texts done) to log-probabilities and "is argmax" of
+        each; a third array says where the second is known, and then the first is not.
+      progress: callback(texts done, total).
+    """
+
+    def write(path: Path | None, numbers: range, done: Callable[[int], None]) -> None:
+        columns = list(zip(*results(numbers, done)))
+        lengths = np.array([len(scores) for scores in columns[0]], np.int64)
         if path is not None:
-            log_prob, is_argmax = np.concatenate(log_probs), np.concatenate(argmaxes)
+            arrays: dict[str, Any] = dict(zip(("log_prob", "is_argmax", "known"), map(np.concatenate, columns)))
             digest = np.array(examples.digest(numbers))
             with replacing(path) as beside, beside.open("wb") as file:
-                np.savez(file, lengths=lengths, log_prob=log_prob, is_argmax=is_argmax, digest=digest)
+                np.savez(file, lengths=lengths, digest=digest, **arrays)
 
-    write_shards(examples, directory, ".npz", write, progress)
-    return load_scores(directory, examples)
+    write_shards(len(examples.items), directory, ".npz", write, progress)
 
 
 def load_scores(directory: Path, examples: Examples) -> Scores:
@@ -226,6 +290,7 @@ def load_scores(directory: Path, examples: Examples) -> Scores:
     """
     log_probs: list[np.ndarray] = []
     argmaxes: list[np.ndarray] = []
+    known: list[np.ndarray] = []
     here = local_copies(directory, ["shard-?????.npz"])
     for path in sorted(here.glob("shard-?????.npz")):
         with damaged_is_one_line(directory / path.name), path.open("rb") as file, np.load(file) as shard:
@@ -234,8 +299,9 @@ def load_scores(directory: Path, examples: Examples) -> Scores:
             borders = np.cumsum(shard["lengths"])[:-1]
             log_probs += np.split(shard["log_prob"], borders)
             argmaxes += np.split(shard["is_argmax"], borders)
+            known += np.split(shard["known"], borders) if "known" in shard else []
     check_count(directory, examples, len(log_probs))
-    return Scores(tuple(log_probs), tuple(argmaxes))
+    return Scores(tuple(log_probs), tuple(argmaxes), known=tuple(known) or None)
 
 
 def check_digest(path: Path, examples: Examples, numbers: range, digest: str | None) -> None:
@@ -248,27 +314,3 @@ def check_count(directory: Path, examples: Examples, count: int) -> None:
     """Raise UserError where shards hold fewer texts than there are."""
     if count != len(examples.items):
         raise UserError(f"{directory}: its shards hold {count} texts, the data has {len(examples.items)}; delete it")
-
-
-def _log_probs(
-    examples: Examples, rows: Sequence[int], values: Float[Array, "B T"], decoder: Decoder
-) -> list[np.ndarray]:
-    """Return `_texts` of log-probabilities.
-
-    Raises:
-      UserError: one of them is NaN: the model's activations are.
-    """
-    found = _texts(examples, rows, values)
-    for row, log_prob in zip(rows, found):
-        if np.isnan(log_prob).any():
-            raise UserError(
-                f"text {row}: the model's log-probabilities are NaN: its activations overflow in {decoder.dtype.name}; "
-                "use float32, and if it is in use, the weights are damaged"
-            )
-    return found
-
-
-def _texts(examples: Examples, rows: Sequence[int], values: Shaped[Array, "B T ..."]) -> list[np.ndarray]:
-    """Return a batch's values [B, T, ...] as one array a text, [n-1, ...], copied to free the padding."""
-    host = np.asarray(values)
-    return [host[b, : examples.lengths[row] - 1].copy() for b, row in enumerate(rows)]

@@ -19,9 +19,10 @@ class Calibration:
         above=0,
         below=1,
     )
-    source: str = setting(
-        "texts",
-        help="take the p_defer quantiles for the rates on dev texts, or on the base's own generations",
+    source: str | None = setting(
+        None,
+        help="take the p_defer quantiles for the rates on dev texts, or on the base's own generations; unset: "
+        "generations where an expert has another tokenizer and the dev lines have prompts, else texts",
         choices=SOURCES,
     )
     max_new_tokens: int = setting(

@@ -108,6 +108,17 @@ class GenerationSettings:
     expert_batching: ExpertBatching | None = setting(
         None, help="when pending expert calls are served; None: after as many base steps as an expert pass costs"
     )
+    speculate: str | bool = setting(
+        "auto",
+        help="let the base run ahead of pending expert calls, which changes no answer, up to rounding: auto where it "
+        "pays, on always, off never",
+        choices=("auto", "on", "off"),
+    )
+    on_expert_failure: str = setting(
+        "base",
+        help="where a remote expert does not answer: base writes in its place, or the answer stops there",
+        choices=("base", "stop"),
+    )
     log_probs: bool = setting(
         False, help="add each token's log-probability under every model, which reads each answer once more"
     )
@@ -115,6 +126,8 @@ class GenerationSettings:
     def __post_init__(self):
         """Validates the settings."""
         validate(self)
+        if self.speculate in ("on", "off"):
+            object.__setattr__(self, "speculate", self.speculate == "on")
         if "" in self.stops:
             raise UserError(f"stop must not hold an empty string, got {self.stop!r:.60}")
 

@@ -22,7 +22,14 @@ from gin import config as gin_config
 from gin import config_parser
 
 from colm_jax.errors import UserError
-from colm_jax.settings.bench import DecodeBench, TrainBench
+from colm_jax.settings.bench import (
+    CompiledBench,
+    DecodeBench,
+    GuestsBench,
+    ScoreBench,
+    SpeculationBench,
+    TrainBench,
+)
 from colm_jax.settings.calibration import Calibration
 from colm_jax.settings.fields import checked, field_of, types_of
 from colm_jax.settings.generation import Correction, GenerationSettings
@@ -38,6 +45,7 @@ from colm_jax.settings.gin_values import (
 )
 from colm_jax.settings.models import Model
 from colm_jax.settings.references import Reference
+from colm_jax.settings.remote import RemoteSettings
 from colm_jax.settings.run import RunConfig
 from colm_jax.settings.sweep import Sweep
 from colm_jax.settings.training import GateInit, Lora, Training
@@ -53,10 +61,15 @@ SETTINGS: dict[str, type] = {
     "GateInit": GateInit,
     "Calibration": Calibration,
     "Correction": Correction,
+    "Remote": RemoteSettings,
     "Generation": GenerationSettings,
     "Sweep": Sweep,
     "TrainBench": TrainBench,
     "DecodeBench": DecodeBench,
+    "SpeculationBench": SpeculationBench,
+    "CompiledBench": CompiledBench,
+    "ScoreBench": ScoreBench,
+    "GuestsBench": GuestsBench,
 }
 SCOPES = {"Model": ("base", "expert")}  # in which a class is made beside the unscoped one
 

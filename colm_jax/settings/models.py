@@ -11,6 +11,13 @@ MODEL = (
     "a Hugging Face directory (also of a quantised checkpoint), a team, FILE.gguf, or on the Hub "
     "OWNER/NAME[:FILE.gguf][@REVISION]"
 )
+EXPERT = f"{MODEL}, or an OpenAI-compatible endpoint, http(s)://HOST:PORT/v1#NAME"
+# How the texts of a team are cut into the parts that one model writes.
+SPANS = {
+    "auto": "tokens where base and experts share a tokenizer and have their weights here, else spans of text",
+    "tokens": "single tokens; all models must share a tokenizer",
+    "text": "spans of text, as with different tokenizers",
+}
 QUANTISED = ("int8", "int4")  # of experts only: weights in so many bits, the rest in the base's dtype
 EXPERT_DTYPES = (*FLOAT_TYPES, *QUANTISED)
 
@@ -30,6 +37,11 @@ class Model:
     def __post_init__(self):
         """Validate the settings."""
         validate(self, "Model.")
+
+
+def is_endpoint(model: object) -> bool:
+    """Return whether a model's name is the address of an endpoint."""
+    return str(model).lower().startswith(("http://", "https://"))
 
 
 def check_base_dtype(dtype: str) -> None:

@@ -6,7 +6,8 @@ from colm_jax.errors import UserError
 from colm_jax.settings.calibration import Calibration
 from colm_jax.settings.fields import setting, validate
 from colm_jax.settings.generation import MAX_NEW_TOKENS, Correction
-from colm_jax.settings.models import MODEL, Model, check_base_dtype
+from colm_jax.settings.models import EXPERT, MODEL, SPANS, Model, check_base_dtype
+from colm_jax.settings.remote import RemoteSettings
 from colm_jax.settings.strategies import STRATEGIES, find_strategy
 from colm_jax.settings.training import GateInit, Training
 
@@ -22,8 +23,13 @@ class RunConfig:
     """Everything that decides what a run computes."""
 
     base: str = setting(help=f"the base: {MODEL}", metavar="MODEL")
-    experts: tuple[str, ...] = setting(help="the experts, likewise", metavar="MODEL")
+    experts: tuple[str, ...] = setting(help=f"the experts: {EXPERT}", metavar="MODEL")
     data: str = setting(help="training texts, JSONL or .txt", metavar="FILE")
+    spans: str = setting(
+        "auto",
+        help="what one model writes at a time: " + "; ".join(f"{name}: {text}" for name, text in SPANS.items()),
+        choices=tuple(SPANS),
+    )
     dev: str | None = setting(None, help="texts for calibration, JSONL or .txt", metavar="FILE")
     test: str | None = setting(None, help="texts for evaluation, JSONL or .txt; unset: the dev file", metavar="FILE")
     task: str | None = setting(None, help="metric of answers; unset: text only", choices=TASKS, metavar="TASK")
@@ -58,6 +64,7 @@ class RunConfig:
     gate_init: GateInit = field(default_factory=GateInit)
     calibration: Calibration = field(default_factory=Calibration)
     correction: Correction = field(default_factory=Correction)  # of strategies "backtrack" and "lookahead"
+    remote: RemoteSettings = field(default_factory=RemoteSettings)  # of experts that are endpoints
 
     def __post_init__(self):
         """Validate the settings."""

@@ -98,10 +98,15 @@ class Training:
     warmup_fraction: float = setting(0.04, help="share of the steps in which the rate rises from 0", least=0, below=1)
     weight_decay: float = setting(0.0, help="weight decay of AdamW", least=0)
     clip_norm: float | None = setting(None, help="largest global gradient norm; unset: no clipping", above=0)
-    batch_size: int = setting(128, help="rows a step", least=1, most=INT32)
-    packing: bool = setting(False, help="several texts a row, as many as fit beside the longest; else one, padded")
+    batch_size: int = setting(128, help="texts a step, with packing and without", least=1, most=INT32)
+    packing: bool = setting(
+        True, help="a step's texts in as few rows as they fit into; else a text a row, padded. The gradient is the same"
+    )
     accumulate: int = setting(
-        1, help="parts of a batch, one after the other, to save memory; the gradient is the same", least=1, most=INT32
+        1,
+        help="parts of a batch, one after the other, to save memory; of packed rows fewer. The gradient is the same",
+        least=1,
+        most=INT32,
     )
     remat: str = setting(
         "none",
@@ -128,6 +133,15 @@ class Training:
             raise UserError(
                 "Training.objective 'sft' does not train a gate; Training.trainable must be 'all' or 'lora'"
             )
+
+    def parts(self, rows: int) -> int:
+        """Return the parts of a batch of `rows` rows: none has more rows than a part of a batch of a text a row."""
+        return -(-rows // (self.batch_size // self.accumulate))
+
+    def split_rows(self, rows: int, ways: int) -> int:
+        """Return the smallest number of rows, from `rows` on, that parts and `ways` groups of devices can share."""
+        parts = self.parts(rows)
+        return parts * ways * -(-rows // (parts * ways))
 
     def check_split(self, ways: int) -> None:
         """Raise UserError where `ways` groups of devices (the mesh's data · fsdp) cannot share a part of a batch."""

@@ -69,14 +69,14 @@ def _lock(path: Path, subject: str, wait: bool, made: list[Path]) -> tuple[int, 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            tries += 1
-            if tries < _TRIES:
-                continue  # the process that created the directory has just removed it
-            raise UserError(f"{subject}: {path.parent} cannot be made") from None
         except OSError as error:
             if no_room(error):
                 raise
+            if _removed_meanwhile(error, path.parent):
+                tries += 1
+                if tries < _TRIES:
+                    continue
+                raise UserError(f"{subject}: {path.parent} cannot be made") from None
             raise UserError(f"{subject}: cannot be written: {error.filename}: {error.strerror}") from None
         try:
             held = lock_descriptor(number, blocking=wait)
@@ -93,6 +93,12 @@ def _lock(path: Path, subject: str, wait: bool, made: list[Path]) -> tuple[int, 
         if not held:
             raise UserError(f"{subject}: in use by {_holder(path)}; wait until it has ended, or name another place")
         # Else the holder has removed the file meanwhile, and this lock is on a file without a name.
+
+
+def _removed_meanwhile(error: OSError, folder: Path) -> bool:
+    """Return whether creating a directory, or a file in it, failed because another process has just removed it."""
+    # `mkdir` says that it exists if it is removed between its two checks.
+    return isinstance(error, FileNotFoundError) or (isinstance(error, FileExistsError) and not folder.exists())
 
 
 def _is_at(number: int, path: Path) -> bool:

@@ -9,9 +9,10 @@ import codecs
 import json
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
+_METASPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a space so
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 _ONE_EACH = "colm_jax.replace_each_byte"
@@ -39,6 +40,7 @@ class TokenBytes:
         self._backend = backend
         kinds = _decoder_kinds(backend.backend_tokenizer.decoder)
         self._byte_level, self._byte_fallback = "ByteLevel" in kinds, "ByteFallback" in kinds
+        self._plain = "Metaspace" in kinds  # SentencePiece without bytes
         self._special = {i: token.content for i, token in backend.added_tokens_decoder.items() if token.special}
 
     @property
@@ -53,6 +55,25 @@ class TokenBytes:
     def special(self, token: int) -> str | None:
         """Return the spelling of a special token, which is no part of the text; None for all others."""
         return self._special.get(token)
+
+    def within(self, token: int) -> bytes:
+        """Return the bytes that a token adds within a text, whatever token precedes it; it is not special.
+
+        For decoders that treat tokens one by one, as those of byte-level BPE and SentencePiece do; of others, the bytes
+        after an ordinary token.
+        """
+        if self._byte_level or self._byte_fallback or self._plain:
+            word = self._backend.convert_ids_to_tokens(token)
+            match = None if word is None or self._byte_level else _BYTE_TOKEN.fullmatch(word)
+            if word is not None and not self._byte_level and match is None:
+                return word.replace(_METASPACE, " ").encode()
+        return self.after(self._ordinary, token)
+
+    @cached_property
+    def _ordinary(self) -> int | None:
+        """A token with an ordinary letter."""
+        ids = range(len(self._backend))
+        return next((i for i in ids if i not in self._special and self._decode(i).strip().isalpha()), None)
 
     def after(self, before: int | None, token: int) -> bytes:
         """Return the bytes that a token adds to a text whose last token is `before` (None: the text is empty).

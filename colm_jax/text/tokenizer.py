@@ -75,6 +75,11 @@ class Tokenizer:
             return ids, []
         return ids[: own.index(0)], ids[len(own) - own[::-1].index(0) :]
 
+    @property
+    def ends_texts(self) -> bool:
+        """Whether the tokenizer itself ends a text with a special token, as EOS."""
+        return bool(self._around[1])
+
     def encode_plain(self, text: str) -> list[int]:
         """Return ids of a text without the tokenizer's own special tokens; any that the text spells out are read as
         such.
@@ -184,6 +189,10 @@ def _eos_ids(directory: Path, backend: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
+class DifferentVocabularies(UserError):
+    """Tokenizers give an id to different tokens."""
+
+
 def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarray:
     """Return the ids that any of these models may write: those on which all tokenizers agree.
 
@@ -198,8 +207,8 @@ def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarr
       [V] bool, V the fewest head rows.
 
     Raises:
-      UserError: two tokenizers give an id to different tokens of their trained vocabulary, or none of the base's
-        end-of-text tokens is shared.
+      DifferentVocabularies: two tokenizers give an id to different tokens of their trained vocabulary.
+      UserError: none of the base's end-of-text tokens is shared.
     """
     base = tokenizers[0]
     allowed = np.zeros(min(heads), bool)
@@ -211,9 +220,9 @@ def shared_vocabulary(tokenizers: list[Tokenizer], heads: list[int]) -> np.ndarr
                 continue
             allowed[index] = False
             if index not in base.added & other.added:
-                raise UserError(
+                raise DifferentVocabularies(
                     f"tokenizers disagree: id {index} is {ours!r} in {shown(base.directory)} and {theirs!r} in "
-                    f"{shown(other.directory)}; base and expert must share one vocabulary"
+                    f"{shown(other.directory)}; token by token, base and expert must share one vocabulary"
                 )
     if base.eos_ids and not base.within(allowed).eos_ids:
         raise UserError(_no_shared_end(tokenizers, heads))

@@ -108,7 +108,7 @@ class MeanLoss:
             gradient += np.asarray(slopes).reshape(-1)
             if self._second_order:
                 hessian += np.asarray(bends).reshape(hessian.shape)
-        count = self._positions.count
+        count = max(self._positions.counted, 1)
         self._value = value / count + 0.5 * self._ridge * x @ x
         self._gradient = gradient / count + self._ridge * x
         self._hessian = hessian / count + self._ridge * np.eye(bent)

@@ -36,12 +36,18 @@ class Positions:
     expert_log_probs: Float[np.ndarray, "N M"] | None
     labels: Bool[np.ndarray, "N M"]
     responsibilities: Float[np.ndarray, "N W"] | None = None
+    known: Bool[np.ndarray, "N"] | None = None  # where the labels are known; None: everywhere
     chunk: int = CHUNK
 
     @property
     def count(self) -> int:
         """N."""
         return len(self.base_log_prob)
+
+    @property
+    def counted(self) -> int:
+        """How many of them count in the loss."""
+        return self.count if self.known is None else int(self.known.sum())
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,7 +69,7 @@ class Positions:
                 hidden[here] = shard[rows[here] - first]
             first += len(shard)
         return Rows(
-            mask=np.arange(size) < len(rows),
+            mask=np.arange(size) < len(rows) if self.known is None else padded(self.known),
             hidden=hidden,
             base_log_prob=padded(self.base_log_prob),
             expert_log_probs=None if self.expert_log_probs is None else padded(self.expert_log_probs),

@@ -17,13 +17,15 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from colm_jax.data.batches import UnitMarks
 from colm_jax.models.arrays import AnyArray, pytree
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate, p_defer
 from colm_jax.objectives import latent_objective, responsibilities, sft_loss, weak_loss
 from colm_jax.parallel import batch_sharding, on_mesh, replicated, shardings
-from colm_jax.scoring.head import head_scores
+from colm_jax.scoring.head import head_scores, head_unit_scores
 from colm_jax.settings.training import Training
+from colm_jax.text.spans import Opening
 from colm_jax.training.optimizer import make_optimizer
 
 
@@ -33,10 +35,11 @@ class ScoredBatch:
     """Texts with the experts' scores."""
 
     tokens: Int[AnyArray, "B T1"]
-    mask: Bool[AnyArray, "B T1-1"]  # of the token at t + 1: it counts in the loss
-    expert_log_probs: Float[AnyArray, "B T1-1 M"] | None  # nats, of the token at t + 1; None: experts score in the step
+    mask: Bool[AnyArray, "B T1-1"]  # of the token at t + 1: it begins a unit that counts in the loss
+    expert_log_probs: Float[AnyArray, "B T1-1 M"] | None  # nats, of the unit at t + 1; None: experts score in the step
     labels: Bool[AnyArray, "B T1-1 M"] | None  # weak labels; None: the objective needs none
     segments: Int[AnyArray, "B T1"] | None = None  # of packed rows: which text a token belongs to; None: one a row
+    units: UnitMarks | None = None  # None: every token is a unit
 
 
 @pytree
@@ -66,6 +69,23 @@ def expert_scores(
     return jax.lax.stop_gradient(jnp.stack(found, axis=-1))
 
 
+def unit_sums(log_prob: Float[Array, "B T"], log_opening: Float[Array, "B T"], units: UnitMarks) -> Float[Array, "B T"]:
+    """Return the scores of units at their first tokens, as `scoring.units.unit_scores`; other entries mean nothing.
+
+    Each unit is summed by itself, since differences of sums over a whole row would lose its last digits.
+    """
+    following = jnp.pad(log_opening[:, 1:], ((0, 0), (0, 1)))
+    terms = jnp.where(units.tokens, log_prob, 0.0) + jnp.where(units.closes, following, 0.0)
+    terms -= jnp.where(units.opens, log_opening, 0.0)
+
+    def join(
+        later: tuple[Float[Array, "..."], Bool[Array, "..."]], sooner: tuple[Float[Array, "..."], Bool[Array, "..."]]
+    ) -> tuple[Float[Array, "..."], Bool[Array, "..."]]:
+        return jnp.where(sooner[1], sooner[0], later[0] + sooner[0]), later[1] | sooner[1]
+
+    return jax.lax.associative_scan(join, (terms, jnp.asarray(units.last)), reverse=True, axis=1)[0]
+
+
 def batch_loss(
     decoder: Decoder,
     gate: Gate,
@@ -73,15 +93,22 @@ def batch_loss(
     settings: Training,
     allowed: Bool[AnyArray, "A"] | None = None,
     spread: jax.sharding.Sharding | None = None,
+    opening: Opening | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Return the objective's sum over a batch's positions, and sums of what is shown beside it.
+    """Return the objective's sum over a batch's units, and sums of what is shown beside it.
 
     The sums are of the expected deferral (P(Z ≠ 0)) and, unless the objective is `sft` or `weak`, of the entropy of the
     responsibilities in nats: how sure training is of who should write.
     """
     segments = None if batch.segments is None else batch.segments[:, :-1]
     hidden, _ = decoder(batch.tokens[:, :-1], segments=segments, remat=settings.remat, spread=spread)
-    base_log_prob, _ = head_scores(decoder, hidden, batch.tokens[:, 1:], allowed)
+    if batch.units is None:
+        base_log_prob, _ = head_scores(decoder, hidden, batch.tokens[:, 1:], allowed)
+    else:
+        assert opening is not None
+        arrays = batch.tokens[:, 1:], batch.tokens[:, :-1], opening
+        log_prob, _, log_opening = head_unit_scores(decoder, hidden, *arrays, allowed)
+        base_log_prob = unit_sums(log_prob, log_opening, batch.units)
     gate_logits = gate(hidden)
     shown = {}
     if gate.kernel.shape[1]:
@@ -112,6 +139,7 @@ class TrainStep:
         mesh: jax.sharding.Mesh,
         allowed: Bool[np.ndarray, "A"] | None = None,
         experts: Sequence[Decoder] = (),
+        opening: Opening | None = None,
     ):
         """Splits the models into what moves and what is frozen.
 
@@ -124,8 +152,9 @@ class TrainStep:
           allowed: the shared vocabulary of A ids; None: all of the head's rows.
           experts: that score inside the step, each on a mesh of its own of the same devices; none where batches
             bring their scores.
+          opening: the base's, where units are spans.
         """
-        self.settings, self.mesh, self.allowed = settings, mesh, allowed
+        self.settings, self.mesh, self.allowed, self.opening = settings, mesh, allowed, opening
         kind = nnx.LoRAParam if settings.trainable == "lora" else nnx.Param
         graph, *states = nnx.split(decoder, kind, ...)
         moving, frozen = states
@@ -197,7 +226,7 @@ class TrainStep:
 
             def loss(params: dict[str, Any]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
                 total, shown = batch_loss(
-                    *self.models(params, base), part, settings, self.allowed, batch_sharding(self.mesh)
+                    *self.models(params, base), part, settings, self.allowed, batch_sharding(self.mesh), self.opening
                 )
                 return total / count, jax.tree.map(lambda x: x / count, shown)
 
@@ -209,7 +238,7 @@ class TrainStep:
         def split(
             x: Shaped[Array, "B ..."],
         ) -> Shaped[Array, "parts _ ..."]:  # every n-th text, so that each device splits its own
-            return x.reshape(-1, settings.accumulate, *x.shape[1:]).swapaxes(0, 1)
+            return x.reshape(-1, settings.parts(x.shape[0]), *x.shape[1:]).swapaxes(0, 1)
 
         parts = jax.tree.map(split, batch)
         nothing = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))

@@ -4,6 +4,7 @@ A step number fixes its batch, so a checkpoint holds parameters, optimizer state
 killed and resumed ends in the same bits. (The gate alone is fitted elsewhere: `gate_fit.train_gate`.)
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from orbax.checkpoint import v1 as ocp
 
-from colm_jax.data.batches import PackedRows, collate, packed, padded_length, shuffled
+from colm_jax.data.batches import collate, padded_length, shuffled, unit_marks
+from colm_jax.data.packing import PackedRows, choose_counts, longest_row, pack
 from colm_jax.data.records import Examples
 from colm_jax.errors import Preempted
 from colm_jax.labels import weak_labels
@@ -27,6 +29,7 @@ from colm_jax.parallel import global_batch, local_rows, make_mesh
 from colm_jax.scoring import Scores
 from colm_jax.settings.training import Training
 from colm_jax.storage import absolute, make_directory
+from colm_jax.text.spans import Opening
 from colm_jax.training.metrics import Log, Stopwatch, check_finite
 from colm_jax.training.preemption import watch
 from colm_jax.training.step import ScoredBatch, TrainState, TrainStep
@@ -43,9 +46,11 @@ class Input:
     base_scores: Scores | None  # for weak labels only
     expert_scores: Sequence[Scores]  # none where experts score in the step
     settings: Training
+    mesh: jax.sharding.Mesh
     length: int  # tokens a row
-    steps: Sequence[PackedRows] | grain.MapDataset
-    here: Sequence[int]  # rows of a batch that this process reads; the others are other processes'
+    rows: Sequence[int]  # numbers of rows that a batch may have, rising
+    steps: grain.MapDataset  # each step's texts
+    by_spans: bool = False  # units are spans, not tokens
 
     @classmethod
     def of(
@@ -55,21 +60,40 @@ class Input:
         expert_scores: Sequence[Scores],
         settings: Training,
         mesh: jax.sharding.Mesh,
+        context: int,
+        ways: int = 1,
+        by_spans: bool = False,
     ) -> "Input":
-        """Plan every step of a run on `mesh`."""
-        length = padded_length(examples.lengths)
-        order = settings.batch_size, settings.epochs, settings.seed
+        """Plan every step of a run on `mesh`.
+
+        Args:
+          examples: the texts.
+          base_scores: the base's scores of them.
+          expert_scores: the experts'.
+          settings: of the training.
+          mesh: where the base trains.
+          context: the models' shortest: packed rows are no longer.
+          ways: groups of devices that have to share the rows of a batch evenly.
+          by_spans: units are spans, not tokens.
+        """
+        lengths = examples.lengths
+        steps = shuffled(len(lengths), settings.batch_size, settings.epochs, settings.seed)
+        length, rows = padded_length(lengths), tuple[int, ...]([settings.batch_size])
         if settings.packing:
-            steps: Sequence[PackedRows] | grain.MapDataset = packed(examples.lengths, length, *order)
-        else:
-            steps = shuffled(len(examples.items), *order)
-        here = local_rows(mesh, settings.batch_size)
-        return cls(examples, base_scores, expert_scores, settings, length, steps, here)
+            positions = longest_row(lengths, context)
+            packed = (pack(lengths, (row[0] for row in steps[i]), (positions,)) for i in range(len(steps)))
+            length = positions + 1
+            rows = choose_counts((settings.split_rows(len(row), ways) for row in packed), positions)
+        return cls(examples, base_scores, expert_scores, settings, mesh, length, rows, steps, by_spans)
 
     def batch(self, step: int) -> tuple[PackedRows, ScoredBatch]:
         """Return the examples of all rows of a step's batch, and this process's rows in host memory."""
-        settings, all_rows = self.settings, self.steps[step]
-        rows = [all_rows[row] if row < len(all_rows) else [] for row in self.here]
+        settings, texts = self.settings, self.steps[step]
+        if settings.packing:
+            texts = [row for _, row in pack(self.examples.lengths, (row[0] for row in texts), (self.length - 1,))]
+        count = next(count for count in self.rows if count >= len(texts))
+        all_rows = [*texts, *[[]] * (count - len(texts))]
+        rows = [all_rows[row] for row in local_rows(self.mesh, count)]
         batch = collate(self.examples.items, rows, len(rows), self.length)
         shape = batch.mask.shape
         found = [scores.aligned(rows, shape) for scores in self.expert_scores]
@@ -78,8 +102,17 @@ class Input:
         if settings.objective == "weak" and self.base_scores is not None:
             bits = np.stack([is_argmax for _, is_argmax in found], -1)
             labels = weak_labels(self.base_scores.aligned(rows, shape)[1], bits, settings.label_method)
-        segments = batch.segments if settings.packing else None
-        return all_rows, ScoredBatch(batch.tokens, batch.mask, log_probs, labels, segments)
+        segments, mask, units = batch.segments if settings.packing else None, batch.mask, None
+        if self.by_spans:
+            units = unit_marks(self.examples.items, rows, shape)
+            if settings.objective == "sft":  # cross-entropy of tokens
+                mask, units = np.asarray(units.tokens), None
+        return all_rows, ScoredBatch(batch.tokens, mask, log_probs, labels, segments, units)
+
+    def on_mesh(self, rows: PackedRows, batch: ScoredBatch) -> ScoredBatch:
+        """Return a batch of `rows` on the mesh, of which this process has its own rows in host memory."""
+        here = local_rows(self.mesh, len(rows))
+        return jax.tree.map(partial(global_batch, self.mesh, len(rows), here), batch)
 
     def lines(self, rows: PackedRows) -> PackedRows:
         """Return the lines of a batch's examples in the data file."""
@@ -104,6 +137,7 @@ def train(
     mesh: jax.sharding.Mesh | None = None,
     experts: Sequence[Decoder] = (),
     profile_steps: tuple[int, int] | None = None,
+    opening: Opening | None = None,
 ) -> tuple[Decoder, Gate]:
     """Train and return decoder and gate; resume an earlier run in `directory`.
 
@@ -120,17 +154,22 @@ def train(
       mesh: where it trains; None: the first device. A checkpoint of one mesh is taken up on any other.
       experts: the experts themselves, on the mesh, where they are to score inside the step; then no `expert_scores`.
       profile_steps: first and last step of a profiler trace.
+      opening: the base's, where units are spans; None: every token is a unit.
 
     Raises:
       UserError: a batch that the mesh cannot split; a loss that is no longer finite.
       Preempted: SIGTERM came; the step that was under way is finished and saved.
     """
     mesh = make_mesh() if mesh is None else mesh
-    settings.check_split(mesh.shape["data"] * mesh.shape["fsdp"])
+    spreads = [expert.batch_sharding for expert in experts]
+    meshes = [mesh, *(spread.mesh for spread in spreads if spread is not None)]
+    ways = math.lcm(*(where.shape["data"] * where.shape["fsdp"] for where in meshes))
+    settings.check_split(ways)
     lora = settings.trainable == "lora"
     base = add_lora(decoder, settings.lora, settings.seed) if lora else decoder
-    texts = Input.of(examples, base_scores, expert_scores, settings, mesh)
-    step_of = TrainStep(base, gate, settings, len(texts.steps), mesh, allowed, experts)
+    context = min(model.config.context for model in (decoder, *experts))
+    texts = Input.of(examples, base_scores, expert_scores, settings, mesh, context, ways, opening is not None)
+    step_of = TrainStep(base, gate, settings, len(texts.steps), mesh, allowed, experts, opening)
     state = _run(step_of, texts, directory, report, profile_steps)
     trained, gate = step_of.models(state.params)
     return merge_lora(trained, decoder, settings.lora) if lora else trained, gate
@@ -149,7 +188,6 @@ def _run(
 ) -> TrainState:
     """Run every step after the last checkpoint."""
     settings, steps = step_of.settings, len(texts.steps)
-    spread = partial(global_batch, step_of.mesh, settings.batch_size, texts.here)
     make_directory(directory)
     with (
         ocp.training.Checkpointer(
@@ -182,7 +220,7 @@ def _run(
                 if step == first_traced:
                     jax.profiler.start_trace(log.folder)
                 rows, batch = stopwatch.next(batches)
-                state, metrics = step_of(state, jax.tree.map(spread, batch))
+                state, metrics = step_of(state, texts.on_mesh(rows, batch))
                 if under_way is not None:
                     finish(*under_way)
                 under_way = step, rows, metrics

@@ -96,7 +96,7 @@ RIGHT: dict[str, Change] = {
     r"`\frac12`": _changed(r"\\d?frac\{(\d)\}\{(\d)\}", r"\\frac\1\2"),
     "decimal form of a fraction": _decimal,
     "mixed number": _mixed,
-    "`.0` behind a whole number": lambda gold: gold + ".0" if re.fullmatch(r"-?\d+", gold) else None,
+    "`.0` after a whole number": lambda gold: gold + ".0" if re.fullmatch(r"-?\d+", gold) else None,
     "without spaces": lambda gold: re.sub(r"(?<!\\text\{)\s+(?![a-zA-Z])", "", gold) if " " in gold else None,
     "with more spaces": _changed(r"\s*([+=]|(?<=[a-z)}]),(?!\\)|\\\\|&)\s*", r"  \1  "),
     r"with `\left`, `\right`": lambda gold: (

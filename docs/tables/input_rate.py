@@ -33,7 +33,7 @@ def main() -> None:
         examples = open_tokens(Path(folder) / "tokens")
         scores = tuple(np.zeros(n - 1, np.float32) for n in examples.lengths)
         expert = Scores(scores, tuple(row.astype(bool) for row in scores))
-        texts = Input.of(examples, None, [expert], Training(batch_size=BATCH, epochs=8), make_mesh())
+        texts = Input.of(examples, None, [expert], Training(batch_size=BATCH, epochs=8), make_mesh(), LENGTH)
         batches, tokens = texts.batches(0), 0
         next(batches)
         begun = time.perf_counter()

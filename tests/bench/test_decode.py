@@ -9,15 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from rich.console import Console
 
 from colm_jax import console
-from colm_jax.bench import decode, torch_decode, torch_model
+from colm_jax.bench import decode, passes, timing, torch_decode, torch_model
+from colm_jax.bench.bounds import Limits, ModelSize
 from colm_jax.bench.decode import EngineRun, Ours
 from colm_jax.bench.memory import PeakMemory, live_bytes
 from colm_jax.bench.models import pair_of
+from colm_jax.bench.timing import Figure
 from colm_jax.cli.main import main
 from colm_jax.decoding.engine import Engine
 from colm_jax.errors import UserError
+from colm_jax.models.cache import KVCache
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.settings.bench import DecodeBench
@@ -46,13 +50,12 @@ FIGURES = {  # of the benchmark without PyTorch: name, target
             "peak memory / weights and caches": ("at_most", 1.1),
         }.items()
     },
-    "the base's weights read / memory bandwidth, batch 1": None,
-    "the expert's weights read / memory bandwidth, batch 1": None,
+    **{f"expert pass of {count} token{'s' * (count > 1)}": None for count in (1, 2, 4, 8)},
+    **{f"expert pass of {count} tokens / of 1 token": ("at_most", 1.35) for count in (2, 4, 8)},
     "30 % deferred, batch 1: a token": None,
     "30 % deferred, batch 1: decoding / its parts": ("at_most", 1.1),
     "30 % deferred, batch 1: whole requests / their parts": ("at_most", 1.1),
     "30 % deferred, batch 1: the expert alone / ours": ("at_least", 1.0),
-    "30 % deferred, batch 1: weights read / memory bandwidth": None,
     "30 % deferred, batch 4: a token": None,
     "30 % deferred, batch 4: decoding / its parts": None,
     "30 % deferred, batch 4: whole requests / their parts": None,
@@ -70,7 +73,8 @@ BY_TORCH = {
 @pytest.fixture
 def little_traffic(monkeypatch):
     """Without hundreds of megabytes."""
-    monkeypatch.setattr(decode, "memory_traffic", lambda: (lambda: jnp.zeros(()), 1.0))
+    for name in ("memory_reads", "matrix_products"):
+        monkeypatch.setattr(decode, name, lambda dtype: (lambda: jnp.zeros(()), 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +179,9 @@ def test_figures_of_known_times():
     deferred[:, ::4] = True  # 26 of 101
     tokens = deferred.astype(np.int32)
     one, many = EngineRun(tokens[:1], deferred[:1], 27), EngineRun(tokens, deferred, 27)
-    seconds = {"memory bandwidth": [2.0, 1.0, 1.0]}
+    seconds = {"expert pass of 1 token": [0.2] * 3}
+    for count, times in ((2, 1.2), (4, 1.35), (8, 1.4)):
+        seconds[f"expert pass of {count} tokens"] = [0.2 * times] * 3
     for batch, slower in ((1, 1.0), (8, 1.5)):  # a batch of 8 takes 1.5 times as long as one request
         prefills = {"base": 0.1 * slower, "expert": 0.5 * slower}
         parts = {"base": 0.01 * slower, "expert": 0.04 * slower}
@@ -189,9 +195,24 @@ def test_figures_of_known_times():
         for name, times in (("PyTorch's loop, 25 % deferred", 3.0), ("transformers' expert", 0.9)):
             seconds[f"{name}, batch {batch}"] = [times * whole, 1.01 * times * whole, 0.99 * times * whole]
     memory = {batch: {"peak_bytes": 21, "weights_and_caches_bytes": 20} for batch in (1, 8)}
-    read = {"base": 10, "expert": 100}
-    figures = decode._figures(settings, seconds, {(0.25, 1): one, (0.25, 8): many}, memory, read, bandwidth=1e4)
+    sizes = {"base": ModelSize(5, 1, 20, 1), "expert": ModelSize(50, 10, 200, 2)}
+    limits = Limits(bytes_per_second=2e4, flops_per_second=4e4)
+    figures = decode._figures(settings, seconds, {(0.25, 1): one, (0.25, 8): many}, memory, sizes, limits)
     values = {figure.name: (figure.value, figure.met) for figure in figures}
+    cached = 100 + 101 / 2  # positions in the cache, on average
+    step, call = (20 + cached) / 2e4, (200 + 2 * cached) / 2e4  # limited by memory
+    prefills = (8 * 100 + 2) / 4e4, (80 * 100 + 20) / 4e4  # limited by products; the head is applied once
+    bounds = {
+        "base step, batch 1": step,
+        "expert pass, batch 1": call,
+        "expert pass, batch 8": (200 + 8 * 2 * cached) / 2e4,
+        "base prefill, batch 1": prefills[0],
+        "expert prefill, batch 8": 8 * prefills[1],
+        "expert pass of 8 tokens": max((200 + 2 * 100) / 2e4, (80 * 8 + 20) / 4e4),
+        "25 % deferred, batch 1: a token": (sum(prefills) + 100 * step + 25 * call) / 101,
+    }
+    found = {figure.name: figure.bound for figure in figures if figure.bound is not None}
+    assert {name: found[name] for name in bounds} == pytest.approx({n: 1000 * bound for n, bound in bounds.items()})
     whole = 0.6 + 1.2 * 2
     for name, value, met in (
         ("base step, batch 1", 10, None),
@@ -199,7 +220,10 @@ def test_figures_of_known_times():
         ("expert prefill, batch 1", 500, None),
         ("step without deferral / base step, batch 8", 1.02, True),
         ("peak memory / weights and caches, batch 1", 1.05, True),
-        ("the expert's weights read / memory bandwidth, batch 1", 100 * 100 / 0.04 / 1e4, None),
+        ("expert pass of 2 tokens", 48, None),
+        ("expert pass of 2 tokens / of 1 token", 1.2, True),
+        ("expert pass of 4 tokens / of 1 token", 1.35, True),
+        ("expert pass of 8 tokens / of 1 token", 1.4, False),
         ("25 % deferred, batch 1: a token", 1000 * whole / 101, None),
         ("25 % deferred, batch 8: a token", 1000 * 1.5 * whole / 808, None),
         ("25 % deferred, batch 1: decoding / its parts", 1.2, False),
@@ -209,7 +233,6 @@ def test_figures_of_known_times():
         ("25 % deferred, batch 1: PyTorch's loop / ours", 3.0, True),
         ("25 % deferred, batch 8: PyTorch's loop / ours", 3.0, False),
         ("25 % deferred, batch 1: transformers' expert alone / ours", 0.9, False),
-        ("25 % deferred, batch 1: weights read / memory bandwidth", 100 * (1000 + 2500) / 2.4 / 1e4, None),
         ("25 % deferred: tokens/s, batch 8 / batch 1", 8 / 1.5, True),
     ):
         assert values[name] == (pytest.approx(value), met), name
@@ -255,3 +278,27 @@ def test_the_default_pair():
         abstract = nnx.eval_shape(lambda config=config: Decoder(config, nnx.Rngs(0)))
         sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract)))
     assert sizes == {"base": 27_662_848, "expert": 158_096_384}
+
+
+def test_a_pass_of_several_tokens_is_that_of_the_decoder(pair):
+    expert, ours = pair[1], pair[2]
+    works = passes.pass_works(ours.engine, 5)
+    assert set(works) == set(passes.TOKENS)
+    works[2]()
+    tokens = jnp.array([[3, 4, 5]])
+    cache = KVCache.empty(expert.config, 1, 40, jnp.float32)
+    weights = ours.engine.graphs.experts[0], ours.engine.models.experts[0]
+    logits, rows = passes.one_pass(*weights, cache, tokens)
+    hidden, _ = expert(tokens)
+    np.testing.assert_allclose(logits, expert.logits(hidden[:, -1]), rtol=0, atol=1e-5)
+    assert rows.keys[0].shape[2] == 3
+
+
+def test_the_table_shows_bounds_where_there_are_any(capsys):
+    show = Console(width=120)
+    timing.show_figures([Figure("step", 3.0, "ms", bound=2.0), Figure("ratio", 1.2, at_most=1.35)], {}, show)
+    lines = capsys.readouterr().out.splitlines()
+    assert "measured / bound" in lines[1]
+    assert [cell.strip() for cell in lines[3].split("│")[1:-1]] == ["step", "3 ms", "2 ms", "1.5", "", ""]
+    timing.show_figures([Figure("ratio", 1.2, at_most=1.35)], {}, show)
+    assert "bound" not in capsys.readouterr().out

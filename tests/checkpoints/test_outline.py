@@ -40,7 +40,13 @@ def test_models_that_do_not_pair_are_an_error_before_weights_are_read(models, tm
     for directory in (base, expert, team, other):
         (directory / "model.safetensors").unlink()
     with pytest.raises(UserError, match="tokenizers disagree: id 3"):
-        outline_team(base, [other])
+        outline_team(base, [other], spans="tokens")
+    with pytest.raises(UserError, match="spans must be one of auto, tokens, text, got 'words'"):
+        outline_team(base, [other], spans="words")
+    with pytest.raises(UserError, match="spans must be text with an endpoint"):
+        outline_team(base, ["http://localhost:1/v1#m"], spans="tokens")
+    with pytest.raises(UserError, match="endpoints are for experts"):
+        outline_team("http://localhost:1/v1#m", [expert])
     with pytest.raises(UserError, match="p:1: token 1 is 31"):  # which is not in the expert's vocabulary
         outline_team(base, [expert]).encode_prompts(["?"], ["p:1"])
     edit_json(team / "colm.json", shared_vocabulary={"sha256": "0"})
@@ -49,3 +55,20 @@ def test_models_that_do_not_pair_are_an_error_before_weights_are_read(models, tm
     (team / "gate.safetensors").unlink()
     with pytest.raises(UserError, match=r"gate\.safetensors: file is missing"):
         outline_team(team)
+
+
+def test_kinds_of_experts_follow_from_tokenizers_and_addresses(models, tmp_path):
+    base, expert, _ = models
+    other = write_model(tmp_path / "other", words=(*WORDS[:3], *reversed(WORDS[3:])))
+    endpoint = "http://localhost:1/v1#m"
+
+    def kinds(*experts, spans="auto"):
+        found = outline_team(base, experts, spans=spans)
+        return found.kinds, found.shares_tokenizer
+
+    assert kinds(expert) == (("resident",), True)
+    assert kinds(expert, spans="tokens") == (("guest",), True)
+    assert kinds(expert, spans="text") == (("guest",), False)
+    assert kinds(expert, other, endpoint) == (("guest", "guest", "remote"), False)
+    assert kinds() == ((), True)
+    assert outline_team(base, [other]).context == 128  # the base's; the expert's own views are validated apart

@@ -106,7 +106,9 @@ def test_score_and_train_say_what_was_cut_and_left_out(pair, tmp_path, capsys):
     assert f"{data}: {said}" in captured.err
     result = json.loads(captured.out)
     assert (result["texts"], result["texts_cut"], result["texts_left_out"]) == (3, 1, 1)
-    assert result["tokens"] == 132
+    assert (result["tokens"], result["tokens_counted"]) == (137, 132)
+    assert result["positions"] == 2 * 128  # rows as long as the context
+    assert result == json.loads((tmp_path / "s/summary.json").read_text())
     models = ["--base", pair[0], "--expert", pair[1], "--trainable", "gate"]
     for _ in range(2):  # the second does nothing
         assert main(["train", *models, "--data", data, "--out", str(tmp_path / "run")]) == 0
@@ -481,7 +483,8 @@ def test_refresh_takes_up_another_expert_and_leaves_the_base(pair, tiny_model, t
     assert main([*train, *options]) == 0
     assert nats_per_token(out / "team", files[1]) <= nats_per_token(fresh / "team", files[1]) + 1e-6
     hidden = {path: path.stat().st_mtime_ns for path in out.glob("hidden/*")}
-    assert {path.name for path in hidden} == {"manifest.json", "shard-00000.npy", "shard-00000.json"}
+    files_of_stage = {"manifest.json", "summary.json", "shard-00000.npy", "shard-00000.json"}
+    assert {path.name for path in hidden} == files_of_stage
     assert main([*refresh, "--expert", new, "--expert", pair[1]]) == 0  # again, with two: the hidden states serve
     assert hidden == {path: path.stat().st_mtime_ns for path in out.glob("hidden/*")}
     assert CoLM.from_pretrained(out / "team").gate.kernel.shape == (32, 2)

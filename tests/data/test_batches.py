@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from colm_jax.data.batches import collate, first_fit, packed, padded_length, shuffled
+from colm_jax.data.batches import collate, padded_length, shuffled
 from colm_jax.data.records import Example
 
 
@@ -76,21 +76,3 @@ def test_element_depends_only_on_seed_and_step():
 def test_more_epochs_do_not_change_earlier_ones():
     short, long = (epochs(shuffled(24, 4, epochs=n, seed=1), 24) for n in (1, 3))
     np.testing.assert_array_equal(short[0], long[0])
-
-
-def test_packed_epoch_has_every_text_once_and_no_overfull_row():
-    lengths = np.random.default_rng(0).integers(1, 30, 200)
-    batches = packed(lengths, 40, batch_size=8, epochs=2, seed=0)
-    rows = [row for batch in batches for row in batch]
-    assert all(len(batch) == 8 for batch in batches[:-1])
-    assert all(sum(lengths[row]) <= 40 for row in rows)
-    numbers = np.array([number for row in rows for number in row])
-    for epoch in range(2):  # rows are filled in another order than that of the texts, but never across epochs
-        half = numbers[epoch * 200 : (epoch + 1) * 200]
-        np.testing.assert_array_equal(np.sort(half), np.arange(200))
-    assert len(rows) < 1.1 * 2 * lengths.sum() / 40  # rows are nearly full
-
-
-def test_first_fit_uses_the_first_open_row_with_room():
-    assert first_fit(iter(range(5)), [5, 4, 3, 2, 8], 8) == [[0, 2], [1, 3], [4]]
-    assert packed([5, 4, 3, 2, 8], 8, 2, 1, seed=1) == packed([5, 4, 3, 2, 8], 8, 2, 1, seed=1)

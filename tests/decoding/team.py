@@ -1,6 +1,7 @@
 """A tiny team for the tests of decoding: base, two experts that differ from it in shape, and a gate for each number."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -51,8 +52,8 @@ def request(prompt, strategy="defer", threshold=0.5, new=40, key=0, sample=0, st
 
 
 def run(engine: Engine, requests: Sequence[Request], batch_size: int = 8, **shared) -> list[Generation]:
-    """Answers in the order of the requests; `shared`: correction, expert_batching."""
-    settings = GenerationSettings(requests[0].settings.strategy, batch_size=batch_size, **shared)
+    """Answers in the order of the requests; `shared`: correction, expert_batching, speculate."""
+    settings = replace(requests[0].settings, batch_size=batch_size, **shared)
     session = engine.session(settings)
     numbers = [session.submit(each) for each in requests]
     found = dict(session.drain())

@@ -59,7 +59,7 @@ def test_batched_calls_save_passes(requests):
     requests = [each for each in requests if limit(each) > 64]
     for batching in (AT_ONCE, ExpertBatching(3, 2), PATIENT):
         before = engine.expert_passes.copy()
-        run(engine, requests, expert_batching=batching)
+        run(engine, requests, expert_batching=batching, speculate=False)
         passes[batching] = int((engine.expert_passes - before)[0])
     assert passes[PATIENT] < passes[ExpertBatching(3, 2)] < passes[AT_ONCE]
 
@@ -70,10 +70,10 @@ def test_more_unread_than_a_pass_has_room_for():
         request(p, threshold=0.2, new=100, key=i, schedule="linear", warmup=28)
         for i, p in enumerate(prompts([9] * 8, seed=11))
     ]
-    found = run(engine_of(1), requests, expert_batching=PATIENT)
+    found = run(engine_of(1), requests, expert_batching=PATIENT, speculate=False)
     for each, answer in zip(requests, found):
         assert (answer.tokens, answer.sources) == by_oracle(each)[:2]
-    largest = pass_sizes(STRATEGIES["defer"], 8)[-1]
+    largest = pass_sizes(STRATEGIES["defer"], 8, speculates=False)[-1]
     unread = [9 + a.sources.index(1) for a in found if 1 in a.sources]
     assert max(unread) <= largest.chunk
     assert sum(unread) > 2 * largest.tokens

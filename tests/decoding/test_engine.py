@@ -84,7 +84,7 @@ def test_an_expert_pass_runs_only_when_called():
     (never,) = answers(engine, [prompt], "defer", 1.0)
     assert never.expert_calls == 0
     assert (engine.expert_passes == before).all()
-    (some,) = answers(engine, [prompt], "defer", 0.5)
+    (some,) = answers(engine, [prompt], "defer", 0.5, speculate=False)
     # One pass a call, and one before it where more is unread than a pass inside the loop reads (the prompt at least).
     apart = int((unread_at_calls(some, prompt) > REACH).sum())
     assert 0 < some.expert_calls < len(some.tokens)
@@ -96,7 +96,7 @@ def test_more_unread_tokens_than_a_pass_reads_are_prefilled():
     engine = engine_of(1)
     (prompt,) = prompts([4], seed=3)
     before = engine.expert_passes.copy()
-    (found,) = check([prompt], "defer", 0.8, new=CONTEXT - 4)
+    (found,) = check([prompt], "defer", 0.8, new=CONTEXT - 4, speculate=False)
     unread = unread_at_calls(found, prompt)
     assert unread[0] <= REACH < unread.max()
     assert engine.expert_passes - before == found.expert_calls + (unread > REACH).sum()
@@ -105,7 +105,7 @@ def test_more_unread_tokens_than_a_pass_reads_are_prefilled():
 def test_one_pass_serves_a_batch():
     engine = engine_of(1)
     before = engine.expert_passes.copy()
-    found = answers(engine, prompts([10, 10, 10, 10], seed=1), "expert", new=20, batch_size=4)
+    found = answers(engine, prompts([10, 10, 10, 10], seed=1), "expert", new=20, batch_size=4, speculate=False)
     longest = max(a.expert_calls for a in found)
     assert engine.expert_passes - before == 1 + longest  # one for the prompts
 

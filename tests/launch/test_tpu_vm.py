@@ -132,13 +132,13 @@ def test_dry_run_prints_the_commands_and_runs_none(desk):
 
 @pytest.mark.parametrize("gone", ["SUSPENDED", "FAILED"])
 def test_preempted_machines_are_replaced_and_the_command_resumes(desk, gone):
-    """The first machines never finish; the next ones find their files in the bucket."""
+    """The first machines never finish; the next ones do."""
     desk.set_output("states", "MISSING", "ACTIVE", "ACTIVE", "SUSPENDING" if gone == "SUSPENDED" else gone, "ACTIVE")
     bucket = desk.directory / "bucket"
     bucket.mkdir()
     desk.set_output(
         "colm.sh",
-        f'B="{bucket}/$WORKER"; if [ -e "$B" ]; then echo resumed >>"$B"; else echo begun >"$B"; sleep 60; fi',
+        f'if [ "$(grep -c \'"create"\' "$FAKE/calls")" = 1 ]; then sleep 60; fi; echo resumed >>"{bucket}/$WORKER"',
     )
     done = desk("tpu_vm.sh", "train", "--", *COLM)
     assert done.returncode == 0, done.stderr
@@ -146,7 +146,7 @@ def test_preempted_machines_are_replaced_and_the_command_resumes(desk, gone):
     starts = [call for call in desk.calls if any("on_worker.sh start" in word for word in call)]
     assert starts[0] == starts[1]
     assert "1 of 3" in done.stderr
-    assert {path.read_text() for path in bucket.iterdir()} == {"begun\nresumed\n"}
+    assert {path.read_text() for path in bucket.iterdir()} == {"resumed\n"}
 
 
 def test_preempted_node_is_replaced_while_its_request_is_active(desk):

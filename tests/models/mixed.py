@@ -57,9 +57,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def mixed_decoder(kind: str) -> Decoder:
-    """A random model of KINDS; biases, sinks and norms are not at their start."""
-    graph, state = nnx.split(tiny_decoder(**KINDS[kind]))
+def mixed_decoder(kind: str, **fields: Any) -> Decoder:
+    """A random model of KINDS, some fields changed; biases, sinks and norms are not at their start."""
+    graph, state = nnx.split(tiny_decoder(**{**KINDS[kind], **fields}))
     leaves, structure = jax.tree.flatten(state)
     keys = jax.random.split(jax.random.key(5), len(leaves))
     moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape, jnp.float32) for leaf, key in zip(leaves, keys)]

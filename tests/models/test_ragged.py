@@ -31,7 +31,7 @@ def in_line(graph, state, tokens, cache, counts):
     line = tokens[ragged.text, ragged.offset][None]
     hidden, rows = nnx.merge(graph, state)(line, cache, ragged=ragged)
     rows = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, BLOCK), (0, 0))), rows)
-    return ragged.last(hidden), cache.write_line(rows, ragged)
+    return ragged.at(hidden, ragged.counts[:, None] - 1)[:, 0], cache.write_line(rows, ragged)
 
 
 def read_before(decoder, order):

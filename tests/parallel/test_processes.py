@@ -14,8 +14,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from colm_jax.cli.main import main
+from colm_jax.data.tokens import open_tokens
 from colm_jax.errors import UserError
 from colm_jax.parallel import barrier, global_batch, join, local_rows, make_mesh, on_first
+from colm_jax.scoring import load_scores
 from colm_jax.storage import read_lines
 from tests.jobs import end, until
 from tests.pipeline.test_run import files, write_lines
@@ -46,7 +48,7 @@ def signalled(processes, out, at, number, what):
 
 
 def test_two_processes_train_as_one_and_resume_after_sigterm(tmp_path, command, jobs):
-    one, two, command = tmp_path / "one", tmp_path / "two", [*command, "--gin.Training.epochs=3"]
+    one, two, command = tmp_path / "one", tmp_path / "two", [*command, "--gin.Training.epochs=10"]
     assert main([*command, "--out", str(one), "--mesh", "1,4,2"]) == 0
     # SIGTERM is sent to one of them; both finish and save the same step.
     codes, outputs = signalled(jobs(command, two, 2), two, 6, 1, signal.SIGTERM)
@@ -78,7 +80,9 @@ def test_two_processes_score_as_one_also_after_a_kill(tmp_path, command, jobs, d
     codes, outputs = end(jobs(score, two, 2))
     assert codes == [0, 0], outputs
     assert not any("ended early" in output for output in outputs)
-    assert files(one) == files(two)
+    assert files(one).keys() == files(two).keys()
+    assert files(one / "tokens") == files(two / "tokens")
+    assert_same_scores(one, two, open_tokens(one / "tokens"))
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -194,7 +198,7 @@ def test_two_processes_calibrate_as_one(tmp_path, jobs, team):
     "options",
     [
         ["--trainable", "gate"],
-        ["--trainable", "lora", "--gin.Training.packing=True"],
+        ["--trainable", "lora", "--gin.Training.packing=False"],
         ["--expert_scores", "online", "--expert_mesh", "2,2,2"],
     ],
     ids=lambda options: options[1],
@@ -208,11 +212,11 @@ def test_two_processes_train_as_one_with_other_settings(tmp_path, command, jobs,
 
 
 def assert_same_up_to_rounding(one, two):
-    """Compare runs: two processes sum gradients in another order; files before training are equal bit for bit."""
+    """Compare runs: two processes sum scores and gradients in another order; the other files are equal bit for bit."""
     hashes, others = files(one), files(two)
     assert set(hashes) == set(others)
-    rounded = {"train/metrics.jsonl", "train/manifest.json", "team/manifest.json"}
-    rounded |= {name for name in hashes if name.endswith(".safetensors")}
+    rounded = {"train/metrics.jsonl", *(f"{name}/manifest.json" for name in ("labels", "train", "team"))}
+    rounded |= {name for name in hashes if name.endswith(".safetensors") or name.startswith(("scores/", "gate/"))}
     assert {name for name in hashes if hashes[name] != others[name]} <= rounded
     for a, b in zip(steps(one), steps(two), strict=True):
         assert b == pytest.approx(a, rel=1e-4)
@@ -220,6 +224,14 @@ def assert_same_up_to_rounding(one, two):
         a, b = (load_file(out / f"team/{name}.safetensors") for out in (one, two))
         for key in a:
             np.testing.assert_allclose(a[key], b[key], rtol=0, atol=1e-4)
+    for name in ("base", "expert-1"):
+        assert_same_scores(one / "scores" / name, two / "scores" / name, open_tokens(one / "tokens"))
+
+
+def assert_same_scores(one, two, examples):
+    """Compare scores: the head's parts are summed over processes in another order than within one."""
+    for a, b in zip(load_scores(one, examples).log_prob, load_scores(two, examples).log_prob, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
 
 
 def test_invalid_input_ends_all_processes(tmp_path, command, jobs):

@@ -18,6 +18,7 @@ from colm_jax.plan.launch import (
     score_estimate,
     scoring_batches,
     train_estimate,
+    training_rows,
     training_steps,
 )
 from colm_jax.plan.plan import Cost, Plan
@@ -54,19 +55,19 @@ COSTS = [
 def test_scoring_costs():
     found = score_estimate(cost(), BASE, PLAN, WORK, ON, (1, 4, 2))
     # 200 products at half of 100 per second; 30 bytes of each of four shards, read at 10; three received shards and, in
-    # 3 layers, 2 all-reduces of 2 texts of 10 positions, width 4, in 2 bytes, half sent and half received.
+    # 3 layers, 2 all-reduces of 2 rows of 10 positions, width 4, in 2 bytes, half sent and half received.
     assert found.parts == {"products": 4.0, "memory": 12.0, "collectives": (3 * 30 + 3 * 2 * 2 * 0.5 * 160) / 4}
-    assert (found.runs, found.bound) == (13, "collectives")
-    assert found.hours == pytest.approx(13 * 262.5 / 3600)
+    assert (found.runs, found.bound) == (9, "collectives")  # 700 tokens in batches of 8 rows of 10
+    assert found.hours == pytest.approx(9 * 262.5 / 3600)
 
 
 def test_one_device_has_no_collectives():
     assert score_estimate(cost(), BASE, PLAN, WORK, ON, (8, 1, 1)).parts["collectives"] == 0
 
 
-@pytest.mark.parametrize("texts, at_once, batches", [(100, 8, 13), (128, 8, 16), (300, 8, 38), (300, 256, 3)])
-def test_scoring_batches_do_not_cross_shards(texts, at_once, batches):
-    assert scoring_batches(texts, at_once) == batches
+@pytest.mark.parametrize("tokens, rows, batches", [(700, 8, 9), (7000, 8, 88), (700, 70, 3)])
+def test_scoring_batches_are_full_and_do_not_cross_shards(tokens, rows, batches):
+    assert scoring_batches(Workload(texts=300, tokens=tokens), rows, 10) == batches
 
 
 def test_training_costs():
@@ -107,8 +108,21 @@ def test_lora_gathers_the_weights_in_their_stored_type():
 
 def test_training_steps():
     assert training_steps(WORK, PLAN) == 25  # two epochs of 100 texts, 8 per step
-    packing = dataclasses.replace(PLAN, training=Training(batch_size=8, packing=True))
-    assert training_steps(WORK, packing) == 18  # two epochs of 70 rows
+    padded = dataclasses.replace(PLAN, training=Training(batch_size=8, packing=False))
+    assert training_steps(WORK, padded) == 25
+    assert training_rows(WORK, padded, 4) == 8
+    assert training_rows(WORK, PLAN, 1) == 6  # 8 texts of 7 tokens in rows of 10
+    assert training_rows(WORK, PLAN, 4) == 8
+
+
+def test_packed_steps_cost_what_their_rows_cost():
+    work = Workload(texts=100, tokens=500)  # half of each row
+    padded = dataclasses.replace(PLAN, training=Training(batch_size=8, packing=False))
+    packed, whole = (train_estimate(TRAIN, plan, work, ON, (1, 4, 2), (1, 4, 2)).parts for plan in (PLAN, padded))
+    assert packed["products"] == whole["products"] / 2
+    assert packed["input"] == whole["input"] / 2
+    assert packed["memory"] == whole["memory"]
+    assert packed["collectives"] < whole["collectives"]
 
 
 def test_no_checkpoint_cost_if_the_run_ends_first():

@@ -57,6 +57,13 @@ def test_ragged_rows_and_unnamed_writers_are_errors():
         Table("t", ("a", "b"), (("x",),))
     with pytest.raises(ValueError, match="by writer 1"):
         Report("r", (), (), (), (ShownAnswer("", (Piece("a", 1, None),), None, None, None),), ("base",))
-    with pytest.raises(ValueError, match="views of 1 models"):
-        piece = Piece("a", 1, None, (View((), 0.5, 1.0),))
-        Report("r", (), (), (), (ShownAnswer("", (piece,), None, None, None),), ("base", "expert"))
+    with pytest.raises(ValueError, match="views of 2 models"):
+        piece = Piece("a", 1, None, (View((), 0.5, 1.0),) * 2)
+        Report("r", (), (), (), (ShownAnswer("", (piece,), None, None, None),), ("base", "expert 1", "expert 2"))
+
+
+def test_where_experts_read_other_tokens_only_the_base_has_a_view():
+    pieces = tuple(Piece("a", source, None, (View((), 0.1, 1.0),)) for source in (0, 1))
+    Report("r", (), (), (), (ShownAnswer("", pieces, None, None, None),), ("base", "expert"))
+    assert [piece.confidence for piece in pieces] == [0.1, None]
+    assert [piece.unsure for piece in pieces] == [True, False]

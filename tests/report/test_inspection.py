@@ -77,12 +77,17 @@ def test_models_that_pair_show_the_shared_vocabulary(models):
     assert f"{models[0]}: 1 of its token ids are never generated: 31\n" in text
 
 
-def test_models_that_do_not_pair_show_the_reason(models, tmp_path):
+def test_models_with_different_tokenizers_pair_by_spans(models, tmp_path):
     other = write_model(tmp_path / "other", words=(*WORDS[:3], *reversed(WORDS[3:])))
     text = shown(facts_of(models[0], other))
-    assert "These models cannot pair: tokenizers disagree: id 3 is ' ' in" in text
-    assert "would pair as guests" in text
-    assert "can pair:" not in text
+    assert "These models can pair, span by span: expert 1 is a guest (its own tokenizer)\n" in text
+    assert "Not token by token: tokenizers disagree: id 3 is ' ' in" in text
+
+
+def test_models_that_do_not_pair_show_the_reason(models):
+    facts = facts_of(*models)
+    facts["pair"] = {"can_pair": False, "why_not": "no text could end"}
+    assert "These models cannot pair: no text could end\n" in shown(facts)
 
 
 def test_a_mixture_shows_its_active_parameters_and_a_scaled_rope_its_reach(tmp_path):

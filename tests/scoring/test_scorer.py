@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import colm_jax.scoring.scorer as scorer
+import colm_jax.scoring.passes as passes
 from colm_jax.checkpoints.team import make_gate
 from colm_jax.data.batches import collate
 from colm_jax.data.records import Example, Examples
@@ -43,17 +43,17 @@ def test_scores_equal_a_plain_pass_over_each_text():
 
 
 def test_a_restart_keeps_whole_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(scorer, "SHARD_TEXTS", 8)
+    monkeypatch.setattr(passes, "SHARD_TEXTS", 8)
     decoder, examples = tiny_decoder(), texts(20)
     whole = score_to_directory(decoder, examples, tmp_path / "a")
-    calls = []
-    real = scorer.score_batch
-    monkeypatch.setattr(scorer, "score_batch", lambda *a: calls.append(1) or real(*a))
+    computed = []
+    real = passes.Passes.shard
+    monkeypatch.setattr(passes.Passes, "shard", lambda self, numbers: computed.append(numbers) or real(self, numbers))
     score_to_directory(decoder, examples, tmp_path / "a")
-    assert calls == []
+    assert computed == []
     (tmp_path / "a/shard-00001.npz").unlink()
     again = score_to_directory(decoder, examples, tmp_path / "a")
-    assert len(calls) == 1
+    assert computed == [range(8, 16)]
     for one, two in zip(whole.log_prob, again.log_prob):
         np.testing.assert_array_equal(one, two)
 
@@ -78,7 +78,7 @@ def test_scores_of_other_data_are_refused(tmp_path):
 
 @pytest.mark.parametrize("what", ["id", "mask"])
 def test_shards_of_texts_of_the_same_lengths_are_refused_by_name(tmp_path, monkeypatch, what):
-    monkeypatch.setattr(scorer, "SHARD_TEXTS", 8)
+    monkeypatch.setattr(passes, "SHARD_TEXTS", 8)
     decoder, examples = tiny_decoder(), texts(20)
     score_to_directory(decoder, examples, tmp_path / "scores")
     hidden_to_directory(decoder, examples, tmp_path / "hidden")
@@ -93,7 +93,7 @@ def test_shards_of_texts_of_the_same_lengths_are_refused_by_name(tmp_path, monke
 
 
 def test_shards_that_are_missing_or_too_many_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(scorer, "SHARD_TEXTS", 8)
+    monkeypatch.setattr(passes, "SHARD_TEXTS", 8)
     decoder, examples = tiny_decoder(), texts(20)
     fewer = Examples(examples.items[:16], 0)
     score_to_directory(decoder, examples, tmp_path / "scores")
@@ -127,7 +127,7 @@ def test_scores_are_the_same_from_disk(tmp_path):
 
 
 def test_hidden_states_on_disk_are_those_that_predict_what_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(scorer, "SHARD_TEXTS", 8)
+    monkeypatch.setattr(passes, "SHARD_TEXTS", 8)
     decoder, examples = tiny_decoder(), texts(20)
     items = tuple(Example(e.ids, e.targets & (i >= 8)) for i, e in enumerate(examples.items))  # none in the first shard
     items = (*items[:9], Example(items[9].ids, items[9].targets & (np.arange(len(items[9].ids)) % 2 == 0)), *items[10:])

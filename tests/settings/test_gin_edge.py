@@ -246,9 +246,9 @@ def users_file(tmp_path, monkeypatch):
 
 def test_references_scopes_macros_constants_and_imports_work_as_in_gin(users_file):
     file, module = users_file
-    held = gin_edge.read([file], ["Training.packing=True"])
+    held = gin_edge.read([file], ["Training.packing=False"])
     made = held.make(Training)
-    assert (made.learning_rate, made.batch_size, made.epochs, made.packing) == (3e-4, 16, 3, True)
+    assert (made.learning_rate, made.batch_size, made.epochs, made.packing) == (3e-4, 16, 3, False)
     assert made.schedule.value(5) == 2e-3 and made.schedule.made and not made.optimizer.made
     assert made.objective.value.__wrapped__ is sys.modules[module].my_loss
     assert held.make(Model, "base") == Model("bfloat16", (1, 2, 1))

@@ -102,6 +102,16 @@ def test_creating_a_directory_is_not_retried_forever():
         pass
 
 
+def test_directory_removed_while_it_is_created_is_created_again(tmp_path, monkeypatch):
+    def removed_meanwhile(*_, **__):
+        monkeypatch.undo()
+        raise FileExistsError(errno.EEXIST, "File exists", str(tmp_path / "s"))
+
+    monkeypatch.setattr(os, "mkdir", removed_meanwhile)
+    with locked(tmp_path / "s/lock", "RUN") as held:
+        assert held
+
+
 def test_lock_with_an_unreadable_holder_is_still_held(tmp_path):
     with locked(tmp_path / "lock", "RUN"):
         (tmp_path / "lock").write_text("{")

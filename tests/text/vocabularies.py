@@ -84,10 +84,39 @@ def backend(kind: str, **settings: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=KINDS[kind](), **(names | settings))
 
 
-def save(kind: str, directory: Path) -> Path:
-    """Write tokenizer.json and tokenizer_config.json."""
+def save(kind: str | Tokenizer, directory: Path) -> Path:
+    """Write tokenizer.json and tokenizer_config.json of a tokenizer, or of a new one of this kind."""
     directory.mkdir(parents=True, exist_ok=True)
-    KINDS[kind]().save(str(directory / "tokenizer.json"))
+    (KINDS[kind]() if isinstance(kind, str) else kind).save(str(directory / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": "<unk>"}))
     return directory
+
+
+# The patterns by which published tokenizers of byte-level BPE cut a text first.
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+PATTERNS = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "llama3": rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}",
+    "qwen2": rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_TAIL}",
+    "o200k": rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|"
+    + _TAIL.replace(r"[\r\n]*", r"[\r\n/]*", 1),
+}
+
+
+def by_pattern(pattern: str, texts: list[str], size: int) -> Tokenizer:
+    """Byte-level BPE, trained on these texts, that cuts them by a pattern first."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    cut = pre_tokenizers.Split(Regex(PATTERNS[pattern]), "isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, in_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer

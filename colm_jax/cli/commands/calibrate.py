@@ -22,7 +22,7 @@ def add_flags(parser: Parser) -> None:
 def run(flags: Flags) -> dict[str, Any]:
     """Calibrate; what is wrong with the dev set is found before weights are loaded."""
     from colm_jax import console
-    from colm_jax.calibration.threshold import calibrate, decoded_prompts, references_of
+    from colm_jax.calibration.threshold import calibrate, decoded_prompts, references_of, source_of
     from colm_jax.checkpoints.outline import outline_team
     from colm_jax.data.records import read_jsonl
     from colm_jax.parallel import is_first
@@ -30,10 +30,11 @@ def run(flags: Flags) -> dict[str, Any]:
     from colm_jax.storage import path_of, write_json
 
     out, records, settings = path_of(flags.out), read_jsonl(flags.data), flags.bindings.make(Calibration)
-    outline = outline_team(flags.base, flags.expert)
-    find_strategy("defer", outline.experts, outline.gate_experts)
+    outline = outline_team(flags.base, flags.expert, spans=flags.spans or "auto")
+    find_strategy("defer", outline.experts, outline.gate_experts, outline.resident)
     examples = outline.encode_examples(records, flags.data)  # first: it refuses records of no known form
-    if prompts := decoded_prompts(records, flags.task, settings):
+    source = source_of(records, settings, outline.resident)
+    if prompts := decoded_prompts(records, flags.task, source):
         outline.encode_prompts(prompts, [where for where, _ in records])
     references_of(records, flags.task)
     team = load_team(flags)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from colm_jax.cli.configuration import make_remote
 from colm_jax.cli.flags import Flags, Parser, distributed_flag, given, out_flag, setting_flags, team_flags
 from colm_jax.cli.teams import load_team
 from colm_jax.settings.generation import Correction, GenerationSettings
@@ -13,7 +14,7 @@ DESCRIPTION = (
 EXAMPLE = "colm generate --base RUN/team --prompts prompts.jsonl --out answers.jsonl --threshold 0.3"
 SETTINGS = (
     *("threshold", "strategy", "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "samples", "seed"),
-    *("stop", "stop_token_ids", "schedule", "warmup", "rate", "batch_size"),
+    *("stop", "stop_token_ids", "schedule", "warmup", "rate", "batch_size", "speculate", "on_expert_failure"),
 )
 
 
@@ -46,19 +47,21 @@ def run(flags: Flags) -> dict[str, Any]:
     from colm_jax.data.records import read_jsonl
     from colm_jax.generation import check_stop_ids
     from colm_jax.parallel import on_first
-    from colm_jax.pipeline.files import write_answers
-    from colm_jax.pipeline.stage import hash_model
+    from colm_jax.pipeline.files import total_sent, write_answers
+    from colm_jax.pipeline.stage import hash_expert, hash_model
     from colm_jax.settings.strategies import find_strategy
     from colm_jax.storage import path_of
 
     settings = _settings(flags)
     out, records = path_of(flags.out), read_jsonl(flags.prompts)
     prompts, places = [record for _, record in records], [where for where, _ in records]
-    outline = outline_team(flags.base, flags.expert)
-    find_strategy(settings.strategy, outline.experts, outline.gate_experts)
+    outline = outline_team(flags.base, flags.expert, spans=flags.spans or "auto")
+    find_strategy(settings.strategy, outline.experts, outline.gate_experts, outline.resident)
     check_stop_ids(settings, outline.tokenizer)
-    prompt_ids = outline.encode_prompts(prompts, places)
-    team, dtypes = load_team(flags), (flags.dtype, flags.expert_dtype)
+    outline.encode_prompts(prompts, places)
+    remote, named = make_remote(flags.bindings, vars(flags)), list(zip(outline.models[1:], outline.directories[1:]))
+    models = on_first(lambda: [hash_model(outline.base_directory), *(hash_expert(*each, remote) for each in named)])
+    team, facts = load_team(flags), (*models, flags.dtype, flags.expert_dtype, *outline.kinds)
     with console.bar("generating", len(prompts) * settings.samples) as bar:
         lines = write_answers(
             out,
@@ -66,9 +69,8 @@ def run(flags: Flags) -> dict[str, Any]:
             prompts,
             [record.get("id", str(i)) for i, record in enumerate(prompts)],
             settings,
-            key=" ".join([*on_first(lambda: [*map(hash_model, team.directories)]), *map(str, dtypes)]),
+            key=" ".join(map(str, facts)),
             places=places,
-            prompt_ids=prompt_ids,
             progress=bar.to,
         )
     return {
@@ -76,4 +78,5 @@ def run(flags: Flags) -> dict[str, Any]:
         "tokens": sum(len(line["tokens"]) for line in lines),
         "by_expert": sum(source > 0 for line in lines for source in line["sources"]),
         "expert_passes": team.engine.expert_passes.tolist(),
+        **({"sent": total_sent(lines)} if "remote" in outline.kinds else {}),
     }

@@ -1,16 +1,17 @@
-"""`colm inspect`: facts of models; no weights are read."""
+"""`colm inspect`: facts of models, and what endpoints can do; no weights are read."""
 
 from typing import Any
 
 from colm_jax.cli.flags import Flags, Parser, mesh_flag
-from colm_jax.settings.models import MODEL
+from colm_jax.settings.models import EXPERT, is_endpoint
+from colm_jax.settings.remote import RemoteSettings
 
 EXAMPLE = "colm inspect SMALL LARGE"
 
 
 def add_flags(parser: Parser) -> None:
     """Declare the command's flags."""
-    parser.add_argument("model", nargs="+", metavar="MODEL", help=f"{MODEL}; of several, the base first")
+    parser.add_argument("model", nargs="+", metavar="MODEL", help=f"{EXPERT}; of several, the base first")
     mesh_flag(parser)
     parser.add_argument("--json", action="store_true", help="print all facts as JSON, for programs")
 
@@ -21,12 +22,20 @@ def run(flags: Flags) -> dict[str, Any] | None:
 
     from colm_jax import console
     from colm_jax.checkpoints.describe import describe, describe_pair
+    from colm_jax.experts.remote import ask
     from colm_jax.parallel.mesh import MESH_AXES
     from colm_jax.report.inspection import show_models
 
     mesh = jax.sharding.AbstractMesh(flags.mesh or (1, 1, 1), MESH_AXES)
-    facts = [describe(model, mesh) for model in flags.model]
-    found = facts[0] if len(facts) == 1 else {"pair": describe_pair(flags.model), "models": facts}
+    endpoints = [model for model in flags.model if is_endpoint(model)]
+    asked = [{"endpoint": name, "abilities": str(ask(name, flags.bindings.make(RemoteSettings)))} for name in endpoints]
+    found: dict[str, Any] = {"models": [describe(model, mesh) for model in flags.model if model not in endpoints]}
+    if len(flags.model) == 1 and not asked:
+        (found,) = found["models"]
+    elif len(flags.model) > 1:
+        found = {"pair": describe_pair(flags.model), **found}
+    if asked:
+        found["endpoints"] = asked
     if flags.json:
         return found
     show_models(found, console.output)

@@ -38,7 +38,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help=text)
     text = f"{MODEL}; its weights are not read"
     parser.add_argument("--base", required=True, metavar="MODEL", help=text)
-    expert_flag(parser, required=True)
+    expert_flag(parser, required=True, text="an expert with the base's tokenizer, likewise; repeat for several")
     mesh_flag(parser, "all chips along fsdp")
     expert_mesh_flag(parser)
     dtype_flags(parser, default="bfloat16", expert_default="as --dtype, also of a quantised checkpoint")

@@ -2,6 +2,7 @@
 
 from colm_jax.cli.configuration import make_run
 from colm_jax.cli.flags import (
+    REMOTE,
     STORED,
     Flags,
     Parser,
@@ -10,10 +11,12 @@ from colm_jax.cli.flags import (
     expert_mesh_flag,
     mesh_flag,
     out_flag,
+    setting_flags,
     task_flag,
 )
 from colm_jax.errors import UserError
-from colm_jax.settings.models import MODEL
+from colm_jax.settings.remote import RemoteSettings
+from colm_jax.settings.run import RunConfig
 from colm_jax.settings.training import OBJECTIVES
 
 DESCRIPTION = "Give a trained team other experts: score them, fit a new gate, calibrate; the base stays as it is."
@@ -24,7 +27,7 @@ def add_flags(parser: Parser) -> None:
     """Declare the command's flags."""
     text = "a run with a trained team; nothing in it is changed"
     parser.add_argument("--run", required=True, metavar="DIR", help=text)
-    expert_flag(parser, required=True, text=f"{MODEL}; repeat for several experts")
+    expert_flag(parser, required=True)
     mesh_flag(parser)
     expert_mesh_flag(parser)
     dtype_flags(parser, default="as the team is stored", expert_default=f"as the team was trained; {STORED}")
@@ -32,6 +35,8 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--objective", choices=latent, help="of the gate (default: marginal)")
     parser.add_argument("--data", required=True, metavar="FILE", help="training texts, JSONL or .txt")
     parser.add_argument("--dev", required=True, metavar="FILE", help="texts for calibration, JSONL or .txt")
+    setting_flags(parser, RunConfig, "spans")
+    setting_flags(parser, RemoteSettings, *REMOTE)
     task_flag(parser)
     out_flag(parser, text="a run directory of its own; the team is DIR/team")
 

@@ -9,16 +9,29 @@ import numpy as np
 from colm_jax import console
 from colm_jax.calibration.threshold import references_of
 from colm_jax.checkpoints.team import load_base
+from colm_jax.data.tokens import SUMMARY
+from colm_jax.errors import UserError
+from colm_jax.evaluation.mixture import bits_per_byte, fit_mixture
 from colm_jax.evaluation.tasks import score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.executor import StageKey
 from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.inputs import RunInputs
-from colm_jax.pipeline.stages.opened import RunContext, run_threshold, trained_team
+from colm_jax.pipeline.stage import hash_expert
+from colm_jax.pipeline.stages.opened import (
+    RunContext,
+    base_scores,
+    expert_scores,
+    run_threshold,
+    trained_team,
+    training_examples,
+)
+from colm_jax.pipeline.stages.team import CALIBRATION
+from colm_jax.scoring import NEVER
 from colm_jax.settings.generation import GenerationSettings
 from colm_jax.settings.run import UNTRAINED
-from colm_jax.storage import read_lines, write_json
+from colm_jax.storage import read_json, read_lines, write_json
 from colm_jax.team import CoLM
 
 GRADES = "grades.json"  # of every answer, by strategy
@@ -41,7 +54,11 @@ def generate_key(run: RunContext) -> StageKey:
     inputs, config = run.inputs, run.inputs.config
     settings = {k: getattr(config, k) for k in ("max_new_tokens", "prompt_tokens", "random_rate")}
     settings |= {"strategies": config.answered_by, "correction": config.correction.__dict__}
-    return StageKey(run.digests("team") | {"test": inputs.hashes[test_split(inputs)]}, settings)
+    hashes = run.digests("team") | {"test": inputs.hashes[test_split(inputs)]}
+    for m, (name, directory) in enumerate(zip(config.experts, inputs.expert_directories), start=1):
+        if directory is None:
+            hashes[f"endpoint-{m}"] = hash_expert(name, directory, config.remote)
+    return StageKey(hashes, settings)
 
 
 def write_generated(run: RunContext, directory: Path) -> None:
@@ -70,7 +87,6 @@ def write_generated(run: RunContext, directory: Path) -> None:
                     settings,
                     key=run.digests("team")["team"],
                     places=places,
-                    prompt_ids=inputs.prompt_ids,
                     progress=bar.to,
                 )
         if name == "defer" and config.random_rate is None:
@@ -85,6 +101,8 @@ def _answering_team(run: RunContext, strategy: str) -> tuple[CoLM, str]:
     given = load_base(inputs.base_directory, inputs.config.dtype, inputs.mesh, stacked=False)
     if strategy == UNTRAINED:
         return CoLM(given, [], [], inputs.mesh), "base"
+    if not inputs.outline.resident:
+        raise UserError("Run.strategies: proxy needs models that share a tokenizer and have their weights here")
     experts, tokenizers = [*inputs.experts, given.decoder], [*inputs.expert_tokenizers, inputs.tokenizer]
     return CoLM(inputs.trained_base(run.directory("train") / "team"), experts, tokenizers, inputs.mesh), strategy
 
@@ -99,15 +117,36 @@ def evaluate_key(run: RunContext) -> StageKey:
     """Return the team, its answers and the test lines."""
     inputs = run.inputs
     hashes = run.digests("team", "generate") | {"test": inputs.hashes[test_split(inputs)]}
+    if not run.has("calibrate"):
+        hashes |= run.digests("scores")
     return StageKey(hashes, {"task": inputs.config.task})
 
 
+def _mixture(run: RunContext) -> list[float] | None:
+    """Return the weights of the best constant mixture: on the dev texts, or on the training texts as they were scored
+    before training. None: experts score online, and there are no dev texts.
+    """
+    if run.has("calibrate"):
+        return read_json(run.directory("calibrate") / CALIBRATION)["mixture"]
+    experts = expert_scores(run) if run.inputs.config.experts else []
+    if not run.has("scores/base") or len(experts) < len(run.inputs.config.experts):
+        return None
+    counted = training_examples(run).counted()
+    columns = [np.concatenate(scores.log_prob)[counted] for scores in (base_scores(run), *experts)]
+    models = np.stack(columns, -1)
+    return fit_mixture(models[(models[:, 1:] > NEVER).all(axis=1)]).tolist()
+
+
 def write_evaluation(run: RunContext, directory: Path) -> None:
-    """Write nats per token on the test texts and, if there is a task, its accuracy and each answer's grade."""
+    """Write nats per unit and bits per byte on the test texts and, if there is a task, its accuracy and each answer's
+    grade.
+    """
     inputs, task = run.inputs, run.inputs.config.task
     split = test_split(inputs)
-    scores = evaluate_text(trained_team(run).score_examples(inputs.examples[split]))
-    result: dict[str, Any] = {"split": split, "text": scores.__dict__}
+    scored = trained_team(run).score_examples(inputs.examples[split])
+    scores = evaluate_text(scored)
+    rates = bits_per_byte(scored, _mixture(run))
+    result: dict[str, Any] = {"split": split, "text": scores.__dict__, "bits_per_byte": rates}
     if task is not None:
         references = references_of(inputs.records[split], task)
         result["task"] = {"name": task}
@@ -128,3 +167,4 @@ def write_evaluation(run: RunContext, directory: Path) -> None:
             write_json(directory / GRADES, grades)
     if is_first():
         write_json(directory / EVALUATION, result)
+        write_json(directory / SUMMARY, scored.counts.as_json())

@@ -20,9 +20,24 @@ def training_examples(run: RunContext) -> Examples:
 
 
 def texts_digest(run: RunContext) -> str:
-    """Return the hash of the training texts' ids and loss masks: all that scores and hidden states depend on."""
+    """Return the hash of the base's ids, loss masks and units of the training texts: all that its scores, and hidden
+    states, depend on.
+    """
     examples = training_examples(run)
     return examples.digest(range(len(examples.items)))
+
+
+def view_digest(run: RunContext, model: int) -> str | None:
+    """Return the hash of the training texts as an expert reads them; None where it reads them as the base.
+
+    Of texts whose tokens are unknown it is that of their files.
+    """
+    view = training_examples(run).view(model) if model else None
+    if view is None:
+        return None
+    if isinstance(view, Examples):
+        return view.digest(range(len(view.items)))
+    return run.digests("tokens")["tokens"]
 
 
 def base_scores(run: RunContext) -> Scores:
@@ -43,12 +58,15 @@ def open_positions(run: RunContext) -> Positions:
     """
     examples = training_examples(run)
     counted = examples.counted()
-    experts = [np.concatenate(scores.log_prob)[counted] for scores in expert_scores(run)]
+    scored = expert_scores(run)
+    experts = [np.concatenate(scores.log_prob)[counted] for scores in scored]
+    sampled = [np.concatenate(scores.known)[counted] for scores in scored if scores.known is not None]
     return Positions(
         hidden=open_hidden(run.directory("hidden"), examples),
         base_log_prob=np.concatenate(base_scores(run).log_prob)[counted],
-        expert_log_probs=np.stack(experts, -1) if experts else None,
+        expert_log_probs=np.stack(experts, -1) if experts and not sampled else None,
         labels=load_array(run.directory("labels") / "labels.npy")[counted],
+        known=np.all(sampled, axis=0) if sampled else None,
     )
 
 

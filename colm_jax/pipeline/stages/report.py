@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from colm_jax import console
-from colm_jax.data.records import Examples
 from colm_jax.data.tokens import counts
 from colm_jax.evaluation.cost import bytes_per_weight
 from colm_jax.evaluation.tasks import reference_of
+from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import is_first
 from colm_jax.pipeline.executor import StageKey
+from colm_jax.pipeline.files import total_sent
 from colm_jax.pipeline.reporting import WILSON, answer_for_report, read_generations, training_curves, write_files
 from colm_jax.pipeline.stages.answers import EVALUATION, GRADES, test_split
 from colm_jax.pipeline.stages.opened import RunContext, run_threshold, trained_team
@@ -40,7 +41,7 @@ def write_run_study(run: RunContext, directory: Path) -> None:
     examples = inputs.examples[test_split(inputs)]
     with console.bar("scoring answers") as bar:
         ids = [str(i) for i in range(len(answers))]
-        write_study(team, answers, ids, Examples(examples.items[:count], examples.cut), directory, bar.to)
+        write_study(team, answers, ids, examples.first(count), directory, bar.to)
 
 
 def _answers_file(run: RunContext) -> Path:
@@ -68,12 +69,12 @@ def _contents(run: RunContext) -> Report:
     written = read_generations(_answers_file(run), team)
     writers = ("base", *(f"expert {m + 1}" for m in range(len(config.experts))))
     answers = _report_answers(run, written[: config.report_answers], study)
-    decoders = team.base, *team.experts
+    decoders = [each for each in (team.base, *team.experts) if isinstance(each, Decoder)]
     models, sizes = [each.config for each in decoders], [bytes_per_weight(each) for each in decoders]
     lengths = [(len(answer.prompt_ids), answer.sources) for answer in written]
     calibrated = run.has("calibrate")
     sections = [
-        cost_section(writers, models, sizes, lengths),
+        cost_section(writers, models, sizes, lengths) if len(models) == len(writers) else None,
         calibration_section(read_json(run.directory("calibrate") / CALIBRATION)) if calibrated else None,
         gate_section(answers, study.agreement, f"the first {config.report_answers} {result['split']} texts"),
         Section("Training", plots=tuple(training_curves(run.directory("train") / "metrics.jsonl"))),
@@ -85,6 +86,7 @@ def _contents(run: RunContext) -> Report:
         ("objective", f"{text_of(config.training.objective)}, trainable: {config.training.trainable}"),
         ("threshold", f"{run_threshold(run):.4f}"),
         ("answers shown", f"{len(answers):,} of {len(written):,} (generate/{_answers_file(run).name})"),
+        *([("sent to remote experts", _sent(run))] if "remote" in run.inputs.outline.kinds else []),
     )
     return Report(
         title="Co-LLM run",
@@ -97,14 +99,34 @@ def _contents(run: RunContext) -> Report:
     )
 
 
+def _sent(run: RunContext) -> str:
+    """Return what was sent for the answers of all strategies, and how many expert calls were lost."""
+    files = [run.directory("generate") / f"{name}.jsonl" for name in run.inputs.config.answered_by]
+    lines = [line for file in files for line in read_lines(file) if "sent" in line]
+    sent, lost = total_sent(lines), sum(len(line.get("lost", ())) for line in lines)
+    return f"{sent['characters']:,} characters in {sent['requests']:,} requests; {lost:,} expert calls lost"
+
+
 def _text_table(run: RunContext, result: dict[str, Any]) -> Table:
-    """Return nats per token of each model, the fixed mixture, the oracle and the team."""
-    texts = result["text"]
-    models = [("base", texts["base"]), *((f"expert {m + 1}", v) for m, v in enumerate(texts["experts"]))]
-    models += [("fixed mixture", texts["uniform"]), ("per-token oracle", texts["oracle"]), ("team", texts["team"])]
-    rows = tuple((name, None if value is None else round(value, 4)) for name, value in models)
-    note = f"{texts['tokens']} tokens, each text cut to the context of {run.inputs.context}; lower is better."
-    return Table(f"Text: nats per token ({result['split']})", ("model", "nats per token"), rows, note)
+    """Return nats per unit and bits per byte of each model, the constant mixtures, the oracle and the team."""
+    texts, bits = result["text"], result["bits_per_byte"]
+    unit = "token" if run.inputs.outline.shares_tokenizer else "span"
+    models = [("base", texts["base"], bits["base"])]
+    models += [(f"expert {m}", v, bits[f"expert-{m}"]) for m, v in enumerate(texts["experts"], start=1)]
+    both = texts["base"], bits["base"]
+    known = bits["mixture"] is not None and all(both)
+    mixture = bits["mixture"] * both[0] / both[1] if known else None
+    models += [("uniform mixture", texts["uniform"], None), ("best constant mixture", mixture, bits["mixture"])]
+    models += [(f"per-{unit} oracle", texts["oracle"], bits["oracle"]), ("team", texts["team"], bits["team"])]
+    rows = tuple((name, *(None if value is None else round(value, 4) for value in values)) for name, *values in models)
+    size = f"{texts['tokens']} tokens" if unit == "token" else f"{texts['units']} spans"
+    note = f"{size}, each text cut to the context of {run.inputs.context}; lower is better. The best constant mixture "
+    note += "has one weight a model, chosen on other texts: what the gate adds is the team's distance from it."
+    columns = "model", f"nats per {unit}", "bits per byte"
+    if unit == "span":  # of which other teams have others
+        columns, rows = (columns[0], *columns[:0:-1]), tuple((row[0], *row[:0:-1]) for row in rows)
+    name = f"nats per {unit}" if unit == "token" else "bits per byte"
+    return Table(f"Text: {name} ({result['split']})", columns, rows, note)
 
 
 def _task_table(result: dict[str, Any], answers: int) -> Table:

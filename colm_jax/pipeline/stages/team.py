@@ -10,6 +10,7 @@ from colm_jax.calibration.threshold import calibrate
 from colm_jax.checkpoints.card import model_card
 from colm_jax.checkpoints.directory import revision
 from colm_jax.checkpoints.team import TEAM_FILE
+from colm_jax.data.tokens import SUMMARY
 from colm_jax.parallel import is_first
 from colm_jax.pipeline.executor import StageKey
 from colm_jax.pipeline.files import link
@@ -29,7 +30,8 @@ def calibrates(inputs: RunInputs) -> bool:
 def calibrate_key(run: RunContext) -> StageKey:
     """Return the trained team and the dev lines."""
     inputs, config = run.inputs, run.inputs.config
-    settings = {"calibration": config.calibration.__dict__, "task": config.task}
+    decided = config.calibration.__dict__ | {"source": inputs.calibration_source}
+    settings = {"calibration": decided, "task": config.task}
     return StageKey({"team": run.digests("train")["train"], "dev": inputs.hashes["dev"]}, settings)
 
 
@@ -39,8 +41,10 @@ def write_calibration(run: RunContext, directory: Path) -> None:
     with console.bar("calibrating") as bar:
         records, examples = inputs.records["dev"], inputs.examples["dev"]
         result = calibrate(trained_team(run), records, examples, config.task, config.calibration, bar.to)
+    counts = {key: result.pop(key) for key in ("tokens", "positions")}
     if is_first():
         write_json(directory / CALIBRATION, result)
+        write_json(directory / SUMMARY, counts)
 
 
 def team_key(run: RunContext) -> StageKey:
@@ -71,13 +75,16 @@ def _provenance(inputs: RunInputs) -> dict[str, Any]:
     """Return what colm.json says of the models, the data and the training."""
     config = inputs.config
 
-    def model(name: str, directory: Path, key: str) -> dict[str, Any]:
+    def model(name: str, directory: Path | None, key: str) -> dict[str, Any]:
+        if directory is None:  # an endpoint
+            return {"model": name, "revision": None, "sha256": inputs.hashes[key]}
         commit = revision(directory)
         known_as = name.partition("@")[0] if commit else str(absolute(shown(directory)))
         return {"model": known_as, "revision": commit, "sha256": inputs.hashes[key]}
 
+    kinds = inputs.outline.kinds
     experts = [
-        model(name, directory, f"expert-{m + 1}")
+        model(name, directory, f"expert-{m + 1}") | {"kind": kinds[m]}
         for m, (name, directory) in enumerate(zip(config.experts, inputs.expert_directories))
     ]
     training = {"objective": text_of(config.training.objective), "trainable": config.training.trainable}
@@ -87,6 +94,14 @@ def _provenance(inputs: RunInputs) -> dict[str, Any]:
     return {
         "experts": experts,
         "expert_dtype": config.expert_dtype,
+        "spans": _spans(inputs),
         "shared_vocabulary": {"words": int(inputs.allowed.sum()), "sha256": inputs.vocabulary_digest},
         "provenance": {"base": base, "data": data, "training": training},
     }
+
+
+def _spans(inputs: RunInputs) -> str:
+    """Return the setting by which a team of these models has the same units again."""
+    if not inputs.outline.shares_tokenizer:
+        return "text"
+    return "auto" if inputs.outline.resident else "tokens"

@@ -89,6 +89,8 @@ def train_key(run: RunContext) -> StageKey:
     if config.online:
         hashes |= {name: digest for name, digest in inputs.hashes.items() if name.startswith("expert-")}
         hashes |= {"expert_dtype": config.expert_dtype or config.dtype}
+    if config.training.packing:
+        hashes |= {"batch_size": "texts"}  # once it counted rows
     return StageKey(hashes, config.training)
 
 
@@ -134,6 +136,7 @@ def _train_models(run: RunContext, kernel: np.ndarray, directory: Path) -> tuple
             inputs.mesh,
             [inputs.load_expert(m) for m in range(len(inputs.expert_directories))] if online else [],
             profile_steps=inputs.config.profile_steps,
+            opening=inputs.opening(0),
         )
 
 

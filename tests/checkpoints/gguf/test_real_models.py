@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import load_model
 from colm_jax.text.detokenizer import Detokenizer
 from colm_jax.text.tokenizer import load_tokenizer
-from tests.real_models import FOLDER, SOURCES
+from tests.real_models import SOURCES
 
 pytestmark = pytest.mark.real
 SMOL, GEMMA = SOURCES
@@ -27,23 +26,6 @@ line\u2028separator\u2029paragraph\u00a0space\u200bnothing\u3000wide\ufeffmark; 
 <|im_start|>user\nhi<|im_end|>\n<bos><eos><unused0>[multimodal]<mask> <|endoftext|> \x01\x7f ĠĊ ▁▁ <0x0A>
 \\n &amp; <b>x</b>
 \n\n\n   \n\t\t\n"""
-
-
-@pytest.fixture(scope="session")
-def real():
-    """The folder of the models; without it, skip the test."""
-    folder = Path(os.environ.get(FOLDER, ""))
-    if not os.environ.get(FOLDER) or not all((folder / name).exists() for name in SOURCES):
-        pytest.skip(
-            f"no {' and '.join(SOURCES)} in {FOLDER}={os.environ.get(FOLDER, '')!s}; python tests/real_models.py"
-        )
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """One folder of converted files for all of these tests."""
-    monkeypatch.setenv("COLM_CACHE", str(tmp_path_factory.getbasetemp() / "real"))
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from colm_jax.decoding.sampling import SamplingParams, sample
+from colm_jax.models.sampling import SamplingParams, sample
 from colm_jax.settings.generation import GenerationSettings
 
 LOGITS = jnp.array([[-40.0, 12.5, 12.0, -jnp.inf], [3e4, -3e4, 3.0002e4, -jnp.inf], [-7.0, -7.5, -jnp.inf, -9.0]])

@@ -1,0 +1,1 @@
+"""Experts that read and write spans: guests, with a tokenizer of their own, and remote ones, behind an API."""
