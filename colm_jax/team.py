@@ -19,6 +19,7 @@ from colm_jax.data.token_units import TokenUnits
 from colm_jax.data.units import Units, encode_units
 from colm_jax.decoding.engine import Engine, Session
 from colm_jax.decoding.requests import Generation, Request, Token
+from colm_jax.decoding.slots import FixedBatch
 from colm_jax.decoding.units_session import UnitsSession
 from colm_jax.errors import UserError
 from colm_jax.experts.load import load_experts
@@ -279,7 +280,7 @@ class CoLM:
         places = [f"prompt {i + 1}" for i in range(len(prompts))] if places is None else places
         requests = encode_requests(prompts, settings, self.units, self.tokenizer, places, keys)
         for number, request in enumerate(requests):
-            self._check_views(request, places[number // settings.samples])
+            self.check_views(request, places[number // settings.samples])
         order = sorted(range(len(requests)), key=lambda i: self.engine.limit(requests[i]))  # slots only grow
         alike = [i for i in order if not requests[i].has_own_views]
         if self.engine.resident and len(alike) < len(order):
@@ -288,7 +289,7 @@ class CoLM:
             groups = [order]
         running = []
         for group in groups:
-            session = self._session(settings, [requests[i] for i in group])
+            session = self.session(settings, any(requests[i].has_own_views for i in group))
             running.append((session, {session.submit(requests[i]): i // settings.samples for i in group}))
 
         def finished() -> Iterator[tuple[int, Generation]]:
@@ -301,7 +302,7 @@ class CoLM:
 
         return self._with_log_probs(finished()) if settings.log_probs else finished()
 
-    def _check_views(self, request: Request, where: str) -> None:
+    def check_views(self, request: Request, where: str) -> None:
         """Raise UserError for a request that an expert cannot answer."""
         if not self.engine.resident:
             for expert, view in zip(self.engine.unit_experts, request.views, strict=True):
@@ -324,8 +325,8 @@ class CoLM:
         if settings.samples > 1 or settings.log_probs:
             raise UserError("stream writes one answer without log_probs; use generate")
         (request,) = encode_requests([prompt], settings, self.units, self.tokenizer, ["prompt"])
-        self._check_views(request, "prompt")
-        session = self._session(settings, [request])
+        self.check_views(request, "prompt")
+        session = self.session(settings, request.has_own_views)
         session.submit(replace(request, stream=True))
 
         def tokens() -> Iterator[Token]:
@@ -345,15 +346,25 @@ class CoLM:
         settings = GenerationSettings(**overrides) if given is None else replace(given, **overrides)
         return settings if settings.threshold is not None else replace(settings, threshold=threshold_of(self.facts))
 
-    def _session(self, settings: GenerationSettings, requests: Sequence[Request]) -> Session:
-        """Return a session for some requests, if this team can follow the strategy."""
-        own_views = any(request.has_own_views for request in requests)
+    def session(
+        self, settings: GenerationSettings, own_views: bool = False, fixed: FixedBatch | None = None
+    ) -> Session:
+        """Return an empty batch, if this team can follow the strategy.
+
+        Args:
+          settings: what its requests share (`Engine.session`).
+          own_views: they may have a prompt of its own for an expert.
+          fixed: the batch's shapes; None: it grows with its requests.
+
+        Raises:
+          UserError: an expert or a gate that the strategy needs is missing.
+        """
         resident = self.engine.resident and not own_views
         gate_experts = None if self.gate is None else self.gate.kernel.shape[1]
         find_strategy(settings.strategy, len(self.experts), gate_experts, resident)
         if settings.log_probs and not resident:
             raise UserError("log_probs needs experts that share the base's tokenizer and see the same prompt")
-        return self.engine.session(settings) if resident else UnitsSession(self.engine, settings)
+        return self.engine.session(settings, fixed) if resident else UnitsSession(self.engine, settings, fixed)
 
     def _with_log_probs(self, answers: Iterator[tuple[int, Generation]]) -> Iterator[tuple[int, Generation]]:
         """Add the log-probability of every written token under every model, over the shared vocabulary."""

@@ -2,16 +2,18 @@
 
 import gc
 import os
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 # Eight devices; and, since tests compile far more than they compute, machine code that is compiled quickly: not
 # optimised, in one piece, and without the emitters through MLIR, which take half of the time. What is given in the
 # environment comes last, and wins.
-_FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 13):  # XLA ends the process at a flag that it does not know (any more)
-    _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# XLA ends the process at a flag that it does not know any more, and libtpu at these.
+_CPU_FLAGS = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
+_QUICK = _CPU_FLAGS if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 13) else ""
+os.environ["XLA_FLAGS"] = f"{_FLAGS} {_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches anything
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -20,6 +22,7 @@ import jax
 import jaxtyping
 import pytest
 import tensorboardX  # noqa: F401  it imports PyTorch, which the hook below would compile from source
+from jax.experimental import topologies
 
 # Types and shapes are checked at every call of the numerical packages. The others validate what users pass to them.
 jaxtyping.install_import_hook(
@@ -48,6 +51,26 @@ REQUIRE_ALL = "COLM_REQUIRE_ALL"  # set by .ci/run, where whatever a test can sk
 # look at all of them again and again, runs seldom.
 gc.freeze()
 gc.set_threshold(200_000, 50, 50)
+
+
+@cache
+def _start_libtpu() -> None:
+    """Let libtpu read XLA_FLAGS, which it does when it first compiles, without those that it does not know."""
+    here = jax.sharding.SingleDeviceSharding(_get_topology(platform="tpu", topology_name="v5e:2x2").devices[0])
+    argument = jax.ShapeDtypeStruct((8, 128), jax.numpy.float32, sharding=here)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(_QUICK, ""))
+        jax.jit(lambda x: x + 1).trace(argument).lower(lowering_platforms=("tpu",)).compile()
+
+
+def _topology(*arguments, **named):
+    """As JAX's function of this name."""
+    found = _get_topology(*arguments, **named)
+    _start_libtpu()
+    return found
+
+
+_get_topology, topologies.get_topology_desc = topologies.get_topology_desc, _topology
 
 
 def pytest_sessionstart(session):

@@ -6,7 +6,7 @@ share the models' mesh all do the same; JAX requires that what each passes from 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from colm_jax.checks import INT32
 from colm_jax.data.units import Units
@@ -25,17 +25,20 @@ from colm_jax.decoding.requests import Generation, Request, RunningSequence, Upd
 from colm_jax.decoding.slots import (
     WINDOW,
     BatchShape,
+    FixedBatch,
     clear,
     empty_state,
     insert,
     move,
     prefill,
     window,
+    with_finish,
 )
 from colm_jax.decoding.speculation import Agreement, Speculation
 from colm_jax.decoding.state import (
     EOS,
     FINISH_REASONS,
+    LENGTH,
     UNFINISHED,
     DecodingState,
     Graphs,
@@ -48,11 +51,12 @@ from colm_jax.decoding.state import (
 from colm_jax.errors import UserError
 from colm_jax.experts.guest import GuestExpert
 from colm_jax.experts.protocol import Expert
+from colm_jax.models.cache import KVCache
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
-from colm_jax.models.prefill import ROOM, power_of_two, prefill_group
+from colm_jax.models.prefill import PREFILL_SHAPES, ROOM, power_of_two, prefill_group
 from colm_jax.models.sampling import SamplingParams
-from colm_jax.parallel import heed_stop, to_host
+from colm_jax.parallel import beside, heed_stop, to_host
 from colm_jax.seeds import random_key
 from colm_jax.settings.generation import (
     DEFAULT_THRESHOLD,
@@ -148,13 +152,14 @@ class Engine:
         self.base_steps += base_steps
         self._passes[: len(expert_passes)] += expert_passes
 
-    def session(self, settings: GenerationSettings) -> "Session":
+    def session(self, settings: GenerationSettings, fixed: FixedBatch | None = None) -> "Session":
         """Return an empty batch to which requests may be submitted.
 
         Args:
           settings: strategy, batch_size, correction, expert_batching and speculate, which all its requests share.
+          fixed: the batch's shapes; None: it grows with its requests.
         """
-        return Session(self, settings)
+        return Session(self, settings, fixed)
 
     def limit(self, request: Request) -> int:
         """Return the sequence length at which a request ends."""
@@ -178,10 +183,18 @@ class Engine:
             return self.graphs, self.models
         return replace(self.graphs, experts=()), replace(self.models, experts=())
 
+    def empty_caches(self, slots: int, positions: int) -> tuple[KVCache, ...]:
+        """Return empty caches of all models that are part of the loop, base first."""
+        caches = tuple(
+            KVCache.empty(config, slots, positions, dtype, None if mesh is None or mesh.size == 1 else mesh)
+            for config, dtype, mesh in self._kinds
+        )
+        return beside(caches, self.models.base)
+
     def empty_state(self, loop: LoopConfig, shape: BatchShape) -> DecodingState:
         """Return a batch of empty slots for the models that the loop's strategy may read."""
         kinds = self._kinds[:1] if loop.strategy.calls == "never" else self._kinds
-        return empty_state(loop, kinds, self.models.allowed.shape[0], shape)
+        return beside(empty_state(loop, kinds, self.models.allowed.shape[0], shape), self.models.base)
 
 
 class Session:
@@ -190,14 +203,16 @@ class Session:
     An idle session holds no caches.
     """
 
-    def __init__(self, engine: Engine, settings: GenerationSettings):
+    def __init__(self, engine: Engine, settings: GenerationSettings, fixed: FixedBatch | None = None):
         """Starts without slots; see `Engine.session`."""
-        self._engine, self._settings = engine, settings
+        self._engine, self._settings, self._fixed = engine, settings, fixed
         self._strategy = STRATEGIES[settings.strategy]
         self._graphs, self._models = engine.needed_by(self._strategy)
         self._reads_base = self._strategy.reads_base  # every token
         self._queue: deque[tuple[int, Request]] = deque()
         self._running: dict[int, RunningSequence] = {}  # by slot
+        self._behind: dict[int, list[int]] = {}  # by model: slots whose text it must read before they go on
+        self.stream_steps = 1  # base steps of a scan while a request is streamed
         self._submitted = 0
         self._shape = BatchShape()
         self._loop: LoopConfig | None = None
@@ -208,6 +223,21 @@ class Session:
     def idle(self) -> bool:
         """Whether no request is queued or runs."""
         return not (self._queue or self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are queued."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._running)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the texts in the slots, as far as they were read."""
+        return sum(sequence.position for sequence in list(self._running.values()))
 
     @property
     def shape(self) -> BatchShape:
@@ -261,7 +291,7 @@ class Session:
     def step(self) -> list[Update]:
         """Admit queued requests, run a scan of the loop, and return what is new.
 
-        A scan has one base step while a request is streamed, else TURNS.
+        A scan has `stream_steps` base steps while a request is streamed, else TURNS.
 
         Raises:
           Stopped: a signal asked the process to stop.
@@ -270,13 +300,25 @@ class Session:
         self._admit()
         if self._state is None:
             return []
-        self._scan(self._steps)
+        self._read_on()
+        if not self._all_rest:
+            self._scan(self._steps)
         return self._report()
+
+    @property
+    def _all_rest(self) -> bool:
+        """Whether every sequence waits for a model that still reads."""
+        return len(self._resting) == len(self._running)
+
+    @property
+    def _resting(self) -> set[int]:
+        """The slots that wait for a model that still reads."""
+        return {slot for slots in self._behind.values() for slot in slots}
 
     @property
     def _steps(self) -> int:
         """Base steps of the next scan."""
-        return 1 if any(sequence.request.stream for sequence in self._running.values()) else TURNS
+        return self.stream_steps if any(sequence.request.stream for sequence in self._running.values()) else TURNS
 
     def _report(self) -> list[Update]:
         """Return what is new, and release the slots of finished requests."""
@@ -290,6 +332,17 @@ class Session:
             if reason is not None:
                 self._release(slot)
         return updates
+
+    def compile_prefill(self) -> None:
+        """Compile every prefill pass of a fixed batch, in an idle session; the rest any request compiles."""
+        assert self._fixed is not None and self.idle
+        self._grow(1, 1, 1)
+        assert self._state is not None
+        for model, weights in enumerate([self._models.base, *self._models.experts]):
+            for shape in self._fixed.prefill:
+                rows = jnp.zeros(shape.rows, int)
+                self._state = prefill(self._graphs, weights, self._state, rows, model, shape.tokens, False)
+        self._drop()
 
     def drain(self) -> Iterator[tuple[int, Generation]]:
         """Run until no request is left, yielding (id, generation) as each is finished, in no particular order."""
@@ -305,8 +358,8 @@ class Session:
 
     def _admit(self) -> None:
         """Put queued requests into empty slots, and prefill the base with their prompts."""
-        wanted = power_of_two(min(len(self._running) + len(self._queue), self._settings.batch_size))
-        slots = max(self._shape.slots, wanted)
+        most = self._settings.batch_size if self._fixed is None else self._fixed.shape.slots
+        slots = max(self._shape.slots, power_of_two(min(len(self._running) + len(self._queue), most)))
         empty = [slot for slot in range(slots) if slot not in self._running][: len(self._queue)]
         if not empty:
             return
@@ -336,11 +389,11 @@ class Session:
 
     def _grow(self, slots: int, positions: int, stop_ids: int) -> None:
         """Make the batch at least so large."""
-        old = self._shape
-        shape = BatchShape(slots, max(old.positions, positions), max(old.stop_ids, stop_ids))
-        if shape == old and self._state is not None:
+        old = self._shape if self._fixed is None else self._fixed.shape
+        shape = BatchShape(max(old.slots, slots), max(old.positions, positions), max(old.stop_ids, stop_ids))
+        if shape == self._shape and self._state is not None:
             return
-        self._loop, state = self._compiled(slots, shape)
+        self._loop, state = self._compiled(shape.slots, shape)
         if self._state is None:
             self._counted = {"steps": 0, "passes": 0}
         else:
@@ -384,21 +437,58 @@ class Session:
                     self._prefill(expert + 1, np.flatnonzero(calls[:, expert]).tolist())
 
     def _prefill(self, model: int, slots: Sequence[int]) -> None:
-        """Let a model (0 the base) read the sequences in some slots, all but the last token, in few passes."""
+        """Let a model (0 the base) read the sequences in some slots, all but the last token, before they go on.
+
+        In a fixed batch they rest meanwhile, and each step runs a few passes (`_read_on`).
+        """
+        if not slots:
+            return
+        assert self._state is not None
+        if self._fixed is None:
+            while slots := self._pass(model, slots):
+                pass
+            return
+        self._behind[model] = [*self._behind.get(model, ()), *slots]
+        self._state = with_finish(self._state, self._mask(slots), jnp.int32(LENGTH))
+
+    def _read_on(self) -> None:
+        """Run as many passes of prefill as one step may, and let the sequences go on that wait for none."""
+        assert self._state is not None
+        passes = 0 if self._fixed is None else self._fixed.passes
+        while self._behind and passes:
+            before, model = self._resting, next(iter(self._behind))
+            if slots := self._pass(model, self._behind.pop(model)):
+                self._behind[model] = slots  # behind the others, as the slots that have had a pass
+            if done := before - self._resting:
+                self._state = with_finish(self._state, self._mask(done), jnp.int32(UNFINISHED))
+            passes -= 1
+
+    def _mask(self, slots: Collection[int]) -> Bool[jax.Array, "B"]:
+        """Return which slots these are."""
+        mask = np.zeros(self._shape.slots, bool)
+        mask[list(slots)] = True
+        return jnp.asarray(mask)
+
+    def _pass(self, model: int, slots: Sequence[int]) -> list[int]:
+        """Run one pass of prefill; return the slots in which something is left to read."""
         weights = [self._models.base, *self._models.experts][model]
         assert self._state is not None
         ends = to_host(self._state.lengths) - 1
         done = np.array(to_host(self._state.caches[model].lengths))
         left = [slot for slot in slots if done[slot] < ends[slot]]
-        while left:
-            group, size = prefill_group(left, done, ends, self._shape.positions + ROOM)
-            rows = np.array(group + group[-1:] * (power_of_two(len(group)) - len(group)))
-            fresh = not done[group].any()
-            self._state = prefill(self._graphs, weights, self._state, jnp.asarray(rows), model, size, fresh)
-            done[group] = np.minimum(done[group] + size, ends[group])
-            left = [slot for slot in left if done[slot] < ends[slot]]
-            if model:
-                self._engine.count(0, np.arange(len(self._models.experts)) == model - 1)
+        if not left:
+            return []
+        shapes = PREFILL_SHAPES if self._fixed is None else self._fixed.prefill
+        group, shape = prefill_group(left, done, ends, self._shape.positions + ROOM, shapes)
+        count = power_of_two(len(group)) if self._fixed is None else shape.rows
+        rows = np.array(group + group[-1:] * (count - len(group)))
+        fresh = self._fixed is None and not done[group].any()
+        self._state = prefill(self._graphs, weights, self._state, jnp.asarray(rows), model, shape.tokens, fresh)
+        done[group] = np.minimum(done[group] + shape.tokens, ends[group])
+        if model:
+            self._engine.count(0, np.arange(len(self._models.experts)) == model - 1)
+        left = [slot for slot in left if done[slot] < ends[slot]]
+        return [*(slot for slot in left if slot not in group), *(slot for slot in left if slot in group)]
 
     def _read(self) -> dict[int, str | None]:
         """Append what was decided to the running sequences; return why each ended, or None, by slot."""
@@ -413,17 +503,18 @@ class Session:
             sequence.guesses, sequence.hits = int(agreement.guesses[slot]), int(agreement.hits[slot])
             if self._loop.speculation.on and agreement.deferred[slot]:
                 self._engine.agreement[self._strategy.name] = float(agreement.right[slot]), float(agreement.seen[slot])
-        ends = {slot: int(lengths[slot]) for slot in self._running}
+        ends = {slot: int(lengths[slot]) for slot in self._running if slot not in self._resting}
         if place is not None:  # what is on trial may be rolled back
             on_trial = {slot: int(place[slot]) for slot in ends if finish[slot] == UNFINISHED and place[slot] >= 0}
             ends |= {slot: min(ends[slot], at) for slot, at in on_trial.items()}
         decided = {slot: end + int(finish[slot] == EOS) for slot, end in ends.items()}
-        while any(sequence.position < decided[slot] for slot, sequence in self._running.items()):
+        going_on = {slot: self._running[slot] for slot in ends}
+        while any(sequence.position < decided[slot] for slot, sequence in going_on.items()):
             starts = np.zeros(self._shape.slots, np.int32)
-            for slot, sequence in self._running.items():
+            for slot, sequence in going_on.items():
                 starts[slot] = sequence.position
             columns = to_host(window(state, jnp.asarray(starts)))
-            for slot, sequence in self._running.items():
+            for slot, sequence in going_on.items():
                 first = sequence.position
                 new = {name: column[slot, : min(decided[slot] - first, WINDOW)] for name, column in columns.items()}
                 sequence.extend(new, ends[slot] - first)
@@ -437,6 +528,8 @@ class Session:
     def _release(self, slot: int) -> None:
         """Empty a slot; without running sequences, drop the batch."""
         del self._running[slot]
+        self._behind = {model: [other for other in slots if other != slot] for model, slots in self._behind.items()}
+        self._behind = {model: slots for model, slots in self._behind.items() if slots}
         if self.idle:
             self._drop()
         else:

@@ -99,7 +99,7 @@ def _base_steps(
 
     def continues(state: DecodingState) -> Bool[Array, ""]:
         near, age, runnable = _within_reach(config, state), state.drafts.age, _runnable(config, state)
-        far = has_pending(state) & ~near
+        far = has_pending(state) & ~near & (state.finish == UNFINISHED)  # not those for which an expert still reads
         due = _enough(config.batching, near & ~runnable, age) | _enough(config.batching, far & ~runnable, age)
         return jnp.any(runnable) & (state.steps < until) & ~due
 

@@ -43,6 +43,7 @@ class Token:
     p_defer: float | None  # None for strategies without a gate
     threshold: float
     text: str  # what it adds to the answer
+    calls: int = 0  # of experts, to decide it
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ class RunningSequence:
                 p_defer=columns["p_defer"][i] if self._has_gate else None,
                 threshold=columns["threshold"][i],
                 text="" if text is None else text.pieces[i],
+                calls=columns["calls"][i],
             )
             for i in range(first, self._reported)
         ]

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.decoding.correction import Trials
 from colm_jax.decoding.speculation import Agreement, Drafts
 from colm_jax.decoding.state import LENGTH, UNFINISHED, DecodingState, Graphs, LoopConfig, SlotRequests
 from colm_jax.models.cache import KVCache
 from colm_jax.models.config import ModelConfig
-from colm_jax.models.prefill import ROOM
+from colm_jax.models.prefill import ROOM, PassShape, fixed_shapes, power_of_two
 from colm_jax.models.sampling import SamplingParams
 
 WINDOW = 32  # tokens of each slot that the host reads at once: more than one scan writes
@@ -32,6 +32,21 @@ class BatchShape:
     slots: int = 0
     positions: int = 64  # of each slot
     stop_ids: int = 8  # of each slot
+
+
+@dataclass(frozen=True)
+class FixedBatch:
+    """A batch that no request changes the shapes of, so that none compiles a program: what a server runs."""
+
+    shape: BatchShape
+    prefill: tuple[PassShape, ...]  # shapes of prefill passes, smallest first
+    passes: int = 1  # of prefill between two scans, so that a long prompt does not hold up other sequences
+
+    @classmethod
+    def of(cls, slots: int, context: int) -> "FixedBatch":
+        """Return the batch of so many slots for texts up to a context."""
+        shape = BatchShape(slots=power_of_two(slots), positions=power_of_two(context))
+        return cls(shape, fixed_shapes(shape.slots, shape.positions))
 
 
 def empty_state(
@@ -116,6 +131,12 @@ def insert(
         caches=tuple(replace(cache, lengths=put(cache.lengths, 0)) for cache in state.caches),
         trials=None if state.trials is None else replace(state.trials, place=put(state.trials.place, -1)),
     )
+
+
+@partial(jax.jit, donate_argnames="state")
+def with_finish(state: DecodingState, slots: Bool[Array, "B"], finish: Int[Array, ""]) -> DecodingState:
+    """Change why some sequences ended: LENGTH lets them rest, UNFINISHED lets them go on."""
+    return replace(state, finish=jnp.where(slots, finish, state.finish))
 
 
 @partial(jax.jit, donate_argnames="state")

@@ -14,7 +14,7 @@ import numpy as np
 from colm_jax.data.units import Unit, Units
 from colm_jax.decoding.engine import TURNS, Engine, Session
 from colm_jax.decoding.requests import Request, RunningSequence, Update
-from colm_jax.decoding.slots import BatchShape
+from colm_jax.decoding.slots import BatchShape, FixedBatch
 from colm_jax.decoding.speculation import Speculation
 from colm_jax.decoding.state import EOS, STOP, UNFINISHED, DecodingState, LoopConfig, UnitState
 from colm_jax.decoding.units_loop import Answers, accept, outlook, run_units
@@ -22,7 +22,7 @@ from colm_jax.errors import UserError
 from colm_jax.experts.opening import OpeningTable
 from colm_jax.experts.protocol import Call, Written
 from colm_jax.models.prefill import power_of_two
-from colm_jax.parallel import heed_stop, to_host
+from colm_jax.parallel import beside, heed_stop, to_host
 from colm_jax.seeds import numbers_of_keys
 from colm_jax.settings.generation import ExpertBatching, GenerationSettings
 from colm_jax.settings.strategies import STRATEGIES
@@ -34,13 +34,13 @@ _PASSES = 3  # that a guest takes to write a unit, about
 class UnitsSession(Session):
     """A running batch whose experts write units outside the loop; the interface is that of `Session`."""
 
-    def __init__(self, engine: Engine, settings: GenerationSettings):
-        """Start without slots; `settings` as in `Engine.session`.
+    def __init__(self, engine: Engine, settings: GenerationSettings, fixed: FixedBatch | None = None):
+        """Start without slots; arguments as those of `Engine.session`.
 
         Raises:
           UserError: a strategy that compares the tokens of several models.
         """
-        super().__init__(engine, settings)
+        super().__init__(engine, settings, fixed)
         if not self._strategy.by_units:
             raise UserError(f"strategy {settings.strategy!r} compares the models' tokens; experts here write by units")
         assert engine.units is not None
@@ -62,7 +62,9 @@ class UnitsSession(Session):
         if self._state is None:
             return []
         self._take_in()
-        self._scan(self._steps)
+        self._read_on()
+        if not self._all_rest:
+            self._scan(self._steps)
         updates = self._report()
         if self._state is not None:
             self._call()
@@ -75,7 +77,7 @@ class UnitsSession(Session):
 
     def _compiled(self, slots: int, shape: BatchShape) -> tuple[LoopConfig, DecodingState]:
         for expert in self._calls.experts:
-            expert.expect(slots)
+            expert.expect(slots, self._fixed is not None)
         batching = self._settings.expert_batching
         if batching is None:
             largest = max((expert.bytes for expert in self._calls.experts), default=0)
@@ -84,7 +86,7 @@ class UnitsSession(Session):
             self._strategy, batching, (), self._engine.eos_ids, TURNS, Speculation(keeps_base=False), correction=None
         )
         state = self._engine.empty_state(replace(loop, strategy=STRATEGIES["base"]), shape)
-        return loop, replace(state, units=UnitState.none(shape.slots, shape.positions))
+        return loop, replace(state, units=beside(UnitState.none(shape.slots, shape.positions), self._models.base))
 
     def _of(self, slot: int) -> "UnitSequence":
         sequence = self._running[slot]
@@ -137,7 +139,8 @@ class UnitsSession(Session):
         if not self._started:
             return
         of = {self._of(slot).id: slot for slot in self._started}
-        wait = not (len(self._started) < len(self._running) and to_host(outlook(self._state).runnable).any())
+        others = len(self._started) < len(self._running)
+        wait = not (self._behind or (others and to_host(outlook(self._state).runnable).any()))
         found = [(of[written.sequence], written) for written in self._calls.finished(list(of), wait)]
         if not found:
             return

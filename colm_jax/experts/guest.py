@@ -23,9 +23,9 @@ from colm_jax.experts.protocol import Call, Written
 from colm_jax.experts.writing import CHUNK, Waiting, moved, prefill, write
 from colm_jax.models.cache import KVCache
 from colm_jax.models.decoder import Decoder
-from colm_jax.models.prefill import ROOM, power_of_two, prefill_group
+from colm_jax.models.prefill import PREFILL_SHAPES, ROOM, fixed_shapes, power_of_two, prefill_group
 from colm_jax.models.sampling import SamplingParams
-from colm_jax.parallel import to_host
+from colm_jax.parallel import beside, to_host
 from colm_jax.scoring import ScoredUnits, score_units
 from colm_jax.seeds import keys_of_numbers
 from colm_jax.settings.generation import GenerationSettings
@@ -90,15 +90,25 @@ class GuestExpert:
         self._finished: list[Written] = []
         self._cache: KVCache | None = None
         self._slots, self._positions, self._expected = 0, 64, 1
+        self._fixed = False  # sizes do not depend on the sequences
 
     @property
     def bytes(self) -> int:
         """Size of the weights that a pass reads."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self._weights))
 
-    def expect(self, sequences: int) -> None:
-        """Let the cache have that many slots, so that few programs are compiled."""
+    def expect(self, sequences: int, fixed: bool = False) -> None:
+        """Let the cache have that many slots, so that few programs are compiled; `fixed`: and the whole context."""
         self._expected = max(self._expected, sequences)
+        self._fixed = self._fixed or fixed
+
+    def compile_prefill(self) -> None:
+        """Compile every prefill pass; once `expect` has said that sizes are fixed, and without sequences."""
+        self._grow(self._expected, self._context)
+        for shape in fixed_shapes(self._slots, self._positions):
+            rows, tokens = jnp.zeros(shape.rows, int), jnp.zeros((shape.rows, shape.tokens), jnp.int32)
+            known = self._cached(), rows, tokens, jnp.zeros(shape.rows, jnp.int32)
+            self._cache = prefill(self._graph, self._weights, *known, False)
 
     def check(self, prompt: Any, settings: GenerationSettings, where: str) -> None:
         """Accept every request: its prompt was encoded with the guest's tokenizer."""
@@ -118,7 +128,7 @@ class GuestExpert:
             return
         ends = [len(sequence.tokens) + max(LONGEST, call.most) for call, sequence, _ in found]
         slots = max(self._expected, *(1 + sequence.slot for sequence in self._sequences.values()))
-        self._grow(slots, min(max(ends), self._context))
+        self._grow(slots, self._context if self._fixed else min(max(ends), self._context))
         self._prefill([sequence for _, sequence, _ in found])
         self._write(found)
 
@@ -158,7 +168,8 @@ class GuestExpert:
             return
         spread = self.decoder.batch_sharding
         mesh = None if spread is None or spread.mesh.size == 1 else spread.mesh
-        cache = KVCache.empty(self.decoder.config, shape[0], shape[1] + ROOM, self.decoder.dtype, mesh)
+        empty = KVCache.empty(self.decoder.config, shape[0], shape[1] + ROOM, self.decoder.dtype, mesh)
+        cache = beside(empty, self._weights)
         self._cache = cache if self._cache is None else moved(self._cache, cache)
         self._slots, self._positions = shape
 
@@ -181,9 +192,11 @@ class GuestExpert:
         ends[list(of)] = [len(sequence.tokens) - CHUNK for sequence in of.values()]
         done = self._lengths()
         while left := [slot for slot in of if done[slot] < ends[slot]]:
-            group, size = prefill_group(left, done, ends, self._positions + ROOM)
-            fresh = not done[group].any()
-            rows = np.array(group + group[-1:] * (power_of_two(len(group)) - len(group)))
+            shapes = fixed_shapes(self._slots, self._positions) if self._fixed else PREFILL_SHAPES
+            group, shape = prefill_group(left, done, ends, self._positions + ROOM, shapes)
+            size, count = shape.tokens, shape.rows if self._fixed else power_of_two(len(group))
+            fresh = not self._fixed and not done[group].any()
+            rows = np.array(group + group[-1:] * (count - len(group)))
             tokens, counts = np.zeros((len(rows), size), np.int32), np.zeros(len(rows), np.int32)
             for row, slot in enumerate(rows):
                 new = of[slot].tokens[done[slot] : min(done[slot] + size, ends[slot])]
@@ -210,9 +223,11 @@ class GuestExpert:
             seeds[slot] = call.seed
             temperature[slot], top_k[slot], top_p[slot] = call.temperature, call.top_k, call.top_p
             log_min_p[slot] = math.log(call.min_p) if call.min_p else -math.inf
-        line = 4  # places for all unread tokens; powers of 4, so that few programs are compiled
-        while line < counts.sum():
+        line = 4  # places for all unread tokens; powers of 4, so that few programs are compiled, or one of two sizes
+        while line < (CHUNK if self._fixed else counts.sum()):
             line *= 4
+        if line < counts.sum():
+            line = power_of_two(batch * CHUNK)
         sampling = SamplingParams(*map(jnp.asarray, (temperature, top_k, top_p, log_min_p)))
         waiting = Waiting(
             unread=jnp.asarray(unread),

@@ -64,8 +64,8 @@ class Expert(Protocol):
         """Size of the weights that a pass reads; 0 where they are elsewhere."""
         ...
 
-    def expect(self, sequences: int) -> None:
-        """Prepare for so many sequences side by side."""
+    def expect(self, sequences: int, fixed: bool = False) -> None:
+        """Prepare for so many sequences side by side; `fixed`: of any length, so that no later one compiles."""
         ...
 
     def check(self, prompt: Any, settings: GenerationSettings, where: str) -> None:

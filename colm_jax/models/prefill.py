@@ -1,15 +1,27 @@
 """Prefill: which sequences a model reads in one pass over many tokens each, before their next decode step."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
 
 from colm_jax.models.cache import BLOCK
 
-PREFILL_SIZES = (16, 64, 128, 256, 512, 1024)  # tokens of one sequence in one pass
 PREFILL_TOKENS = 512  # that a model reads in one pass, of several sequences
-ROOM = max(PREFILL_SIZES[0], BLOCK)  # a pass stores its whole chunk after a sequence's length, whatever part counts
+
+
+@dataclass(frozen=True)
+class PassShape:
+    """Sequences that one pass reads, at most, and tokens of each."""
+
+    rows: int
+    tokens: int
+
+
+# Of batches that grow with their requests.
+PREFILL_SHAPES = tuple(PassShape(max(1, PREFILL_TOKENS // size), size) for size in (16, 64, 128, 256, 512, 1024))
+ROOM = max(PREFILL_SHAPES[0].tokens, BLOCK)  # a pass stores its whole chunk after a sequence's length
 
 
 def power_of_two(number: int) -> int:
@@ -17,22 +29,33 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def fixed_shapes(slots: int, positions: int) -> tuple[PassShape, ...]:
+    """Return the shapes of passes over a batch whose shapes never change, of which there are few."""
+    one = [PassShape(1, size) for size in (128, 512) if size <= positions]
+    return (PassShape(slots, PREFILL_SHAPES[0].tokens), *one)
+
+
 def prefill_group(
-    slots: Sequence[int], done: Int[np.ndarray, "B"], ends: Int[np.ndarray, "B"], room: int
-) -> tuple[list[int], int]:
-    """Return the slots whose sequences one pass can read, and its size.
+    slots: Sequence[int],
+    done: Int[np.ndarray, "B"],
+    ends: Int[np.ndarray, "B"],
+    room: int,
+    shapes: Sequence[PassShape] = PREFILL_SHAPES,
+) -> tuple[list[int], PassShape]:
+    """Return the slots whose sequences one pass can read, and its shape.
 
     Args:
       slots: with unread tokens.
       done: tokens of each sequence that are read.
       ends: tokens of each to be read.
       room: positions of the cache; a pass stores its whole size.
+      shapes: of passes, smallest first; the first one has at most ROOM tokens.
     """
 
-    def shape(slot: int) -> tuple[int, bool]:
-        sizes = [size for size in PREFILL_SIZES if done[slot] + size <= room]
-        enough = [size for size in sizes if size >= ends[slot] - done[slot]]
-        return (enough or sizes[-1:])[0], bool(done[slot] == 0)
+    def key(slot: int) -> tuple[PassShape, bool]:
+        possible = [shape for shape in shapes if done[slot] + shape.tokens <= room]
+        enough = [shape for shape in possible if shape.tokens >= ends[slot] - done[slot]]
+        return (enough or possible[-1:])[0], bool(done[slot] == 0)
 
-    size, fresh = shape(slots[0])
-    return [slot for slot in slots if shape(slot) == (size, fresh)][: max(1, PREFILL_TOKENS // size)], size
+    shape, fresh = key(slots[0])
+    return [slot for slot in slots if key(slot) == (shape, fresh)][: shape.rows], shape

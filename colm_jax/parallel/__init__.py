@@ -3,6 +3,7 @@
 from colm_jax.parallel.mesh import (
     RULES,
     batch_sharding,
+    beside,
     global_batch,
     local_rows,
     make_mesh,
@@ -22,6 +23,7 @@ __all__ = [
     "asked_to_stop",
     "barrier",
     "batch_sharding",
+    "beside",
     "global_batch",
     "heed_stop",
     "is_first",

@@ -152,3 +152,17 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 def replicate(value: Any, batch: NamedSharding | None) -> Any:
     """Replicate a value over a batch's mesh, inside a program, so that every process can read it."""
     return value if batch is None else jax.lax.with_sharding_constraint(value, replicated(batch.mesh))
+
+
+def beside(value: Any, weights: Any) -> Any:
+    """Return a tree of new arrays where these weights are, if they are on one device, as what programs return is.
+
+    JAX compiles a program once for arrays that may be anywhere and once for those that are somewhere.
+    """
+    leaf = next(leaf for leaf in jax.tree.leaves(weights))
+    placed = isinstance(leaf, jax.Array) and getattr(leaf, "committed", False) and len(leaf.sharding.device_set) == 1
+    if not placed:
+        return value
+    sharding = leaf.sharding
+    where = replicated(sharding.mesh) if isinstance(sharding, NamedSharding) else sharding
+    return jax.device_put(value, where)

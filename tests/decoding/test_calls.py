@@ -16,7 +16,7 @@ class Slow:
     def check(self, prompt, settings, where):
         pass
 
-    def expect(self, sequences):
+    def expect(self, sequences, fixed=False):
         pass
 
     def start(self, calls):

@@ -30,7 +30,7 @@ class Scripted:
     def check(self, prompt, settings, where):
         pass
 
-    def expect(self, sequences):
+    def expect(self, sequences, fixed=False):
         pass
 
     def start(self, calls):

@@ -365,7 +365,7 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path, inputs, tiny_mo
     words = ("<unk>", "<s>", "</s>", *"zyxwvutsrqponmlkjihgfedcba .?")
     other = tiny_model("other", words=words)
     with pytest.raises(UserError, match="tokenizers disagree: id 3"):
-        run_pipeline(RunConfig(**{**inputs, "experts": (str(other),)}), tmp_path / "run")
+        run_pipeline(RunConfig(**{**inputs, "experts": (str(other),), "spans": "tokens"}), tmp_path / "run")
     with pytest.raises(UserError, match=r"Run\.experts: name at least one"):
         RunConfig(**{**inputs, "experts": ()})
     with pytest.raises(UserError, match=r"missing.jsonl"):
