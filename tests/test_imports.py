@@ -30,6 +30,7 @@ LAYERS = (
     "decoding",
     "generation",
     "team",
+    "serving",
     "evaluation",
     "calibration",
     "report",

@@ -28,6 +28,7 @@ from colm_jax.settings.generation import ExpertBatching, GenerationSettings
 from colm_jax.settings.strategies import STRATEGIES
 from colm_jax.text.detokenizer import TokenBytes
 
+GUEST_TOKENS = 2  # of a guest for one of the base, at most, where the batch is fixed
 _PASSES = 3  # that a guest takes to write a unit, about
 
 
@@ -77,7 +78,7 @@ class UnitsSession(Session):
 
     def _compiled(self, slots: int, shape: BatchShape) -> tuple[LoopConfig, DecodingState]:
         for expert in self._calls.experts:
-            expert.expect(slots, self._fixed is not None)
+            expert.expect(slots, None if self._fixed is None else GUEST_TOKENS * self._fixed.shape.positions)
         batching = self._settings.expert_batching
         if batching is None:
             largest = max((expert.bytes for expert in self._calls.experts), default=0)

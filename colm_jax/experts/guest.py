@@ -97,10 +97,11 @@ class GuestExpert:
         """Size of the weights that a pass reads."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self._weights))
 
-    def expect(self, sequences: int, fixed: bool = False) -> None:
-        """Let the cache have that many slots, so that few programs are compiled; `fixed`: and the whole context."""
+    def expect(self, sequences: int, positions: int | None = None) -> None:
+        """Let the cache have that many slots, so that few programs are compiled; and that many positions, if given."""
         self._expected = max(self._expected, sequences)
-        self._fixed = self._fixed or fixed
+        if positions is not None:
+            self._fixed, self._context = True, min(self._context, positions)
 
     def compile_prefill(self) -> None:
         """Compile every prefill pass; once `expect` has said that sizes are fixed, and without sequences."""

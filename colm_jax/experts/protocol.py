@@ -64,8 +64,13 @@ class Expert(Protocol):
         """Size of the weights that a pass reads; 0 where they are elsewhere."""
         ...
 
-    def expect(self, sequences: int, fixed: bool = False) -> None:
-        """Prepare for so many sequences side by side; `fixed`: of any length, so that no later one compiles."""
+    def expect(self, sequences: int, positions: int | None = None) -> None:
+        """Prepare for so many sequences side by side.
+
+        Args:
+          sequences: their number.
+          positions: most tokens of each, in place of the expert's context, so that no later one compiles anything.
+        """
         ...
 
     def check(self, prompt: Any, settings: GenerationSettings, where: str) -> None:

@@ -192,6 +192,22 @@ class GuestsBench:
         validate(self, "GuestsBench.")
 
 
+@dataclass(frozen=True)
+class ServingBench:
+    """The team and the amount of work of `colm bench serving`."""
+
+    base: str | None = setting(None, help="the base, as in colm generate; required", metavar="MODEL")
+    experts: tuple[str, ...] = setting((), help="its experts (default: those of the team)", metavar="MODEL")
+    prompt_tokens: int = _size(100, "tokens of each prompt")
+    new_tokens: int = _size(96, "tokens of each answer, at most", least=2)
+    dtype: str | None = setting(None, help="of weights, activations and caches; unset: float32", choices=FLOAT_TYPES)
+    repeats: int = _size(5, "rounds of timing")
+
+    def __post_init__(self):
+        """Validate the settings."""
+        validate(self, "ServingBench.")
+
+
 def _check_heads(prefix: str, width_name: str, width: int, heads_name: str, heads: int) -> None:
     if width % heads:
         raise UserError(f"{prefix}{width_name} {width} must be a multiple of {prefix}{heads_name} {heads}")

@@ -27,6 +27,7 @@ from colm_jax.settings.bench import (
     DecodeBench,
     GuestsBench,
     ScoreBench,
+    ServingBench,
     SpeculationBench,
     TrainBench,
 )
@@ -47,6 +48,7 @@ from colm_jax.settings.models import Model
 from colm_jax.settings.references import Reference
 from colm_jax.settings.remote import RemoteSettings
 from colm_jax.settings.run import RunConfig
+from colm_jax.settings.serving import ServingSettings
 from colm_jax.settings.sweep import Sweep
 from colm_jax.settings.training import GateInit, Lora, Training
 from colm_jax.storage import absolute, check_regular, path_of, read_text
@@ -62,6 +64,7 @@ SETTINGS: dict[str, type] = {
     "Calibration": Calibration,
     "Correction": Correction,
     "Remote": RemoteSettings,
+    "Serving": ServingSettings,
     "Generation": GenerationSettings,
     "Sweep": Sweep,
     "TrainBench": TrainBench,
@@ -69,6 +72,7 @@ SETTINGS: dict[str, type] = {
     "SpeculationBench": SpeculationBench,
     "CompiledBench": CompiledBench,
     "ScoreBench": ScoreBench,
+    "ServingBench": ServingBench,
     "GuestsBench": GuestsBench,
 }
 SCOPES = {"Model": ("base", "expert")}  # in which a class is made beside the unscoped one

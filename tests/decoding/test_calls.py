@@ -16,7 +16,7 @@ class Slow:
     def check(self, prompt, settings, where):
         pass
 
-    def expect(self, sequences, fixed=False):
+    def expect(self, sequences, positions=None):
         pass
 
     def start(self, calls):

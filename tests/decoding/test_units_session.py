@@ -30,7 +30,7 @@ class Scripted:
     def check(self, prompt, settings, where):
         pass
 
-    def expect(self, sequences, fixed=False):
+    def expect(self, sequences, positions=None):
         pass
 
     def start(self, calls):

@@ -20,6 +20,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "use": {
         "generate": "Answer prompts; each generated token says who wrote it.",
+        "serve": "A team behind OpenAI's API, and a page that shows who wrote what.",
         "show": "A run's results and answers in the terminal, each word by its writer.",
         "export": "Write a run's team for use elsewhere.",
     },

@@ -6,7 +6,15 @@ from importlib import import_module
 from typing import Any
 
 from colm_jax.cli.flags import Flags, Parser, given, setting_flags
-from colm_jax.settings.bench import CompiledBench, DecodeBench, GuestsBench, ScoreBench, SpeculationBench, TrainBench
+from colm_jax.settings.bench import (
+    CompiledBench,
+    DecodeBench,
+    GuestsBench,
+    ScoreBench,
+    ServingBench,
+    SpeculationBench,
+    TrainBench,
+)
 
 EXAMPLE = "colm bench decode"
 _KINDS = {
@@ -16,6 +24,7 @@ _KINDS = {
     "speculation": SpeculationBench,
     "compiled": CompiledBench,
     "guests": GuestsBench,
+    "serving": ServingBench,
 }
 
 
@@ -82,6 +91,14 @@ def add_flags(parser: Parser) -> None:
         "colm bench guests --base SMALL.gguf --expert LARGE.gguf --rate 0.2",
     )
     setting_flags(guests, GuestsBench, "base", "expert", "rate", "new_tokens", "dtype", "repeats")
+    serving = _bench(
+        benches,
+        "serving",
+        "What the server costs beyond the engine: eight clients' streams, and the time to a first token.",
+        "A team of your own, served in this process to clients in another one. A few minutes with small models.",
+        "colm bench serving --base RUN/team",
+    )
+    setting_flags(serving, ServingBench, "base", "experts", "prompt_tokens", "new_tokens", "dtype", "repeats")
     setting_flags(score, ScoreBench, "model", "data", "texts", "length", "batch_size", "dtype", "repeats")
 
 

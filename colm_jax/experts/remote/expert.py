@@ -116,7 +116,7 @@ class RemoteExpert:
         """Requests since it was loaded, repeated ones and those of the probe included."""
         return self.ledger.total.requests
 
-    def expect(self, sequences: int, fixed: bool = False) -> None:
+    def expect(self, sequences: int, positions: int | None = None) -> None:
         """Prepare nothing: the endpoint decides how much it answers at once."""
 
     def close(self) -> None:

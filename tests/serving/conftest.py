@@ -1,0 +1,88 @@
+"""A server of a tiny random team, which all tests of this folder share."""
+
+import threading
+import time
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from colm_jax import CoLM
+from colm_jax.serving.app import Server
+from colm_jax.serving.server import listen, serve
+from colm_jax.settings.serving import ServingSettings
+from tests.tiny import CHAT_TEMPLATE, write_model, write_team
+
+SLOTS = 4
+
+
+@dataclass
+class Served:
+    """A server that answers, and the team behind it."""
+
+    url: str
+    name: str
+    server: Server
+
+    @property
+    def service(self):
+        """The team's service."""
+        return self.server.service
+
+    @property
+    def team(self) -> CoLM:
+        """The team."""
+        return self.service.team
+
+    def post(self, route: str, body, **options) -> httpx.Response:
+        """The response to a request with this body."""
+        return httpx.post(f"{self.url}{route}", json=body, timeout=60, **options)
+
+    def complete(self, prompt, **fields) -> dict:
+        """The body of a greedy completion."""
+        response = self.post("/v1/completions", {"prompt": prompt, "temperature": 0, "max_tokens": 20, **fields})
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing waits, soon."""
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            if self.service.idle and not self.service.running:
+                return True
+            time.sleep(0.01)
+        return False
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a metric; 0 where it has none yet."""
+        shown = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+        wanted = f"{name}{{{shown}}}" if labels else name
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.rsplit(" ", 1)[0] == wanted), 0.0)
+
+
+def start(load, settings: ServingSettings, name: str = "tiny", **options) -> Served:
+    """Start a server in a thread of this process, and wait until it answers."""
+    where, server = listen("127.0.0.1", 0), Server(name, settings, **options)
+    threading.Thread(target=serve, args=(server, where, load), daemon=True).start()
+    served = Served(f"http://127.0.0.1:{where.getsockname()[1]}", name, server)
+    until = time.monotonic() + 300
+    while httpx.get(f"{served.url}/health").status_code != 200:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    return served
+
+
+@pytest.fixture(scope="session")
+def team_directory(tmp_path_factory):
+    """A tiny team with a chat template; its gate defers about half of the tokens."""
+    folder = tmp_path_factory.mktemp("served")
+    base = write_model(folder / "base", chat_template=CHAT_TEMPLATE)
+    return write_team(folder / "team", base, write_model(folder / "expert", seed=1))
+
+
+@pytest.fixture(scope="session")
+def server(team_directory) -> Served:
+    """A server of this team."""
+    settings = ServingSettings(slots=SLOTS, max_waiting=300, ping=0.5, max_choices=64, max_body=100_000)
+    return start(lambda: CoLM.from_pretrained(team_directory), settings)
