@@ -105,7 +105,11 @@ def _read(
         chosen = jnp.take_along_axis(team, ids[:, :-1, 0], axis=1)
         return own, ids.astype(jnp.int32), values, chosen
 
-    split = lambda x: x.reshape(-1, _BLOCK, *x.shape[1:])  # noqa: E731
+    size = tokens.shape[0]
+
+    def split(x: Array) -> Array:
+        return x.reshape(size // _BLOCK, _BLOCK, *x.shape[1:])
+
     own, ids, values, chosen = jax.lax.map(block, (tuple(map(split, hidden)), split(gate_logits), split(following)))
-    whole = [x.reshape(-1, *x.shape[2:]) for x in (own, ids, values, chosen)]
+    whole = [x.reshape(size, *x.shape[2:]) for x in (own, ids, values, chosen)]
     return tuple(written), (*whole[:3], gate_logits, whole[3])

@@ -448,6 +448,8 @@ class Session:
             while slots := self._pass(model, slots):
                 pass
             return
+        finish = to_host(self._state.finish)
+        slots = [slot for slot in slots if finish[slot] == UNFINISHED]  # others would go on afterwards
         self._behind[model] = [*self._behind.get(model, ()), *slots]
         self._state = with_finish(self._state, self._mask(slots), jnp.int32(LENGTH))
 

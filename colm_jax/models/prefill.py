@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -31,7 +32,9 @@ def power_of_two(number: int) -> int:
 
 def fixed_shapes(slots: int, positions: int) -> tuple[PassShape, ...]:
     """Return the shapes of passes over a batch whose shapes never change, of which there are few."""
-    one = [PassShape(1, size) for size in (128, 512) if size <= positions]
+    # A CPU gains nothing by long passes, which hold up other sequences.
+    sizes = (128,) if jax.default_backend() == "cpu" else (128, 512)
+    one = [PassShape(1, size) for size in sizes if size <= positions]
     return (PassShape(slots, PREFILL_SHAPES[0].tokens), *one)
 
 

@@ -44,6 +44,13 @@ def test_candidates_are_those_of_whole_logits_in_any_number_of_chunks():
         np.testing.assert_allclose(got.team_log_probs, chosen, atol=1e-4)
 
 
+def test_a_base_alone_is_the_team():
+    (text,) = prompts([150 - 30], seed=1)
+    found = CandidateReader(engine_of(0)).read(text)
+    np.testing.assert_allclose(found.log_probs[:-1, 0], found.log_probs[:-1, 1])
+    assert found.gate_logits.shape == (120, 0) and found.team_log_probs.shape == (120, 1)
+
+
 def test_without_a_gate_the_team_is_the_base():
     engine = engine_of(1)
     before = engine.graphs
