@@ -24,6 +24,7 @@ FILES = frozenset(
     report/test_contents.py report/test_html.py report/test_inspection.py report/test_markdown.py report/test_store.py
     report/test_terminal.py report/test_words.py
     scoring/test_candidates.py scoring/test_head.py scoring/test_scorer.py
+    serving/test_schema.py
     settings/test_fields.py settings/test_gin_edge.py
     storage/test_files.py storage/test_text.py
     sweep/test_trials.py

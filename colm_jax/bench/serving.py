@@ -35,7 +35,7 @@ async def one(client, body, begun):
         async for line in response.aiter_lines():
             if line.startswith("data: {"):
                 choice = json.loads(line[6:])["choices"][0]
-                if choice["colm"]["tokens"] and first is None:
+                if first is None:  # the first token, or the end of an answer without any
                     first = time.perf_counter() - begun
                 text += choice["text"]
     return text, first

@@ -504,8 +504,10 @@ class _Completions(_Asked):
     async def choice(self, index: int, request: Wanted, answer: Generation | None) -> dict[str, Any]:
         """Return one choice; without an answer, the prompt alone."""
         echo = self.echo_of(index // self.count, request) if self.echoes else ""
-        prompt, tokens = list(request.prompt), [] if answer is None else answer.tokens
+        prompt, tokens = list(request.prompt), [] if answer is None else list(answer.tokens)
         found = None
+        if self.echoes and answer is not None and answer.finish_reason == "eos":
+            tokens.append(self.service.team.tokenizer.eos_id)  # has an entry among the log-probabilities, too
         if self.log_probs is not None:
             shown = await self.found([*prompt, *tokens])
             pieces = [] if answer is None else self.texts.pieces_of(answer)

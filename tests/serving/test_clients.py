@@ -115,20 +115,24 @@ def models(server, team_directory):
     return theirs, ColmLM(team=server.team)
 
 
-def test_lm_evals_likelihoods_are_those_of_the_adapter(models):
+def test_lm_evals_likelihoods_are_those_of_the_adapter(server, models):
     theirs, ours = models
     pairs = [("the cat", " sat"), ("x", "abc def"), ("once upon a", " time."), ("ab ", "cd")]
     # What the team itself would write is greedy.
     contexts = [(f"{letter} cat", {"max_gen_toks": 4}) for letter in "abcdefghijklmnopqrstuvwxyz"]
     written = ours.generate_until(instances("generate_until", *contexts))
-    pairs.append(
-        next((each[0], text) for each, text in zip(contexts, written) if len(text.strip()) == 4)
-    )  # and no special token
+    # No special token is among these four, so that the text has them all.
+    pairs.append(next((each[0], text) for each, text in zip(contexts, written) if len(text.strip()) == 4))
+    # The team ends these right after the continuation; the harness drops the last entry all the same.
+    texts = [f"{first}{second}" for first in "abcdefghij" for second in "klmnopqrst"]
+    ends = [answer.finish_reason == "eos" for answer in server.team.generate(texts, max_new_tokens=1)]
+    pairs += [(text[0], text[1]) for text, end in zip(texts, ends) if end][:3]
+    assert any(ends) and not all(ends)
     got = theirs.loglikelihood(instances("loglikelihood", *pairs))
     want = ours.loglikelihood(instances("loglikelihood", *pairs))
     np.testing.assert_allclose([value for value, _ in got], [value for value, _ in want], rtol=2e-6)
     assert [greedy for _, greedy in got] == [greedy for _, greedy in want]
-    assert want[-1][1] and not want[0][1]
+    assert want[4][1] and not want[0][1]
 
 
 def test_lm_eval_finds_the_tokenizer_at_the_server(server):
