@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -21,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from colm_jax.decoding.candidates import Candidates
 from colm_jax.decoding.requests import Generation
 from colm_jax.decoding.requests import Request as Wanted
 from colm_jax.errors import UserError
@@ -40,6 +42,7 @@ from colm_jax.serving.schema import (
 from colm_jax.serving.service import Busy, Draining, Event, Failed, Job, Service
 from colm_jax.settings.generation import GenerationSettings
 from colm_jax.settings.serving import ServingSettings
+from colm_jax.settings.strategies import STRATEGIES
 
 _COMPLETION_TOKENS = 16  # of a completion that names no number, as in OpenAI's API
 _RETRY = {"Retry-After": "1"}
@@ -63,7 +66,9 @@ class Server:
     settings: ServingSettings
     key: str | None = None  # that clients must present
     origins: Sequence[str] = ()  # whose pages may call the API
+    hosts: Sequence[str] = ()  # names that requests may have for this server; (): any
     service: Service | None = None  # None while the weights are loaded
+    active: int = 0  # requests for answers that are being worked on
     metrics: Metrics = field(default_factory=Metrics)
     began: int = field(default_factory=lambda: int(time.time()))
 
@@ -76,6 +81,8 @@ class Server:
         """
         if self.service is None or not self.service.ready.is_set():
             raise ApiError(503, "the model is being loaded; try again later", headers={"Retry-After": "5"})
+        if self.service.failure is not None:
+            raise ApiError(503, "the server has failed; its log says why", headers=_RETRY)
         if self.service.draining:
             raise ApiError(503, "the server is being stopped", headers=_RETRY)
         return self.service
@@ -92,7 +99,8 @@ def create_app(server: Server) -> FastAPI:
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
-        server.metrics.requests.labels(_route(request), str(error.status)).inc()
+        if not error.counted:
+            server.metrics.requests.labels(_route(request), str(error.status)).inc()
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(HTTPException)
@@ -163,7 +171,7 @@ def create_app(server: Server) -> FastAPI:
         service = server.ready
         _check_ids(body.tokens, len(service.team.allowed), "tokens")
         _check_length(len(body.tokens), service.context, "tokens")
-        found = await asyncio.wrap_future(service.candidates(body.tokens))
+        found = await _read(service, body.tokens, time.monotonic() + server.settings.deadline)
         texts = answers.TokenTexts(service.team.tokenizer.token_bytes)
         return JSONResponse(answers.candidates_body(found, body.top, texts, service.team.gate is not None))
 
@@ -189,24 +197,44 @@ def _page() -> tuple[str, str]:
 
 
 class _Guard:
-    """Asks for the key, on every route but /health."""
+    """Asks for the key, on every route but /health, and keeps out what other web pages send through a browser.
+
+    A page elsewhere can send a request without asking (a form, or JSON as plain text), and can make a name of its own
+    resolve to this machine. Such requests have an Origin, or a Host, that is not this server's.
+    """
 
     def __init__(self, app: ASGIApp, server: Server):
         self._app, self._server = app, server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/health" or self._allowed(scope):
+        if scope["type"] != "http" or scope["path"] == "/health":
+            await self._app(scope, receive, send)
+            return
+        if (foreign := self._foreign(scope)) is not None:
+            await JSONResponse(foreign.body, foreign.status)(scope, receive, send)
+            return
+        if self._allowed(scope):
             await self._app(scope, receive, send)
             return
         error = ApiError(401, "wrong or missing API key: send it as Authorization: Bearer KEY", code="invalid_api_key")
         headers = {"WWW-Authenticate": 'Basic realm="colm", charset="UTF-8"' if scope["path"] == "/" else "Bearer"}
         await JSONResponse(error.body, 401, headers)(scope, receive, send)
 
+    def _foreign(self, scope: Scope) -> ApiError | None:
+        """Return why a request from another web page is refused; None: it is none."""
+        host, origin = _header(scope, b"host").decode("latin-1"), _header(scope, b"origin").decode("latin-1")
+        if self._server.hosts and urlsplit(f"//{host}").hostname not in self._server.hosts:
+            return ApiError(403, f"this server is not {host!r:.100}; without a key it answers to its own address only")
+        own = origin.partition("://")[2].lower() == host.lower()
+        if origin and not own and not {origin, "*"} & {*self._server.origins}:
+            return ApiError(403, f"pages of {origin!r:.100} may not call this server (--cors_origin)")
+        return None
+
     def _allowed(self, scope: Scope) -> bool:
         key = self._server.key
         if key is None:
             return True
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        given = _header(scope, b"authorization")
         scheme, _, secret = given.partition(b" ")
         if scheme.lower() == b"basic":  # a browser's, for the page: any name, the key as password
             try:
@@ -216,6 +244,11 @@ class _Guard:
         elif scheme.lower() != b"bearer":
             secret = b""
         return hmac.compare_digest(secret.strip(), key.encode())
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    """Return a header of a request; b"" where it has none."""
+    return next((value for each, value in scope["headers"] if each == name), b"")
 
 
 async def _body(server: Server, request: Request, kind: type[T]) -> T:
@@ -243,7 +276,7 @@ def _card(server: Server) -> dict[str, Any]:
     if service is None:
         return card
     team = service.team
-    names = [server.name, *(str(getattr(expert, "name", f"expert {m}")) for m, expert in enumerate(team.experts, 1))]
+    names = [server.name, *service.names]
     threshold = team.settings().threshold
     return {
         **card,
@@ -296,6 +329,25 @@ def _plain(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+async def _read(service: Service, ids: Sequence[int], until: float) -> Candidates:
+    """Return the candidates of a text.
+
+    Raises:
+      ApiError: there are none at the time `until`, or the service ends.
+    """
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(service.candidates(ids)), max(0.0, until - time.monotonic()))
+    except TimeoutError:
+        raise _late(service) from None
+    except Draining:
+        raise ApiError(503, "the server is being stopped", headers=_RETRY) from None
+
+
+def _late(service: Service) -> ApiError:
+    """Return the error of a request that took too long."""
+    return ApiError(504, f"not finished within {service.settings.deadline:g} seconds (--deadline)", code="deadline")
+
+
 def _check_ids(ids: Sequence[int], size: int, param: str) -> None:
     """Raise ApiError for a token that is not in the vocabulary."""
     if (largest := max(ids, default=0)) >= size:
@@ -320,6 +372,7 @@ class _Asked:
     def __init__(self, server: Server, body: CompletionBody | ChatBody):
         self.server, self.body, self.service = server, body, server.ready
         check_model(body.model, server.name)
+        self.until = time.monotonic() + server.settings.deadline
         self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
         self.count = body.n or 1
         self.texts = answers.TokenTexts(self.service.team.tokenizer.token_bytes)
@@ -333,11 +386,17 @@ class _Asked:
         self.strategy = body.strategy or self.service.default_strategy
         self.settings = self._settings()
         if self.log_probs is not None and self.strategy not in answers.LIKELY:
-            raise bad_request(
-                f"logprobs: strategy {self.strategy} has none; use {', '.join(answers.LIKELY)}", "logprobs"
-            )
+            able = [name for name in self.service.strategies if name in answers.LIKELY]
+            hint = f"use {' or '.join(able)}" if able else "no strategy of this server has any"
+            raise bad_request(f"logprobs: strategy {self.strategy} has none; {hint}", "logprobs")
         if self.log_probs is not None and not self.service.team.engine.resident:
             raise bad_request("logprobs needs experts that share the base's tokenizer", "logprobs")
+        view = self._view_name
+        if self.log_probs is not None and view is not None and self.strategy != "base":
+            raise bad_request("logprobs needs experts that see the same prompt as the base", "logprobs")
+        if view is not None and not STRATEGIES[self.strategy].by_units:
+            message = f"strategy {self.strategy} compares the models' tokens: all must see the same prompt"
+            raise bad_request(message, view)
 
     # What a route says.
 
@@ -359,6 +418,10 @@ class _Asked:
     def echoes(self) -> bool:
         """Whether answers begin with the prompt."""
         return False
+
+    def echo_of(self, prompt: int, request: Wanted) -> str:
+        """Return the text with which an answer begins: a prompt, or nothing."""
+        return ""
 
     # What both share.
 
@@ -410,20 +473,46 @@ class _Asked:
             most = self.server.settings.max_choices
             raise bad_request(f"{answers_} answers are asked for, at most {most} may be (--max_choices)", "n")
         places = [self.param if len(prompts) == 1 else f"{self.param} {i + 1}" for i in range(len(prompts))]
+        if answers_ > self.service.room:
+            message = f"{answers_} answers are asked for, {self.service.room} can be accepted (--slots, --max_waiting)"
+            raise bad_request(message, "n")
         try:
             requests = encode_requests(prompts, self.settings, team.units, team.tokenizer, places)
             for number, request in enumerate(requests):
                 team.check_views(request, places[number // self.count])
         except UserError as error:
-            code = "context_length_exceeded" if "context" in str(error) else None
-            param = next((name for name in ("stop_token_ids", "expert_") if str(error).startswith(name)), self.param)
-            raise bad_request(str(error), param, code) from None
+            raise self._wrong_prompt(str(error), prompts, places) from None
         for number, request in enumerate(requests):
             if (length := len(request.prompt)) >= self.service.context:
                 message = f"{length} tokens leave no room in the context of {self.service.context}; shorten it"
                 where = places[number // self.count]
                 raise bad_request(f"{where}: {message}", self.param, "context_length_exceeded")
         return requests
+
+    def _wrong_prompt(self, message: str, prompts: list[Prompt], places: list[str]) -> ApiError:
+        """Return the error of prompts that cannot be encoded."""
+        team, param = self.service.team, self.param
+        if message.startswith("stop_token_ids"):
+            param = "stop_token_ids"
+        elif self._view_name is not None:  # whose fault it is shows without it
+            plain: list[Prompt] = [
+                {key: value for key, value in prompt.items() if "expert" not in key}
+                for prompt in prompts
+                if isinstance(prompt, dict)
+            ]
+            with contextlib.suppress(UserError):
+                encode_requests(plain, self.settings, team.units, team.tokenizer, places)
+                param = self._view_name
+        for directory, name in zip(team.directories, (self.server.name, *self.service.names)):
+            message = message.replace(str(directory), name)
+        return bad_request(message, param, "context_length_exceeded" if "context" in message else None)
+
+    @property
+    def _view_name(self) -> str | None:
+        """The field that stands in for the prompt in the experts' view."""
+        return next(
+            (name for name in ("expert_prompt", "expert_messages") if getattr(self.body, name) is not None), None
+        )
 
     def _expert_view(self) -> dict[str, Any]:
         body = self.body
@@ -451,7 +540,7 @@ class _Asked:
 
     async def found(self, ids: Sequence[int]) -> answers.LogProbs:
         """Return the log-probabilities of a text."""
-        found = await asyncio.wrap_future(self.service.candidates(ids))
+        found = await _read(self.service, ids, self.until)
         return answers.LogProbs(found, ids, self.strategy, self.threshold, self.texts)
 
 
@@ -493,8 +582,9 @@ class _Completions(_Asked):
         return bool(self.body.echo)
 
     def echo_of(self, prompt: int, request: Wanted) -> str:
-        """Return the text of a prompt."""
         given = self.body.prompt
+        if not self.echoes:
+            return ""
         if isinstance(given, str):
             return given
         if isinstance(given[prompt], str):
@@ -503,7 +593,7 @@ class _Completions(_Asked):
 
     async def choice(self, index: int, request: Wanted, answer: Generation | None) -> dict[str, Any]:
         """Return one choice; without an answer, the prompt alone."""
-        echo = self.echo_of(index // self.count, request) if self.echoes else ""
+        echo = self.echo_of(index // self.count, request)
         prompt, tokens = list(request.prompt), [] if answer is None else list(answer.tokens)
         found = None
         if self.echoes and answer is not None and answer.finish_reason == "eos":
@@ -595,10 +685,7 @@ _NOTHING: dict[str, Any] = {
 
 async def _answer(server: Server, request: Request, asked: "_Completions | _Chat") -> Response:
     """Return the answers to a request, at once or as a stream."""
-    begun = time.monotonic()
-    wanted = await asyncio.to_thread(asked.encoded)
-    server.metrics.asked([len(each.prompt) for each in wanted[:: asked.count]])
-    run = _Run(server, asked, wanted, begun)
+    run = _Run(server, asked, await asyncio.to_thread(asked.encoded))
     if asked.body.stream:
         run.submit()  # before the headers, so that a refusal has its status
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -627,8 +714,9 @@ async def _gone(request: Request) -> None:
 class _Run:
     """A request's way through the service."""
 
-    def __init__(self, server: Server, asked: "_Completions | _Chat", wanted: list[Wanted], begun: float):
-        self._server, self._asked, self._wanted, self._begun = server, asked, wanted, begun
+    def __init__(self, server: Server, asked: "_Completions | _Chat", wanted: list[Wanted]):
+        self._server, self._asked, self._wanted = server, asked, wanted
+        self._begun = asked.until - server.settings.deadline
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._answers: dict[int, Generation] = {}
         self._job: Job | None = None
@@ -655,10 +743,11 @@ class _Run:
             raise ApiError(429, "too many requests wait; try again later", code="overloaded", headers=_RETRY) from None
         except Draining:
             raise ApiError(503, "the server is being stopped", headers=_RETRY) from None
+        self._server.metrics.asked([len(each.prompt) for each in self._wanted[:: asked.count]])
 
     @property
     def _time_left(self) -> float:
-        return self._begun + self._server.settings.deadline - time.monotonic()
+        return self._asked.until - time.monotonic()
 
     async def _next(self, timeout: float) -> Event | None:
         """Return the next event; None after `timeout` seconds.
@@ -670,8 +759,7 @@ class _Run:
             event = await asyncio.wait_for(self._events.get(), max(0.0, min(timeout, self._time_left)))
         except TimeoutError:
             if self._time_left <= 0:
-                seconds = self._server.settings.deadline
-                raise ApiError(504, f"not finished within {seconds:g} seconds (--deadline)", code="deadline") from None
+                raise _late(self._asked.service) from None
             return None
         if isinstance(event, Failed):
             raise ApiError(500, "the devices failed; the server's log says why")
@@ -720,6 +808,7 @@ class _Run:
             if choices := asked.begin(index, each):
                 yield asked.part(choices)
         told = dict.fromkeys(range(len(self._wanted)), 0)  # calls of experts that chunks have told of
+        shown = {index: len(asked.echo_of(index // asked.count, each)) for index, each in enumerate(self._wanted)}
         written: dict[int, list[int]] = {index: [] for index in told}
         while self._job is not None and len(self._answers) < len(self._wanted):
             event = await self._next(self._server.settings.ping)
@@ -733,14 +822,15 @@ class _Run:
                 written[index] += own
                 colm = answers.of_tokens(event.tokens)
                 told[index] += colm["expert_calls"]
-                found = await self._log_probs(index, written[index], begin, event)
+                found = await self._log_probs(index, written[index], begin, shown[index], event)
+                shown[index] += len(text)
                 yield asked.part([asked.piece(index, text, colm, found, None)])
             if (answer := event.generation) is not None:
                 colm = {**answers.of_tokens(()), **answers.ending(answer)}
                 colm["expert_calls"] = answer.expert_calls - told[index]
                 yield asked.part([asked.piece(index, "", colm, None, answers.finish_reason(answer))])
 
-    async def _log_probs(self, index: int, written: list[int], begin: int, event: Event) -> Any:
+    async def _log_probs(self, index: int, written: list[int], begin: int, offset: int, event: Event) -> Any:
         """Return the log-probabilities of a chunk's tokens, where they are asked for."""
         asked, prompt = self._asked, self._wanted[index].prompt
         if asked.log_probs is None:
@@ -750,19 +840,22 @@ class _Run:
         if isinstance(asked, _Chat):
             return found.chat(begin, len(ids), asked.log_probs)
         pieces = [token.text for token in event.tokens]
-        return found.completions(begin, len(ids), asked.log_probs, 0, pieces)
+        return found.completions(begin, len(ids), asked.log_probs, offset, pieces)
 
     @contextlib.asynccontextmanager
     async def _counted(self) -> AsyncIterator[None]:
         """Count how the request ends, and free its slots where it ends early."""
         outcome, metrics, route = "cancelled", self._server.metrics, self._asked.route
+        self._server.active += 1
         try:
             yield
             outcome = "finished"
         except ApiError as error:
             outcome = {504: "deadline", 429: "refused", 503: "refused"}.get(error.status, "failed")
+            error.counted = True
             raise
         finally:
+            self._server.active -= 1
             if self._job is not None and len(self._answers) < len(self._wanted):
                 self._asked.service.cancel(self._job)
             took = time.monotonic() - self._begun

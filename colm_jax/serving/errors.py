@@ -25,6 +25,7 @@ class ApiError(Exception):
         """
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers or {}
+        self.counted = False  # in the metrics already
 
     @property
     def body(self) -> dict[str, Any]:

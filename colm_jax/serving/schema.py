@@ -16,7 +16,6 @@ _Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 _Count = Annotated[int, Field(ge=0, lt=2**31)]
 _Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 _Id = Annotated[int, Field(ge=0, lt=2**31)]
-_Neutral = Annotated[float, Field(ge=0, le=0)]
 
 # Whose values cannot change an answer here.
 _WITHOUT_EFFECT = (
@@ -26,6 +25,8 @@ _WITHOUT_EFFECT = (
 # Supported at one value only, which changes nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": (None, {}),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
     "suffix": (None, ""),
     "tools": (None, []),
     "functions": (None, []),
@@ -40,6 +41,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
 }
 
+
+# What a field of several types may be.
+_EXPECTED = {
+    "prompt": "a text, a list of texts, a list of token ids, or a list of such lists, none of them empty",
+    "stop": "a string of 1 to 1000 characters, or up to 16 of them",
+    "speculate": 'true, false, "auto", "on" or "off"',
+}
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -70,9 +78,6 @@ class _Body(BaseModel):
     seed: _Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: _Neutral | None = None
-    frequency_penalty: _Neutral | None = None
-
     threshold: Annotated[_Number, Field(ge=0, le=1)] | None = None
     strategy: str | None = None
     schedule: Literal["constant", "linear", "cosine", "exponential"] | None = None
@@ -167,8 +172,9 @@ def parse(kind: type[B], body: bytes, ignore_unknown: bool = False) -> B:
         field = str(where[0])
         if field not in kind.model_fields:
             raise bad_request(f"unknown field {field!r:.60}; leave it out", field, "unknown_field") from None
-        shown = ".".join(str(part) for part in where if not str(part).startswith("list["))
-        raise bad_request(f"{shown}: {message}", field) from None
+        if field in _EXPECTED:
+            raise bad_request(f"{field} must be {_EXPECTED[field]}, got {fields.get(field)!r:.60}", field) from None
+        raise bad_request(f"{'.'.join(map(str, where))}: {message}", field) from None
 
 
 class _Any(BaseModel):

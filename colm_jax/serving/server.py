@@ -25,6 +25,7 @@ from colm_jax.serving.service import Service
 from colm_jax.team import CoLM
 
 _POLL = 0.05  # seconds between two looks at what is left
+_LAST = 2.0  # seconds for the answers of requests that were cut off
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -104,11 +105,17 @@ async def _drain(server: Server) -> None:
     if service is None:
         return
     service.drain()
-    until = time.monotonic() + server.settings.drain
-    while not service.idle and time.monotonic() < until:
+    await _finished(server, server.settings.drain)
+    await asyncio.to_thread(service.stop)
+    await _finished(server, _LAST)  # requests that were cut off are answered, too
+
+
+async def _finished(server: Server, seconds: float) -> None:
+    """Wait until no request is worked on, and at most so long."""
+    until = time.monotonic() + seconds
+    while server.active and time.monotonic() < until:
         await asyncio.sleep(_POLL)
     await asyncio.sleep(_POLL)  # for what is on its way to the clients
-    await asyncio.to_thread(service.stop)
 
 
 class _Runner(uvicorn.Server):

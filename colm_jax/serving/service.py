@@ -11,7 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -96,6 +98,7 @@ class Service:
         self.draining = False
         self.compilations = 0  # programs that requests have compiled since the service was ready
         self.failure: BaseException | None = None  # that ended the thread
+        self._cut = False  # nothing is begun any more
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._sessions: dict[Kind, Session] = {}
         self._jobs: dict[tuple[Kind, int], tuple[Job, int]] = {}  # by batch and number there: the job, and its choice
@@ -138,7 +141,7 @@ class Service:
             if self.draining:
                 raise Draining
             unfinished = self._unfinished.get(kind, 0) + len(requests)
-            if unfinished > self.fixed.shape.slots + self.settings.max_waiting:
+            if unfinished > self.room:
                 raise Busy
             self._unfinished[kind] = unfinished
         self._commands.put(lambda: self._begin(job))
@@ -154,18 +157,36 @@ class Service:
 
         def read() -> None:
             try:
+                if self._cut:
+                    raise Draining
                 assert self._reader is not None
                 found.set_result(self._reader.read(tokens))
             except BaseException as error:
                 found.set_exception(error)
 
-        self._commands.put(read)
+        with self._lock:
+            if self._cut:
+                found.set_exception(Draining())
+            else:
+                self._commands.put(read)
         return found
 
     def drain(self) -> None:
         """Take no new requests; those that were accepted go on."""
         with self._lock:
             self.draining = True
+
+    @property
+    def room(self) -> int:
+        """Answers of a batch that may be accepted at once: those that have a slot, and those that wait."""
+        return self.fixed.shape.slots + self.settings.max_waiting
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The experts' names, without directories."""
+        here = iter(self.team.directories[1:])
+        named = (str(getattr(expert, "name", "")) or next(here, Path("expert")).name for expert in self.team.experts)
+        return tuple(name if "://" in name else Path(name).name for name in named)
 
     @property
     def idle(self) -> bool:
@@ -199,30 +220,51 @@ class Service:
             return
         jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
         self.ready.set()
-        while True:
-            busy = self._take_commands(wait=all(session.idle for session in self._sessions.values()))
-            if not busy:
-                return
-            for kind, session in list(self._sessions.items()):
-                if not session.idle:
-                    self._step(kind, session)
+        try:
+            while self._take_commands(wait=all(session.idle for session in self._sessions.values())):
+                for kind, session in list(self._sessions.items()):
+                    if not session.idle:
+                        self._step(kind, session)
+        except BaseException as error:  # no request can be answered any more, and /health says so
+            logger.exception("the server's thread ended")
+            self.failure = error
+        finally:
+            self.drain()
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        """Tell whoever still waits that there will be no answer."""
+        with self._lock:
+            self._cut = True
+        for kind in list(self._sessions):
+            self._fail(kind, Draining())
+        with suppress(queue.Empty):
+            while True:
+                command = self._commands.get(block=False)
+                if command is not None:
+                    command()  # accepted before the end: it is told so, too
 
     def stop(self) -> None:
-        """End the thread once it has done what was asked of it before."""
+        """End the thread once it has done what was asked of it before; answers that are left are cut off."""
         self._commands.put(None)
         self._thread.join(timeout=10)
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be answered."""
+        return self._thread.is_alive()
+
     def _take_commands(self, wait: bool) -> bool:
         """Do what was asked of the thread; return whether it goes on."""
-        try:
-            while True:
+        while True:
+            try:
                 command = self._commands.get(block=wait)
-                if command is None:
-                    return False
-                command()
-                wait = False
-        except queue.Empty:
-            return True
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+            wait = False
 
     def _count_compilation(self, event: str, duration_secs: float, **_: Any) -> None:
         self.compilations += event == "/jax/core/compile/backend_compile_duration"
@@ -237,12 +279,21 @@ class Service:
     def _begin(self, job: Job) -> None:
         if not job.left:  # cancelled before it began
             return
-        session = self._session(job.kind)
-        for choice, request in enumerate(job.requests):
-            self._jobs[job.kind, session.submit(request)] = job, choice
+        if self._cut:
+            self._cancel(job)
+            job.tell(Draining())
+            return
+        try:
+            session = self._session(job.kind)
+            for choice, request in enumerate(job.requests):
+                self._jobs[job.kind, session.submit(request)] = job, choice
+        except Exception as error:
+            logger.exception("a request could not be begun")
+            self._cancel(job)
+            job.tell(Failed(str(error)))
 
     def _cancel(self, job: Job) -> None:
-        own = [number for (kind, number), (other, _) in self._jobs.items() if other is job]
+        own = [number for (_, number), (other, _) in self._jobs.items() if other is job]
         for number in own:
             del self._jobs[job.kind, number]
             self._sessions[job.kind].cancel(number)
@@ -282,18 +333,19 @@ class Service:
         job.tell(Event(choice, update.tokens, update.generation))
 
     def _fail(self, kind: Kind, error: Exception) -> None:
-        self._sessions.pop(kind).close()
+        """Tell whoever waits for a batch why there will be no answer, and begin a new one."""
+        with suppress(Exception):  # what failed may fail again
+            self._sessions.pop(kind).close()
         jobs = {id(job): job for (own, _), (job, _) in self._jobs.items() if own == kind}
         self._jobs = {key: value for key, value in self._jobs.items() if key[0] != kind}
         for job in jobs.values():
             self._end(job, job.left)
-            job.tell(Failed(str(error)))
+            job.tell(error if isinstance(error, Draining) else Failed(str(error)))
 
     def _compile(self) -> None:
         """Run requests that need every program that a later one may need.
 
-        Nothing is sent to remote experts, so that their own programs are left out. Guests compile for the lengths of
-        these requests, and later for others.
+        Nothing is sent to remote experts, so that what their first calls need is left out.
         """
         self._reader = CandidateReader(self.team.engine)
         for _ in range(2):  # the second one has caches that a program has written

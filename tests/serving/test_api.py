@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from colm_jax import CoLM
+from colm_jax.serving.service import Draining
 from colm_jax.settings.serving import ServingSettings
 from tests.serving.conftest import SLOTS, start
 
@@ -242,6 +243,7 @@ def test_log_probabilities_of_written_tokens_and_their_alternatives(server):
         assert own in top.values() and len(top) == 3  # greedy: what was written is among them
     events = stream(server, "/v1/completions", {"prompt": "abc", "temperature": 0, "max_tokens": 9, "logprobs": 3})
     parts = [choice["logprobs"] for choice in choices_of(events) if choice["logprobs"]]
+    assert [offset for part in parts for offset in part["text_offset"]] == found["text_offset"]
     joined = [value for part in parts for value in part["token_logprobs"]]
     np.testing.assert_allclose(joined, found["token_logprobs"], atol=1e-5)
     chat = {"messages": [{"role": "user", "content": "a"}], "temperature": 0, "max_tokens": 6, "logprobs": True}
@@ -313,7 +315,10 @@ def test_tokens_of_texts_and_texts_of_tokens(server):
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"guided_choice": ["a"]}, "guided_choice"),
         ({"expert_prompt": "a", "expert_messages": []}, "expert_prompt"),
-        ({"expert_prompt": "a" * 300}, "prompt"),
+        ({"expert_prompt": "a" * 300}, "expert_prompt"),
+        ({"expert_messages": [{"role": "king"}]}, "expert_messages"),
+        ({"expert_prompt": "b", "logprobs": 1}, "logprobs"),
+        ({"max_tokens": 3, "prompt": ["a"] * 50, "n": 7}, "n"),
         ({"speculate": "often"}, "speculate"),
     ],
 )
@@ -389,8 +394,57 @@ def test_front_ends_may_send_fields_of_their_own_where_the_server_lets_them(team
 
 
 def test_no_other_page_may_call_the_api(server):
-    response = httpx.get(f"{server.url}/v1/models", headers={"Origin": "https://chat.example"})
-    assert "access-control-allow-origin" not in response.headers
+    """Nor send what browsers send without asking the server first: a form, or JSON as plain text."""
+    for origin in ("https://chat.example", "null", "http://127.0.0.1"):
+        headers = {"Origin": origin, "Content-Type": "text/plain"}
+        response = httpx.post(f"{server.url}/v1/completions", content=b'{"prompt": "a"}', headers=headers)
+        assert response.status_code == 403 and "--cors_origin" in error(response)["message"]
+        assert "access-control-allow-origin" not in response.headers
+    own = server.post("/v1/completions", {"prompt": "a", "max_tokens": 1}, headers={"Origin": server.url})
+    assert own.status_code == 200
+
+
+def test_other_names_of_this_machine_are_refused(server, monkeypatch):
+    monkeypatch.setattr(server.server, "hosts", ("127.0.0.1", "localhost"))
+    for host, status in (("evil.example", 403), ("evil.example:8000", 403), ("localhost:1", 200), ("127.0.0.1", 200)):
+        assert httpx.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == status
+
+
+def test_requests_that_are_left_at_the_end_are_told_so(team_directory):
+    ending = start(
+        lambda: CoLM.from_pretrained(team_directory), ServingSettings(slots=1, strategies=("base", "compose"))
+    )
+    # This strategy compares models' tokens.
+    refused = ending.post("/v1/completions", {"prompt": "a", "strategy": "compose", "expert_prompt": "b"})
+    assert refused.status_code == 400 and error(refused)["param"] == "expert_prompt"
+    body = {"prompt": "a", "n": 30, "max_tokens": 120, "temperature": 1.0, "stop_token_ids": []}
+
+    async def end():
+        async with httpx.AsyncClient(base_url=ending.url, timeout=60) as client:
+            asked = [asyncio.create_task(_post(client, {**body, "stream": stream})) for stream in (False, True)]
+            while ending.service.unfinished < 50:  # both are accepted
+                await asyncio.sleep(0)
+            read = ending.service.candidates([3] * 20)  # what is begun before the end is still done
+            ending.service.drain()
+            await asyncio.to_thread(ending.service.stop)
+            assert read.done() and not ending.service.alive
+            late = ending.service.candidates([3])
+            return [await each for each in asked], late
+
+    (whole, streamed), late = asyncio.run(end())
+    assert whole.status_code == 503 and error(whole)["type"] == "server_error"
+    assert '"error"' in streamed.text.splitlines()[-2] and "[DONE]" not in streamed.text
+    assert isinstance(late.exception(timeout=1), Draining)
+
+
+def test_a_thread_that_ends_is_seen_in_health(team_directory, monkeypatch):
+    from colm_jax.serving.service import Service
+
+    broken = start(lambda: CoLM.from_pretrained(team_directory), ServingSettings(slots=1, strategies=("base",)))
+    monkeypatch.setattr(Service, "_step", lambda *_: 1 / 0)
+    assert broken.post("/v1/completions", {"prompt": "a"}).status_code == 503
+    response = httpx.get(f"{broken.url}/health")
+    assert response.status_code == 503 and "failed" in error(response)["message"]
 
 
 # Slots and queues.

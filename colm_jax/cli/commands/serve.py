@@ -65,6 +65,11 @@ def _key(flags: Flags) -> str | None:
     return key.strip()
 
 
+def _is_local(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
+    return host.lower() in ("localhost", "::1") or host.startswith("127.")
+
+
 def run(flags: Flags) -> None:
     """Serve until a signal; what can be checked is checked before weights are loaded."""
     settings, key = _settings(flags), _key(flags)
@@ -83,7 +88,8 @@ def run(flags: Flags) -> None:
     where = listen(flags.host, flags.port)
     name = flags.name or flags.base.rstrip("/").rpartition("/")[2]
     log_to_stderr()
-    server = Server(name, settings, key, flags.cors_origin or ())
+    hosts = ("127.0.0.1", "localhost", "::1", flags.host.lower()) if key is None and _is_local(flags.host) else ()
+    server = Server(name, settings, key, flags.cors_origin or (), hosts)
     with ExitStack() as shown:
 
         def compiled(done: int, total: int) -> None:
