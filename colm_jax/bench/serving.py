@@ -17,9 +17,9 @@ from typing import Any
 from colm_jax.bench.timing import Announce, Figure, machine, ratio
 from colm_jax.decoding.requests import Request
 from colm_jax.errors import UserError
-from colm_jax.serving.app import Server
 from colm_jax.serving.server import listen, serve
 from colm_jax.serving.service import Service
+from colm_jax.serving.state import Server
 from colm_jax.settings.bench import ServingBench
 from colm_jax.settings.serving import ServingSettings
 from colm_jax.team import CoLM

@@ -35,8 +35,7 @@ class Candidates:
     top_ids: np.ndarray  # [T, M+2, K] int32: the most probable tokens, the first one first
     top_log_probs: np.ndarray  # [T, M+2, K] float32
     gate_logits: np.ndarray  # [T, M] float32; zeros without a gate
-    # [T, M] float32: log-probability under the team of each model's first choice, base first
-    team_log_probs: np.ndarray  # [T, M+1]
+    team_log_probs: np.ndarray  # [T, M+1] float32: under the team, of each model's first choice, base first
 
 
 class CandidateReader:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+RETRY = {"Retry-After": "1"}  # header of an error that passes
+
 
 class ApiError(Exception):
     """What a client gets in place of an answer."""

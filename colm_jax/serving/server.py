@@ -20,8 +20,9 @@ import uvicorn
 
 from colm_jax.console import Progress
 from colm_jax.errors import UserError
-from colm_jax.serving.app import Server, create_app
+from colm_jax.serving.app import create_app
 from colm_jax.serving.service import Service
+from colm_jax.serving.state import Server
 from colm_jax.team import CoLM
 
 _POLL = 0.05  # seconds between two looks at what is left

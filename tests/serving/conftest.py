@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from colm_jax import CoLM
-from colm_jax.serving.app import Server
 from colm_jax.serving.server import listen, serve
+from colm_jax.serving.state import Server
 from colm_jax.settings.serving import ServingSettings
 from tests.tiny import CHAT_TEMPLATE, write_model, write_team
 

@@ -74,8 +74,8 @@ def run(flags: Flags) -> None:
     """Serve until a signal; what can be checked is checked before weights are loaded."""
     settings, key = _settings(flags), _key(flags)
     try:
-        from colm_jax.serving.app import Server
         from colm_jax.serving.server import listen, log_to_stderr, serve
+        from colm_jax.serving.state import Server
     except ModuleNotFoundError as error:
         raise UserError(f"colm serve needs {error.name}: pip install 'colm-jax[serve]'") from None
     from colm_jax import console
