@@ -188,6 +188,7 @@ def _card(server: Server) -> dict[str, Any]:
             "calibrated": team.calibrated_threshold is not None,
             "chat": bool(team.tokenizer.backend.chat_template),
             "log_probs": team.engine.resident,
+            "max_tokens": server.settings.max_tokens,
         },
     }
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def check_length(length: int, context: int, param: str) -> None:
         raise bad_request(message, param, "context_length_exceeded")
 
 
-class Asked:
+class Asked(ABC):
     """A request for answers, as the two routes have it: its prompts, its settings, and the shapes of its bodies."""
 
     route: str
@@ -132,9 +133,9 @@ class Asked:
         if view is not None and self.strategy != "base":
             raise bad_request("logprobs needs experts that see the same prompt as the base", "logprobs")
 
+    @abstractmethod
     def prompts(self) -> list[Prompt]:
         """Return the prompts."""
-        raise NotImplementedError
 
     def echo_of(self, prompt: int, request: Wanted) -> str:
         """Return the text with which an answer begins: a prompt, or nothing."""

@@ -8,7 +8,7 @@ import random
 
 import httpx
 
-from tests.serving.test_api import error
+from tests.serving.client import error
 
 COUNT = 10_000
 ROUTES = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/candidates")

@@ -5,8 +5,8 @@ import pytest
 from colm_jax.parallel import make_mesh
 from colm_jax.settings.serving import ServingSettings
 from tests.decoding.units_team import make_team
+from tests.serving.client import choices_of, error, stream
 from tests.serving.conftest import start
-from tests.serving.test_api import choices_of, error, stream
 
 PROMPTS = ["Once upon a time", "Tom had a red ball. He", "The cat"]
 
