@@ -189,6 +189,7 @@ def _card(server: Server) -> dict[str, Any]:
             "chat": bool(team.tokenizer.backend.chat_template),
             "log_probs": team.engine.resident,
             "max_tokens": server.settings.max_tokens,
+            "eos_ids": list(team.tokenizer.eos_ids),
         },
     }
 
