@@ -3,7 +3,7 @@
 A text is read in chunks of one size with a cache of one size, so that a single program serves all texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,6 +49,12 @@ class CandidateReader:
 
     def read(self, tokens: Sequence[int]) -> Candidates:
         """Return the candidates of a text of at least one token, and at most the context."""
+        *_, found = self.parts(tokens)
+        assert found is not None
+        return found
+
+    def parts(self, tokens: Sequence[int]) -> Iterator[Candidates | None]:
+        """Read a text as `read`, a chunk at each step; the last step yields the candidates. One text at a time."""
         assert 0 < len(tokens) <= self._context
         caches = tuple(KVCache(c.keys, c.values, jnp.zeros_like(c.lengths)) for c in self._caches)
         found = []
@@ -59,11 +65,13 @@ class CandidateReader:
             count = min(len(tokens) - first, _CHUNK)
             chunk = jnp.asarray(own[:-1]), jnp.asarray(own[1:]), jnp.asarray(np.array([count], np.int32))
             caches, columns = _read(self._graphs, self._models, caches, *chunk, top=self._top)
+            self._caches = caches
             found.append([column[:count] for column in to_host(columns)])
-        self._caches = caches
+            if first + _CHUNK < len(tokens):
+                yield None
         log_probs, *rest = (np.concatenate(column) for column in zip(*found, strict=True))
         log_probs[-1] = 0
-        return Candidates(log_probs, *rest)
+        yield Candidates(log_probs, *rest)
 
 
 @partial(jax.jit, static_argnames=("graphs", "top"), donate_argnames="caches")

@@ -213,6 +213,7 @@ class Session:
         self._running: dict[int, RunningSequence] = {}  # by slot
         self._behind: dict[int, list[int]] = {}  # by model: slots whose text it must read before they go on
         self.stream_steps = 1  # base steps of a scan while a request is streamed
+        self.stalled = False  # all that runs waits for experts elsewhere
         self._submitted = 0
         self._shape = BatchShape()
         self._loop: LoopConfig | None = None
@@ -283,10 +284,11 @@ class Session:
             self._drop()
 
     def close(self) -> None:
-        """Cancel all requests."""
+        """Cancel all requests, whatever state the devices are in."""
         self._queue.clear()
-        for slot in list(self._running):
-            self._release(slot)
+        self._running.clear()
+        self._behind.clear()
+        self._drop()
 
     def step(self) -> list[Update]:
         """Admit queued requests, run a scan of the loop, and return what is new.
@@ -431,10 +433,10 @@ class Session:
         assert self._loop is not None and self._state is not None
         self._state = state = run_turns(self._graphs, self._loop, self._models, self._state, jnp.int32(steps))
         if to_host(state.drafts.count).any():
-            calls = to_host(out_of_reach(state, self._loop.reach))
+            calls = np.array(to_host(out_of_reach(state, self._loop.reach)))
+            calls[list(self._resting)] = False  # an expert reads for them already
             for expert in range(calls.shape[1]):
-                if calls[:, expert].any():
-                    self._prefill(expert + 1, np.flatnonzero(calls[:, expert]).tolist())
+                self._prefill(expert + 1, np.flatnonzero(calls[:, expert]).tolist())
 
     def _prefill(self, model: int, slots: Sequence[int]) -> None:
         """Let a model (0 the base) read the sequences in some slots, all but the last token, before they go on.
@@ -450,6 +452,8 @@ class Session:
             return
         finish = to_host(self._state.finish)
         slots = [slot for slot in slots if finish[slot] == UNFINISHED]  # others would go on afterwards
+        if not slots:
+            return
         self._behind[model] = [*self._behind.get(model, ()), *slots]
         self._state = with_finish(self._state, self._mask(slots), jnp.int32(LENGTH))
 

@@ -77,8 +77,9 @@ def _runnable(config: LoopConfig, state: DecodingState) -> Bool[Array, "B"]:
 
 
 def _within_reach(config: LoopConfig, state: DecodingState) -> Bool[Array, "B"]:
-    """Return the slots whose pending calls a pass inside the loop can serve."""
-    return has_pending(state) & ~jnp.any(out_of_reach(state, config.reach), axis=1)
+    """Return the slots whose pending calls a pass inside the loop can serve; none for which an expert still reads."""
+    waits = has_pending(state) & (state.finish == UNFINISHED)
+    return waits & ~jnp.any(out_of_reach(state, config.reach), axis=1)
 
 
 def _enough(batching: ExpertBatching, waiting: Bool[Array, "B"], age: Int[Array, "B"]) -> Bool[Array, ""]:

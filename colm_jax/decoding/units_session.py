@@ -29,6 +29,7 @@ from colm_jax.settings.strategies import STRATEGIES
 from colm_jax.text.detokenizer import TokenBytes
 
 GUEST_TOKENS = 2  # of a guest for one of the base, at most, where the batch is fixed
+_WIDTH = 64  # tokens of a unit, at most, as one program takes it where the batch is fixed
 _PASSES = 3  # that a guest takes to write a unit, about
 
 
@@ -64,12 +65,21 @@ class UnitsSession(Session):
             return []
         self._take_in()
         self._read_on()
-        if not self._all_rest:
+        if not self._all_rest and len(self._started) < len(self._running):
             self._scan(self._steps)
         updates = self._report()
         if self._state is not None:
             self._call()
+        remote = any(expert.kind == "remote" for expert in self._calls.experts)
+        self.stalled = remote and 0 < len(self._running) == len(self._started)
         return updates
+
+    def close(self) -> None:
+        """Cancel all requests."""
+        for slot in self._running:
+            self._calls.release(self._of(slot).id)
+        self._started.clear()
+        super().close()
 
     def _sequence(self, number: int, request: Request) -> RunningSequence:
         remote = any(expert.kind == "remote" for expert in self._calls.experts)
@@ -141,12 +151,14 @@ class UnitsSession(Session):
             return
         of = {self._of(slot).id: slot for slot in self._started}
         others = len(self._started) < len(self._running)
-        wait = not (self._behind or (others and to_host(outlook(self._state).runnable).any()))
+        # A server does not wait: others use the devices meanwhile.
+        wait = self._fixed is None and not (others and to_host(outlook(self._state).runnable).any())
         found = [(of[written.sequence], written) for written in self._calls.finished(list(of), wait)]
         if not found:
             return
         answers = {slot: self._answer(slot, written) for slot, written in found}
-        width = power_of_two(max(8, *(len(tokens) for tokens, _ in answers.values())))
+        shortest = 8 if self._fixed is None else _WIDTH
+        width = power_of_two(max(shortest, *(len(tokens) for tokens, _ in answers.values())))
         served, finish = np.zeros(self._shape.slots, bool), np.full(self._shape.slots, UNFINISHED, np.int32)
         tokens, counts = np.zeros((self._shape.slots, width), np.int32), np.zeros(self._shape.slots, np.int32)
         for slot, (own, why) in answers.items():

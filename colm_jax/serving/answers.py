@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from colm_jax.decoding.candidates import Candidates
+from colm_jax.decoding.candidates import TOP, Candidates
 from colm_jax.decoding.requests import Generation, Token
 from colm_jax.serving.metrics import writer
 from colm_jax.text.detokenizer import REPLACEMENT, TokenBytes
@@ -126,6 +126,15 @@ class LogProbs:
         else:
             self._first = self._top_ids[:, 0], self._top[:, 0]
 
+    def end(self, eos_ids: Sequence[int]) -> int:
+        """Append the end of text that followed: the likeliest one. Return it."""
+        place = len(self._ids)
+        known = dict(self.top(place, TOP + 1))
+        token = max(eos_ids, key=lambda token: known.get(token, -np.inf))
+        self._ids = [*self._ids, token]
+        self._own[place - 1] = known.get(token, -np.inf)
+        return token
+
     def of(self, place: int) -> float:
         """Return the log-probability of the text's token at a place from 1 on."""
         if self._ids[place] == self._first[0][place - 1]:
@@ -192,7 +201,9 @@ def _finite(value: float) -> float:
 def candidates_body(found: Candidates, top: int, texts: TokenTexts, has_gate: bool) -> dict[str, Any]:
     """Return what each model would write after a text, for the page."""
     ids, values = found.top_ids[-1], found.top_log_probs[-1]
-    names = [*(writer(source) for source in range(ids.shape[0] - 1)), "team"]
+    experts = ids.shape[0] - 2
+    names = [*(writer(source) for source in range(experts + 1)), "team"]
+    has_gate = has_gate and experts > 0  # experts that work on spans are not read here
     logits = np.concatenate([np.zeros(1), found.gate_logits[-1].astype(np.float64)])
     odds = np.exp(logits - logits.max())
     return {
@@ -204,5 +215,6 @@ def candidates_body(found: Candidates, top: int, texts: TokenTexts, has_gate: bo
                 if value > -np.inf
             ]
             for name, own, log_probs in zip(names, ids, values, strict=True)
+            if experts or name != "team"
         },
     }

@@ -59,10 +59,12 @@ def create_app(server: Server) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
+        server.metrics.requests.labels(_route(request), str(error.status_code)).inc()
         return JSONResponse(ApiError(error.status_code, str(error.detail)).body, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
+        server.metrics.requests.labels(_route(request), "500").inc()
         return JSONResponse(ApiError(500, "the server failed; its log says why").body, 500)
 
     @app.get("/health")
@@ -203,7 +205,7 @@ def _tokenize(service: Service, body: TokenizeBody) -> dict[str, Any]:
             ids = list(service.team.units.prompts({"messages": plain(body.messages)}, "messages").base)
         else:
             assert body.prompt is not None
-            ids = (tokenizer.encode if body.add_special_tokens else tokenizer.encode_plain)(body.prompt)
+            ids = (tokenizer.encode_prompt if body.add_special_tokens else tokenizer.encode_plain)(body.prompt)
     except UserError as error:
         raise bad_request(str(error), "prompt" if body.messages is None else "messages") from None
     found: dict[str, Any] = {"count": len(ids), "max_model_len": service.context, "tokens": ids}

@@ -16,7 +16,7 @@ from colm_jax.generation import Prompt, encode_requests
 from colm_jax.serving import answers
 from colm_jax.serving.errors import RETRY, ApiError, bad_request
 from colm_jax.serving.schema import ChatBody, CompletionBody, check_model
-from colm_jax.serving.service import Draining, Service
+from colm_jax.serving.service import Busy, Draining, Service
 from colm_jax.serving.state import Server
 from colm_jax.settings.generation import GenerationSettings
 from colm_jax.settings.strategies import STRATEGIES
@@ -54,6 +54,15 @@ async def read_candidates(service: Service, ids: Sequence[int], until: float) ->
         raise too_late(service) from None
     except Draining:
         raise ApiError(503, "the server is being stopped", headers=RETRY) from None
+    except Busy:
+        raise busy() from None
+    except Exception:
+        raise ApiError(500, "the devices failed; the server's log says why") from None
+
+
+def busy() -> ApiError:
+    """Return the error of a request for which there is no place."""
+    return ApiError(429, "too many requests wait; try again later", code="overloaded", headers=RETRY)
 
 
 def too_late(service: Service) -> ApiError:
@@ -147,7 +156,8 @@ class Asked(ABC):
         return 0.5 if self.settings.threshold is None else float(self.settings.threshold)  # type: ignore[arg-type]
 
     def _settings(self) -> GenerationSettings:
-        body, most, param = self.body, self.server.settings.max_tokens, "max_tokens"
+        body, most = self.body, self.server.settings.max_tokens
+        param = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
         if most is not None and (self.tokens or 0) > most:
             raise bad_request(f"{param} must be at most {most} here, got {self.tokens}", param)
         if self.tokens == 0 and not self.echoes:
@@ -271,7 +281,8 @@ class Completions(Asked):
         """Validate a request's fields, as `Asked`."""
         if body.best_of not in (None, 1, body.n):
             raise bad_request(f"best_of is not supported, got {body.best_of}; leave it out", "best_of", "unsupported")
-        tokens = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        default = min(_COMPLETION_TOKENS, server.settings.max_tokens or _COMPLETION_TOKENS)
+        tokens = default if body.max_tokens is None else body.max_tokens
         super().__init__(server, body, tokens, body.logprobs, bool(body.echo))
 
     def prompts(self) -> list[Prompt]:
@@ -306,21 +317,22 @@ class Completions(Asked):
         echo = self.echo_of(index // self.count, request)
         prompt, tokens = list(request.prompt), [] if answer is None else list(answer.tokens)
         found = None
-        if self.echoes and answer is not None and answer.finish_reason == "eos":
-            tokens.append(self.service.team.tokenizer.eos_id)  # has an entry among the log-probabilities, too
         if self.log_probs is not None:
             shown = await self.found([*prompt, *tokens])
+            if self.echoes and answer is not None and answer.finish_reason == "eos":
+                tokens.append(shown.end(self.service.team.tokenizer.eos_ids))
             pieces = [] if answer is None else self.texts.pieces_of(answer)
             begin, before = (0, 0) if self.echoes else (len(prompt), 0)
             if self.echoes:
                 pieces = [*self.texts.pieces(prompt), *pieces]
-            found = shown.completions(begin, len(prompt) + len(tokens), self.log_probs, before, pieces)
+            count = len(prompt) + len(tokens)
+            found = await asyncio.to_thread(shown.completions, begin, count, self.log_probs, before, pieces)
         return {
             "index": index,
             "text": echo + ("" if answer is None else answer.text),
             "logprobs": found,
             "finish_reason": "length" if answer is None else answers.finish_reason(answer),
-            "colm": _NOTHING if answer is None else answers.of_answer(answer, self.texts),
+            "colm": NOTHING if answer is None else answers.of_answer(answer, self.texts),
         }
 
     def of_chunk(self, found: answers.LogProbs, begin: int, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
@@ -368,7 +380,7 @@ class Chat(Asked):
         if self.log_probs is not None:
             begin = len(request.prompt)
             shown = await self.found([*request.prompt, *answer.tokens])
-            found = shown.chat(begin, begin + len(answer.tokens), self.log_probs)
+            found = await asyncio.to_thread(shown.chat, begin, begin + len(answer.tokens), self.log_probs)
         return {
             "index": index,
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
@@ -394,7 +406,7 @@ class Chat(Asked):
         return {"index": index, "delta": delta, "logprobs": log_probs, "finish_reason": reason, "colm": colm}
 
 
-_NOTHING: dict[str, Any] = {
+NOTHING: dict[str, Any] = {
     **{name: [] for name in ("tokens", "pieces", "sources", "p_defer", "threshold", "check")},
     "expert_calls": 0,
     "finish_reason": "length",

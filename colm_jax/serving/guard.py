@@ -27,20 +27,21 @@ class Guard:
         if scope["type"] != "http" or scope["path"] == "/health":
             await self._app(scope, receive, send)
             return
-        if (foreign := self._foreign(scope)) is not None:
-            await JSONResponse(foreign.body, foreign.status)(scope, receive, send)
-            return
-        if self._allowed(scope):
+        error = self._foreign(scope)
+        if error is None and self._allowed(scope):
             await self._app(scope, receive, send)
             return
-        error = ApiError(401, "wrong or missing API key: send it as Authorization: Bearer KEY", code="invalid_api_key")
+        error = error or ApiError(
+            401, "wrong or missing API key: send it as Authorization: Bearer KEY", code="invalid_api_key"
+        )
         headers = {"WWW-Authenticate": 'Basic realm="colm", charset="UTF-8"' if scope["path"] == "/" else "Bearer"}
-        await JSONResponse(error.body, 401, headers)(scope, receive, send)
+        self._server.metrics.requests.labels("other", str(error.status)).inc()
+        await JSONResponse(error.body, error.status, headers if error.status == 401 else None)(scope, receive, send)
 
     def _foreign(self, scope: Scope) -> ApiError | None:
         """Return why a request from another web page is refused; None: it is none."""
         host, origin = _header(scope, b"host").decode("latin-1"), _header(scope, b"origin").decode("latin-1")
-        if self._server.hosts and urlsplit(f"//{host}").hostname not in self._server.hosts:
+        if self._server.hosts and _name_of(host) not in self._server.hosts:
             return ApiError(403, f"this server is not {host!r:.100}; without a key it answers to its own address only")
         own = origin.partition("://")[2].lower() == host.lower()
         if origin and not own and not {origin, "*"} & {*self._server.origins}:
@@ -61,6 +62,14 @@ class Guard:
         elif scheme.lower() != b"bearer":
             secret = b""
         return hmac.compare_digest(secret.strip(), key.encode())
+
+
+def _name_of(host: str) -> str | None:
+    """Return the name in a Host header, without the port; None where it is malformed."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

@@ -16,10 +16,12 @@ from starlette.types import Receive, Scope, Send
 from colm_jax.decoding.requests import Generation
 from colm_jax.decoding.requests import Request as Wanted
 from colm_jax.serving import answers
-from colm_jax.serving.asked import Chat, Completions, too_late
+from colm_jax.serving.asked import NOTHING, Chat, Completions, busy, too_late
 from colm_jax.serving.errors import RETRY, ApiError
 from colm_jax.serving.service import Busy, Draining, Event, Failed, Job
 from colm_jax.serving.state import Server
+
+_GRACE = 5.0  # seconds after the deadline for the last event of a stream
 
 logger = logging.getLogger("colm_jax.serving")
 
@@ -39,11 +41,12 @@ async def answer(server: Server, request: Request, asked: Completions | Chat) ->
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+            run.end()
+            while not work.done():  # Python 3.11's wait_for may pass over one
+                work.cancel()
+                await asyncio.wait({work}, timeout=1)
             return Response(status_code=499)
-        return JSONResponse(work.result())
+        return await asyncio.to_thread(JSONResponse, work.result())
     finally:
         gone.cancel()
         work.cancel()
@@ -59,7 +62,10 @@ class _Stream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout(self._run.time_left + _GRACE):  # a client that does not read holds up nothing
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            return
         finally:
             self._run.end()
 
@@ -102,13 +108,14 @@ class Run:
         try:
             self._job = asked.service.submit(wanted, tell)
         except Busy:
-            raise ApiError(429, "too many requests wait; try again later", code="overloaded", headers=RETRY) from None
+            raise busy() from None
         except Draining:
             raise ApiError(503, "the server is being stopped", headers=RETRY) from None
         self._server.metrics.asked([len(each.prompt) for each in self._wanted[:: asked.count]])
 
     @property
-    def _time_left(self) -> float:
+    def time_left(self) -> float:
+        """Seconds until the deadline."""
         return self._asked.until - time.monotonic()
 
     async def _next(self, timeout: float) -> Event | None:
@@ -118,9 +125,9 @@ class Run:
           ApiError: the deadline is over, or the service failed.
         """
         try:
-            event = await asyncio.wait_for(self._events.get(), max(0.0, min(timeout, self._time_left)))
+            event = await asyncio.wait_for(self._events.get(), max(0.0, min(timeout, self.time_left)))
         except TimeoutError:
-            if self._time_left <= 0:
+            if self.time_left <= 0:
                 raise too_late(self._asked.service) from None
             return None
         if isinstance(event, Failed):
@@ -141,7 +148,7 @@ class Run:
         try:
             self.submit()
             while self._job is not None and len(self._answers) < len(self._wanted):
-                await self._next(self._time_left)
+                await self._next(self.time_left)
             choices = [await asked.choice(i, each, self._answers.get(i)) for i, each in enumerate(self._wanted)]
             self.end(finished=True)
         except ApiError as error:
@@ -179,6 +186,10 @@ class Run:
         told = dict.fromkeys(range(len(self._wanted)), 0)  # calls of experts that chunks have told of
         shown = {index: len(asked.echo_of(index // asked.count, each)) for index, each in enumerate(self._wanted)}
         written: dict[int, list[int]] = {index: [] for index in told}
+        if self._job is None:  # nothing is to be written
+            for index, each in enumerate(self._wanted):
+                log_probs = (await asked.choice(index, each, None))["logprobs"]
+                yield asked.part([asked.piece(index, "", NOTHING, log_probs, "length")])
         while self._job is not None and len(self._answers) < len(self._wanted):
             event = await self._next(self._server.settings.ping)
             if event is None:
@@ -193,7 +204,8 @@ class Run:
                 found = None
                 if asked.log_probs is not None:
                     ids = [*self._wanted[index].prompt, *written[index]]
-                    found = asked.of_chunk(await asked.found(ids), len(ids) - len(own), event.tokens, shown[index])
+                    begin, read = len(ids) - len(own), await asked.found(ids)
+                    found = await asyncio.to_thread(asked.of_chunk, read, begin, event.tokens, shown[index])
                 shown[index] += len(text)
                 yield asked.part([asked.piece(index, text, colm, found, None)])
             if (answer := event.generation) is not None:

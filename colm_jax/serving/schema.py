@@ -16,6 +16,10 @@ _Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 _Count = Annotated[int, Field(ge=0, lt=2**31)]
 _Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 _Id = Annotated[int, Field(ge=0, lt=2**31)]
+# The first wrong element is enough; a million errors would take gigabytes.
+_Ids = Annotated[list[_Id], Field(fail_fast=True)]
+_Texts = Annotated[list[str], Field(fail_fast=True)]
+_Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 # Whose values cannot change an answer here.
 _WITHOUT_EFFECT = (
@@ -73,8 +77,8 @@ class _Body(BaseModel):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[_Number, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[_Id], Field(max_length=STOP_IDS)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[_Ids, Field(max_length=STOP_IDS)] | None = None
     seed: _Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -86,7 +90,7 @@ class _Body(BaseModel):
     speculate: bool | Literal["auto", "on", "off"] | None = None
     on_expert_failure: Literal["base", "stop"] | None = None
     expert_prompt: str | None = None
-    expert_messages: list[dict[str, Any]] | None = None
+    expert_messages: _Objects | None = None
 
     def stops(self) -> tuple[str, ...]:
         """Return the strings that end an answer."""
@@ -96,7 +100,7 @@ class _Body(BaseModel):
 class CompletionBody(_Body):
     """A request to /v1/completions."""
 
-    prompt: str | Annotated[list[str] | list[_Id] | list[list[_Id]], Field(min_length=1)]
+    prompt: str | Annotated[_Texts | _Ids | Annotated[list[_Ids], Field(fail_fast=True)], Field(min_length=1)]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: int | None = None
@@ -105,7 +109,7 @@ class CompletionBody(_Body):
 class ChatBody(_Body):
     """A request to /v1/chat/completions."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[_Objects, Field(min_length=1)]
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -118,7 +122,7 @@ class TokenizeBody(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: _Objects | None = None
     add_special_tokens: bool = True
     return_token_strs: bool | None = None
 
@@ -129,7 +133,7 @@ class DetokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str | None = None
-    tokens: list[_Id]
+    tokens: _Ids
 
 
 class CandidatesBody(BaseModel):
@@ -138,7 +142,7 @@ class CandidatesBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str | None = None
-    tokens: Annotated[list[_Id], Field(min_length=1)]
+    tokens: Annotated[_Ids, Field(min_length=1)]
     top: Annotated[int, Field(ge=1, le=20)] = 5
 
 
@@ -163,15 +167,14 @@ def parse(kind: type[B], body: bytes, ignore_unknown: bool = False) -> B:
         for name, values in _NEUTRAL.items():
             if name in fields and (value := fields.pop(name)) not in values:
                 raise bad_request(f"{name} is not supported, got {value!r:.60}; leave it out", name, "unsupported")
-    if ignore_unknown:
-        fields = {name: value for name, value in fields.items() if name in kind.model_fields}
+    unknown = [name for name in fields if name not in kind.model_fields]
+    if unknown and not ignore_unknown:
+        raise bad_request(f"unknown field {unknown[0]!r:.60}; leave it out", unknown[0], "unknown_field")
     try:
-        return kind.model_validate(fields)
+        return kind.model_validate({name: value for name, value in fields.items() if name in kind.model_fields})
     except ValidationError as error:
         where, message = _first(error)
         field = str(where[0])
-        if field not in kind.model_fields:
-            raise bad_request(f"unknown field {field!r:.60}; leave it out", field, "unknown_field") from None
         if field in _EXPECTED:
             raise bad_request(f"{field} must be {_EXPECTED[field]}, got {fields.get(field)!r:.60}", field) from None
         raise bad_request(f"{'.'.join(map(str, where))}: {message}", field) from None

@@ -26,6 +26,7 @@ from colm_jax.serving.state import Server
 from colm_jax.team import CoLM
 
 _POLL = 0.05  # seconds between two looks at what is left
+_GRACE = 5  # seconds for connections on which nothing moves any more
 _LAST = 2.0  # seconds for the answers of requests that were cut off
 
 
@@ -76,6 +77,7 @@ async def _serve(server: Server, where: socket.socket, load: Callable[[], Servic
         access_log=False,
         lifespan="off",
         timeout_keep_alive=30,
+        timeout_graceful_shutdown=_GRACE,
         h11_max_incomplete_event_size=65536,
     )
     runner, stopping = _Runner(config), asyncio.Event()

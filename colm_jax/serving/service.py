@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -34,6 +35,7 @@ from colm_jax.team import CoLM
 
 _STREAMED = 0.05  # seconds between two looks at a streamed answer, about
 _MOST_STEPS = 16  # base steps between two looks
+_ELSEWHERE = 0.003  # seconds between two looks at experts that write elsewhere
 STOP_IDS = 8  # that a request may have, so that none changes a compiled shape
 _STANDARD = ("defer", "base", "expert")
 
@@ -105,6 +107,10 @@ class Service:
         self._unfinished: dict[Kind, int] = {}  # answers that were accepted and have not ended
         self._lock = threading.Lock()
         self._reader: CandidateReader | None = None
+        self._reads: deque[tuple[Future[Candidates], Sequence[int]]] = deque()  # texts whose candidates are asked for
+        self._reading: tuple[Future[Candidates], Iterator[Candidates | None]] | None = (
+            None  # the one that is being read
+        )
         self._thread = threading.Thread(target=self._run, name="devices", daemon=True)
 
     # Called by any thread.
@@ -133,7 +139,7 @@ class Service:
           Draining: the service ends.
           Busy: too many answers wait already.
         """
-        kind = self.kind_of(requests[0])
+        kind = max(map(self.kind_of, requests), key=lambda kind: kind[2])  # one with a view of its own counts for all
         if STRATEGIES[kind[0]].calls == "never" and self.team.engine.resident:
             requests = [replace(request, views=()) for request in requests]  # no expert sees one
         job = Job(requests, kind, tell)
@@ -144,7 +150,7 @@ class Service:
             if unfinished > self.room:
                 raise Busy
             self._unfinished[kind] = unfinished
-        self._commands.put(lambda: self._begin(job))
+            self._commands.put(lambda: self._begin(job))
         return job
 
     def cancel(self, job: Job) -> None:
@@ -154,21 +160,14 @@ class Service:
     def candidates(self, tokens: Sequence[int]) -> "Future[Candidates]":
         """Read a text between two scans."""
         found: Future[Candidates] = Future()
-
-        def read() -> None:
-            try:
-                if self._cut:
-                    raise Draining
-                assert self._reader is not None
-                found.set_result(self._reader.read(tokens))
-            except BaseException as error:
-                found.set_exception(error)
-
         with self._lock:
             if self._cut:
                 found.set_exception(Draining())
+            elif len(self._reads) >= self.room:
+                found.set_exception(Busy())
             else:
-                self._commands.put(read)
+                self._reads.append((found, tokens))
+                self._commands.put(lambda: None)  # wakes the thread
         return found
 
     def drain(self) -> None:
@@ -221,7 +220,8 @@ class Service:
         jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
         self.ready.set()
         try:
-            while self._take_commands(wait=all(session.idle for session in self._sessions.values())):
+            while self._take_commands():
+                self._read_on()
                 for kind, session in list(self._sessions.items()):
                     if not session.idle:
                         self._step(kind, session)
@@ -238,6 +238,10 @@ class Service:
             self._cut = True
         for kind in list(self._sessions):
             self._fail(kind, Draining())
+        reading = [] if self._reading is None else [self._reading[0]]
+        waiting = [future for future, _ in self._reads if future.set_running_or_notify_cancel()]
+        for future in (*reading, *waiting):
+            future.set_exception(Draining())
         with suppress(queue.Empty):
             while True:
                 command = self._commands.get(block=False)
@@ -254,17 +258,45 @@ class Service:
         """Whether requests can be answered."""
         return self._thread.is_alive()
 
-    def _take_commands(self, wait: bool) -> bool:
-        """Do what was asked of the thread; return whether it goes on."""
-        while True:
+    def _take_commands(self) -> bool:
+        """Do what was asked of the thread up to now; return whether it goes on.
+
+        Without work it waits until it is asked for something, and a little where all work is elsewhere.
+        """
+        sessions = [session for session in self._sessions.values() if not session.idle]
+        busy = self._reading is not None or self._reads or not all(session.stalled for session in sessions)
+        timeout = 0.0 if busy else _ELSEWHERE if sessions else None
+        for _ in range(max(1, self._commands.qsize())):
             try:
-                command = self._commands.get(block=wait)
+                command = self._commands.get(block=timeout != 0.0, timeout=timeout)
             except queue.Empty:
                 return True
             if command is None:
                 return False
             command()
-            wait = False
+            timeout = 0.0
+        return True
+
+    def _read_on(self) -> None:
+        """Read one chunk of a text whose candidates are asked for."""
+        assert self._reader is not None
+        while self._reading is None and self._reads:
+            future, tokens = self._reads.popleft()
+            if future.set_running_or_notify_cancel():  # else nobody waits for it any more
+                self._reading = future, self._reader.parts(tokens)
+        if self._reading is None:
+            return
+        future, parts = self._reading
+        try:
+            found = next(parts)
+        except Exception as error:
+            logger.exception("a text could not be read")
+            self._reading, self._reader = None, CandidateReader(self.team.engine)
+            future.set_exception(error)
+            return
+        if found is not None:
+            self._reading = None
+            future.set_result(found)
 
     def _count_compilation(self, event: str, duration_secs: float, **_: Any) -> None:
         self.compilations += event == "/jax/core/compile/backend_compile_duration"

@@ -56,7 +56,7 @@ class ServingSettings:
     max_choices: int = setting(
         128, help="most answers of one request: its prompts times n", least=1, most=INT32, metavar="N"
     )
-    max_body: int = setting(4_000_000, help="most bytes of a request's body", least=1, most=INT32, metavar="BYTES")
+    max_body: int = setting(1_000_000, help="most bytes of a request's body", least=1, most=INT32, metavar="BYTES")
     ignore_unknown_fields: bool = setting(
         False, help="let fields of requests pass that nobody defines, for front ends that send their own"
     )

@@ -55,14 +55,15 @@ def test_a_request_that_is_cancelled_while_its_prompt_is_read_frees_its_slot():
     assert answer.tokens == by_oracle(request(other, new=8))[0] and session.idle and kept == 1
 
 
-def test_an_expert_that_reads_a_long_text_holds_up_nobody():
+@pytest.mark.parametrize("length", [1, 6])
+def test_an_expert_that_reads_a_long_text_holds_up_nobody(length):
     """The long text's first call needs passes of the expert in several steps; the short one writes meanwhile."""
     long, short = prompts([110, 4], seed=3)
     fixed = FixedBatch(FIXED.shape, FIXED.prefill[:1])
     engine = engine_of(1)
     session = engine.session(request(short).settings, fixed)
     session.stream_steps = 2
-    first = session.submit(request(long, threshold=0.0, new=6))
+    first = session.submit(request(long, threshold=0.0, new=length))
     for _ in range(7):  # the base has read the prompt
         session.step()
     second = session.submit(request(short, threshold=1.0, new=8, stream=True))
@@ -75,8 +76,8 @@ def test_an_expert_that_reads_a_long_text_holds_up_nobody():
                 ended[update.request] = (step, update.generation)
         if session.idle:
             break
-    assert ended[second][0] < ended[first][0]
-    for number, prompt, threshold, new in ((first, long, 0.0, 6), (second, short, 1.0, 8)):
+    assert ended[second][0] < ended[first][0] or length == 1
+    for number, prompt, threshold, new in ((first, long, 0.0, length), (second, short, 1.0, 8)):
         tokens, sources, rates = by_oracle(request(prompt, threshold=threshold, new=new))
         assert (ended[number][1].tokens, ended[number][1].sources) == (tokens, sources)
         np.testing.assert_allclose(ended[number][1].p_defer, rates, atol=1e-4)

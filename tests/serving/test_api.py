@@ -73,6 +73,10 @@ def test_what_an_expert_reads_in_the_prompts_place_changes_its_words(server):
     )
     assert server.complete("ab", expert_prompt="other words", **fields)["choices"][0]["text"] == answer.text
     assert answer.text != server.complete("ab", **fields)["choices"][0]["text"]
+    both = server.complete(["ab", "cd"], expert_prompt="ab", **fields)["choices"]  # its own view is that of one only
+    records = [{"prompt": prompt, "expert_prompt": "ab"} for prompt in ("ab", "cd")]
+    expected = server.team.generate(records, strategy="expert", max_new_tokens=12)
+    assert [choice["text"] for choice in both] == [answer.text for answer in expected]
     messages = {"expert_messages": [{"role": "user", "content": "other"}]}
     (answer,) = server.team.generate([{"prompt": "ab", **messages}], strategy="expert", max_new_tokens=12)
     assert server.complete("ab", **messages, **fields)["choices"][0]["text"] == answer.text
@@ -192,6 +196,8 @@ def test_echoed_log_probabilities_are_those_of_score(server, strategy):
     assert got[:-1] == greedy.tolist() and greedy[19:24].all() and not greedy.all()
     alone = server.complete(text, **{**fields, "max_tokens": 0})["choices"][0]
     assert alone["logprobs"]["token_logprobs"] == found["token_logprobs"][:-1]
+    parts = choices_of(stream(server, "/v1/completions", {"prompt": text, **fields, "max_tokens": 0, "temperature": 0}))
+    assert parts[-1]["logprobs"] == alone["logprobs"] and parts[-1]["finish_reason"] == "length"
     assert alone["colm"]["tokens"] == [] and alone["text"] == server.team.tokenizer.decode(text)
 
 

@@ -133,5 +133,11 @@ def test_no_other_page_may_call_the_api(server):
 
 def test_other_names_of_this_machine_are_refused(server, monkeypatch):
     monkeypatch.setattr(server.server, "hosts", ("127.0.0.1", "localhost"))
-    for host, status in (("evil.example", 403), ("evil.example:8000", 403), ("localhost:1", 200), ("127.0.0.1", 200)):
+    for host, status in (
+        ("evil.example", 403),
+        ("evil.example:8000", 403),
+        ("[", 403),
+        ("localhost:1", 200),
+        ("127.0.0.1", 200),
+    ):
         assert httpx.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == status

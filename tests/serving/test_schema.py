@@ -1,6 +1,7 @@
 """Bodies of requests: what is read, what is refused, and under which name."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -63,6 +64,17 @@ def test_what_is_no_object_is_refused(body):
 def test_a_wrong_field_is_named(field, value):
     error = refused(CompletionBody, {"prompt": "a", field: value})
     assert error.param == field and field in error.message and error.body["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("value", [[True] * 100_000, [[True]] * 100_000, ["a"] * 100_000 + [1]])
+def test_a_long_wrong_list_is_refused_by_its_first_element(value):
+    """Were all errors collected, this would take gigabytes."""
+    tracemalloc.start()
+    assert refused(CompletionBody, {"prompt": value}).param == "prompt"
+    assert refused(CompletionBody, {f"x{i}": 1 for i in range(50_000)}).code == "unknown_field"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6
 
 
 def test_fields_that_change_nothing_pass():

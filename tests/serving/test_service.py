@@ -2,6 +2,10 @@
 
 import pytest
 
+from colm_jax import CoLM
+from colm_jax.settings.serving import ServingSettings
+from tests.serving.conftest import start
+
 PROMPTS = ["ab", "the cat sat on the mat", "x", "once upon a time there was", "zzzz " * 12, "hello."]
 
 
@@ -16,7 +20,9 @@ def test_greedy_answers_are_those_of_generate(server, strategy):
         assert "".join(choice["colm"]["pieces"]) == answer.text
 
 
-def test_no_request_compiles_a_program(server):
+def test_no_request_compiles_a_program(team_directory):
+    """Of a server of its own, since compiled programs may be let go between the modules of tests."""
+    server = start(lambda: CoLM.from_pretrained(team_directory), ServingSettings(slots=2))
     before = server.service.compilations
     for fields in (
         {"prompt": "a", "max_tokens": 1},

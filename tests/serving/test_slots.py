@@ -67,6 +67,34 @@ def test_a_client_that_goes_away_frees_its_slot(server, streamed):
     assert server.metric("colm_requests_total", outcome="cancelled", route="/v1/completions") == before + 1
 
 
+def test_a_client_that_leaves_while_its_log_probabilities_are_read_harms_nobody(server):
+    """Its text is read to the end, or not at all, and the thread goes on."""
+
+    async def leave(number):
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            body = {"prompt": "a b c d " * 12, "max_tokens": 1 + number, "logprobs": 5, "echo": True}
+            task = asyncio.create_task(_post(client, {**body, "stream": bool(number % 2)}))
+            await asyncio.wait({task}, timeout=0.01 * number)
+            task.cancel()
+
+    async def everyone():
+        await asyncio.gather(*map(leave, range(24)))
+
+    asyncio.run(everyone())
+    assert server.idle() and server.service.failure is None
+    assert server.complete("abc", logprobs=2, max_tokens=3)["choices"][0]["logprobs"]
+
+
+def test_a_text_that_cannot_be_read_does_not_spoil_the_next(server, monkeypatch):
+    from colm_jax.decoding import candidates
+
+    read = candidates._read
+    monkeypatch.setattr(candidates, "_read", lambda *_, **__: 1 / 0)
+    assert server.post("/v1/candidates", {"tokens": [4]}).status_code == 500
+    monkeypatch.setattr(candidates, "_read", read)
+    assert server.post("/v1/candidates", {"tokens": [4]}).status_code == 200
+
+
 def test_a_request_ends_at_its_deadline(team_directory):
     settings = ServingSettings(slots=1, strategies=("base",), deadline=0.3)
     hurried = start(lambda: CoLM.from_pretrained(team_directory), settings)
