@@ -38,12 +38,12 @@ def process(team_directory):
         "a",
     )
     started = start(*flags, COLM_KEY="secret")
-    line = started.stdout.readline()
-    found = re.fullmatch(r"serving a at (http://127\.0\.0\.1:\d+)\n", line)
-    if not found:
-        started.kill()
-    assert found, line + started.stderr.read()
     with started:
+        line = started.stdout.readline()
+        found = re.fullmatch(r"serving a at (http://127\.0\.0\.1:\d+)\n", line)
+        if not found:
+            started.kill()
+        assert found, line + started.stderr.read()
         yield started, found[1]
         started.kill()
 
