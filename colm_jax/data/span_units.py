@@ -12,6 +12,7 @@ from colm_jax.data.chat import encode_conversation
 from colm_jax.data.records import Example, check_ids, check_string, encode_prompt
 from colm_jax.data.units import Prompts, TextView, Unit, UnitText, expert_view
 from colm_jax.errors import UserError
+from colm_jax.storage import shown
 from colm_jax.text.spans import EncodedText, Opening, SpanEncoder, SpanRule, token_texts
 from colm_jax.text.tokenizer import Tokenizer, shared_vocabulary
 
@@ -67,8 +68,10 @@ class SpanUnits:
             None if encoder is None else encoder.encode(text, None if own is None else "")
             for encoder, own in zip(self.encoders, views)
         ]
-        starts = self._confirmed(text, read)
         first = [self._prompt_ids(m, own, where) for m, own in enumerate(views)]
+        for m, (ids, encoded) in enumerate(zip(first, read)):
+            self._check_rows(m, [*ids, *(() if encoded is None else encoded.ids)], where)
+        starts = self._confirmed(text, read)
         room = [
             None if encoded is None else _fitting(encoded, starts, len(ids), context)
             for encoded, ids, context in zip(read, first, self.contexts)
@@ -163,16 +166,28 @@ class SpanUnits:
         view = expert_view(record, where)
         if view is None and "input_ids" in record and not any(key in record for key in ("prompt", "text", "messages")):
             view = {"prompt": self._base.decode(check_ids(record["input_ids"], self._base.size, where))}
-        shown = f"{where}, the experts' view" if view else where
+        place = f"{where}, the experts' view" if view else where
         base = encode_prompt(record, self._base, where)
         experts: list[list[int] | dict[str, Any]] = []
         for m in range(1, len(self.tokenizers)):
             own = view or {
                 key: value for key, value in record.items() if key in ("prompt", "text", "messages", "tools")
             }
-            experts.append(own if self.tokenizers[m] is None else self._prompt_ids(m, own, shown))
+            experts.append(own if self.tokenizers[m] is None else self._prompt_ids(m, own, place))
         _check_room([base, *experts], self.contexts, where)
+        for m, ids in enumerate([base, *experts]):
+            if isinstance(ids, list):
+                self._check_rows(m, ids, place if m else where)
         return Prompts(base, tuple(experts))
+
+    def _check_rows(self, model: int, ids: Sequence[int], where: str) -> None:
+        """Raise UserError for a token that a model does not have: tokenizers may have more than its head has rows."""
+        tokenizer, rows = self.tokenizers[model], self.heads[model]
+        if tokenizer is not None and (largest := max(ids, default=0)) >= rows:
+            raise UserError(
+                f"{where}: token {largest} ({tokenizer.words[largest]!r}) of {shown(tokenizer.directory)} is beyond "
+                f"the {rows} rows of the model's head; remove it from the text"
+            )
 
     def opening(self, model: int) -> Opening:
         """Return which tokens open a span."""
@@ -208,8 +223,8 @@ class SpanUnits:
         return list(found.ids) if not before or not unit.text or 0 in found.boundaries else None
 
     def spells(self, unit: Unit) -> bool:
-        """Return whether the base's tokens of a span are those of its text."""
-        return _text_of(self._base, unit.tokens) == unit.text
+        """Return whether the base's tokens of a span are those of its text, and the base has them all."""
+        return max(unit.tokens, default=0) < self.heads[0] and _text_of(self._base, unit.tokens) == unit.text
 
     def written(self, model: int, tokens: Sequence[int], before: str) -> Unit:
         """Return the span of an expert's tokens, with the base's canonical ones."""

@@ -236,3 +236,18 @@ def test_views_of_unknown_tokens_are_stored_whole(tokenizers, tmp_path):
     for read, text in zip(examples.view(1).items, expected, strict=True):
         np.testing.assert_array_equal(read.ids, text.experts[0].ids)
         np.testing.assert_array_equal(read.counted, text.experts[0].counted)
+
+
+@pytest.mark.parametrize("model", [0, 1])
+def test_tokens_beyond_a_models_head_are_refused(tokenizers, model):
+    """Its embedding has no row for them either, and every number after them would be NaN."""
+    known = [tokenizers[m].encode_prompt(TEXT) for m in (0, 1)]
+    rows = [tokenizers[0].size, tokenizers[1].size]
+    rows[model] = max(known[model])
+    short = SpanUnits.of(tokenizers[:2], (512, 512), rows)
+    said = rf"f:1.*: token {rows[model]} \(.*\) of .* is beyond the {rows[model]} rows of the model's head"
+    with pytest.raises(UserError, match=said):
+        short.prompts({"prompt": TEXT}, "f:1")
+    with pytest.raises(UserError, match=said):
+        short.text({"prompt": "Q: the", "completion": TEXT}, "f:1")
+    assert short.prompts({"prompt": "the"}, "f:1").base == tokenizers[0].encode_prompt("the")
