@@ -14,6 +14,22 @@ fail() {
   exit 2
 }
 
+# A JSON string, which is also a YAML string.
+json() {
+  local text=${1//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//$'\n'/\\n}
+  text=${text//$'\t'/\\t}
+  printf '"%s"' "${text//$'\r'/\\r}"
+}
+
+# The command's words as a YAML list. Kubernetes expands $(VAR) in them and reads $$ as $.
+words() {
+  local word list=''
+  for word in "$@"; do list+="${list:+, }$(json "${word//\$/\$\$}")"; done
+  printf '[%s]' "$list"
+}
+
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
 # Splits a command line into ENV_FILE, DRY_RUN, WORDS and AFTER.

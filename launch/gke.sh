@@ -25,22 +25,6 @@ for word in "${WORDS[@]:1}"; do
   esac
 done
 
-# A JSON string, which is also a YAML string.
-json() {
-  local text=${1//\\/\\\\}
-  text=${text//\"/\\\"}
-  text=${text//$'\n'/\\n}
-  text=${text//$'\t'/\\t}
-  printf '"%s"' "${text//$'\r'/\\r}"
-}
-
-# The command's words as a YAML list. Kubernetes expands $(VAR) in them and reads $$ as $.
-words() {
-  local word list=''
-  for word in "$@"; do list+="${list:+, }$(json "${word//\$/\$\$}")"; done
-  printf '[%s]' "$list"
-}
-
 # The volume at MOUNT: the bucket, or a volume claim. Pods read what others have just written, so a bucket's metadata
 # must not be cached.
 files() {

@@ -28,22 +28,6 @@ for word in "${WORDS[@]:1}"; do
   follow=true
 done
 
-# A JSON string, which is also a YAML string.
-json() {
-  local text=${1//\\/\\\\}
-  text=${text//\"/\\\"}
-  text=${text//$'\n'/\\n}
-  text=${text//$'\t'/\\t}
-  printf '"%s"' "${text//$'\r'/\\r}"
-}
-
-# The command's words as a YAML list. Kubernetes expands $(VAR) in them and reads $$ as $.
-words() {
-  local word list=''
-  for word in "$@"; do list+="${list:+, }$(json "${word//\$/\$\$}")"; done
-  printf '[%s]' "$list"
-}
-
 # Checks that the command is `colm serve`, without the flags that this script adds.
 check_serve() {
   local word
