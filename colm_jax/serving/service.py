@@ -61,7 +61,6 @@ class Job:
     def __init__(self, requests: Sequence[Request], kind: Kind, tell: Callable[[Event | Exception], None]):
         """Keeps the requests; `tell` gets each event, or why there will be none, in the service's thread."""
         self.requests, self.kind, self.tell = requests, kind, tell
-        self.begun = time.monotonic()
         self.left = len(requests)  # answers that are neither finished nor cancelled
 
 
@@ -108,9 +107,8 @@ class Service:
         self._lock = threading.Lock()
         self._reader: CandidateReader | None = None
         self._reads: deque[tuple[Future[Candidates], Sequence[int]]] = deque()  # texts whose candidates are asked for
-        self._reading: tuple[Future[Candidates], Iterator[Candidates | None]] | None = (
-            None  # the one that is being read
-        )
+        # The one that is being read.
+        self._reading: tuple[Future[Candidates], Iterator[Candidates | None]] | None = None
         self._thread = threading.Thread(target=self._run, name="devices", daemon=True)
 
     # Called by any thread.
