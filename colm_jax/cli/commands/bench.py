@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from colm_jax.cli.flags import Flags, Parser, given, setting_flags
+from colm_jax.errors import UserError
 from colm_jax.settings.bench import (
     CompiledBench,
     DecodeBench,
@@ -120,7 +121,10 @@ def run(flags: Flags) -> dict[str, Any]:
     kind = _KINDS[flags.bench]
     flags.bindings.bind(kind.__name__, **given(vars(flags), kind))
     settings: Any = flags.bindings.make(kind)
-    module: Any = import_module(f"colm_jax.bench.{flags.bench}")
+    try:
+        module: Any = import_module(f"colm_jax.bench.{flags.bench}")
+    except ModuleNotFoundError as error:
+        raise UserError(f"bench {flags.bench} needs {error.name}: pip install 'colm-jax[serve]'") from None
     with console.bar("measuring", module.pieces(settings)) as bar:
         begun = itertools.count()
         figures, details = module.measure(settings, lambda name: bar.to(next(begun), note=name))
