@@ -5,6 +5,7 @@ prefills an expert that has many unread tokens between two scans, and looks for 
 share the models' mesh all do the same; JAX requires that what each passes from its own device is the same everywhere.
 """
 
+import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -200,7 +201,7 @@ class Engine:
 class Session:
     """A running batch: requests join and leave it at any time, and none changes another's result.
 
-    An idle session holds no caches.
+    An idle session holds no caches, unless it `keeps_caches`.
     """
 
     def __init__(self, engine: Engine, settings: GenerationSettings, fixed: FixedBatch | None = None):
@@ -214,6 +215,7 @@ class Session:
         self._behind: dict[int, list[int]] = {}  # by model: slots whose text it must read before they go on
         self.stream_steps = 1  # base steps of a scan while a request is streamed
         self.stalled = False  # all that runs waits for experts elsewhere
+        self.keeps_caches = False  # while it is idle, too
         self._submitted = 0
         self._shape = BatchShape()
         self._loop: LoopConfig | None = None
@@ -280,7 +282,7 @@ class Session:
         self._queue = deque(item for item in self._queue if item[0] != number)
         for slot in [slot for slot, sequence in self._running.items() if sequence.number == number]:
             self._release(slot)
-        if self.idle:
+        if self.idle and not self.keeps_caches:
             self._drop()
 
     def close(self) -> None:
@@ -460,8 +462,10 @@ class Session:
     def _read_on(self) -> None:
         """Run as many passes of prefill as one step may, and let the sequences go on that wait for none."""
         assert self._state is not None
-        passes = 0 if self._fixed is None else self._fixed.passes
-        while self._behind and passes:
+        if self._fixed is None:
+            return
+        passes, until = self._fixed.passes, time.monotonic() + self._fixed.seconds
+        while self._behind and (passes > 0 or time.monotonic() < until):
             before, model = self._resting, next(iter(self._behind))
             if slots := self._pass(model, self._behind.pop(model)):
                 self._behind[model] = slots  # behind the others, as the slots that have had a pass
@@ -536,7 +540,7 @@ class Session:
         del self._running[slot]
         self._behind = {model: [other for other in slots if other != slot] for model, slots in self._behind.items()}
         self._behind = {model: slots for model, slots in self._behind.items() if slots}
-        if self.idle:
+        if self.idle and not self.keeps_caches:
             self._drop()
         else:
             self._state = clear(self._state, jnp.int32(slot))

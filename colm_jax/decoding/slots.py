@@ -41,12 +41,13 @@ class FixedBatch:
     shape: BatchShape
     prefill: tuple[PassShape, ...]  # shapes of prefill passes, smallest first
     passes: int = 1  # of prefill between two scans, so that a long prompt does not hold up other sequences
+    seconds: float = 0.0  # for more passes between two scans, which short prompts and small models need
 
     @classmethod
-    def of(cls, slots: int, context: int) -> "FixedBatch":
-        """Return the batch of so many slots for texts up to a context."""
+    def of(cls, slots: int, context: int, seconds: float = 0.0) -> "FixedBatch":
+        """Return the batch of so many slots for texts up to a context; `seconds` as the field."""
         shape = BatchShape(slots=power_of_two(slots), positions=power_of_two(context))
-        return cls(shape, fixed_shapes(shape.slots, shape.positions))
+        return cls(shape, fixed_shapes(shape.slots, shape.positions), seconds=seconds)
 
 
 def empty_state(

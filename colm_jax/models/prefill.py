@@ -32,10 +32,15 @@ def power_of_two(number: int) -> int:
 
 def fixed_shapes(slots: int, positions: int) -> tuple[PassShape, ...]:
     """Return the shapes of passes over a batch whose shapes never change, of which there are few."""
-    # A CPU gains nothing by long passes, which hold up other sequences.
+    # A CPU gains nothing by long passes of one sequence, which hold up the others.
     sizes = (128,) if jax.default_backend() == "cpu" else (128, 512)
-    one = [PassShape(1, size) for size in sizes if size <= positions]
-    return (PassShape(slots, PREFILL_SHAPES[0].tokens), *one)
+    long = [
+        PassShape(rows, size)
+        for size in sizes
+        for rows in sorted({1, min(slots, max(1, PREFILL_TOKENS // size))})
+        if size <= positions
+    ]
+    return (PassShape(slots, PREFILL_SHAPES[0].tokens), *long)
 
 
 def prefill_group(
@@ -53,12 +58,17 @@ def prefill_group(
       ends: tokens of each to be read.
       room: positions of the cache; a pass stores its whole size.
       shapes: of passes, smallest first; the first one has at most ROOM tokens.
+
+    Of shapes with as many tokens, the smallest that has a row for each sequence is taken.
     """
 
-    def key(slot: int) -> tuple[PassShape, bool]:
-        possible = [shape for shape in shapes if done[slot] + shape.tokens <= room]
-        enough = [shape for shape in possible if shape.tokens >= ends[slot] - done[slot]]
+    def key(slot: int) -> tuple[int, bool]:
+        possible = [shape.tokens for shape in shapes if done[slot] + shape.tokens <= room]
+        enough = [tokens for tokens in possible if tokens >= ends[slot] - done[slot]]
         return (enough or possible[-1:])[0], bool(done[slot] == 0)
 
-    shape, fresh = key(slots[0])
-    return [slot for slot in slots if key(slot) == (shape, fresh)][: shape.rows], shape
+    tokens, fresh = key(slots[0])
+    alike = [slot for slot in slots if key(slot) == (tokens, fresh)]
+    of_size = [shape for shape in shapes if shape.tokens == tokens]
+    shape = next((shape for shape in of_size if shape.rows >= len(alike)), of_size[-1])
+    return alike[: shape.rows], shape

@@ -33,7 +33,8 @@ from colm_jax.settings.serving import CONTEXT, ServingSettings
 from colm_jax.settings.strategies import STRATEGIES, find_strategy
 from colm_jax.team import CoLM
 
-_STREAMED = 0.05  # seconds between two looks at a streamed answer, about
+_STREAMED = 0.15  # seconds between two looks at a streamed answer, at most, about: each look costs some time
+_PREFILL = 0.05  # seconds of prefill between two scans, where there are several passes to run
 _MOST_STEPS = 16  # base steps between two looks
 _ELSEWHERE = 0.003  # seconds between two looks at experts that write elsewhere
 STOP_IDS = 8  # that a request may have, so that none changes a compiled shape
@@ -94,7 +95,7 @@ class Service:
         self.strategies = strategies_of(team, settings.strategies)
         self.context = min(team.context, CONTEXT if settings.context is None else settings.context)
         team.engine.context = self.context
-        self.fixed = FixedBatch.of(settings.slots, self.context)
+        self.fixed = FixedBatch.of(settings.slots, self.context, seconds=_PREFILL)
         self.ready = threading.Event()
         self.draining = False
         self.compilations = 0  # programs that requests have compiled since the service was ready
@@ -303,7 +304,9 @@ class Service:
         if kind not in self._sessions:
             strategy, speculate, own_views = kind
             settings = GenerationSettings(strategy, speculate=speculate, batch_size=self.fixed.shape.slots)
-            self._sessions[kind] = self.team.session(settings, own_views, self.fixed)
+            self._sessions[kind] = session = self.team.session(settings, own_views, self.fixed)
+            # Caches are zeroed when they are made, which takes long. Those of other batches make room.
+            session.keeps_caches = kind == (self.default_strategy, "auto", False)
         return self._sessions[kind]
 
     def _begin(self, job: Job) -> None:
