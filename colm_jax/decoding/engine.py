@@ -344,7 +344,7 @@ class Session:
         assert self._state is not None
         for model, weights in enumerate([self._models.base, *self._models.experts]):
             for shape in self._fixed.prefill:
-                rows = jnp.zeros(shape.rows, int)
+                rows = jnp.asarray(np.zeros(shape.rows, int))  # staging an array is a program, too
                 self._state = prefill(self._graphs, weights, self._state, rows, model, shape.tokens, False)
         self._drop()
 

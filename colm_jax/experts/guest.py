@@ -107,8 +107,9 @@ class GuestExpert:
         """Compile every prefill pass; once `expect` has said that sizes are fixed, and without sequences."""
         self._grow(self._expected, self._context)
         for shape in fixed_shapes(self._slots, self._positions):
-            rows, tokens = jnp.zeros(shape.rows, int), jnp.zeros((shape.rows, shape.tokens), jnp.int32)
-            known = self._cached(), rows, tokens, jnp.zeros(shape.rows, jnp.int32)
+            rows, tokens = np.zeros(shape.rows, int), np.zeros((shape.rows, shape.tokens), np.int32)
+            # Staging an array of NumPy's is a program, too.
+            known = self._cached(), *map(jnp.asarray, (rows, tokens, np.zeros(shape.rows, np.int32)))
             self._cache = prefill(self._graph, self._weights, *known, False)
 
     def check(self, prompt: Any, settings: GenerationSettings, where: str) -> None:

@@ -21,6 +21,7 @@ def test_answers_are_those_of_a_growing_batch_and_later_ones_compile_nothing(str
     engine = engine_of(experts)
     first = [request(p, strategy, new=20, key=i) for i, p in enumerate(prompts([1, 100, 3, 40, 17, 70]))]
     session = engine.session(first[0].settings, FIXED)
+    session.compile_prefill()
     assert same(run(session, first), answers(engine, prompts([1, 100, 3, 40, 17, 70]), strategy, new=20))
     assert session.idle and session.shape.slots == 0
     with counted() as compiled:
