@@ -232,7 +232,7 @@ class Service:
             self._cut_off()
 
     def _cut_off(self) -> None:
-        """Tell whoever still waits that there will be no answer."""
+        """Report to all waiting requests that there will be no answer."""
         with self._lock:
             self._cut = True
         for kind in list(self._sessions):
@@ -245,7 +245,7 @@ class Service:
             while True:
                 command = self._commands.get(block=False)
                 if command is not None:
-                    command()  # accepted before the end: it is told so, too
+                    command()  # accepted before the end: it fails, too
 
     def stop(self) -> None:
         """End the thread once it has done what was asked of it before; answers that are left are cut off."""
@@ -343,7 +343,7 @@ class Service:
         begun = time.monotonic()
         try:
             updates = session.step()
-        except Exception as error:  # of the device, or of an expert: whoever waits is told, and the batch begins anew
+        except Exception as error:  # of the device, or of an expert: the batch's requests fail, and it begins anew
             logger.exception("a scan of strategy %s failed", kind[0])
             self._fail(kind, error)
             return
@@ -366,7 +366,7 @@ class Service:
         job.tell(Event(choice, update.tokens, update.generation))
 
     def _fail(self, kind: Kind, error: Exception) -> None:
-        """Tell whoever waits for a batch why there will be no answer, and begin a new one."""
+        """Report to a batch's requests why there will be no answer, and begin a new batch."""
         with suppress(Exception):  # what failed may fail again
             self._sessions.pop(kind).close()
         jobs = {id(job): job for (own, _), (job, _) in self._jobs.items() if own == kind}
