@@ -22,7 +22,7 @@ class Call:
 
     sequence: int  # its id, the same at every call for it
     prompt: Any  # the expert's own view of the prompt: an entry of `Prompts.experts`
-    answer: Sequence[Unit]  # all units so far, whoever wrote them; of later calls, the same ones and more
+    answer: Sequence[Unit]  # all units so far, by any writer; of later calls, the same ones and more
     seed: int  # of this unit's random numbers: a JAX key (`seeds.keys_of_numbers`)
     temperature: float = 0.0
     top_p: float = 1.0

@@ -46,7 +46,7 @@ class Oracle:
         size = next((n for n in range(1, 5) if _decodes(added[:n])), 0)
         if not size or not _decodes(added[:size]):
             return False
-        if not before:  # behind the prompt, or a special token
+        if not before:  # after the prompt, or a special token
             return True
         left = next((before[-n:] for n in range(1, 1 + len(before)) if _is_start(before[-n])), b"")
         return bool(left) and _decodes(left) and self.rule.opens(left.decode(), added[:size].decode())

@@ -128,7 +128,7 @@ def chat_body(name: str, view: View, tokens: int, sampling: dict[str, Any], cont
       view: with messages.
       tokens: most that are asked for.
       sampling: fields of `Sampling`.
-      continues: how the endpoint is told that the last message is unfinished: "continue_final_message", or "prefill":
+      continues: how a request says that the last message is unfinished: "continue_final_message", or "prefill":
         by its being the assistant's.
     """
     body = {"model": name, "messages": view.conversation, "max_tokens": tokens, **sampling}
