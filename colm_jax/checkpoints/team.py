@@ -23,9 +23,10 @@ from colm_jax.checks import check_number
 from colm_jax.console import Progress
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
-from colm_jax.models.gate import Gate
+from colm_jax.models.gate import Gate, gate_width
 from colm_jax.models.quantize import BITS
 from colm_jax.parallel import is_first, to_host
+from colm_jax.settings.training import GATE_INPUTS
 from colm_jax.storage import (
     absolute,
     copy_file,
@@ -65,9 +66,9 @@ class Base:
     defer_embedding: np.ndarray | None  # [D], the deferral token's embedding in the original's format, for export
 
 
-def make_gate(kernel: np.ndarray | jax.Array) -> Gate:
-    """Return a gate with the given kernel [D, M]."""
-    gate = Gate(*kernel.shape)
+def make_gate(kernel: np.ndarray | jax.Array, inputs: str = "hidden") -> Gate:
+    """Return a gate with the given kernel [D, M], with a row for each of its `inputs`: see `models.gate`."""
+    gate = Gate(kernel.shape[0] - gate_width(0, inputs), kernel.shape[1], inputs)
     gate.kernel[...] = jnp.asarray(kernel, jnp.float32)
     return gate
 
@@ -133,7 +134,7 @@ def load_base(
     decoder, deferral = load_model(directory, dtype, mesh, size, None, stacked, progress, packed)
     if deferral is not None:
         return Base(decoder, make_gate(deferral.gate[:, None]), tokenizer, directory, {}, deferral.embedding)
-    gate = None if stored.kernel is None else make_gate(stored.kernel)
+    gate = None if stored.kernel is None else make_gate(stored.kernel, stored.inputs)
     return Base(decoder, gate, tokenizer, directory, stored.facts, stored.defer_embedding)
 
 
@@ -142,8 +143,9 @@ class StoredGate:
     """The additions of a team directory to the base; empty for a plain model and for the original's format."""
 
     facts: dict[str, Any]  # colm.json, or empty
-    kernel: np.ndarray | None  # [D, M] float32; None: no gate
+    kernel: np.ndarray | None  # [D, M] float32, with a row for each of its inputs; None: no gate
     defer_embedding: np.ndarray | None  # [D]
+    inputs: str = "hidden"  # one of GATE_INPUTS
 
 
 def read_gate(directory: Path, tokenizer: Tokenizer, width: int) -> StoredGate:
@@ -172,12 +174,26 @@ def read_gate(directory: Path, tokenizer: Tokenizer, width: int) -> StoredGate:
         tensors = load_file(local_copy(path))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file (truncated or damaged?): {error}") from None
-    kernel = tensors.get("gate.weight")
-    if kernel is None or kernel.ndim != 2 or kernel.shape[1] != width:
+    kernel, inputs = tensors.get("gate.weight"), _inputs_of(facts, directory)
+    if kernel is None or kernel.ndim != 2 or kernel.shape[1] != gate_width(width, inputs):
         found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        raise UserError(f"{path}: needs 'gate.weight' of shape [experts, {width}], holds {found}")
+        reads = "" if inputs == "hidden" else f" for its inputs {inputs!r}"
+        raise UserError(
+            f"{path}: needs 'gate.weight' of shape [experts, {gate_width(width, inputs)}]{reads}, holds {found}"
+        )
     # A model that was trained alone has a gate for no experts.
-    return StoredGate(facts, kernel.T if len(kernel) else None, tensors.get("defer_embedding"))
+    return StoredGate(facts, kernel.T if len(kernel) else None, tensors.get("defer_embedding"), inputs)
+
+
+def _inputs_of(facts: Mapping[str, Any], directory: Path) -> str:
+    """Return what the gate of a team reads; teams of before there was a choice do not say it."""
+    inputs = (facts.get("gate") or {}).get("inputs", "hidden")
+    if inputs not in GATE_INPUTS:
+        raise UserError(
+            f"{shown(directory / TEAM_FILE)}: gate.inputs must be one of {', '.join(GATE_INPUTS)}, got {inputs!r}; a "
+            "later version may read it"
+        )
+    return inputs
 
 
 def load_expert(
@@ -248,7 +264,7 @@ def save_team(
             decoder.config, dtype, tokenizer.backend.bos_token_id, _stored_eos(load_tokenizer(tokenizer_directory))
         )
         write_json(here / "config.json", config)
-        gate_facts = {"width": kernel.shape[1], "experts": kernel.shape[0]}
+        gate_facts = {"width": decoder.config.width, "experts": kernel.shape[0], "inputs": gate.inputs}
         team = {"format": FORMAT, "gate": gate_facts, "chat_template": tokenizer.template_digest, **facts}
         write_json(here / TEAM_FILE, team)
         publish(here, directory, last=TEAM_FILE)
@@ -261,10 +277,16 @@ def save_reference(directory: Path, base: Base, dtype: str) -> None:
     none of its own.
 
     Raises:
-      UserError: no gate, a gate for several experts, or a vocabulary size that differs from the tokenizer's.
+      UserError: no gate, a gate for several experts or that reads more than hidden states, or a vocabulary size that
+        differs from the tokenizer's.
     """
     if base.gate is None:
         raise UserError(f"{shown(base.directory)}: has no gate; only a trained team can be exported")
+    if base.gate.inputs != "hidden":
+        raise UserError(
+            f"{shown(base.directory)}: the original's format holds a gate that reads hidden states alone, this one has "
+            f"the inputs {base.gate.inputs!r}; train with Training.gate_inputs 'hidden', or export as --format colm"
+        )
     kernel = np.asarray(base.gate.kernel[...])
     if kernel.shape[1] != 1:
         raise UserError(

@@ -92,10 +92,19 @@ def _read(
         states, rows = decoder(tokens[None], cache)
         hidden.append(states[0])
         written.append(cache.write(rows, count))
-    experts = len(decoders) - 1
-    gate_logits = jnp.zeros((tokens.shape[0], experts), jnp.float32)
+    experts, size = len(decoders) - 1, tokens.shape[0]
+
+    def split(x: Array) -> Array:
+        return x.reshape(size // _BLOCK, _BLOCK, *x.shape[1:])
+
+    gate_logits = jnp.zeros((size, experts), jnp.float32)
     if graphs.gate is not None and models.gate is not None and experts:
-        gate_logits = nnx.merge(graphs.gate, models.gate)(hidden[0])
+        gate = nnx.merge(graphs.gate, models.gate)
+        if gate.reads_logits:  # a block at a time, too
+            read = jax.lax.map(lambda h: gate(h, decoders[0].logits(h, models.allowed)), split(hidden[0]))
+            gate_logits = read.reshape(gate_logits.shape)
+        else:
+            gate_logits = gate(hidden[0])
 
     def block(parts):
         states, gate, following = parts
@@ -111,11 +120,6 @@ def _read(
         values, ids = jax.lax.top_k(columns, top)
         chosen = jnp.take_along_axis(team, ids[:, :-1, 0], axis=1)
         return own, ids.astype(jnp.int32), values, chosen
-
-    size = tokens.shape[0]
-
-    def split(x: Array) -> Array:
-        return x.reshape(size // _BLOCK, _BLOCK, *x.shape[1:])
 
     own, ids, values, chosen = jax.lax.map(block, (tuple(map(split, hidden)), split(gate_logits), split(following)))
     whole = [x.reshape(size, *x.shape[2:]) for x in (own, ids, values, chosen)]

@@ -130,7 +130,7 @@ def _base_step(graphs: Graphs, config: LoopConfig, models: Models, state: Decodi
         hidden, base_logits, rows = jax.lax.cond(jnp.any(reads), read, idle)
         caches = (caches[0].write(rows, reads.astype(jnp.int32)), *caches[1:])
         if config.strategy.needs_gate and graphs.gate is not None:
-            gate_logits = nnx.merge(graphs.gate, models.gate)(hidden)
+            gate_logits = nnx.merge(graphs.gate, models.gate)(hidden, base_logits)
     deferred = is_deferred(config.strategy, state, gate_logits, state.drafts.count)
     experts = [called(config.strategy, gate_logits, deferred, m) for m in range(len(models.experts))]
     calls = jnp.stack(experts, axis=1) if experts else jnp.zeros((batch, 0), bool)

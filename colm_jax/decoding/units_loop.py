@@ -131,7 +131,7 @@ def _base_step(
     cache = cache.write(rows, runnable.astype(jnp.int32))
     gate_logits = jnp.zeros((batch, 1), jnp.float32)
     if config.strategy.needs_gate and graphs.gate is not None:
-        gate_logits = nnx.merge(graphs.gate, models.gate)(hidden)
+        gate_logits = nnx.merge(graphs.gate, models.gate)(hidden, logits)
     before = table.before(next_token(state.tokens, state.lengths - 1)[:, 0], written(state) == 0)
     limited = runnable & units.closed & table.closable[before]
     logits = jax.lax.cond(

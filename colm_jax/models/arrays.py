@@ -2,8 +2,8 @@
 
 Shapes in annotations: B batch, T time (new tokens), S cache positions, D model width, H heads, K key and value heads,
 F feed-forward width, V vocabulary, M experts, N spans, positions or other items in a line; h head dimension, h2 its
-pairs that turn, W = M + 1 writers (the base first), G gate columns (M, or 1 without a gate), T1 = T + 1. `*N` is any
-leading axes. Tests check them at every call.
+pairs that turn, W = M + 1 writers (the base first), G gate columns (M, or 1 without a gate), I what a gate reads (D, or
+D + 3), T1 = T + 1. `*N` is any leading axes. Tests check them at every call.
 """
 
 from collections.abc import Iterable

@@ -19,8 +19,14 @@ def uncertainty(logits: Float[Array, "*batch V"]) -> Float[Array, "*batch 3"]:
     first = jnp.max(log_probs, axis=-1)
     best = jnp.argmax(log_probs, axis=-1)
     others = jnp.where(jnp.arange(log_probs.shape[-1]) == best[..., None], -jnp.inf, log_probs)
-    margin = jnp.minimum(first - jnp.max(others, axis=-1), _LARGEST_MARGIN)
-    return jnp.stack([entropy, first, margin], axis=-1)
+    return as_uncertainty(entropy, first, jnp.max(others, axis=-1))
+
+
+def as_uncertainty(
+    entropy: Float[Array, "*batch"], first: Float[Array, "*batch"], second: Float[Array, "*batch"]
+) -> Float[Array, "*batch 3"]:
+    """Return `uncertainty` from entropies and the two largest log-probabilities, of which the second may be -inf."""
+    return jnp.stack([entropy, first, jnp.minimum(first - second, _LARGEST_MARGIN)], axis=-1)
 
 
 _LARGEST_MARGIN = 30.0  # of a token that is the only one, or all but: e^-30 is below float32's rounding of 1

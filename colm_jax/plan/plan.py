@@ -111,7 +111,7 @@ def compile_plan(
         score = partial(scoring_program, f"score {name}", config, dtype, plan.dtype, plan.length, where)
         makers.append((f"score {name}", score))
     decode = partial(decoding_program, plan.base, experts, plan.dtype, plan.length, plan.rows, mesh)
-    makers.append(("decode", decode))
+    makers.append(("decode", partial(decode, gate_inputs=plan.training.gate_inputs)))
     makers = [(name, make) for name, make in makers if only in (None, name)]
     for done, (name, make) in enumerate(makers):
         progress(done, name)

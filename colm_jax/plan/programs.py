@@ -101,7 +101,7 @@ def training_program(
     decoder = model_of(base, dtype, dtype, mesh, stacked=True)
     if settings.trainable == "lora":
         decoder = _with_lora(decoder, settings, mesh)
-    gate = nnx.eval_shape(lambda: Gate(base.width, len(experts)))
+    gate = nnx.eval_shape(lambda: Gate(base.width, len(experts), settings.gate_inputs))
     scorers = [model_of(config, kind, dtype, where, stacked=True) for config, kind, where in experts] if online else []
     step = TrainStep(decoder, gate, settings, 1000, mesh, None, scorers)
 
@@ -152,12 +152,13 @@ def decoding_program(
     speculate: bool | str = "auto",
     strategy_name: str = "defer",
     turns: int = 1,
+    gate_inputs: str = "hidden",
 ) -> Program:
     """Trace turns of the decoding loop, with a call of every expert, for `rows` sequences of up to `length` tokens."""
     meshes = [mesh, *(where for _, _, where in experts)]
     models = [model_of(base, dtype, dtype, mesh, False), *(model_of(c, k, dtype, m, False) for c, k, m in experts)]
     (base_graph, base_state), *others = [nnx.split(model) for model in models]
-    gate_graph, gate_state = nnx.split(nnx.eval_shape(lambda: Gate(base.width, len(experts))))
+    gate_graph, gate_state = nnx.split(nnx.eval_shape(lambda: Gate(base.width, len(experts), gate_inputs)))
     vocab_size, count = min(config.vocab_size for config in (base, *(c for c, _, _ in experts))), len(experts)
     strategy = find_strategy(strategy_name, count, gate_experts=count)
     base_cost = on_chip(base_state) / max((on_chip(state) for _, state in others), default=on_chip(base_state))

@@ -5,6 +5,8 @@ the head is applied to a few positions at a time, and once more to each when gra
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,12 +15,15 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from colm_jax.models.arrays import AnyArray
 from colm_jax.models.decoder import Decoder
+from colm_jax.models.uncertainty import uncertainty
 from colm_jax.scoring.chunks import LOGIT_BYTES, chunk_size, over_chunks
 from colm_jax.scoring.sharded_head import (
+    Ids,
     apply_sharded,
     log_share,
     sharded_argmax,
     sharded_scores,
+    sharded_uncertainty,
     sharded_unit_scores,
     split_of,
 )
@@ -51,6 +56,74 @@ def unit_token_scores(
     return *token_scores(logits, tokens), log_share(*sums)
 
 
+@dataclass(frozen=True)
+class HeadScores:
+    """What one pass through a head gives at each position, float32."""
+
+    log_prob: Float[Array, "B T"]  # of the text's own next token, nats
+    is_argmax: Bool[Array, "B T"]  # it is the argmax
+    log_opening: Float[Array, "B T"] | None  # of the mass of all tokens that would open a unit; None: not asked for
+    uncertainty: Float[Array, "B T 3"] | None  # `models.uncertainty`, without gradient; None: not asked for
+
+
+def score_head(
+    decoder: Decoder,
+    hidden: Float[Array, "B T D"],
+    tokens: Int[AnyArray, "B T1"],
+    allowed: Bool[AnyArray, "A"] | None = None,
+    opening: Opening | None = None,
+    uncertain: bool = False,
+    logit_bytes: int = LOGIT_BYTES,
+) -> HeadScores:
+    """Return scores of texts' own next tokens from the decoder's logits over the `allowed` ids, a chunk of positions at
+    a time.
+
+    Args:
+      decoder: whose head is applied.
+      hidden: the states of all tokens but each text's last.
+      tokens: the texts.
+      allowed: the shared vocabulary of A ids; None: all of the head's rows.
+      opening: also the opening mass; None: without.
+      uncertain: also uncertainties.
+      logit_bytes: of a chunk's float32 logits, at most (but for a single position).
+    """
+    arrays: tuple[Int[AnyArray, "B T"], ...] = (tokens[:, 1:],)
+    measures: tuple[Callable, Callable] = token_scores, sharded_scores
+    if opening is not None:
+        arrays, measures = (tokens[:, 1:], tokens[:, :-1]), (unit_token_scores, sharded_unit_scores)
+    if uncertain:
+        measures = partial(_and_uncertainty, measures[0]), partial(_and_sharded_uncertainty, measures[1])
+    everywhere = () if opening is None else (opening,)
+    found = _measured(measures, decoder, hidden, arrays, allowed, logit_bytes, everywhere)
+    return HeadScores(found[0], found[1], None if opening is None else found[2], found[-1] if uncertain else None)
+
+
+def _measured(
+    measures: tuple[Callable, Callable],
+    decoder: Decoder,
+    hidden: Float[Array, "B T D"],
+    arrays: tuple[Int[AnyArray, "B T"], ...],
+    allowed: Bool[AnyArray, "A"] | None,
+    logit_bytes: int,
+    everywhere: tuple[Any, ...] = (),
+) -> tuple[Shaped[Array, "B T ..."], ...]:
+    """Return what the first of the measures makes of whole logits or, where the head is split, the second of parts."""
+    split = split_of(decoder, hidden.shape[0])
+    if split is None:
+        return by_chunks(measures[0], decoder, hidden, arrays, allowed, logit_bytes, everywhere)
+    return apply_sharded(measures[1], decoder, split, hidden, arrays, allowed, logit_bytes, everywhere)
+
+
+def _and_uncertainty(measure: Callable, logits: Float[AnyArray, "B T V"], *rest: Any) -> tuple[Array, ...]:
+    return *measure(logits, *rest), uncertainty(jax.lax.stop_gradient(logits))
+
+
+def _and_sharded_uncertainty(
+    measure: Callable, logits: Float[Array, "R t v"], ids: Ids, *rest: Any
+) -> tuple[Array, ...]:
+    return *measure(logits, ids, *rest), sharded_uncertainty(logits, ids)
+
+
 def head_scores(
     decoder: Decoder,
     hidden: Float[Array, "B T D"],
@@ -67,32 +140,25 @@ def head_scores(
       allowed: the shared vocabulary of A ids; None: all of the head's rows.
       logit_bytes: of a chunk's float32 logits, at most (but for a single position).
     """
-    split = split_of(decoder, hidden.shape[0])
-    if split is None:
-        log_prob, is_argmax = by_chunks(token_scores, decoder, hidden, (tokens,), allowed, logit_bytes)
-    else:
-        log_prob, is_argmax = apply_sharded(sharded_scores, decoder, split, hidden, (tokens,), allowed, logit_bytes)
+    measures = token_scores, sharded_scores
+    log_prob, is_argmax = _measured(measures, decoder, hidden, (tokens,), allowed, logit_bytes)
     return log_prob, is_argmax
 
 
-def head_unit_scores(
+def head_uncertainty(
     decoder: Decoder,
     hidden: Float[Array, "B T D"],
-    tokens: Int[AnyArray, "B T"],
-    before: Int[AnyArray, "B T"],
-    opening: Opening,
     allowed: Bool[AnyArray, "A"] | None = None,
     logit_bytes: int = LOGIT_BYTES,
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
-    """Return `unit_token_scores` of the decoder's logits; arguments as of it and of `head_scores`."""
-    split = split_of(decoder, hidden.shape[0])
-    arrays, everywhere = (tokens, before), (opening,)
-    if split is None:
-        found = by_chunks(unit_token_scores, decoder, hidden, arrays, allowed, logit_bytes, everywhere)
-    else:
-        found = apply_sharded(sharded_unit_scores, decoder, split, hidden, arrays, allowed, logit_bytes, everywhere)
-    log_prob, is_argmax, log_opening = found
-    return log_prob, is_argmax, log_opening
+) -> Float[Array, "B T 3"]:
+    """Return the uncertainty of the decoder's next token at each position; arguments as of `head_scores`."""
+    nothing = jnp.zeros(hidden.shape[:2], jnp.int32)
+    measures = (
+        lambda logits, _: (uncertainty(jax.lax.stop_gradient(logits)),),
+        lambda logits, ids, _: (sharded_uncertainty(logits, ids),),
+    )
+    (found,) = _measured(measures, decoder, hidden, (nothing,), allowed, logit_bytes)
+    return found
 
 
 def head_argmax(
@@ -102,22 +168,12 @@ def head_argmax(
     logit_bytes: int = LOGIT_BYTES,
 ) -> Int[Array, "B T"]:
     """Return the decoder's greedy choice at each position among the `allowed` ids; arguments as of `head_scores`."""
-
-    nothing, split = jnp.zeros(hidden.shape[:2], jnp.int32), split_of(decoder, hidden.shape[0])
-    if split is None:
-        (found,) = by_chunks(
-            lambda logits, _: (jnp.argmax(logits, axis=-1),), decoder, hidden, (nothing,), allowed, logit_bytes
-        )
-    else:
-        (found,) = apply_sharded(
-            lambda logits, ids, _: (sharded_argmax(logits, ids),),
-            decoder,
-            split,
-            hidden,
-            (nothing,),
-            allowed,
-            logit_bytes,
-        )
+    nothing = jnp.zeros(hidden.shape[:2], jnp.int32)
+    measures = (
+        lambda logits, _: (jnp.argmax(logits, axis=-1),),
+        lambda logits, ids, _: (sharded_argmax(logits, ids),),
+    )
+    (found,) = _measured(measures, decoder, hidden, (nothing,), allowed, logit_bytes)
     return found
 
 

@@ -1,8 +1,9 @@
 """The base's final hidden states at every position that counts, on disk: what the gate is fitted to.
 
-They depend on the base and the texts alone, so that they outlive an exchange of experts. Shards are plain .npy files,
-to be mapped into memory: writing holds one batch, reading what is asked for. A position takes 4 · D bytes. Out of a
-bucket every host copies them to its own disk, since a fit reads them many times.
+They depend on the base and the texts alone, so that they outlive an exchange of experts. Where the gate reads more than
+hidden states (`models.gate`), that stands in further columns, and depends on the shared vocabulary too. Shards are
+plain .npy files, to be mapped into memory: writing holds one batch, reading what is asked for. A position takes 4 · D
+bytes. Out of a bucket every host copies them to its own disk, since a fit reads them many times.
 """
 
 from collections.abc import Callable
@@ -14,28 +15,33 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.console import Progress
 from colm_jax.data.batches import Batch
 from colm_jax.data.records import Examples
 from colm_jax.models.decoder import Decoder
+from colm_jax.models.gate import gate_row, gate_width
 from colm_jax.parallel import replicate
+from colm_jax.scoring.head import head_uncertainty
 from colm_jax.scoring.passes import PassCounts, Passes
 from colm_jax.scoring.scorer import check_count, check_digest, write_shards
 from colm_jax.storage import damaged_is_one_line, local_copies, read_json, replacing, write_json
 
 
-@jax.jit(static_argnames=("graph", "spread"))
+@jax.jit(static_argnames=("graph", "spread", "inputs"))
 def _hidden_batch(
     graph: nnx.GraphDef,
     state: nnx.State,
     tokens: Int[Array, "B T1"],
     segments: Int[Array, "B T1"],
     spread: jax.sharding.NamedSharding | None,
-) -> Float[Array, "B T1-1 D"]:
-    hidden, _ = nnx.merge(graph, state)(tokens[:, :-1], segments=segments[:, :-1], spread=spread)
-    return hidden.astype(np.float32)
+    inputs: str,
+    allowed: Bool[Array, "A"] | None,
+) -> Float[Array, "B T1-1 I"]:
+    decoder = nnx.merge(graph, state)
+    hidden, _ = decoder(tokens[:, :-1], segments=segments[:, :-1], spread=spread)
+    return gate_row(hidden, head_uncertainty(decoder, hidden, allowed) if inputs == "uncertainty" else None)
 
 
 @jax.jit(static_argnames="spread")
@@ -47,22 +53,36 @@ def _row(
 
 
 def hidden_to_directory(
-    decoder: Decoder, examples: Examples, directory: Path, progress: Progress = lambda done, total: None
+    decoder: Decoder,
+    examples: Examples,
+    directory: Path,
+    progress: Progress = lambda done, total: None,
+    inputs: str = "hidden",
+    allowed: Bool[np.ndarray, "A"] | None = None,
 ) -> PassCounts:
     """Write final hidden states into `directory` as shard-NNNNN.npy, float32 [n, D]; existing shards are kept.
 
     Row by row they are the states that predict the tokens that count in the loss, in the order of the texts. Which
     texts these are says shard-NNNNN.json, which is written first. Returns what all shards took.
 
+    Args:
+      decoder: the base.
+      examples: the texts.
+      directory: where.
+      progress: callback(texts done, total).
+      inputs: what the gate reads, one of `settings.training.GATE_INPUTS`; rows of "uncertainty" are [n, D + 3].
+      allowed: the shared vocabulary of A ids, which uncertainties are over; None: all of the head's rows.
+
     Raises:
       UserError: hidden states are NaN.
     """
     graph, state = nnx.split(decoder)
     spread, passes = decoder.batch_sharding, Passes.of(decoder, examples)
-    item = np.dtype(np.float32).itemsize * decoder.config.width  # bytes of a state
+    width = gate_width(decoder.config.width, inputs)
+    item = np.dtype(np.float32).itemsize * width  # bytes of a row
 
-    def compute(batch: Batch) -> Float[Array, "B T D"]:
-        return _hidden_batch(graph, state, batch.tokens, batch.segments, spread)
+    def compute(batch: Batch) -> Float[Array, "B T I"]:
+        return _hidden_batch(graph, state, batch.tokens, batch.segments, spread, inputs, allowed)
 
     def write(path: Path | None, numbers: range, done: Callable[[int], None]) -> None:
         counts = examples.index["targets"][np.asarray(numbers)].astype(np.int64)
@@ -73,7 +93,7 @@ def hidden_to_directory(
                 # Written by positions in the file, not through a map: there a full disk ends the process (SIGBUS).
                 shard = opened.enter_context(opened.enter_context(replacing(path)).open("wb"))
                 kind = {"descr": np.dtype(np.float32).str, "fortran_order": False}
-                shape = int(counts.sum()), decoder.config.width
+                shape = int(counts.sum()), width
                 np.lib.format.write_array_header_1_0(shard, kind | {"shape": shape})
                 start = shard.tell()
             finished = 0
@@ -101,7 +121,7 @@ def hidden_to_directory(
     return passes.counts
 
 
-def open_hidden(directory: Path, examples: Examples) -> tuple[Float[np.ndarray, "n D"], ...]:
+def open_hidden(directory: Path, examples: Examples) -> tuple[Float[np.ndarray, "n I"], ...]:
     """Return the shards that `hidden_to_directory` wrote for these examples, mapped into memory, not read.
 
     Raises:

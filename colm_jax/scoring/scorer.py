@@ -24,7 +24,7 @@ from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.parallel import barrier, on_first, replicate
-from colm_jax.scoring.head import head_argmax, head_scores, head_unit_scores
+from colm_jax.scoring.head import head_argmax, score_head
 from colm_jax.scoring.passes import NO_PASSES, PassCounts, Passes, counting, shards_of
 from colm_jax.scoring.units import ScoredUnits, UnitScores, in_layout, unit_scores
 from colm_jax.storage import damaged_is_one_line, entries, local_copies, make_directory, replacing
@@ -79,16 +79,11 @@ def score_batch(
     """
     decoder = nnx.merge(graph, state)
     hidden, _ = decoder(tokens[:, :-1], segments=segments[:, :-1], spread=spread)
-    log_opening = None
-    if opening is None:
-        log_prob, is_argmax = head_scores(decoder, hidden, tokens[:, 1:], allowed)
-    else:
-        log_prob, is_argmax, log_opening = head_unit_scores(
-            decoder, hidden, tokens[:, 1:], tokens[:, :-1], opening, allowed
-        )
-        log_opening = replicate(log_opening, spread)
-    gate_logits = None if gate is None else replicate(gate(hidden), spread)
-    return replicate(log_prob, spread), replicate(is_argmax, spread), gate_logits, log_opening
+    uncertain = gate is not None and gate.reads_logits
+    found = score_head(decoder, hidden, tokens, allowed, opening, uncertain)
+    log_opening = None if found.log_opening is None else replicate(found.log_opening, spread)
+    gate_logits = None if gate is None else replicate(gate.of(hidden, found.uncertainty), spread)
+    return replicate(found.log_prob, spread), replicate(found.is_argmax, spread), gate_logits, log_opening
 
 
 def write_shards(
@@ -149,7 +144,7 @@ def score_examples(
       decoder: the model.
       examples: the texts.
       allowed: the shared vocabulary of A ids: probabilities are over it; None: all of the head's rows.
-      gate: also its logits at each position, from the decoder's hidden states; None: no gate logits.
+      gate: also its logits at each position; None: no gate logits.
       progress: callback(examples done, total).
       opening: the model's; also the opening mass at each position. None: without.
 

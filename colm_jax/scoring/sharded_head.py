@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from colm_jax.models.arrays import AnyArray
 from colm_jax.models.decoder import Decoder
+from colm_jax.models.uncertainty import as_uncertainty
 from colm_jax.parallel import RULES, mesh_of, splits_of
 from colm_jax.scoring.chunks import chunk_size, over_chunks
 from colm_jax.text.spans import Opening
@@ -61,8 +62,8 @@ class Ids:
     axes: tuple[str, ...]  # mesh axes over which the others are
 
 
-# Of logits [R,t,v], which ids they are of, and arrays [R,t]: arrays [R,t], equal on the devices that share the ids.
-Measure = Callable[..., tuple[Shaped[Array, "R t"], ...]]
+# Of logits [R,t,v], which ids they are of, and arrays [R,t]: arrays [R,t,...], equal on the devices that share the ids.
+Measure = Callable[..., tuple[Shaped[Array, "R t ..."], ...]]
 
 
 def split_of(decoder: Decoder, texts: int) -> Split | None:
@@ -108,6 +109,21 @@ def sharded_unit_scores(
     return *sharded_scores(logits, ids, tokens), log_share(opened, other)
 
 
+def sharded_uncertainty(logits: Float[Array, "R t v"], ids: Ids) -> Float[Array, "R t 3"]:
+    """Return `models.uncertainty.uncertainty` of the whole distributions, through which no gradient passes."""
+    logits = jax.lax.stop_gradient(logits)
+    top = _top(logits, ids)
+    total = jax.lax.psum(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1), ids.axes)
+    log_probs = logits - (jnp.log(total) + top)[..., None]
+    finite = jnp.isfinite(log_probs)
+    terms = jnp.where(finite, jnp.exp(log_probs) * jnp.where(finite, log_probs, 0), 0)
+    entropy = -jax.lax.psum(jnp.sum(terms, axis=-1), ids.axes)
+    best = sharded_argmax(logits, ids)
+    others = jnp.where(ids.numbers == best[..., None], -jnp.inf, log_probs)
+    first, second = (jax.lax.pmax(jnp.max(values, axis=-1), ids.axes) for values in (log_probs, others))
+    return as_uncertainty(entropy, first, second)
+
+
 def log_share(opened: Float[Array, "*N"], other: Float[Array, "*N"]) -> Float[Array, "*N"]:
     """Return log(opened / (opened + other)) of sums of exponentials; finite (about −85) also where `opened` is 0."""
     opened, other = jnp.maximum(opened, _TINY), jnp.maximum(other, _TINY)
@@ -129,7 +145,7 @@ def apply_sharded(
     allowed: Bool[AnyArray, "A"] | None,
     logit_bytes: int,
     everywhere: tuple[Any, ...] = (),
-) -> tuple[Shaped[Array, "B T"], ...]:
+) -> tuple[Shaped[Array, "B T ..."], ...]:
     """Return what `measure` makes of the logits at each position, a chunk of positions at a time.
 
     Args:
@@ -149,7 +165,7 @@ def apply_sharded(
         arrays: tuple[Int[AnyArray, "b T"], ...],
         allowed: Bool[AnyArray, "A"] | None,
         everywhere: tuple[Any, ...],
-    ) -> tuple[Shaped[Array, "b T"], ...]:
+    ) -> tuple[Shaped[Array, "b T ..."], ...]:
         texts, stored = hidden.shape[0], kernel.shape[1]
         count = -(-stored // split.parts)
         part = jax.lax.axis_index(split.width) if split.width else 0
@@ -165,7 +181,9 @@ def apply_sharded(
             kernel = jax.lax.all_to_all(kernel, split.width, 1, 0, tiled=True)
             arrays = tuple(jax.lax.all_gather(each, split.width, axis=0, tiled=True) for each in arrays)
 
-        def measured(hidden: Float[Array, "b t D"], *arrays: Int[AnyArray, "R t"]) -> tuple[Shaped[Array, "b t"], ...]:
+        def measured(
+            hidden: Float[Array, "b t D"], *arrays: Int[AnyArray, "R t"]
+        ) -> tuple[Shaped[Array, "b t ..."], ...]:
             if split.width:
                 hidden = jax.lax.all_gather(hidden, split.width, axis=0, tiled=True)
             logits = decoder.logits_by(kernel, hidden)

@@ -16,6 +16,7 @@ OPTIMIZERS = ("adamw",)
 REMAT = ("none", "dots", "full")
 LABEL_METHODS = ("a", "b")
 SOLVERS = ("newton", "reference", "zero")
+GATE_INPUTS = ("hidden", "uncertainty")
 
 Objective = str | Reference | Callable  # one of OBJECTIVES, or a function with the arguments of `marginal_nll`
 
@@ -77,6 +78,12 @@ class Training:
         "all",
         help="all (base and gate), gate (fitted to its optimum; no rate, batch or epochs) or lora (and the gate)",
         choices=TRAINABLE,
+    )
+    gate_inputs: str = setting(
+        "hidden",
+        help="what the gate reads: hidden, the base's last hidden state; uncertainty, also entropy, top "
+        "log-probability and margin of its next-token distribution, in nats",
+        choices=GATE_INPUTS,
     )
     optimizer: str | Reference | Callable = setting(
         "adamw",

@@ -207,7 +207,8 @@ def initial_gate(
         return Fit(zero, (), 0)
     if settings.solver in (None, "newton"):
         return minimise(positions, loss, zero, settings.ridge, settings.max_steps, report)
-    return _reference(positions, loss, zero + np.asarray(head_mean, np.float32)[:, None], settings.seed, report)
+    zero[: len(head_mean)] += np.asarray(head_mean, np.float32)[:, None]  # of what is read beside hidden states: 0
+    return _reference(positions, loss, zero, settings.seed, report)
 
 
 def _reference(positions: Positions, loss: Loss, kernel: Float[np.ndarray, "D M"], seed: int, report: Report) -> Fit:

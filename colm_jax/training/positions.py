@@ -20,7 +20,7 @@ class Rows:
     """Some positions. The last of them may only fill the shape: zeros, where `mask` is false."""
 
     mask: Bool[np.ndarray, "N"]
-    hidden: Float[np.ndarray, "N D"]  # the base's final hidden states, float32
+    hidden: Float[np.ndarray, "N D"]  # what the gate reads: the base's final hidden states (and more), float32
     base_log_prob: Float[np.ndarray, "N"]  # of the text's own token, nats
     expert_log_probs: Float[np.ndarray, "N M"] | None  # None where experts score online: only labels are fitted then
     labels: Bool[np.ndarray, "N M"]  # weak labels
@@ -51,7 +51,7 @@ class Positions:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the gate's kernel: D, M."""
+        """Of the gate's kernel: what it reads, M."""
         return self.hidden[0].shape[1], self.labels.shape[1]
 
     def take(self, rows: Int[np.ndarray, "rows"], size: int) -> Rows:

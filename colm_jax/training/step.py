@@ -23,7 +23,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate, p_defer
 from colm_jax.objectives import latent_objective, responsibilities, sft_loss, weak_loss
 from colm_jax.parallel import batch_sharding, on_mesh, replicated, shardings
-from colm_jax.scoring.head import head_scores, head_unit_scores
+from colm_jax.scoring.head import head_scores, score_head
 from colm_jax.settings.training import Training
 from colm_jax.text.spans import Opening
 from colm_jax.training.optimizer import make_optimizer
@@ -102,14 +102,13 @@ def batch_loss(
     """
     segments = None if batch.segments is None else batch.segments[:, :-1]
     hidden, _ = decoder(batch.tokens[:, :-1], segments=segments, remat=settings.remat, spread=spread)
-    if batch.units is None:
-        base_log_prob, _ = head_scores(decoder, hidden, batch.tokens[:, 1:], allowed)
-    else:
-        assert opening is not None
-        arrays = batch.tokens[:, 1:], batch.tokens[:, :-1], opening
-        log_prob, _, log_opening = head_unit_scores(decoder, hidden, *arrays, allowed)
-        base_log_prob = unit_sums(log_prob, log_opening, batch.units)
-    gate_logits = gate(hidden)
+    opening = None if batch.units is None else opening
+    found = score_head(decoder, hidden, batch.tokens, allowed, opening, gate.reads_logits)
+    base_log_prob = found.log_prob
+    if batch.units is not None:
+        assert found.log_opening is not None
+        base_log_prob = unit_sums(found.log_prob, found.log_opening, batch.units)
+    gate_logits = gate.of(hidden, found.uncertainty)
     shown = {}
     if gate.kernel.shape[1]:
         shown["expected_deferral"] = jnp.sum(jnp.where(batch.mask, p_defer(gate_logits), 0.0))

@@ -22,6 +22,16 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
+def gate_logits(kernel: np.ndarray, hidden: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """What a gate says, of hidden states [D] and logits over the shared vocabulary [V]; by its rows it reads both."""
+    if len(kernel) == len(hidden):
+        return hidden @ kernel
+    log_p = log_softmax(logits.astype(np.float64))
+    log_p = log_p[np.isfinite(log_p)]
+    second, first = np.sort(log_p)[-2:]
+    return np.concatenate([hidden, [-np.sum(np.exp(log_p) * log_p), first, min(first - second, 30.0)]]) @ kernel
+
+
 def eta(t: int, threshold: float, schedule: str, warmup: int) -> float:
     if schedule == "constant" or t >= warmup:
         return threshold
@@ -41,7 +51,9 @@ def decode(
         hidden, logits = read(base, tokens)
         all_logits = [logits[:words], *(read(expert, tokens)[1][:words] for expert in experts)]
         log_p = [log_softmax(x) for x in all_logits]
-        gate = np.array([0.0, *(hidden @ kernel)]) if kernel is not None else np.zeros(1 + len(experts))
+        gate = np.zeros(1 + len(experts))
+        if kernel is not None:
+            gate[1:] = gate_logits(kernel, hidden, all_logits[0])
         writers = log_softmax(gate)
         p = 1 - math.exp(writers[0])
         deferred = p > eta(t, threshold, schedule, warmup)

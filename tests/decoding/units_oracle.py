@@ -8,7 +8,7 @@ from colm_jax.models.sampling import SamplingParams, sample
 from colm_jax.seeds import random_key
 from colm_jax.team import CoLM
 from colm_jax.text.spans import SpanEncoder, SpanRule
-from tests.decoding.oracle import eta, log_softmax
+from tests.decoding.oracle import eta, gate_logits, log_softmax
 from tests.tiny import run
 
 LENGTH = 192  # texts are padded to this, so that one compiled program serves
@@ -115,7 +115,9 @@ class Oracle:
             token = _sample(np.where(mask, logits, -np.inf), own, sampling)
             begins = not tokens or self.opens(0, before, token)
             if begins:
-                gate = np.zeros(1) if self.kernel is None else hidden @ self.kernel
+                gate = np.zeros(1)
+                if self.kernel is not None:
+                    gate = gate_logits(self.kernel, hidden, np.where(allowed, logits, -np.inf))
                 p = 1 - np.exp(log_softmax(np.array([0.0, *gate]))[0])
                 writer = 1 + int(np.argmax(gate))
                 deferred = p > eta(len(tokens), settings.threshold, settings.schedule, settings.warmup)

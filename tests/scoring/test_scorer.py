@@ -42,6 +42,25 @@ def test_scores_equal_a_plain_pass_over_each_text():
         np.testing.assert_allclose(scores.gate_logits[i], np.asarray(hidden[0, :-1]) @ kernel, atol=1e-5)
 
 
+@pytest.mark.parametrize("sizes", [None, (1, 2, 4)], ids=str)
+def test_stored_rows_of_uncertainty_are_what_scoring_gives_the_gate(tmp_path, sizes):
+    examples, allowed = texts(9), np.arange(32) < 30
+    graph, state = nnx.split(tiny_decoder())
+    decoder = nnx.merge(graph, state if sizes is None else on_mesh(state, make_mesh(*sizes)))
+    kernel = np.random.default_rng(0).normal(size=(35, 2)).astype(np.float32)
+    scores = score_examples(decoder, examples, allowed, make_gate(kernel, "uncertainty"))
+    hidden_to_directory(decoder, examples, tmp_path, inputs="uncertainty", allowed=allowed)
+    rows = np.concatenate(open_hidden(tmp_path, examples))
+    np.testing.assert_allclose(rows @ kernel, np.concatenate(scores.gate_logits), atol=1e-4)
+    plain = [run(tiny_decoder(), example.ids[None]) for example in examples.items]
+    logits = np.concatenate([np.asarray(found[1][0, :-1, :30]) for found in plain])
+    np.testing.assert_allclose(rows[:, :32], np.concatenate([found[0][0, :-1] for found in plain]), atol=1e-5)
+    log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    second, first = np.sort(log_p, axis=1)[:, -2:].T
+    entropy = -(np.exp(log_p) * log_p).sum(1)
+    np.testing.assert_allclose(rows[:, 32:], np.stack([entropy, first, first - second], 1), atol=1e-4)
+
+
 def test_a_restart_keeps_whole_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(passes, "SHARD_TEXTS", 8)
     decoder, examples = tiny_decoder(), texts(20)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from colm_jax.models.uncertainty import uncertainty
 from colm_jax.parallel import batch_sharding, make_mesh, on_mesh
-from colm_jax.scoring.head import head_argmax, head_scores, token_scores
+from colm_jax.scoring.head import head_argmax, head_scores, head_uncertainty, token_scores
 from tests.tiny import tiny_decoder
 
 B, T = 8, 11
@@ -86,3 +87,18 @@ def test_texts_that_the_mesh_does_not_split_evenly_are_scored_too():
     (found, same, _), _ = measured(graph, on_mesh(state, make_mesh(1, 8, 1)), tokens, None, (1, 8, 1))
     np.testing.assert_allclose(found, log_prob, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(same, right)
+
+
+@pytest.mark.parametrize(("sizes", "words"), [((1, 8, 1), 37), ((2, 2, 2), 38), ((1, 1, 8), 32)], ids=str)
+def test_uncertainties_are_those_of_the_whole_vocabulary(sizes, words):
+    decoder = tiny_decoder(depth=1, vocab_size=words)
+    decoder.head[...] *= 8.0
+    graph, state = nnx.split(decoder)
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(B, T, 32)).astype(np.float32)
+    allowed = rng.random(words - 3) < 0.8
+    measure = jax.jit(lambda state, hidden: head_uncertainty(nnx.merge(graph, state), hidden, allowed, CHUNK))
+    whole = uncertainty(decoder.logits(hidden, allowed))
+    assert np.ptp(np.asarray(whole), axis=(0, 1)).min() > 1
+    np.testing.assert_allclose(measure(state, hidden), whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(measure(on_mesh(state, make_mesh(*sizes)), hidden), whole, rtol=1e-5, atol=1e-5)

@@ -12,7 +12,7 @@ from flax import nnx
 from colm_jax.data.records import Example, Examples
 from colm_jax.parallel import batch_sharding, make_mesh, on_mesh
 from colm_jax.scoring import NEVER, UnitScores, load_scores, score_examples, score_to_directory, score_units
-from colm_jax.scoring.head import head_unit_scores, unit_token_scores
+from colm_jax.scoring.head import score_head, unit_token_scores
 from colm_jax.scoring.units import in_layout, unit_borders, unit_scores
 from colm_jax.text.spans import Opening
 from tests.tiny import tiny_decoder
@@ -182,7 +182,8 @@ def test_a_sharded_head_has_the_same_opening_mass(sizes):
     def loss(state, spread=None):
         decoder = nnx.merge(graph, state)
         hidden, _ = decoder(tokens[:, :-1], spread=spread)
-        found = head_unit_scores(decoder, hidden, tokens[:, 1:], tokens[:, :-1], opening, None, 4 * 8 * 11 * 4)
+        scores = score_head(decoder, hidden, tokens, None, opening, logit_bytes=4 * 8 * 11 * 4)
+        found = scores.log_prob, scores.is_argmax, scores.log_opening
         return jnp.mean(jnp.sin(found[0]) + jnp.cos(found[2])), found
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnames="spread")

@@ -37,7 +37,8 @@ SETTINGS_OF_ONE_EPOCH = dataclasses.replace(SETTINGS, epochs=1, objective="sft")
 def run(directory, settings=SETTINGS, report=lambda *a: None, kernel=None, mesh=None, dtype="float32", online=False):
     examples = texts(22)
     base, expert = tiny_decoder(dtype), tiny_decoder(seed=1)
-    gate = Gate(32, 1) if kernel is None else make_gate(kernel)
+    inputs = settings.gate_inputs
+    gate = Gate(32, 1, inputs) if kernel is None else make_gate(kernel, inputs)
     scores = (None, []) if online else (score_examples(base, examples), [score_examples(expert, examples)])
     experts = [expert] if online else []
     return train(base, gate, examples, *scores, settings, directory, report, mesh=mesh, experts=experts)

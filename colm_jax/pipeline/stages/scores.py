@@ -152,16 +152,24 @@ def needs_hidden(inputs: RunInputs) -> bool:
 
 
 def hidden_key(run: RunContext) -> StageKey:
-    """Return the texts and the base. No expert, so that hidden states serve again when experts are exchanged."""
-    hashes = {"texts": texts_digest(run), "base": run.inputs.hashes["base"]}
-    return StageKey(hashes, {"dtype": run.inputs.config.dtype})
+    """Return the texts and the base. No expert, so that hidden states serve again when experts are exchanged; what the
+    gate reads beside them is over the shared vocabulary.
+    """
+    inputs, config = run.inputs, run.inputs.config
+    hashes = {"texts": texts_digest(run), "base": inputs.hashes["base"]}
+    settings = {"dtype": config.dtype}
+    if config.training.gate_inputs != "hidden":
+        hashes |= {"shared_vocabulary": inputs.vocabulary_digest}
+        settings |= {"gate_inputs": config.training.gate_inputs}
+    return StageKey(hashes, settings)
 
 
 def write_hidden(run: RunContext, directory: Path) -> None:
-    """Write the base's final hidden states at the positions that count."""
-    examples = training_examples(run)
+    """Write the base's final hidden states at the positions that count, and what else the gate reads there."""
+    inputs, examples = run.inputs, training_examples(run)
+    read = inputs.config.training.gate_inputs, inputs.scoring_vocabulary(0)
     with console.bar("hidden states", len(examples.items)) as bar:
-        counts = hidden_to_directory(run.inputs.base.decoder, examples, directory, bar.to)
+        counts = hidden_to_directory(inputs.base.decoder, examples, directory, bar.to, *read)
     _write_counts(directory, examples, counts)
 
 

@@ -12,7 +12,7 @@ from colm_jax.checkpoints.huggingface import read_config
 from colm_jax.checkpoints.team import make_gate, save_team
 from colm_jax.labels import weak_labels
 from colm_jax.models.decoder import Decoder
-from colm_jax.models.gate import Gate
+from colm_jax.models.gate import Gate, gate_width
 from colm_jax.parallel import is_first
 from colm_jax.pipeline.executor import StageKey
 from colm_jax.pipeline.inputs import RunInputs
@@ -60,6 +60,8 @@ def gate_key(run: RunContext) -> StageKey:
     hashes = run.digests("labels", "hidden")
     if not run.has("labels"):
         hashes |= {"base": inputs.hashes["base"], "experts": str(len(inputs.config.experts))}
+    if not run.has("hidden") and inputs.config.training.gate_inputs != "hidden":
+        hashes |= {"inputs": inputs.config.training.gate_inputs}
     return StageKey(hashes, replace(inputs.config.gate_init, solver=inputs.config.gate_solver))
 
 
@@ -71,7 +73,7 @@ def write_gate(run: RunContext, directory: Path) -> None:
         with console.bar("fitting the gate") as bar:
             fit = initial_gate(open_positions(run), settings, inputs.head_mean, _fit_progress(bar))
     else:
-        width = read_config(inputs.base_directory).width
+        width = gate_width(read_config(inputs.base_directory).width, inputs.config.training.gate_inputs)
         fit = Fit(np.zeros((width, len(inputs.config.experts)), np.float32), (), 0)
     if is_first():
         save_array(directory / "kernel.npy", fit.kernel)
@@ -91,7 +93,10 @@ def train_key(run: RunContext) -> StageKey:
         hashes |= {"expert_dtype": config.expert_dtype or config.dtype}
     if config.training.packing:
         hashes |= {"batch_size": "texts"}  # once it counted rows
-    return StageKey(hashes, config.training)
+    settings = dict(vars(config.training))
+    if config.training.gate_inputs == "hidden":
+        del settings["gate_inputs"]  # runs from before there was a choice stay done
+    return StageKey(hashes, settings)
 
 
 def write_trained(run: RunContext, directory: Path) -> None:
@@ -115,7 +120,7 @@ def _train_gate(run: RunContext, kernel: np.ndarray, directory: Path) -> Gate:
     lines = "".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(fit.losses))
     if is_first():
         write_text(directory / "metrics.jsonl", lines)
-    return make_gate(fit.kernel)
+    return make_gate(fit.kernel, settings.gate_inputs)
 
 
 def _train_models(run: RunContext, kernel: np.ndarray, directory: Path) -> tuple[Decoder, Gate]:
@@ -125,7 +130,7 @@ def _train_models(run: RunContext, kernel: np.ndarray, directory: Path) -> tuple
     with console.bar("training") as bar:
         return train(
             inputs.base.decoder,
-            make_gate(kernel),
+            make_gate(kernel, inputs.config.training.gate_inputs),
             training_examples(run),
             base_scores(run),
             expert_scores(run),
