@@ -16,7 +16,16 @@ _FULL_MESSAGES = {  # of libraries whose errors have no errno: safetensors, Tens
 
 
 class UserError(ValueError):
-    """Wrong input. The message names the file, line or key, the value received, and the remedy."""
+    """Wrong input. The message names the file, line or key, the value received, and the remedy.
+
+    Example:
+      >>> from colm_jax import GenerationSettings, UserError
+      >>> try:
+      ...     GenerationSettings(threshold=2)
+      ... except UserError as error:
+      ...     print(error)
+      threshold must be a number from 0 to 1, got 2
+    """
 
 
 class MachineError(Exception):

@@ -12,7 +12,7 @@ import numpy as np
 
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.huggingface import DTYPES
-from colm_jax.checkpoints.outline import Outline, outline_team
+from colm_jax.checkpoints.outline import Outline, Source, outline_team
 from colm_jax.checkpoints.team import Base, load_base, threshold_of
 from colm_jax.data.records import Example, Examples
 from colm_jax.data.token_units import TokenUnits
@@ -46,6 +46,15 @@ class Scored:
 
     Where units are spans (`data.units`), experts have scores by spans: those that count, and an end of text as the last
     one, which an expert never writes (`scoring.NEVER`).
+
+    Example:
+      >>> import numpy as np
+      >>> from colm_jax import CoLM
+      >>> team = CoLM.from_pretrained(base="RUN/team")
+      >>> (scored,) = team.score([{"prompt": "two and two is", "completion": " four"}])
+      >>> scored.tokens.size == scored.base_log_prob.size + 1
+      True
+      >>> expected_rate = (1 / (1 + np.exp(-scored.gate_logits[scored.mask, 0]))).mean()
     """
 
     tokens: np.ndarray  # [T+1] int32
@@ -92,6 +101,13 @@ class ScoredTexts(list[Scored]):
     """The scores of several texts, in order; `cut` says how many were longer than the context and were cut to it.
 
     `counts` is that of all models' passes.
+
+    Example:
+      >>> from colm_jax import CoLM
+      >>> team = CoLM.from_pretrained(base="RUN/team")
+      >>> texts = team.score([{"text": "once upon a time"}, {"text": "the end"}])
+      >>> len(texts), texts.cut
+      (2, 0)
     """
 
     def __init__(self, items: Sequence[Scored], cut: int, counts: PassCounts):
@@ -100,7 +116,18 @@ class ScoredTexts(list[Scored]):
 
 
 class CoLM:
-    """A team of models that decode together."""
+    """A team of models that decode together.
+
+    Example:
+      >>> from colm_jax import CoLM
+      >>> team = CoLM.from_pretrained(base="RUN/team")  # or base="SMALL", experts=["LARGE"]
+      >>> (answer,) = team.generate(["once upon a time"], threshold=0.3, max_new_tokens=8)
+      >>> len(answer.tokens) == len(answer.sources) == len(answer.p_defer)
+      True
+      >>> text = "".join(token.text for token in team.stream("once upon a time", threshold=0.3, max_new_tokens=8))
+      >>> text == answer.text
+      True
+    """
 
     def __init__(
         self,
@@ -158,7 +185,7 @@ class CoLM:
     def from_pretrained(
         cls,
         base: str | Path,
-        experts: Sequence[str | Path] | None = None,
+        experts: Sequence[Source] | None = None,
         mesh: jax.sharding.Mesh | None = None,
         dtype: str = "float32",
         expert_dtype: str | None = None,
@@ -172,7 +199,9 @@ class CoLM:
         Args:
           base: a Hugging Face directory (also of a quantised checkpoint), a team directory, a GGUF file, or a Hub name:
             "OWNER/NAME" or "OWNER/NAME:FILE.gguf", with "@REVISION" or without.
-          experts: likewise; None: the experts of the team directory; []: a base alone.
+          experts: likewise, or the address of an endpoint, "http(s)://HOST:PORT/v1#NAME", or a class or function that
+            takes the team's `SpanUnits` and returns an `experts.protocol.Expert` of yours (docs/extending.md). None:
+            the experts of the team directory; []: a base alone.
           mesh: where weights live; None: the first device.
           dtype: of weights, activations and caches: "float32", "bfloat16" or "float16".
           expert_dtype: of the experts, where it differs; "int8" and "int4" quantise their weights. None: as the

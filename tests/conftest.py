@@ -10,9 +10,11 @@ from pathlib import Path
 # optimised, in one piece, and without the emitters through MLIR, which take half of the time. What is given in the
 # environment comes last, and wins.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-# XLA ends the process at a flag that it does not know any more, and libtpu at these.
-_CPU_FLAGS = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
-_QUICK = _CPU_FLAGS if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 13) else ""
+# XLA ends the process at a flag that it does not know (any more), and libtpu at these: each with the first version of
+# jaxlib where it is gone, or was not tried.
+_CPU_FLAGS = {"--xla_cpu_parallel_codegen_split_count=1": (0, 13), "--xla_cpu_use_fusion_emitters=false": (0, 11)}
+_JAXLIB = tuple(map(int, version("jaxlib").split(".")[:2]))
+_QUICK = " ".join(flag for flag, gone in _CPU_FLAGS.items() if gone > _JAXLIB)
 os.environ["XLA_FLAGS"] = f"{_FLAGS} {_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches anything

@@ -5,7 +5,7 @@ Strategies, prompts and texts are validated against it before the weights are lo
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,12 @@ from colm_jax.text.tokenizer import (
 )
 
 
+# What names a model; or, of an expert, makes it: a class or function that takes the team's `SpanUnits` and returns an
+# expert of the protocol `experts.protocol.Expert`.
+Maker = Callable[[SpanUnits], Any]
+Source = str | Path | Maker
+
+
 @dataclass(frozen=True)
 class Outline:
     """A team's configuration, known before its weights are loaded."""
@@ -46,6 +52,7 @@ class Outline:
     allowed: Bool[np.ndarray, "V"]  # the shared vocabulary; the base's where experts are not resident
     gate_experts: int | None  # number of experts of the base's gate; None without a gate
     facts: dict[str, Any]  # colm.json, or empty
+    makers: tuple[Maker | None, ...] = ()  # of experts that are made by the caller; None, or none at all: it is named
 
     @property
     def experts(self) -> int:
@@ -86,7 +93,7 @@ class Outline:
 
 
 def outline_team(
-    base: str | Path, experts: Sequence[str | Path] | None = None, weights: bool = False, spans: str = "auto"
+    base: str | Path, experts: Sequence[Source] | None = None, weights: bool = False, spans: str = "auto"
 ) -> Outline:
     """Read a team's outline, without its weights.
 
@@ -106,10 +113,13 @@ def outline_team(
         raise UserError(f"base {base}: the base decides token by token and must be here; endpoints are for experts")
     directory = resolve(base, weights)
     known = read_facts(directory)
-    named = [pinned(e) for e in known.get("experts", [])] if experts is None else list(experts)
+    given = [pinned(e) for e in known.get("experts", [])] if experts is None else list(experts)
+    makers = tuple(expert if callable(expert) else None for expert in given)
+    named = [getattr(e, "__name__", repr(e)) if callable(e) else e for e in given]
     if experts is None and spans == "auto":
         spans = known.get("spans", spans)
-    directories = (directory, *(None if is_endpoint(expert) else resolve(expert, weights) for expert in named))
+    elsewhere = [maker is not None or is_endpoint(expert) for maker, expert in zip(makers, named)]
+    directories = (directory, *(None if away else resolve(e, weights) for away, e in zip(elsewhere, named)))
     tokenizers = [None if where is None else load_tokenizer(where) for where in directories]
     configs = [None if where is None else read_config(where) for where in directories]
     tokenizer, units, allowed = _units(tokenizers, configs, spans)
@@ -130,6 +140,7 @@ def outline_team(
         allowed=allowed,
         gate_experts=1 if tokenizer.has_defer_token else None if gate.kernel is None else gate.kernel.shape[1],
         facts=gate.facts,
+        makers=makers,
     )
     trained = gate.facts.get("shared_vocabulary", {}).get("sha256")
     if experts is None and trained not in (None, outline.vocabulary_digest):
@@ -151,7 +162,7 @@ def _units(
         for config, tokenizer in zip(configs, tokenizers)
     ]
     if spans == "tokens" and None in others:
-        raise UserError("spans must be text with an endpoint as an expert: its tokenizer is not known")
+        raise UserError("spans must be text with an expert that is not here: its tokenizer is not known")
     if spans != "text" and None not in others:
         try:
             known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]

@@ -36,7 +36,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """One written token."""
+    """One written token.
+
+    Example:
+      >>> from colm_jax import CoLM
+      >>> team = CoLM.from_pretrained(base="RUN/team")
+      >>> tokens = list(team.stream("hello", strategy="expert", max_new_tokens=4))
+      >>> {token.source for token in tokens} <= {1}
+      True
+    """
 
     token: int
     source: int  # 0 the base, 1..M an expert
@@ -48,7 +56,16 @@ class Token:
 
 @dataclass(frozen=True)
 class Generation:
-    """One finished answer; the lists have an entry per written token."""
+    """One finished answer; the lists have an entry per written token.
+
+    Example:
+      >>> from colm_jax import CoLM
+      >>> team = CoLM.from_pretrained(base="RUN/team")
+      >>> (answer,) = team.generate(["hello"], threshold=0.5, max_new_tokens=8)
+      >>> by_expert = [piece for piece, source in zip(team.pieces(answer), answer.sources) if source > 0]
+      >>> answer.finish_reason in ("eos", "length")
+      True
+    """
 
     prompt_ids: list[int]
     text: str

@@ -1,19 +1,25 @@
 """Decoding strategies: which models a step needs, and what the next token is sampled from.
 
 A strategy turns the models' logits into logits over the vocabulary, from which the token is sampled (or the most
-probable one chosen), and names the model that counts as its source.
+probable one chosen), and names the model that counts as its source. `register_strategy` adds one.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from colm_jax.errors import UserError
 from colm_jax.models.arrays import pytree
 from colm_jax.models.gate import log_writers
-from colm_jax.settings.strategies import Strategy
+from colm_jax.settings.references import describe
+from colm_jax.settings.run import UNTRAINED
+from colm_jax.settings.strategies import STRATEGIES, Strategy
+
+__all__ = ["CHOOSE", "Choice", "Step", "Strategy", "called", "definitions", "register_strategy"]
 
 ALPHA, BETA = 0.1, 0.5  # contrastive_v2 (O'Brien & Lewis 2023, arXiv 2309.09117)
 
@@ -127,3 +133,69 @@ CHOOSE: dict[str, Callable[[Step], Choice]] = {
     "contrastive_v2": _contrastive_v2,
     "proxy": _proxy,
 }
+_OURS = frozenset(CHOOSE)
+
+
+def register_strategy(strategy: Strategy, choose: Callable[[Step], Choice]) -> None:
+    """Add a strategy, which settings, flags and requests then name like any other.
+
+    Args:
+      strategy: its name and what it needs. `mixes` must be true where a deferred token depends on the base's logits,
+        since these are not kept for it otherwise. It must be for resident experts (`by_units` false) and must not
+        retract tokens (`corrects` false).
+      choose: a traceable function. It gets the logits of every model for one position of each sequence, float32, and
+        returns float32 logits [B, V], from which the token is sampled, and the number of the model that counts as its
+        source, [B] int32. What it returns for a sequence must depend on that sequence alone.
+
+    Raises:
+      UserError: the name is taken, `strategy` is not as described, or `choose` fails or returns other shapes or types.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from colm_jax import GenerationSettings, register_strategy
+      >>> from colm_jax.settings import Strategy
+      >>> def mean(step):
+      ...     logits = (step.base + step.experts[0]) / 2
+      ...     return logits, jnp.zeros(logits.shape[0], jnp.int32)
+      >>> register_strategy(Strategy("mean", calls="always", experts=(1, 1), mixes=True), mean)
+      >>> GenerationSettings(strategy="mean").strategy
+      'mean'
+    """
+    name = strategy.name
+    if not isinstance(name, str) or not name.isidentifier():
+        raise UserError(f"strategy {name!r:.60}: a name is made of letters, digits and underscores")
+    if name in STRATEGIES or name == UNTRAINED:
+        raise UserError(f"strategy {name!r} exists already; choose another name")
+    if strategy.calls not in ("never", "deferred", "always"):
+        raise UserError(f"strategy {name!r}: calls must be never, deferred or always, got {strategy.calls!r:.60}")
+    if strategy.by_units or strategy.corrects:
+        raise UserError(f"strategy {name!r}: by_units and corrects are of built-in strategies; leave them false")
+    _check_choice(name, strategy.experts[0], choose)
+    STRATEGIES[name], CHOOSE[name] = strategy, choose
+
+
+def _check_choice(name: str, experts: int, choose: Callable[[Step], Choice]) -> None:
+    """Raise UserError where the function's result for the fewest experts is not a `Choice`."""
+    batch, size = 2, 5
+    logits = jax.ShapeDtypeStruct((batch, size), jnp.float32)
+    gate = jax.ShapeDtypeStruct((batch, max(experts, 1)), jnp.float32)
+    deferred = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+    try:
+        found = jax.eval_shape(lambda *step: choose(Step(*step)), logits, (logits,) * experts, gate, deferred)
+    except Exception as error:  # whatever the user's function raises
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"strategy {name!r}: its function fails: {type(error).__name__}: {said}") from error
+    wanted = ((batch, size), jnp.float32), ((batch,), jnp.int32)
+    shapes = tuple((each.shape, each.dtype) for each in jax.tree.leaves(found))
+    if not isinstance(found, tuple) or shapes != wanted:
+        shown = ", ".join(f"{dtype}{list(shape)}" for shape, dtype in shapes) or "nothing"
+        raise UserError(f"strategy {name!r}: its function must return float32 [B, V] and int32 [B], got {shown}")
+
+
+def definitions(*names: str) -> dict[str, Any]:
+    """Return what identifies those of these strategies that were registered: results depend on their code.
+
+    Args:
+      names: of strategies; others are left out, as are the built-in ones.
+    """
+    return {name: describe([STRATEGIES[name], CHOOSE[name]]) for name in names if name in {*CHOOSE} - _OURS}

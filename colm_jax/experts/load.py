@@ -8,11 +8,15 @@ import jax
 from colm_jax.checkpoints.outline import Outline
 from colm_jax.checkpoints.team import load_expert
 from colm_jax.data.span_units import SpanUnits
+from colm_jax.errors import UserError
 from colm_jax.experts.guest import GuestExpert
 from colm_jax.experts.protocol import Expert
 from colm_jax.experts.remote import RemoteExpert
 from colm_jax.models.decoder import Decoder
 from colm_jax.settings.remote import RemoteSettings
+
+# The members of the protocol.
+_MEMBERS = ("name", "kind", "passes", "bytes", "expect", "check", "start", "finished", "release", "score")
 
 
 def load_experts(
@@ -38,11 +42,29 @@ def load_experts(
     """
     found: list[Decoder | Expert] = []
     places = zip(outline.models[1:], outline.directories[1:], outline.expert_tokenizers, outline.kinds)
-    for number, (model, directory, tokenizer, kind) in enumerate(places, start=1):
+    makers = outline.makers or (None,) * outline.experts
+    for number, ((model, directory, tokenizer, kind), maker) in enumerate(zip(places, makers), start=1):
         if directory is None or tokenizer is None:
             assert isinstance(outline.units, SpanUnits)
-            found.append(RemoteExpert(str(model), outline.units, remote))
+            remotes = RemoteExpert(str(model), outline.units, remote) if maker is None else maker(outline.units)
+            found.append(_checked(remotes, str(model)))
             continue
         decoder = load_expert(directory, tokenizer, dtype, expert_dtype, mesh, partial(progress, str(model)))
         found.append(decoder if kind == "resident" else GuestExpert(str(model), decoder, number, outline.units))
     return found
+
+
+def _checked(expert: Expert, name: str) -> Expert:
+    """Return an expert whose weights are elsewhere.
+
+    Raises:
+      UserError: it lacks a member of the protocol, or is of another kind.
+    """
+    missing = [member for member in _MEMBERS if not hasattr(expert, member)]
+    if missing:
+        raise UserError(
+            f"expert {name}: {type(expert).__name__} has no {', '.join(missing)}; see experts.protocol.Expert"
+        )
+    if expert.kind != "remote":
+        raise UserError(f"expert {name}: its kind must be 'remote', got {expert.kind!r:.60}")
+    return expert

@@ -15,6 +15,8 @@ from colm_jax.data.units import TextView, Unit
 from colm_jax.scoring.units import UnitScores
 from colm_jax.settings.generation import GenerationSettings
 
+__all__ = ["Call", "Expert", "UnitScores", "Written"]
+
 
 @dataclass(frozen=True)
 class Call:

@@ -48,6 +48,15 @@ def marginal_nll(
 
     Returns:
       (sum, count), two scalars; their quotient is nats per token.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from colm_jax.objectives import marginal_nll
+      >>> base, expert = jnp.log(jnp.array([[0.5, 0.1]])), jnp.log(jnp.array([[[0.1], [0.7]]]))
+      >>> gate_logits = jnp.zeros((1, 2, 1))  # each writes with probability 1/2
+      >>> total, count = marginal_nll(gate_logits, base, expert, jnp.ones((1, 2), bool))
+      >>> print(f"{total / count:.4f}")  # −(log 0.3 + log 0.4) / 2
+      1.0601
     """
     _, joint = _joint(gate_logits, base_log_prob, expert_log_probs, mask)
     kept = mask.astype(joint.dtype)
@@ -60,7 +69,16 @@ def responsibilities(
     expert_log_probs: Float[AnyArray, "B T M"],
     mask: Bool[AnyArray, "B T"],
 ) -> Float[Array, "B T M+1"]:
-    """Return P(Z = z | text) at each position, the base first: the E step. Rows where mask is false are zero."""
+    """Return P(Z = z | text) at each position, the base first: the E step. Rows where mask is false are zero.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from colm_jax.objectives import responsibilities
+      >>> base, expert = jnp.log(jnp.array([[0.2]])), jnp.log(jnp.array([[[0.6]]]))
+      >>> found = responsibilities(jnp.zeros((1, 1, 1)), base, expert, jnp.ones((1, 1), bool))
+      >>> [round(float(each), 2) for each in found[0, 0]]
+      [0.25, 0.75]
+    """
     _, joint = _joint(gate_logits, base_log_prob, expert_log_probs, mask)
     return jax.nn.softmax(joint, axis=-1) * mask[..., None].astype(joint.dtype)
 
@@ -74,6 +92,16 @@ def em_loss(
     """Return −Σ mask · Σ_z r_z (log P(Z=z) + [z=0] log p_0(x)), r the responsibilities under stop_gradient.
 
     Arguments and result as `marginal_nll`; the value differs, the gradient is the same (Fisher's identity).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from colm_jax.objectives import em_loss, marginal_nll
+      >>> base, expert = jnp.log(jnp.array([[0.2]])), jnp.log(jnp.array([[[0.6]]]))
+      >>> def gradient(loss):
+      ...     of_gate = jax.grad(lambda g: loss(g, base, expert, jnp.ones((1, 1), bool))[0])
+      ...     return round(float(of_gate(jnp.zeros((1, 1, 1)))[0, 0, 0]), 4)
+      >>> gradient(em_loss), gradient(marginal_nll)
+      (-0.25, -0.25)
     """
     writers, joint = _joint(gate_logits, base_log_prob, expert_log_probs, mask)
     kept = mask.astype(joint.dtype)
@@ -86,5 +114,10 @@ def em_loss(
 def latent_objective(objective: Any) -> Callable:
     """Return the function of "marginal", "em", or of a reference to one of the user's with the same arguments and
     result.
+
+    Example:
+      >>> from colm_jax.objectives import latent_objective
+      >>> latent_objective("em").__name__
+      'em_loss'
     """
     return {"marginal": marginal_nll, "em": em_loss}[objective] if isinstance(objective, str) else object_of(objective)

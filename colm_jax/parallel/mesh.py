@@ -38,6 +38,11 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
 
     Raises:
       UserError: too few devices, unused devices in a job of several processes, or a size below 1.
+
+    Example:
+      >>> from colm_jax import make_mesh
+      >>> dict(make_mesh().shape)  # one device, as without a mesh
+      {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     sizes, shared = (data, fsdp, tensor), devices is None and jax.process_count() > 1
     devices = jax.devices() if devices is None else devices

@@ -8,6 +8,7 @@ from typing import Any
 
 from colm_jax.data.records import encode_prompt, prompt_key
 from colm_jax.decoding.requests import Generation
+from colm_jax.decoding.strategies import definitions
 from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.stage import plain
 from colm_jax.settings.generation import GenerationSettings
@@ -170,6 +171,8 @@ def write_answers(
     """
     settings = team.settings(settings)
     deciding = {k: v for k, v in plain(settings).items() if k not in ("batch_size", "expert_batching", "speculate")}
+    if registered := definitions(settings.strategy):
+        deciding["registered"] = registered
     whole = json.dumps([key, list(prompts), list(names), deciding], sort_keys=True)
     file = GenerationFile(path, prompts, names, settings.samples, hashlib.sha256(whole.encode()).hexdigest())
     numbers = on_first(lambda: file.missing)

@@ -27,7 +27,15 @@ OPERATIVE_CONFIG = "operative_config.gin"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The finished stages of a run."""
+    """The finished stages of a run.
+
+    Example:
+      >>> from colm_jax import RunConfig, run_pipeline
+      >>> config = RunConfig(base="SMALL", experts=["LARGE"], data="train.jsonl")
+      >>> run = run_pipeline(config, "OUT", until="tokens")
+      >>> run.stages["tokens"].directory.name
+      'tokens'
+    """
 
     inputs: RunInputs
     stages: Mapping[str, StageDirectory]  # by name; those after `until` and those that do not apply are missing
@@ -75,6 +83,13 @@ def run_pipeline(
 
     Raises:
       UserError: a file or model that cannot be used, tokenizers that disagree; as `run_stages`.
+
+    Example:
+      >>> from colm_jax import RunConfig, run_pipeline
+      >>> config = RunConfig(base="SMALL", experts=["LARGE"], data="train.jsonl", dev="dev.jsonl")
+      >>> run = run_pipeline(config, "OUT", until="labels")  # until="report", the default, trains and evaluates
+      >>> list(run.stages)
+      ['tokens', 'scores/base', 'scores/expert-1', 'labels']
     """
     inputs, out = RunInputs(config), path_of(out)
 

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import colm_jax
 from colm_jax.errors import UserError
 from colm_jax.parallel import barrier, is_first, on_first
 from colm_jax.settings.references import describe
@@ -39,7 +40,6 @@ STAGE_LOCK, COMMAND_LOCK = ".stage.lock", ".colm.lock"
 BOOKKEEPING = frozenset({MANIFEST, STARTED, STAGE_LOCK, COMMAND_LOCK})  # files that are not a stage's results
 _UNHASHED = {"checkpoints", "logs"}  # folders of a stage that no later stage reads; their files hold times
 _PACKAGES = (
-    "colm-jax",
     "jax",
     "jaxlib",
     "flax",
@@ -207,7 +207,7 @@ class StageDirectory:
             *folders, file = name.split("/")
             return file not in BOOKKEEPING and not _UNHASHED & set(folders)
 
-        packages = {name: version(name) for name in _PACKAGES}
+        packages = {"colm-jax": colm_jax.__version__, **{name: version(name) for name in _PACKAGES}}
         hashes = checksums(self.directory, filter(is_result, files_below(self.directory)))
         write_json(self.directory / MANIFEST, {**identity, "packages": packages, "files": hashes})
         (self.directory / STARTED).unlink()

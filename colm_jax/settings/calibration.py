@@ -11,7 +11,13 @@ SOURCES = ("texts", "generations")
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which thresholds are tried on the dev set."""
+    """Which thresholds are tried on the dev set.
+
+    Example:
+      >>> from colm_jax import Calibration
+      >>> Calibration(rates=[0.1, 0.2], source="texts").rates
+      (0.1, 0.2)
+    """
 
     rates: tuple[float, ...] = setting(
         (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),

@@ -3,7 +3,7 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from typing import Any
@@ -20,7 +20,7 @@ class Setting:
     """What is declared of a setting beside its name, type and default."""
 
     help: str
-    choices: tuple[str, ...] = ()  # allowed values of a string; (): any
+    choices: Collection[str] = ()  # allowed values of a string; (): any. A table is read anew at every check
     least: float | None = None  # of a number: smallest and largest, or open bounds
     most: float | None = None
     above: float | None = None

@@ -16,7 +16,14 @@ DEFAULT_THRESHOLD = 0.5  # of a team without a calibrated one
 
 @dataclass(frozen=True)
 class Correction:
-    """Trials of strategies "backtrack" and "lookahead", which may retract an expert's token."""
+    """Trials of strategies "backtrack" and "lookahead", which may retract an expert's token.
+
+    Example:
+      >>> from colm_jax import Correction, GenerationSettings
+      >>> settings = GenerationSettings(strategy="backtrack", correction=Correction(candidates=2, watch=6))
+      >>> settings.correction.bound
+      -4.0
+    """
 
     candidates: int = setting(
         3, help="tokens to try at a deferred position, the expert's own included", least=2, most=INT32
@@ -48,6 +55,11 @@ class ExpertBatching:
     as many steps as a pass costs is never much worse than the best fixed number of calls, as in the ski rental problem:
     in batches of 4 to 32, with passes that cost 2 to 16 steps and deferral rates from 5 to 50 %, within a tenth of it
     in 40 of 48 cases and at worst a fifth dearer (`python -m docs.tables.batching`).
+
+    Example:
+      >>> from colm_jax import ExpertBatching, GenerationSettings
+      >>> GenerationSettings(expert_batching=ExpertBatching(calls=4, steps=8)).expert_batching
+      ExpertBatching(calls=4, steps=8)
     """
 
     calls: int = setting(help="pending calls that start an expert pass", least=1, most=INT32)
@@ -63,9 +75,15 @@ class GenerationSettings:
     """How answers are generated.
 
     A setting that takes a list may have one value for each prompt.
+
+    Example:
+      >>> from colm_jax import GenerationSettings
+      >>> settings = GenerationSettings(threshold=[0.2, 0.8], max_new_tokens=64, stop="END")
+      >>> [each.threshold for each in settings.of_prompts(2)]
+      [0.2, 0.8]
     """
 
-    strategy: str = setting("defer", help=", ".join(STRATEGIES), choices=tuple(STRATEGIES), metavar="S")
+    strategy: str = setting("defer", help=", ".join(STRATEGIES), choices=STRATEGIES, metavar="S")
     threshold: float | Sequence[float] | None = setting(
         None,
         help="an expert writes where p_defer exceeds it (default: the team's calibrated threshold, or 0.5)",

@@ -8,7 +8,13 @@ from colm_jax.settings.fields import setting, validate
 
 @dataclass(frozen=True)
 class RemoteSettings:
-    """How endpoints are asked, and how much is sent to them."""
+    """How endpoints are asked, and how much is sent to them.
+
+    Example:
+      >>> from colm_jax import RemoteSettings
+      >>> RemoteSettings(max_expert_calls=20, window=50, ledger="sent.jsonl").retries
+      4
+    """
 
     timeout: float = setting(60.0, help="seconds for one request to an endpoint", above=0, metavar="S")
     deadline: float = setting(

@@ -1,5 +1,6 @@
 """Settings of a run: its models, its data, and the settings of every stage."""
 
+from collections import ChainMap
 from dataclasses import dataclass, field
 
 from colm_jax.errors import UserError
@@ -20,7 +21,15 @@ TASKS = ("exact", "number", "gsm8k", "math", "pubmedqa", "bioasq")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a run computes."""
+    """Everything that decides what a run computes.
+
+    Example:
+      >>> from colm_jax import RunConfig, Training
+      >>> training = Training(trainable="gate", learning_rate=1e-3)
+      >>> config = RunConfig(base="SMALL", experts=["LARGE"], data="train.jsonl", training=training)
+      >>> config.experts, config.answered_by
+      (('LARGE',), ('defer', 'base', 'expert', 'random'))
+    """
 
     base: str = setting(help=f"the base: {MODEL}", metavar="MODEL")
     experts: tuple[str, ...] = setting(help=f"the experts: {EXPERT}", metavar="MODEL")
@@ -44,7 +53,7 @@ class RunConfig:
         help="strategies run on the test prompts; the report shows the first one's answers: decoding strategies of the "
         f"trained team, or {UNTRAINED}, the original base. (): defer, base, expert, and with one expert random; "
         f"without experts base and {UNTRAINED}",
-        choices=(*STRATEGIES, UNTRAINED),
+        choices=ChainMap({UNTRAINED: None}, STRATEGIES),
     )
     random_rate: float | None = setting(
         None, help="deferral rate of strategy random; unset: as often as defer defers", least=0, most=1

@@ -35,7 +35,7 @@ class ServingSettings:
         None,
         help=f"strategies that requests may name, compiled at the start, of {', '.join(STRATEGIES)} "
         "(default: defer, base and expert, as far as the team can)",
-        choices=tuple(STRATEGIES),
+        choices=STRATEGIES,
         metavar="S",
     )
     deadline: float = setting(

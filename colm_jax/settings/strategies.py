@@ -1,4 +1,7 @@
-"""The decoding strategies by name: which models each needs, and whether a team can follow it."""
+"""The decoding strategies by name: which models each needs, and whether a team can follow it.
+
+`colm_jax.decoding.strategies.register_strategy` adds one.
+"""
 
 from dataclasses import dataclass
 

@@ -23,7 +23,13 @@ Objective = str | Reference | Callable  # one of OBJECTIVES, or a function with 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank matrices beside the base's linear maps (Hu et al. 2021)."""
+    """Low-rank matrices beside the base's linear maps (Hu et al. 2021).
+
+    Example:
+      >>> from colm_jax import Lora, Training
+      >>> Training(trainable="lora", learning_rate=2e-4, lora=Lora(rank=8)).lora.rank
+      8
+    """
 
     rank: int = setting(16, help="rank of the matrices", least=1)
     alpha: float = setting(32.0, help="scale of their product, divided by the rank", above=0)
@@ -43,7 +49,13 @@ class Lora:
 
 @dataclass(frozen=True)
 class GateInit:
-    """How the gate is initialised on weak labels, the base frozen."""
+    """How the gate is initialised on weak labels, the base frozen.
+
+    Example:
+      >>> from colm_jax import GateInit
+      >>> GateInit(label_method="b").positive_weight
+      8.0
+    """
 
     solver: str | None = setting(
         None,
@@ -66,7 +78,13 @@ class GateInit:
 
 @dataclass(frozen=True)
 class Training:
-    """Objective, optimizer and length of a training run; the defaults are the paper's for 7B models."""
+    """Objective, optimizer and length of a training run; the defaults are the paper's for 7B models.
+
+    Example:
+      >>> from colm_jax import Training
+      >>> Training(objective="em", trainable="gate", batch_size=32).parts(32)
+      1
+    """
 
     objective: Objective = setting(
         "marginal",

@@ -69,7 +69,16 @@ _OPENS = _classes_open()
 
 @dataclass(frozen=True)
 class SpanRule:
-    """Where texts may be cut: the adjacent characters, and bytes, that some token joins are never cut."""
+    """Where texts may be cut: the adjacent characters, and bytes, that some token joins are never cut.
+
+    Example:
+      >>> from colm_jax import SpanRule
+      >>> rule = SpanRule(characters=frozenset(), bytes=frozenset())  # `SpanRule.of` derives one from tokenizers
+      >>> text = "Janet's bill: 3,500.25 euros."
+      >>> starts = rule.starts(text)
+      >>> [text[start:stop] for start, stop in zip(starts, [*starts[1:], len(text)])]
+      ['Janet', "'", 's', ' bill', ':', ' 3,500.25', ' euros', '.']
+    """
 
     characters: frozenset[tuple[str, str]]
     bytes: frozenset[tuple[int, int]]  # of tokens that hold parts of characters

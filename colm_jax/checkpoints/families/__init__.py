@@ -1,9 +1,9 @@
-"""Supported checkpoint families, by their Hugging Face model_type."""
+"""Supported checkpoint families, by their Hugging Face model_type. `register_family` adds one."""
 
 from typing import Any
 
 from colm_jax.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
-from colm_jax.checkpoints.families.family import Family, Stored
+from colm_jax.checkpoints.families.family import LAYOUTS, TABLE, Family, Stored
 from colm_jax.checkpoints.families.fields import Fields
 from colm_jax.checkpoints.families.gemma import GEMMA2, GEMMA3
 from colm_jax.checkpoints.families.glm import GLM4
@@ -18,16 +18,65 @@ from colm_jax.checkpoints.families.olmo import OLMO2, OLMO3
 from colm_jax.checkpoints.families.phi import PHI3
 from colm_jax.checkpoints.families.qwen import QWEN2, QWEN3
 from colm_jax.checkpoints.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from colm_jax.checkpoints.families.reference import is_known
 from colm_jax.checkpoints.families.smollm import SMOLLM3
 from colm_jax.errors import UserError
 from colm_jax.models.config import ModelConfig
 
-__all__ = ["FAMILIES", "Family", "Stored", "from_huggingface", "model_tensor", "to_huggingface"]
+__all__ = [
+    "FAMILIES",
+    "TABLE",
+    "Family",
+    "Fields",
+    "Stored",
+    "from_huggingface",
+    "model_tensor",
+    "register_family",
+    "to_huggingface",
+]
 
 _LLAMA_LIKE = (LLAMA, MISTRAL, MINISTRAL, MINISTRAL3, PHI3, GRANITE, SMOLLM3, GLM4)
 _OTHERS = (QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2, OLMO3)
 _MIXTURES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GPT_OSS, LLAMA4, DEEPSEEK_V2, DEEPSEEK_V3)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_LLAMA_LIKE, *_OTHERS, *_MIXTURES)}
+
+
+def register_family(family: Family) -> None:
+    """Add a family, whose checkpoints are then read and written like those of the others.
+
+    Args:
+      family: how its config.json is read and written, and where its parameters are stored. `models.ModelConfig` must be
+        able to describe it. A config.json's default values are those of transformers' configuration class, so
+        transformers must know the model_type; `transformers.AutoConfig.register` adds one.
+
+    Raises:
+      UserError: the model_type is taken, or unknown to transformers; an entry of the table that no tensor can have.
+
+    Example:
+      docs/extending.md adds a whole family. A name is registered once:
+
+      >>> from colm_jax import register_family
+      >>> from colm_jax.checkpoints.families import FAMILIES
+      >>> register_family(FAMILIES["llama"])
+      Traceback (most recent call last):
+          ...
+      colm_jax.errors.UserError: family 'llama' exists already
+    """
+    name = family.model_type
+    if name in FAMILIES or name in MULTIMODAL:
+        raise UserError(f"family {name!r} exists already")
+    if not is_known(name):
+        raise UserError(
+            f"family {name!r:.80}: transformers knows no such model_type; add it with transformers.AutoConfig.register"
+        )
+    for path, stored in family.table.items():
+        if stored.layout not in LAYOUTS:
+            raise UserError(
+                f"family {name!r}, {path}: layout must be one of {', '.join(LAYOUTS)}, got {stored.layout!r}"
+            )
+        if path.startswith("layers.") and "{}" not in stored.name:
+            raise UserError(f"family {name!r}, {path}: {stored.name!r} has no {{}} for the number of the layer")
+    FAMILIES[name] = family
 
 
 def from_huggingface(config: dict[str, Any], source: str) -> ModelConfig:

@@ -14,6 +14,7 @@ from colm_jax.models.config import ModelConfig
 
 _DEEPEST = 10_000  # layers
 _SLIDING = "sliding_attention"  # in `layer_types`: with a window
+LAYOUTS = {"same": 0, "flat": 0, "transposed": 1, "merged": 2}  # of `Stored`: see `inputs`
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Stored:
     @property
     def inputs(self) -> int:
         """The number of the parameter's leading axes that are the stored tensor's columns; 0: not transposed."""
-        return {"same": 0, "flat": 0, "transposed": 1, "merged": 2}[self.layout]
+        return LAYOUTS[self.layout]
 
     @property
     def by_network(self) -> bool:

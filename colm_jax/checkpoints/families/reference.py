@@ -12,15 +12,25 @@ from typing import Any
 MISSING = object()  # the class has no such parameter, or no default
 
 
-@lru_cache
-def reference_class(model_type: str) -> Any:
-    """Return the configuration class of a model_type."""
+def _classes() -> Any:
+    """Return transformers' configuration classes by model_type, those that the user registered included."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # about missing PyTorch
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    return CONFIG_MAPPING[model_type]
+    return CONFIG_MAPPING
+
+
+def is_known(model_type: str) -> bool:
+    """Return whether there is a configuration class of a model_type."""
+    return model_type in _classes()
+
+
+@lru_cache
+def reference_class(model_type: str) -> Any:
+    """Return the configuration class of a model_type."""
+    return _classes()[model_type]
 
 
 def default_of(model_type: str, field: str) -> Any:

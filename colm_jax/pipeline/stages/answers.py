@@ -10,6 +10,7 @@ from colm_jax import console
 from colm_jax.calibration.threshold import references_of
 from colm_jax.checkpoints.team import load_base
 from colm_jax.data.tokens import SUMMARY
+from colm_jax.decoding.strategies import definitions
 from colm_jax.errors import UserError
 from colm_jax.evaluation.mixture import bits_per_byte, fit_mixture
 from colm_jax.evaluation.tasks import score_answers
@@ -54,6 +55,8 @@ def generate_key(run: RunContext) -> StageKey:
     inputs, config = run.inputs, run.inputs.config
     settings = {k: getattr(config, k) for k in ("max_new_tokens", "prompt_tokens", "random_rate")}
     settings |= {"strategies": config.answered_by, "correction": config.correction.__dict__}
+    if registered := definitions(*config.answered_by):
+        settings["registered"] = registered
     hashes = run.digests("team") | {"test": inputs.hashes[test_split(inputs)]}
     for m, (name, directory) in enumerate(zip(config.experts, inputs.expert_directories), start=1):
         if directory is None:
