@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from colm_jax.checkpoints.directory import resolve
+from colm_jax.checkpoints.gates import check_base
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.checkpoints.outline import Outline, Source, outline_team
 from colm_jax.checkpoints.team import Base, load_base, threshold_of
@@ -192,6 +193,7 @@ class CoLM:
         expert_mesh: jax.sharding.Mesh | None = None,
         spans: str = "auto",
         remote: RemoteSettings | None = None,
+        gate: str | Path | None = None,
         progress: Callable[[str, int, int], None] = lambda model, done, total: None,
     ) -> "CoLM":
         """Load a team.
@@ -210,10 +212,12 @@ class CoLM:
           spans: what one model writes at a time: "tokens", "text" (spans), or "auto": single tokens where base and
             experts share a tokenizer and have their weights here, else spans; of a team directory, as it was trained.
           remote: how endpoints are asked, and what may be sent to them; None: the defaults.
+          gate: a directory or Hub name of a gate without its base, or of a team whose base was not trained. Its
+            experts, threshold and spans count in place of the base's own. None: the gate of the base's directory.
           progress: called with each model's name, the bytes read, and their total.
 
         Raises:
-          UserError: naming the file, tensor or token that is wrong.
+          UserError: naming the file, tensor or token that is wrong; a gate that was trained on another base.
         """
         if dtype not in DTYPES:
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -221,12 +225,16 @@ class CoLM:
             raise UserError(f"expert_dtype must be one of {', '.join(EXPERT_DTYPES)}, got {expert_dtype!r}")
         mesh = make_mesh() if mesh is None else mesh
         expert_mesh = mesh if expert_mesh is None else expert_mesh
-        outline = outline_team(base, experts, spans=spans)  # first: fetching and reading weights takes much longer
+        # First, since fetching and reading weights takes much longer.
+        outline = outline_team(base, experts, spans=spans, gate=gate)
         if experts is None:
             expert_dtype = expert_dtype or outline.facts.get("expert_dtype")
         here = [model for model, directory in zip(outline.models, outline.directories) if directory is not None]
+        if outline.gate is not None:
+            check_base(outline.gate, base, resolve(base))
         directories = [resolve(model) for model in here]
-        loaded = load_base(directories[0], dtype, mesh, stacked=False, progress=partial(progress, str(base)))
+        reading = partial(progress, str(base))
+        loaded = load_base(directories[0], dtype, mesh, stacked=False, progress=reading, gate=outline.gate)
         found = load_experts(outline, dtype, expert_dtype, expert_mesh, progress, remote)
         team = cls(loaded, found, outline.expert_tokenizers, mesh, outline)
         team.directories = directories

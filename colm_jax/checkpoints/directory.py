@@ -20,6 +20,8 @@ _IGNORED = ["consolidated*", "*/*"]  # duplicates of the weights, for other prog
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer headers
 _GGUF = ".gguf"
 _FETCHED = ["*.json", "*.model", "*.jinja"]  # everything but weights
+_WEIGHTS = "model*.safetensors"  # of a team's base, as `save_team` names them
+TEAM_FILE = "colm.json"  # a directory with it is a team, or a gate without its base
 
 
 def resolve(model: str | Path, weights: bool = True) -> Path:
@@ -28,8 +30,8 @@ def resolve(model: str | Path, weights: bool = True) -> Path:
     A path may be a GGUF file, or a directory with one and no safetensors; its directory is made in the cache, with the
     weights left in the file. A Hub name is OWNER/NAME or, for a GGUF file, OWNER/NAME:FILE.gguf, and may end in
     @REVISION (a branch, tag or commit). A missing snapshot is downloaded; unless `weights`, it may lack weights other
-    than GGUF. The snapshot's directory is named after its commit (see `revision`). HF_HUB_OFFLINE=1 restricts to the
-    cache.
+    than GGUF (of a team, only the base's). The snapshot's directory is named after its commit (see `revision`).
+    HF_HUB_OFFLINE=1 restricts to the cache.
 
     Raises:
       UserError: neither a directory, a GGUF file, nor a Hub name that can be fetched.
@@ -80,10 +82,15 @@ def _snapshot(model: str | Path, repository: str, wanted: str | None, weights: b
     from huggingface_hub import snapshot_download
 
     patterns = [*_FETCHED, "*.safetensors"] if weights else _FETCHED
-    with _one_line_hub_errors(model):
+    with one_line_hub_errors(model):
         directory = Path(
             snapshot_download(repository, revision=wanted, allow_patterns=patterns, ignore_patterns=_IGNORED)
         )
+        if not weights and (directory / TEAM_FILE).exists():  # its gate is small, and read with the configuration
+            kinds, ignored, commit = [*_FETCHED, "*.safetensors"], [*_IGNORED, _WEIGHTS], directory.name
+            snapshot_download(repository, revision=commit, allow_patterns=kinds, ignore_patterns=ignored)
+    if (directory / TEAM_FILE).exists():
+        return directory
     if (directory / "config.json").exists() and (not weights or any(directory.glob("*.safetensors"))):
         return directory
     if files := _gguf_names(repository, wanted):
@@ -97,11 +104,11 @@ def _snapshot(model: str | Path, repository: str, wanted: str | None, weights: b
 def _gguf_names(repository: str, wanted: str | None) -> list[str]:
     """Return the GGUF files of a Hub repository; none where the Hub cannot be asked."""
     from huggingface_hub import list_repo_files
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError
 
     try:
         names = list_repo_files(repository, revision=wanted)
-    except (HfHubHTTPError, OSError):
+    except (HTTPError, OSError):
         return []
     return sorted(name for name in names if name.endswith(_GGUF) and _begins(Path(name).name))
 
@@ -112,24 +119,24 @@ def _gguf_of_hub(model: str | Path, repository: str, name: str, wanted: str | No
 
     if not name.endswith(_GGUF):
         raise UserError(f"model {str(model)!r}: {name!r} is no GGUF file; write owner/name:FILE.gguf")
-    with _one_line_hub_errors(model):
+    with one_line_hub_errors(model):
         names = part_names(name)
         files = [Path(hf_hub_download(repository, part, revision=wanted)) for part in names]
     return model_directory(files[0])
 
 
 @contextmanager
-def _one_line_hub_errors(model: str | Path) -> Iterator[None]:
+def one_line_hub_errors(model: str | Path) -> Iterator[None]:
     """Turn the Hub's errors into one line.
 
     Raises:
       UserError: naming the model.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         reason = str(error).splitlines()[0]

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from colm_jax.checkpoints.directory import resolve
+from colm_jax.checkpoints.gates import check_base, gate_directory, has_weights, refuse_gate_only
 from colm_jax.checkpoints.huggingface import read_config
 from colm_jax.checkpoints.team import pinned, read_facts, read_gate
 from colm_jax.data.records import Examples
@@ -52,6 +53,7 @@ class Outline:
     allowed: Bool[np.ndarray, "V"]  # the shared vocabulary; the base's where experts are not resident
     gate_experts: int | None  # number of experts of the base's gate; None without a gate
     facts: dict[str, Any]  # colm.json, or empty
+    gate: Path | None = None  # directory of a gate that was given apart from its base
     makers: tuple[Maker | None, ...] = ()  # of experts that are made by the caller; None, or none at all: it is named
 
     @property
@@ -93,7 +95,11 @@ class Outline:
 
 
 def outline_team(
-    base: str | Path, experts: Sequence[Source] | None = None, weights: bool = False, spans: str = "auto"
+    base: str | Path,
+    experts: Sequence[Source] | None = None,
+    weights: bool = False,
+    spans: str = "auto",
+    gate: str | Path | None = None,
 ) -> Outline:
     """Read a team's outline, without its weights.
 
@@ -102,6 +108,7 @@ def outline_team(
       experts: likewise; None: the experts named in the team directory.
       weights: whether to download the weights of Hub names (but not load them).
       spans: likewise; "auto" of a team directory with its own experts: as it was trained.
+      gate: as in `CoLM.from_pretrained`. That the base is its own is checked where the base's weights are here.
 
     Raises:
       UserError: no such model, an unreadable configuration or tokenizer, tokenizers that disagree where one is to be
@@ -112,7 +119,12 @@ def outline_team(
     if is_endpoint(base):
         raise UserError(f"base {base}: the base decides token by token and must be here; endpoints are for experts")
     directory = resolve(base, weights)
-    known = read_facts(directory)
+    apart = None if gate is None else gate_directory(gate)
+    if apart is None:
+        refuse_gate_only(base, directory)
+    elif has_weights(directory):
+        check_base(apart, base, directory)
+    known = read_facts(apart or directory)
     given = [pinned(e) for e in known.get("experts", [])] if experts is None else list(experts)
     makers = tuple(expert if callable(expert) else None for expert in given)
     named = [getattr(e, "__name__", repr(e)) if callable(e) else e for e in given]
@@ -128,7 +140,8 @@ def outline_team(
     if shared and spans == "auto":
         kinds = ("resident",) * len(named)
     assert configs[0] is not None
-    gate = read_gate(directory, tokenizer, configs[0].width)
+    stored = read_gate(apart or directory, tokenizer, configs[0].width, apart=apart is not None)
+    kernels = None if stored.kernel is None else stored.kernel.shape[1]
     outline = Outline(
         models=(base, *named),
         directories=directories,
@@ -138,11 +151,12 @@ def outline_team(
         units=units,
         context=min(config.context for config in (configs if shared else configs[:1]) if config is not None),
         allowed=allowed,
-        gate_experts=1 if tokenizer.has_defer_token else None if gate.kernel is None else gate.kernel.shape[1],
-        facts=gate.facts,
+        gate_experts=1 if tokenizer.has_defer_token and apart is None else kernels,
+        facts=stored.facts,
+        gate=apart,
         makers=makers,
     )
-    trained = gate.facts.get("shared_vocabulary", {}).get("sha256")
+    trained = stored.facts.get("shared_vocabulary", {}).get("sha256")
     if experts is None and trained not in (None, outline.vocabulary_digest):
         raise UserError(
             f"{base}: was trained with another shared vocabulary; restore the tokenizer files that have changed since"

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from colm_jax.checkpoints.directory import resolve
+from colm_jax.checkpoints.directory import TEAM_FILE, resolve
 from colm_jax.checkpoints.families import to_huggingface
 from colm_jax.checkpoints.huggingface import DTYPES, load_model, read_config, save_tensors, to_tensors
 from colm_jax.checks import check_number
@@ -41,9 +41,9 @@ from colm_jax.storage import (
 from colm_jax.text.special import DEFER_TOKEN
 from colm_jax.text.tokenizer import Tokenizer, load_tokenizer, shared_vocabulary
 
-GATE_FILE, TEAM_FILE = "gate.safetensors", "colm.json"
+GATE_FILE = "gate.safetensors"
 FORMAT = 1
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -119,10 +119,12 @@ def load_base(
     stacked: bool = True,
     progress: Progress = lambda done, total: None,
     packed: bool = True,
+    gate: Path | None = None,
 ) -> Base:
     """Load a plain model, a team directory, or a checkpoint in the original's format; arguments as `load_model`.
 
-    Without `packed`, the weights of a quantised checkpoint are dequantised to `dtype`, as training them requires.
+    Without `packed`, the weights of a quantised checkpoint are dequantised to `dtype`, as training them requires. The
+    directory `gate` holds the gate and its facts, in place of the model's own (see `checkpoints.gates`).
 
     Raises:
       UserError: as `load_model`; a gate that does not fit the base; a chat template that differs from training's.
@@ -130,12 +132,12 @@ def load_base(
     directory = resolve(model)
     tokenizer = load_tokenizer(directory)
     size = tokenizer.size if tokenizer.has_defer_token else None
-    stored = read_gate(directory, tokenizer, read_config(directory).width)
+    stored = read_gate(gate or directory, tokenizer, read_config(directory).width, apart=gate is not None)
     decoder, deferral = load_model(directory, dtype, mesh, size, None, stacked, progress, packed)
-    if deferral is not None:
+    if deferral is not None and gate is None:
         return Base(decoder, make_gate(deferral.gate[:, None]), tokenizer, directory, {}, deferral.embedding)
-    gate = None if stored.kernel is None else make_gate(stored.kernel, stored.inputs)
-    return Base(decoder, gate, tokenizer, directory, stored.facts, stored.defer_embedding)
+    made = None if stored.kernel is None else make_gate(stored.kernel, stored.inputs)
+    return Base(decoder, made, tokenizer, directory, stored.facts, stored.defer_embedding)
 
 
 @dataclass(frozen=True)
@@ -148,18 +150,19 @@ class StoredGate:
     inputs: str = "hidden"  # one of GATE_INPUTS
 
 
-def read_gate(directory: Path, tokenizer: Tokenizer, width: int) -> StoredGate:
+def read_gate(directory: Path, tokenizer: Tokenizer, width: int, apart: bool = False) -> StoredGate:
     """Read colm.json and the gate's file, without the base's weights.
 
     Args:
       directory: the base's directory.
       tokenizer: the base's tokenizer.
       width: the base's hidden size, D.
+      apart: the directory is the gate's, and the base is elsewhere.
 
     Raises:
       UserError: a gate that does not fit the base, or a chat template that differs from training's.
     """
-    facts = {} if tokenizer.has_defer_token else read_facts(directory)
+    facts = {} if tokenizer.has_defer_token and not apart else read_facts(directory)
     if not facts:
         return StoredGate({}, None, None)
     if facts.get("chat_template", tokenizer.template_digest) != tokenizer.template_digest:
@@ -316,7 +319,7 @@ def save_reference(directory: Path, base: Base, dtype: str) -> None:
 def _copy_tokenizer(source: Path, target: Path, defer_token: bool = False) -> Tokenizer:
     """Copy the tokenizer to a directory on disk, with or without the deferral token as its last token."""
     if absolute(source) != absolute(target):
-        for name in _TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             if (source / name).exists():
                 copy_file(source / name, target / name)
     if load_tokenizer(target).has_defer_token == defer_token:

@@ -113,6 +113,8 @@ def expert_flag(parser: Parser, required: bool = False, text: str = f"{EXPERT}; 
 def team_flags(parser: Parser) -> None:
     """Add the flags of a team that is loaded: --base, --expert, --spans, and how they are held."""
     parser.add_argument("--base", required=True, metavar="MODEL", help=declared(field_of(RunConfig, "base")).help)
+    text = "gate without its base, a directory or OWNER/NAME[@REVISION] (default: the gate of --base)"
+    parser.add_argument("--gate", metavar="GATE", help=text)
     expert_flag(parser, text=f"{EXPERT}; repeat for several experts (default: the experts of the team)")
     setting_flags(parser, RunConfig, "spans")
     setting_flags(parser, RemoteSettings, *REMOTE)

@@ -24,5 +24,6 @@ def load_team(flags: Flags) -> Any:
             expert_dtype=flags.expert_dtype,
             spans=flags.spans or "auto",
             remote=make_remote(flags.bindings, vars(flags)),
+            gate=flags.gate,
             progress=lambda model, done, total: bar.to(done, total, Path(model).name),
         )

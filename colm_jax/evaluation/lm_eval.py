@@ -56,6 +56,7 @@ class ColmLM(TemplateLM):
         batch_size: int | str = 8,
         device: str | None = None,
         max_batch_size: int | None = None,
+        gate: str | None = None,
         team: CoLM | None = None,
         **unknown: Any,
     ):
@@ -75,6 +76,7 @@ class ColmLM(TemplateLM):
           batch_size: the number of prompts decoded together; "auto" is 8.
           device: must be None or the harness's default; JAX_PLATFORMS selects devices.
           max_batch_size: must be None.
+          gate: a gate without its base, a directory or Hub name; None: the base's own.
           team: a loaded team, instead of `base`.
           unknown: any other argument is an error.
 
@@ -96,7 +98,7 @@ class ColmLM(TemplateLM):
         threshold = None if threshold is None else check_number("threshold", threshold, 0, 1)
         experts = [name for name in (expert, expert2) if name is not None]
         if team is None and base is not None:
-            devices, outline = _mesh(mesh), outline_team(base, experts or None)
+            devices, outline = _mesh(mesh), outline_team(base, experts or None, gate=gate)
             strategy = strategy or ("base" if outline.gate_experts is None else "defer")
             find_strategy(strategy, outline.experts, outline.gate_experts, outline.resident)
             with console.bar("loading", bytes_=True) as bar:
@@ -106,6 +108,7 @@ class ColmLM(TemplateLM):
                     mesh=devices,
                     dtype=dtype,
                     expert_dtype=expert_dtype,
+                    gate=gate,
                     progress=lambda model, done, total: bar.to(done, total, model),
                 )
         assert team is not None  # checked above

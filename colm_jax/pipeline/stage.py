@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import colm_jax
+from colm_jax.checkpoints.identity import hash_model
 from colm_jax.errors import UserError
 from colm_jax.parallel import barrier, is_first, on_first
 from colm_jax.settings.references import describe
@@ -29,7 +30,6 @@ from colm_jax.storage import (
     read_json,
     remove_tree,
     sha256_of,
-    source_files,
     write_json,
 )
 
@@ -52,22 +52,6 @@ _PACKAGES = (
     "transformers",
     "tokenizers",
 )
-
-
-def hash_model(directory: Path) -> str:
-    """Return the SHA-256 of all files of a model directory that decide what it computes (see `storage.checksums`).
-
-    A converted GGUF file's weights are outside its directory.
-    """
-    patterns = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*token*.json")
-    names = sorted(
-        {path.name for pattern in (*patterns, "colm.json", "*.jinja", "*.model") for path in directory.glob(pattern)}
-    )
-    hashes = checksums(directory, names)
-    for file in source_files(directory):
-        hashes |= checksums(file.parent, [file.name])
-        names.append(file.name)
-    return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in names).encode()).hexdigest()
 
 
 def hash_expert(name: str | Path, directory: Path | None, remote: RemoteSettings, answers: bool = True) -> str:

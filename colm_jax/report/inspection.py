@@ -19,7 +19,7 @@ def show_models(facts: Facts, console: Console) -> None:
 
     Args:
       facts: of one model, as `describe` returns them, or {"models": [...]} with "pair", the facts of
-        `describe_pair`, and "endpoints", addresses with what they can do.
+        `describe_pair`, "endpoints", addresses with what they can do, and "gates", as `describe_gate` returns them.
       console: where to print.
     """
     models = facts.get("models", [facts])
@@ -29,6 +29,8 @@ def show_models(facts: Facts, console: Console) -> None:
         _show_table(models, console)
     if "pair" in facts:
         _show_pair(facts["pair"], console)
+    for gate in facts.get("gates", ()):
+        _show_gate(gate, console)
 
 
 def _show_table(models: Sequence[Facts], console: Console) -> None:
@@ -63,6 +65,25 @@ def _show_pair(pair: Facts, console: Console) -> None:
             console.print(
                 plain(f"{model}: {count:,} of its token ids are never generated: {shown}{more}"), soft_wrap=True
             )
+
+
+def _show_gate(gate: Facts, console: Console) -> None:
+    base, shape = gate["base"], gate["shape"] or {}
+    rows = [
+        ("kind", "gate without its base" if gate["format"] == "gate" else "gate of a team"),
+        ("kernel", " × ".join(f"{shape[name]:,}" for name in ("width", "experts") if name in shape) or "–"),
+        ("size on disk", "–" if gate["bytes_on_disk"] is None else decimal(gate["bytes_on_disk"])),
+        ("base", base["name"] or "–"),
+        ("sha256 of the base", base.get("sha256") or "–"),
+        ("experts", ", ".join(expert["model"] for expert in gate["experts"]) or "–"),
+        ("threshold", "–" if gate["threshold"] is None else f"{gate['threshold']:.4g}"),
+    ]
+    show_table(Table("Gate", ("", gate["gate"]), tuple(rows)), console)
+    if gate.get("fits"):
+        console.print(plain(f"The gate is one for {gate['model']}", "bold green"), soft_wrap=True)
+    elif "fits" in gate:
+        why = gate["why_not"] or f"whether the gate is one for {gate['model']} is not known: its weights are not here"
+        console.print(plain(why, "bold red"), soft_wrap=True)
 
 
 def _types(model: Facts) -> str:

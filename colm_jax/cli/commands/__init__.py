@@ -22,7 +22,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "generate": "Answer prompts; each generated token says who wrote it.",
         "serve": "A team behind OpenAI's API, and a page that shows who wrote what.",
         "show": "A run's results and answers in the terminal, each word by its writer.",
-        "export": "Write a run's team for use elsewhere.",
+        "export": "Write a run's team, or its gate alone, for use elsewhere.",
+        "push": "Publish a team, or a gate, on the Hub.",
     },
     "evaluate": {
         "evaluate": "Grade generated answers.",

@@ -30,7 +30,7 @@ def run(flags: Flags) -> dict[str, Any]:
     from colm_jax.storage import path_of, write_json
 
     out, records, settings = path_of(flags.out), read_jsonl(flags.data), flags.bindings.make(Calibration)
-    outline = outline_team(flags.base, flags.expert, spans=flags.spans or "auto")
+    outline = outline_team(flags.base, flags.expert, spans=flags.spans or "auto", gate=flags.gate)
     find_strategy("defer", outline.experts, outline.gate_experts, outline.resident)
     examples = outline.encode_examples(records, flags.data)  # first: it refuses records of no known form
     source = source_of(records, settings, outline.resident)

@@ -55,13 +55,15 @@ def run(flags: Flags) -> dict[str, Any]:
     settings = _settings(flags)
     out, records = path_of(flags.out), read_jsonl(flags.prompts)
     prompts, places = [record for _, record in records], [where for where, _ in records]
-    outline = outline_team(flags.base, flags.expert, spans=flags.spans or "auto")
+    outline = outline_team(flags.base, flags.expert, spans=flags.spans or "auto", gate=flags.gate)
     find_strategy(settings.strategy, outline.experts, outline.gate_experts, outline.resident)
     check_stop_ids(settings, outline.tokenizer)
     outline.encode_prompts(prompts, places)
     remote, named = make_remote(flags.bindings, vars(flags)), list(zip(outline.models[1:], outline.directories[1:]))
-    models = on_first(lambda: [hash_model(outline.base_directory), *(hash_expert(*each, remote) for each in named)])
-    team, facts = load_team(flags), (*models, flags.dtype, flags.expert_dtype, *outline.kinds)
+    own = [where for where in (outline.base_directory, outline.gate) if where is not None]
+    team = load_team(flags)  # first: it downloads what is missing of the files that are hashed
+    models = on_first(lambda: [*map(hash_model, own), *(hash_expert(*each, remote) for each in named)])
+    facts = (*models, flags.dtype, flags.expert_dtype, *outline.kinds)
     with console.bar("generating", len(prompts) * settings.samples) as bar:
         lines = write_answers(
             out,

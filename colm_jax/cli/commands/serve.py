@@ -82,7 +82,7 @@ def run(flags: Flags) -> None:
     from colm_jax.checkpoints.outline import outline_team
     from colm_jax.settings.strategies import find_strategy
 
-    outline = outline_team(flags.base, flags.expert, spans=flags.spans or "auto")
+    outline = outline_team(flags.base, flags.expert, spans=flags.spans or "auto", gate=flags.gate)
     for strategy in settings.strategies or ():
         find_strategy(strategy, outline.experts, outline.gate_experts, outline.resident)
     where = listen(flags.host, flags.port)
