@@ -2,7 +2,7 @@
 
 FILES = frozenset(
     """
-    test_checks.py test_docs.py test_links.py test_reference.py test_seeds.py
+    test_checks.py test_docs.py test_links.py test_reference.py test_repository.py test_seeds.py
     bench/test_train.py
     calibration/test_figures.py
     checkpoints/test_outline.py checkpoints/test_rope.py checkpoints/test_directory.py
