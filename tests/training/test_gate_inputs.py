@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from colm_jax.checkpoints.team import make_gate
 from colm_jax.models.uncertainty import uncertainty
@@ -49,13 +50,13 @@ def test_both_fits_are_those_of_a_plain_solver(positions):
     def weighted(w):
         g = rows @ w
         loss = settings.positive_weight * labels * np.logaddexp(0, -g) + (1 - labels) * np.logaddexp(0, g)
-        slope = -settings.positive_weight * labels / (1 + np.exp(g)) + (1 - labels) / (1 + np.exp(-g))
+        slope = (1 - labels) * expit(g) - settings.positive_weight * labels * expit(-g)
         return loss.mean() + settings.ridge / 2 * w @ w, rows.T @ slope / len(rows) + settings.ridge * w
 
     def marginal(w):
         g = rows @ w
         ours, theirs = base - np.logaddexp(0, g), expert - np.logaddexp(0, -g)
-        slope = 1 / (1 + np.exp(-g)) - 1 / (1 + np.exp(ours - theirs))
+        slope = expit(g) - expit(theirs - ours)
         return -np.logaddexp(ours, theirs).mean(), rows.T @ slope / len(rows)
 
     options = {"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-9}
@@ -66,7 +67,9 @@ def test_both_fits_are_those_of_a_plain_solver(positions):
     np.testing.assert_allclose(fit.kernel[:, 0], plain.x, atol=2e-3)
     trained = train_gate(positions, fit.kernel, "marginal", 5.0)
     plain = minimize(marginal, fit.kernel[:, 0], jac=True, method="L-BFGS-B", options=options)
-    assert marginal(trained.kernel[:, 0])[0] == pytest.approx(plain.fun, abs=2e-6)
+    value, slope = marginal(trained.kernel[:, 0].astype(np.float64))
+    assert value < plain.fun + 2e-6  # not convex: the plain solver may end elsewhere
+    assert np.abs(slope).max() < 3e-5
     without = Positions(tuple(h[:, :32] for h in positions.hidden), *(vars(positions)[n] for n in _COLUMNS))
     assert trained.losses[-1] < train_gate(without, fit.kernel[:32], "marginal", 5.0).losses[-1] - 0.05
 
