@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from colm_jax.checkpoints.directory import resolve, revision, weight_files
+from colm_jax.checkpoints.directory import resolve, revision
 from colm_jax.checkpoints.families import FAMILIES
 from colm_jax.checkpoints.families.rope import write_rope
+from colm_jax.checkpoints.gates import has_weights
 from colm_jax.checkpoints.huggingface import DTYPES, match_tensors, read_config
 from colm_jax.checkpoints.layout import abstract_decoder, by_path, table_key
 from colm_jax.checkpoints.outline import Outline, outline_team
@@ -41,7 +42,7 @@ def describe(model: str | Path, mesh: jax.sharding.AbstractMesh) -> dict[str, An
     """
     directory = resolve(model, weights=False)
     config, tokenizer = read_config(directory), load_tokenizer(directory)
-    held = match_tensors(directory, values=False) if path_of(model).is_dir() or _has_weights(directory) else None
+    held = match_tensors(directory, values=False) if path_of(model).is_dir() or has_weights(directory) else None
     team = read_json(directory / TEAM_FILE) if (directory / TEAM_FILE).exists() else None
     kind = "original Co-LLM (deferral row)" if tokenizer.has_defer_token else "team" if team else "model"
     facts: dict[str, Any] = {
@@ -85,7 +86,7 @@ def packed_parts(model: str | Path) -> list[StoredPart] | None:
       UserError: a quantised checkpoint whose weights are not downloaded, so that their types and groups are not known.
     """
     directory = resolve(model, weights=False)
-    if path_of(model).is_dir() or _has_weights(directory):
+    if path_of(model).is_dir() or has_weights(directory):
         held = match_tensors(directory, values=False)
         return held if any(isinstance(part.tensor, PackedOnDisk) for part in held) else None
     if read_scheme(read_json(directory / "config.json"), str(directory / "config.json")) is None:
@@ -94,14 +95,6 @@ def packed_parts(model: str | Path) -> list[StoredPart] | None:
         f"model {str(model)!r}: is quantised, and its weights are not downloaded, so what they take in memory is not "
         "known; download them, or name the type to convert them to (--expert_dtype)"
     )
-
-
-def _has_weights(directory: Path) -> bool:
-    """Return whether a Hub snapshot has all its weights."""
-    try:
-        return bool(weight_files(directory))
-    except UserError:
-        return False
 
 
 def _parameters(config: ModelConfig) -> dict[str, nnx.Variable]:
