@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -54,7 +55,7 @@ def load_experts(
     return found
 
 
-def _checked(expert: Expert, name: str) -> Expert:
+def _checked(expert: Any, name: str) -> Expert:
     """Return an expert whose weights are elsewhere.
 
     Raises:
