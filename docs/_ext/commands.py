@@ -44,7 +44,7 @@ def _section(parser: argparse.ArgumentParser) -> Iterator[str]:
             yield from (f"`{names}{takes}`", f": {text}", "")
     example = (parser.epilog or "").partition("\n\nsettings: ")[0]
     if example:
-        yield from ("```text", *example.removeprefix("example: ").split("\n"), "```", "")
+        yield from ("Example:", "", "```text", *example.removeprefix("example: ").split("\n"), "```", "")
 
 
 def _metavar(action: argparse.Action) -> str:

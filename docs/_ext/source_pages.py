@@ -19,7 +19,12 @@ from sphinx.transforms import SphinxTransform
 
 ROOT = Path(__file__).parents[2]
 # Files of the top level that are pages of the docs.
-PAGES = {"README.md": "index", "CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing"}
+PAGES = {
+    "README.md": "index",
+    "CHANGELOG.md": "changelog",
+    "CONTRIBUTING.md": "contributing",
+    "SECURITY.md": "security",
+}
 
 
 class SourceLinks(SphinxTransform):
@@ -35,7 +40,11 @@ class SourceLinks(SphinxTransform):
         for node in list(self.document.findall(lambda found: isinstance(found, download_reference | pending_xref))):
             if node.get("reftype") != "myst":
                 continue
-            path = (folder / node["reftarget"].partition("#")[0]).resolve()
+            target, mark, anchor = node["reftarget"].partition("#")
+            if node["refdomain"] == "doc":  # a page, for which MyST takes every file that ends in .md
+                target, anchor = f"{target}.md", node["reftargetid"] or ""
+                mark = "#" if anchor else ""
+            path = (folder / target).resolve()
             if not path.exists() or not path.is_relative_to(ROOT) or path.is_relative_to(self.env.srcdir):
                 continue
             name = path.relative_to(ROOT).as_posix()
@@ -45,7 +54,7 @@ class SourceLinks(SphinxTransform):
                 page = f"source/{name}"
                 _linked(self.env).setdefault(self.env.docname, set()).add(name)
             link = nodes.reference("", "", *node.children, internal=True, classes=["source"])
-            link["refuri"] = f"{'../' * self.env.docname.count('/')}{page}.html"
+            link["refuri"] = f"{'../' * self.env.docname.count('/')}{page}.html{mark}{anchor}"
             node.replace_self(link)
 
 
