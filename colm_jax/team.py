@@ -14,12 +14,13 @@ from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.gates import check_base
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.checkpoints.outline import Outline, Source, outline_team
-from colm_jax.checkpoints.team import Base, load_base, threshold_of
+from colm_jax.checkpoints.team import TEAM_FILE, Base, load_base, read_facts, threshold_of
 from colm_jax.data.records import Example, Examples
 from colm_jax.data.token_units import TokenUnits
 from colm_jax.data.units import Units, encode_units
 from colm_jax.decoding.engine import Engine, Session
 from colm_jax.decoding.requests import Generation, Request, Token
+from colm_jax.decoding.risk import Risk
 from colm_jax.decoding.slots import FixedBatch
 from colm_jax.decoding.units_session import UnitsSession
 from colm_jax.errors import UserError
@@ -35,6 +36,7 @@ from colm_jax.settings.generation import GenerationSettings
 from colm_jax.settings.models import EXPERT_DTYPES
 from colm_jax.settings.remote import RemoteSettings
 from colm_jax.settings.strategies import find_strategy
+from colm_jax.storage import shown
 from colm_jax.text.generated import GeneratedText, cut
 from colm_jax.text.tokenizer import Tokenizer, shared_vocabulary, vocabulary_digest
 
@@ -116,6 +118,21 @@ class ScoredTexts(list[Scored]):
         self.cut, self.counts = cut, counts
 
 
+def read_risk(directory: Path) -> Risk | None:
+    """Return what a team directory's team has learned of where its answers go wrong; None: nothing."""
+    return risk_of(read_facts(directory), directory)
+
+
+def risk_of(facts: dict[str, Any], directory: Path) -> Risk | None:
+    """Return the risk in a colm.json.
+
+    Raises:
+      UserError: it is none that this version reads.
+    """
+    found = facts.get("risk")
+    return None if found is None else Risk.read(found, f"{shown(directory / TEAM_FILE)}: risk")
+
+
 class CoLM:
     """A team of models that decode together.
 
@@ -180,6 +197,7 @@ class CoLM:
             self.tokenizer.token_bytes,
             units=self.units,
             unit_experts=others,
+            risk=risk_of(base.facts, base.directory),
         )
 
     @classmethod
@@ -264,6 +282,7 @@ class CoLM:
         settings: GenerationSettings | None = None,
         places: Sequence[str] | None = None,
         progress: Callable[[int], None] = lambda done: None,
+        evidence: bool = False,
         **overrides: Any,
     ) -> list[Generation]:
         """Return answers to prompts; what one gets does not depend on the others.
@@ -274,6 +293,7 @@ class CoLM:
           settings: see `GenerationSettings`, which documents every one; None: its defaults.
           places: name of each prompt in errors (file:line); None: "prompt 1", ...
           progress: called with the number of finished answers.
+          evidence: answers also have what the loop knew of each token (`decoding.risk.EVIDENCE`).
           overrides: settings by name, as in `threshold=0.3, max_new_tokens=200`; they replace those of `settings`.
 
         Returns:
@@ -284,7 +304,7 @@ class CoLM:
             needed.
         """
         found: dict[tuple[int, int], Generation] = {}
-        for number, answer in self.answers(prompts, settings, places=places, **overrides):
+        for number, answer in self.answers(prompts, settings, places=places, evidence=evidence, **overrides):
             found[number, answer.sample] = answer
             progress(len(found))
         return [found[key] for key in sorted(found)]
@@ -296,6 +316,7 @@ class CoLM:
         *,
         places: Sequence[str] | None = None,
         keys: Sequence[int] | None = None,
+        evidence: bool = False,
         **overrides: Any,
     ) -> Iterator[tuple[int, Generation]]:
         """Generate as `generate`; yield (index of the prompt, answer) as answers are finished, in no particular order.
@@ -308,6 +329,7 @@ class CoLM:
           places: as in `generate`.
           keys: of each prompt's random numbers; None: its index. So a part of a file is answered as it would be in
             the whole.
+          evidence: as in `generate`.
           overrides: as in `generate`.
 
         Raises:
@@ -326,7 +348,7 @@ class CoLM:
             groups = [order]
         running = []
         for group in groups:
-            session = self.session(settings, any(requests[i].has_own_views for i in group))
+            session = self.session(settings, any(requests[i].has_own_views for i in group), evidence=evidence)
             running.append((session, {session.submit(requests[i]): i // settings.samples for i in group}))
 
         def finished() -> Iterator[tuple[int, Generation]]:
@@ -384,7 +406,11 @@ class CoLM:
         return settings if settings.threshold is not None else replace(settings, threshold=threshold_of(self.facts))
 
     def session(
-        self, settings: GenerationSettings, own_views: bool = False, fixed: FixedBatch | None = None
+        self,
+        settings: GenerationSettings,
+        own_views: bool = False,
+        fixed: FixedBatch | None = None,
+        evidence: bool = False,
     ) -> Session:
         """Return an empty batch, if this team can follow the strategy.
 
@@ -392,6 +418,7 @@ class CoLM:
           settings: what its requests share (`Engine.session`).
           own_views: they may have a prompt of its own for an expert.
           fixed: the batch's shapes; None: it grows with its requests.
+          evidence: answers have the evidence of their tokens.
 
         Raises:
           UserError: an expert or a gate that the strategy needs is missing.
@@ -401,7 +428,9 @@ class CoLM:
         find_strategy(settings.strategy, len(self.experts), gate_experts, resident)
         if settings.log_probs and not resident:
             raise UserError("log_probs needs experts that share the base's tokenizer and see the same prompt")
-        return self.engine.session(settings, fixed) if resident else UnitsSession(self.engine, settings, fixed)
+        if resident:
+            return self.engine.session(settings, fixed, evidence)
+        return UnitsSession(self.engine, settings, fixed, evidence)
 
     def _with_log_probs(self, answers: Iterator[tuple[int, Generation]]) -> Iterator[tuple[int, Generation]]:
         """Add the log-probability of every written token under every model, over the shared vocabulary."""

@@ -57,17 +57,14 @@ def reliability(p_defer: Float[np.ndarray, "N"], pays: Bool[np.ndarray, "N"]) ->
       by count; "brier", the mean squared error. Training does not aim at a low error: where both models are right,
       deferral costs the objective nothing.
     """
-    wide = p_defer.astype(np.float64)
-    bins, error = [], 0.0
+    wide, bins = p_defer.astype(np.float64), []
     number = np.minimum((wide * BINS).astype(int), BINS - 1)
     for i in range(BINS):
         members = number == i
         count = int(members.sum())
         mean, share = (float(x[members].mean()) if count else None for x in (wide, pays))
-        if mean is not None and share is not None:
-            error += count * abs(mean - share)
         bins.append({"low": i / BINS, "high": (i + 1) / BINS, "count": count, "p_defer": mean, "share": share})
-    return {"bins": bins, "ece": error / len(wide), "brier": float(((wide - pays) ** 2).mean())}
+    return {"bins": bins, **calibration_error(wide, pays)}
 
 
 def area(points: Sequence[tuple[float, float]]) -> float:
@@ -75,3 +72,10 @@ def area(points: Sequence[tuple[float, float]]) -> float:
     x, y = np.array(sorted(points), np.float64).T
     width = x[-1] - x[0]
     return float(np.trapezoid(y, x) / width) if width else float(y.mean())
+
+
+def calibration_error(probability: Float[np.ndarray, "N"], happened: Bool[np.ndarray, "N"]) -> dict[str, float]:
+    """Return "ece", the expected calibration error over ten bins of equal width, and "brier", the squared error."""
+    number = np.minimum((probability * BINS).astype(int), BINS - 1)
+    error = sum(abs(float((probability - happened)[number == i].sum())) for i in range(BINS))
+    return {"ece": error / len(probability), "brier": float(((probability - happened) ** 2).mean())}

@@ -32,7 +32,6 @@ from colm_jax.text.tokenizer import (
     vocabulary_digest,
 )
 
-
 # What names a model; or, of an expert, makes it: a class or function that takes the team's `SpanUnits` and returns an
 # expert of the protocol `experts.protocol.Expert`.
 Maker = Callable[[SpanUnits], Any]

@@ -23,6 +23,7 @@ from colm_jax.data.units import Units
 from colm_jax.decoding.calls import ExpertCalls
 from colm_jax.decoding.loop import run_turns
 from colm_jax.decoding.requests import Generation, Request, RunningSequence, Update
+from colm_jax.decoding.risk import Risk
 from colm_jax.decoding.slots import (
     WINDOW,
     BatchShape,
@@ -98,6 +99,7 @@ class Engine:
         token_bytes: TokenBytes | None = None,
         units: Units | None = None,
         unit_experts: Sequence[Expert] = (),
+        risk: Risk | None = None,
     ):
         """Split the models.
 
@@ -111,6 +113,7 @@ class Engine:
           token_bytes: of the base's tokenizer; without it generations have no text, and requests no stop strings.
           units: of the team; without them, experts see the base's prompts.
           unit_experts: in place of resident ones, experts that work on units.
+          risk: what the team has learned of where its answers go wrong.
         """
         base_graph, base_state = nnx.split(base.unstacked())
         split = [nnx.split(expert.unstacked()) for expert in experts]
@@ -123,6 +126,7 @@ class Engine:
         self.eos_ids, self.context, self.token_bytes = eos_ids, context, token_bytes
         self.units, self._decoders, self._unit_experts = units, tuple(experts), tuple(unit_experts)
         self.resident = not unit_experts  # all experts are part of the loop
+        self.risk = risk
         self.base_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(base_state))
         self._passes = np.zeros(len(experts) + len(unit_experts), np.int64)  # [M] of resident experts
         self.base_steps = 0  # likewise, of whole batches
@@ -153,14 +157,17 @@ class Engine:
         self.base_steps += base_steps
         self._passes[: len(expert_passes)] += expert_passes
 
-    def session(self, settings: GenerationSettings, fixed: FixedBatch | None = None) -> "Session":
+    def session(
+        self, settings: GenerationSettings, fixed: FixedBatch | None = None, evidence: bool = False
+    ) -> "Session":
         """Return an empty batch to which requests may be submitted.
 
         Args:
           settings: strategy, batch_size, correction, expert_batching and speculate, which all its requests share.
           fixed: the batch's shapes; None: it grows with its requests.
+          evidence: answers have the evidence of their tokens.
         """
-        return Session(self, settings, fixed)
+        return Session(self, settings, fixed, evidence)
 
     def limit(self, request: Request) -> int:
         """Return the sequence length at which a request ends."""
@@ -204,10 +211,14 @@ class Session:
     An idle session holds no caches, unless it `keeps_caches`.
     """
 
-    def __init__(self, engine: Engine, settings: GenerationSettings, fixed: FixedBatch | None = None):
+    def __init__(
+        self, engine: Engine, settings: GenerationSettings, fixed: FixedBatch | None = None, evidence: bool = False
+    ):
         """Starts without slots; see `Engine.session`."""
         self._engine, self._settings, self._fixed = engine, settings, fixed
         self._strategy = STRATEGIES[settings.strategy]
+        self._risk = engine.risk if self._strategy.needs_gate else None  # it was learned under a gate
+        self._keeps, self._observes = evidence, evidence or self._risk is not None
         self._graphs, self._models = engine.needed_by(self._strategy)
         self._reads_base = self._strategy.reads_base  # every token
         self._queue: deque[tuple[int, Request]] = deque()
@@ -384,11 +395,12 @@ class Session:
 
     def _sequence(self, number: int, request: Request) -> RunningSequence:
         """Return what is kept of a request that has joined the batch."""
-        return RunningSequence(number, request, self._engine.token_bytes, self._strategy.needs_gate)
+        token_bytes, has_gate = self._engine.token_bytes, self._strategy.needs_gate
+        return RunningSequence(number, request, token_bytes, has_gate, self._risk, self._keeps)
 
     def _compiled(self, slots: int, shape: BatchShape) -> tuple[LoopConfig, DecodingState]:
         """Return what a batch compiles, and empty slots for it."""
-        loop = self._engine.loop_config(self._settings, slots)
+        loop = replace(self._engine.loop_config(self._settings, slots), observes=self._observes)
         return loop, self._engine.empty_state(loop, shape)
 
     def _grow(self, slots: int, positions: int, stop_ids: int) -> None:

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.decoding.correction import judge, propose, source_of
+from colm_jax.decoding.evidence import evidence_of, of_choice
 from colm_jax.decoding.position import is_deferred, next_token, position_keys, position_threshold, written
 from colm_jax.decoding.speculation import run_ahead
 from colm_jax.decoding.state import (
@@ -138,7 +139,7 @@ def _base_step(graphs: Graphs, config: LoopConfig, models: Models, state: Decodi
     state = replace(state, caches=caches, steps=state.steps + 1)
     state = _draft(config, state, base_logits, gate_logits, calls, runnable & ~decided)
     step = Step(base_logits, (no_logits,) * len(experts), gate_logits, deferred)
-    return _kept(_write_tokens(config, state, step, decided)[0])
+    return _kept(_write_tokens(config, state, step, None, decided)[0])
 
 
 def _draft(
@@ -159,10 +160,11 @@ def _draft(
     ended = jnp.isin(token, jnp.array(config.eos_ids, jnp.int32)) | (place + 1 >= requests.limits)
     ended |= jnp.any(token[:, None] == requests.stop_ids, axis=1)
     slots = jnp.arange(place.shape[0])
+    known = of_choice(base_logits, token) if config.observes else drafts.evidence[:, 0]
     state = replace(
         state,
         tokens=state.tokens.at[slots, jnp.where(rows, place, end)].set(token, mode="drop"),
-        drafts=drafts.append(rows, calls, base_logits, gate_logits, ended),
+        drafts=drafts.append(rows, calls, base_logits, gate_logits, known, ended),
     )
     waiting = has_pending(state) & ~_runnable(config, state)
     return replace(state, drafts=replace(state.drafts, age=jnp.where(waiting, drafts.age + 1, 0)))
@@ -269,7 +271,9 @@ def _decide(
         deferred = is_deferred(config.strategy, state, gate_logits, 0)
         found = [answer[slots, order[slots, number, m]] for m, answer in enumerate(answers)]
         more = number + 1 < state.drafts.count
-        state, token = _write_tokens(config, state, Step(base_logits, tuple(found), gate_logits, deferred), live)
+        step = Step(base_logits, tuple(found), gate_logits, deferred)
+        known = jax.lax.dynamic_index_in_dim(state.drafts.evidence, number, axis=1, keepdims=False)
+        state, token = _write_tokens(config, state, step, (draft, known), live)
         right = token == draft
         agreement = state.agreement.observed(live & jnp.any(calls, axis=1), right, more)
         # A token that retracts others, or ends the text, also changes what follows.
@@ -303,9 +307,21 @@ def _lengthened(rows: Float[Array, "1 K N h"], size: int) -> Float[Array, "1 K W
 
 
 def _write_tokens(
-    config: LoopConfig, state: DecodingState, step: Step, ready: Bool[Array, "B"]
+    config: LoopConfig,
+    state: DecodingState,
+    step: Step,
+    draft: tuple[Int[Array, "B"], Float[Array, "B _"]] | None,
+    ready: Bool[Array, "B"],
 ) -> tuple[DecodingState, Int[Array, "B"]]:
-    """Decide and write the next token of every slot that is ready, by the strategy; return the token as well."""
+    """Decide and write the next token of every slot that is ready, by the strategy; return the token as well.
+
+    Args:
+      config: what is compiled into the loop.
+      state: the batch.
+      step: the models' logits.
+      draft: the base's own choice and, where it is kept, its evidence; None: no expert is called, and the base writes.
+      ready: slots.
+    """
     strategy, requests, end = config.strategy, state.requests, state.tokens.shape[1]
     gate_logits, deferred, place = step.gate_logits, step.deferred, state.lengths
     logits, source = CHOOSE[strategy.name](step)
@@ -329,6 +345,11 @@ def _write_tokens(
     def put(array, value, where):
         return array.at[rows, jnp.where(where, place, end)].set(value, mode="drop")  # at the end: nowhere
 
+    evidence = state.evidence
+    if evidence is not None:
+        choice, base = draft or (token, of_choice(step.base, token))
+        writer = of_choice(logits, token)[:, jnp.array([3, 0, 2])]
+        evidence = put(evidence, evidence_of(p_defer(gate_logits), source, base, token == choice, writer), writes)
     state = replace(
         state,
         tokens=put(state.tokens, token, writes),
@@ -338,6 +359,7 @@ def _write_tokens(
         p_defer=put(state.p_defer, p_defer(gate_logits), writes),
         threshold=put(state.threshold, position_threshold(state), writes),
         calls=state.calls.at[rows, jnp.where(ready, place, end)].add(calls, mode="drop"),
+        evidence=evidence,
         trials=trials,
     )
     if trials is None or correction is None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from colm_jax.decoding.risk import EVIDENCE, Mark, Risk, marks
 from colm_jax.settings.generation import GenerationSettings
 from colm_jax.text.detokenizer import TokenBytes
-from colm_jax.text.generated import GeneratedText
+from colm_jax.text.generated import GeneratedText, cut
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Token:
     threshold: float
     text: str  # what it adds to the answer
     calls: int = 0  # of experts, to decide it
+    risk: float | None = None  # that the answer goes wrong here; None where the team has not learned it
+    check: bool = False  # the risk is one of the few that are marked
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ class Generation:
     lost: tuple[int, ...] = ()  # tokens (numbers in this answer) at which an expert was called and did not answer
     sent: dict[str, int] | None = None  # to remote experts: "requests" and "characters"; None: there are none
     log_probs: list[list[float]] | None = None  # of each token under base and experts, nats; None where not asked for
+    # What the team has learned of where its answers go wrong (`decoding.risk`); None where it has learned nothing.
+    risk: float | None = None  # probability that the answer is wrong
+    risks: list[float] | None = None  # that it goes wrong at each token
+    check: tuple[Mark, ...] | None = None  # the parts of the text to check
+    evidence: np.ndarray | None = None  # [N, E]: `decoding.risk.EVIDENCE` of each token; None where not asked for
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,15 @@ class RunningSequence:
     Grows by what is new, so that an answer of N tokens costs O(N) however often the host looks.
     """
 
-    def __init__(self, number: int, request: Request, token_bytes: TokenBytes | None, has_gate: bool):
+    def __init__(
+        self,
+        number: int,
+        request: Request,
+        token_bytes: TokenBytes | None,
+        has_gate: bool,
+        risk: Risk | None = None,
+        keeps_evidence: bool = False,
+    ):
         """Starts after the prompt; without `token_bytes` there is no text."""
         self.number, self.request = number, request
         self.guesses = self.hits = 0  # of `Generation`, so far
@@ -106,6 +122,9 @@ class RunningSequence:
         self.sent: dict[str, int] | None = None  # likewise
         self._has_gate = has_gate
         self._columns: dict[str, list] = {name: [] for name in ("tokens", "sources", "p_defer", "threshold", "calls")}
+        self._risk, self._risks, self._keeps_evidence = risk, list[float](), keeps_evidence
+        if risk is not None or keeps_evidence:
+            self._columns["evidence"] = []
         self._reported = 0
         stops, stop_ids = request.settings.stops, request.settings.stop_token_ids or ()
         self._text = None if token_bytes is None else GeneratedText(token_bytes, request.prompt, stops, stop_ids)
@@ -148,6 +167,7 @@ class RunningSequence:
             count = len(columns["tokens"])
             if text is not None and text.stopped:
                 count, reason = len(text.pieces), "stop"
+            risks = self._read_risks()
             generation = Generation(
                 prompt_ids=list(self.request.prompt),
                 text="" if text is None else text.text,
@@ -162,14 +182,38 @@ class RunningSequence:
                 hits=self.hits,
                 lost=tuple(number for number in self.lost if number <= count),
                 sent=self.sent,
+                risk=None if self._risk is None else self._risk.of_answer(self._evidence(0)[:count]),
+                risks=None if risks is None else risks[:count],
+                check=self._marks(count),
+                evidence=self._evidence(0)[:count] if self._keeps_evidence else None,
             )
         tokens = self._settled() if self.request.stream else []
         return Update(self.number, tokens, generation) if tokens or generation is not None else None
+
+    def _evidence(self, first: int) -> np.ndarray:
+        """Return the evidence of the tokens from `first` on, [N, E]."""
+        return np.array(self._columns["evidence"][first:], np.float32).reshape(-1, len(EVIDENCE))
+
+    def _read_risks(self) -> list[float] | None:
+        """Return the risk at each token so far."""
+        if self._risk is None:
+            return None
+        before = self._risks[-1] if self._risks else 0.0
+        self._risks += self._risk.of(self._evidence(len(self._risks)), before).tolist()
+        return self._risks
+
+    def _marks(self, count: int) -> tuple[Mark, ...] | None:
+        """Return the parts of the text of the first `count` tokens that are to be checked."""
+        if self._risk is None or self._text is None:
+            return None
+        pieces = cut(self._text.pieces[:count], len(self._text.text))
+        return marks(pieces, self._risks[: len(pieces)], self._risk.mark_above)
 
     def _settled(self) -> list[Token]:
         """Return the tokens to report: those whose text no later token can change."""
         text, columns, first = self._text, self._columns, self._reported
         self._reported = len(columns["tokens"]) if text is None else text.settled()
+        risks = self._read_risks()
         return [
             Token(
                 token=columns["tokens"][i],
@@ -178,6 +222,8 @@ class RunningSequence:
                 threshold=columns["threshold"][i],
                 text="" if text is None else text.pieces[i],
                 calls=columns["calls"][i],
+                risk=None if risks is None else risks[i],
+                check=self._risk is not None and risks is not None and risks[i] > self._risk.mark_above,
             )
             for i in range(first, self._reported)
         ]

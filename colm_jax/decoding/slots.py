@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.decoding.correction import Trials
+from colm_jax.decoding.risk import EVIDENCE
 from colm_jax.decoding.speculation import Agreement, Drafts
 from colm_jax.decoding.state import LENGTH, UNFINISHED, DecodingState, Graphs, LoopConfig, SlotRequests
 from colm_jax.models.cache import KVCache
@@ -87,7 +88,7 @@ def empty_state(
         tokens=numbers(batch, size),
         lengths=jnp.ones((batch,), jnp.int32),
         finish=jnp.full((batch,), LENGTH, jnp.int32),
-        drafts=Drafts.none(loop.speculation, batch, experts, vocab_size),
+        drafts=Drafts.none(loop.speculation, batch, experts, vocab_size, loop.observes),
         agreement=Agreement.none(batch),
         sources=numbers(batch, size),
         p_defer=floats(batch, size),
@@ -100,6 +101,7 @@ def empty_state(
             for config, dtype, mesh in models
         ),
         trials=None if loop.correction is None else Trials.none(batch, loop.correction.candidates),
+        evidence=floats(batch, size, len(EVIDENCE)) if loop.observes else None,
     )
 
 
@@ -160,7 +162,10 @@ def window(state: DecodingState, starts: Int[Array, "B"]) -> dict[str, Array]:
     found = {name: getattr(state, name) for name in COLUMNS}
     if state.units is not None:
         found["starts"] = state.units.starts
-    return {name: jnp.take_along_axis(column, positions, axis=1) for name, column in found.items()}
+    found = {name: jnp.take_along_axis(column, positions, axis=1) for name, column in found.items()}
+    if state.evidence is not None:
+        found["evidence"] = jnp.take_along_axis(state.evidence, positions[..., None], axis=1)
+    return found
 
 
 @partial(jax.jit, static_argnames=("graphs", "number", "size", "fresh"), donate_argnames="state")

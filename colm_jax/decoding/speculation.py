@@ -97,11 +97,14 @@ class Drafts:
     experts: Bool[Array, "B N M"]  # the experts that each token calls; none: the base writes it
     base: Float[Array, "B N _"]  # the base's logits [B, N, V], float32; [B, N, 0] where only its choice counts
     gate_logits: Float[Array, "B N G"]
+    evidence: Float[Array, "B N _"]  # `evidence.of_choice` of each draft [B, N, 4]; [B, N, 0] where it is not kept
     ended: Bool[Array, "B"]  # the last draft would end the text
     age: Int[Array, "B"]  # base steps for which the slot waits for an expert pass
 
     @classmethod
-    def none(cls, speculation: Speculation, batch: int, experts: int, vocab_size: int) -> "Drafts":
+    def none(
+        cls, speculation: Speculation, batch: int, experts: int, vocab_size: int, observes: bool = False
+    ) -> "Drafts":
         """Return no draft in any slot."""
         size = batch, speculation.drafts
         return cls(
@@ -109,6 +112,7 @@ class Drafts:
             experts=jnp.zeros((*size, experts), bool),
             base=jnp.zeros((*size, vocab_size if speculation.keeps_base else 0), jnp.float32),
             gate_logits=jnp.zeros((*size, max(1, experts)), jnp.float32),
+            evidence=jnp.zeros((*size, 4 if observes else 0), jnp.float32),
             ended=jnp.zeros((batch,), bool),
             age=jnp.zeros((batch,), jnp.int32),
         )
@@ -129,11 +133,12 @@ class Drafts:
         experts: Bool[Array, "B M"],
         base: Float[Array, "B V"],
         gate_logits: Float[Array, "B G"],
+        evidence: Float[Array, "B _"],
         ended: Bool[Array, "B"],
     ) -> "Drafts":
         """Add an undecided token to the slots in `rows`; where there are none, nothing is written."""
         place = jnp.cumsum(rows.astype(jnp.int32))
-        new = experts, base[:, : self.base.shape[2]], gate_logits
+        new = experts, base[:, : self.base.shape[2]], gate_logits, evidence
 
         def put_row(i: Int[Array, ""], buffers: tuple[Array, ...]) -> tuple[Array, ...]:
             slot = jnp.argmax(place == i + 1)
@@ -144,14 +149,15 @@ class Drafts:
 
             return jax.tree.map(put, buffers, new)
 
-        buffers = self.experts, self.base, self.gate_logits
-        experts, base, gate_logits = jax.lax.fori_loop(0, place[-1], put_row, buffers)
+        buffers = self.experts, self.base, self.gate_logits, self.evidence
+        experts, base, gate_logits, evidence = jax.lax.fori_loop(0, place[-1], put_row, buffers)
         return replace(
             self,
             count=self.count + rows.astype(jnp.int32),
             experts=experts,
             base=base,
             gate_logits=gate_logits,
+            evidence=evidence,
             ended=jnp.where(rows, ended, self.ended),
         )
 

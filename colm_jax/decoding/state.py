@@ -39,6 +39,7 @@ class LoopConfig:
     turns: int  # of one scan
     speculation: Speculation
     correction: Correction | None = None  # of strategies that may retract tokens
+    observes: bool = False  # the evidence of each token is kept
 
     @property
     def reads_base(self) -> bool:
@@ -111,6 +112,7 @@ class UnitState:
     p_defer: Float[Array, "B"]  # of the unit that is being written, or called for
     threshold: Float[Array, "B"]  # likewise
     starts: Bool[Array, "B S"]  # a unit begins at this token
+    base: Float[Array, "B 4"]  # `evidence.of_choice` of `choice`, where it is kept
 
     @classmethod
     def none(cls, batch: int, size: int) -> "UnitState":
@@ -123,6 +125,7 @@ class UnitState:
             p_defer=jnp.zeros((batch,), jnp.float32),
             threshold=jnp.zeros((batch,), jnp.float32),
             starts=jnp.zeros((batch, size), bool),
+            base=jnp.zeros((batch, 4), jnp.float32),
         )
 
     def without(self, slots: Bool[Array, "B"]) -> "UnitState":
@@ -155,6 +158,8 @@ class DecodingState:
     caches: tuple[KVCache, ...]  # the base's, then each expert's
     trials: Trials | None  # of strategies that may retract tokens
     units: UnitState | None = None  # where experts work on units
+    # `risk.EVIDENCE`, where it is kept; of a unit at its first token, and NaN at its others.
+    evidence: Float[Array, "B S E"] | None = None
 
 
 def unread(state: DecodingState, model: int) -> Int[Array, "B"]:

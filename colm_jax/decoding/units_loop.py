@@ -12,8 +12,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from colm_jax.decoding.evidence import evidence_of, of_choice
 from colm_jax.decoding.position import is_deferred, next_token, position_keys, position_threshold, written
 from colm_jax.decoding.state import (
     EOS,
@@ -55,6 +56,7 @@ class Answers:
     counts: Int[Array, "B"]  # 0: there is no unit; the base writes its own choice, if the text does not end here
     finish: Int[Array, "B"]  # why the text ends after these tokens: UNFINISHED, EOS or STOP
     asked: Bool[Array, "B"]  # the expert was asked: an expert call
+    evidence: Float[Array, "B 3"]  # log-probability, entropy and margin of the unit; NaN where they are not known
 
 
 def _units(state: DecodingState) -> UnitState:
@@ -146,8 +148,10 @@ def _base_step(
         expert = jnp.where(_is_in(token, config.eos_ids), 0, expert)
     waits = runnable & opens & (expert > 0)
     begins = runnable & opens
+    known = of_choice(logits, token) if config.observes else units.base
     units = replace(
         units,
+        base=jnp.where(runnable[:, None], known, units.base),
         expert=jnp.where(waits, expert, units.expert),
         choice=jnp.where(waits, token, units.choice),
         age=jnp.where(runnable, 0, units.age + 1),
@@ -178,8 +182,9 @@ def _write(
 ) -> DecodingState:
     """Write the base's token in some slots; `begins`: it is the first of a unit."""
     ended = rows & _is_in(token, config.eos_ids)
-    writes = rows & ~ended
-    state = _put(state, token[:, None], writes.astype(jnp.int32), jnp.zeros_like(token), begins)
+    writes, own = rows & ~ended, jnp.zeros_like(token)
+    evidence = evidence_of(_units(state).p_defer, own, _units(state).base, own == 0, _units(state).base[:, :3])
+    state = _put(state, token[:, None], writes.astype(jnp.int32), own, begins, evidence)
     finish = jnp.where(writes & jnp.any(token[:, None] == state.requests.stop_ids, axis=1), STOP, state.finish)
     units = replace(_units(state), closed=_units(state).closed & ~rows)
     return replace(state, finish=jnp.where(ended, EOS, finish), units=units)
@@ -191,8 +196,12 @@ def _put(
     counts: Int[Array, "B"],
     source: Int[Array, "B"],
     begins: Bool[Array, "B"],
+    evidence: Float[Array, "B E"],
 ) -> DecodingState:
-    """Append tokens of one unit to some sequences: what is known of the unit stands at each of them."""
+    """Append tokens of one unit to some sequences: what is known of the unit stands at each of them.
+
+    Its evidence stands at the first one.
+    """
     places = jnp.arange(tokens.shape[1])
     where = state.lengths[:, None] + places
     where = jnp.where(places < counts[:, None], where, state.tokens.shape[1])  # at the end: nowhere
@@ -201,7 +210,10 @@ def _put(
     def put(array: Array, values: Array) -> Array:
         return array.at[rows, where].set(jnp.broadcast_to(values, where.shape), mode="drop")
 
-    lengths = state.lengths + counts
+    lengths, observed = state.lengths + counts, state.evidence
+    if observed is not None:
+        each = jnp.where((places == 0)[:, None], evidence[:, None], jnp.nan)
+        observed = observed.at[rows, where].set(jnp.broadcast_to(each, (*where.shape, each.shape[2])), mode="drop")
     return replace(
         state,
         tokens=put(state.tokens, tokens),
@@ -210,6 +222,7 @@ def _put(
         sources=put(state.sources, source[:, None]),
         p_defer=put(state.p_defer, units.p_defer[:, None]),
         threshold=put(state.threshold, units.threshold[:, None]),
+        evidence=observed,
         units=replace(units, starts=put(units.starts, begins[:, None] & (places == 0))),
     )
 
@@ -224,7 +237,9 @@ def accept(config: LoopConfig, state: DecodingState, answers: Answers) -> Decodi
     falls_back = served & ~by_expert & (answers.finish == UNFINISHED)
     counts = jnp.where(by_expert, answers.counts, 0)
     units = replace(units, expert=jnp.where(served, 0, units.expert), closed=units.closed | by_expert)
-    state = _put(replace(state, calls=calls, units=units), answers.tokens, counts, source, by_expert)
+    agrees = answers.tokens[:, 0] == choice
+    evidence = evidence_of(units.p_defer, source, units.base, agrees, answers.evidence)
+    state = _put(replace(state, calls=calls, units=units), answers.tokens, counts, source, by_expert, evidence)
     ends = served & (answers.finish != UNFINISHED)
     state = replace(state, finish=jnp.where(ends, answers.finish, state.finish))
     return _write(config, state, choice, falls_back, falls_back)

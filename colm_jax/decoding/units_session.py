@@ -14,6 +14,7 @@ import numpy as np
 from colm_jax.data.units import Unit, Units
 from colm_jax.decoding.engine import TURNS, Engine, Session
 from colm_jax.decoding.requests import Request, RunningSequence, Update
+from colm_jax.decoding.risk import Risk
 from colm_jax.decoding.slots import BatchShape, FixedBatch
 from colm_jax.decoding.speculation import Speculation
 from colm_jax.decoding.state import EOS, STOP, UNFINISHED, DecodingState, LoopConfig, UnitState
@@ -36,13 +37,15 @@ _PASSES = 3  # that a guest takes to write a unit, about
 class UnitsSession(Session):
     """A running batch whose experts write units outside the loop; the interface is that of `Session`."""
 
-    def __init__(self, engine: Engine, settings: GenerationSettings, fixed: FixedBatch | None = None):
+    def __init__(
+        self, engine: Engine, settings: GenerationSettings, fixed: FixedBatch | None = None, evidence: bool = False
+    ):
         """Start without slots; arguments as those of `Engine.session`.
 
         Raises:
           UserError: a strategy that compares the tokens of several models.
         """
-        super().__init__(engine, settings, fixed)
+        super().__init__(engine, settings, fixed, evidence)
         if not self._strategy.by_units:
             raise UserError(f"strategy {settings.strategy!r} compares the models' tokens; experts here write by units")
         assert engine.units is not None
@@ -84,7 +87,9 @@ class UnitsSession(Session):
     def _sequence(self, number: int, request: Request) -> RunningSequence:
         remote = any(expert.kind == "remote" for expert in self._calls.experts)
         own = self._units, self._calls.new_sequence(), remote
-        return UnitSequence(number, request, self._engine.token_bytes, self._strategy.needs_gate, *own)
+        return UnitSequence(
+            number, request, self._engine.token_bytes, self._strategy.needs_gate, *own, self._risk, self._keeps
+        )
 
     def _compiled(self, slots: int, shape: BatchShape) -> tuple[LoopConfig, DecodingState]:
         for expert in self._calls.experts:
@@ -94,7 +99,13 @@ class UnitsSession(Session):
             largest = max((expert.bytes for expert in self._calls.experts), default=0)
             batching = ExpertBatching(slots, round(_PASSES * largest / self._engine.base_bytes))
         loop = LoopConfig(
-            self._strategy, batching, (), self._engine.eos_ids, TURNS, Speculation(keeps_base=False), correction=None
+            self._strategy,
+            batching,
+            (),
+            self._engine.eos_ids,
+            TURNS,
+            Speculation(keeps_base=False),
+            observes=self._observes,
         )
         state = self._engine.empty_state(replace(loop, strategy=STRATEGIES["base"]), shape)
         return loop, replace(state, units=beside(UnitState.none(shape.slots, shape.positions), self._models.base))
@@ -142,6 +153,7 @@ class UnitsSession(Session):
             most=self._engine.limit(request) - self._started[slot],
             number=request.key,
             sample=request.sample,
+            observes=self._observes,
         )
 
     def _take_in(self) -> None:
@@ -166,7 +178,11 @@ class UnitsSession(Session):
             del self._started[slot]
         asked = np.zeros(self._shape.slots, bool)
         asked[[slot for slot, written in found if written.asked]] = True
-        given = Answers(*map(jnp.asarray, (served, tokens, counts, finish, asked)))
+        evidence = np.full((self._shape.slots, 3), np.nan, np.float32)
+        for slot, written in found:
+            if written.evidence is not None:
+                evidence[slot] = written.evidence
+        given = Answers(*map(jnp.asarray, (served, tokens, counts, finish, asked, evidence)))
         self._state = accept(self._loop, self._state, given)
         self._prefill(0, [slot for slot, (own, why) in answers.items() if len(own) > 1 and why == UNFINISHED])
 
@@ -210,9 +226,11 @@ class UnitSequence(RunningSequence):
         units: Units,
         id: int,
         remote: bool,
+        risk: Risk | None = None,
+        keeps_evidence: bool = False,
     ):
         """Start after the prompt; `id` is that of the sequence for experts, of which some may be `remote`."""
-        super().__init__(number, request, token_bytes, has_gate)
+        super().__init__(number, request, token_bytes, has_gate, risk, keeps_evidence)
         self.id, self._known = id, units
         self.sent = {"requests": 0, "characters": 0} if remote else None
         self._columns["starts"] = []

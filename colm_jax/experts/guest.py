@@ -6,7 +6,7 @@ there as far as it is canonical.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -240,15 +240,22 @@ class GuestExpert:
             keys=keys_of_numbers(seeds),
         )
         models = self._graph, self._weights, self._allowed, self._table
-        done = write(*models, self._cached(), waiting, line, self._longest)
+        observes = any(call.observes for call, _, _ in calls)
+        done = write(*models, self._cached(), waiting, line, self._longest, observes)
         self._cache = done.cache
-        tokens, counts, chosen, passes = to_host((done.tokens, done.counts, done.chosen, done.passes))
+        tokens, counts, chosen, passes, evidence = to_host(
+            (done.tokens, done.counts, done.chosen, done.passes, done.evidence)
+        )
         self.passes += int(passes)
         for call, sequence, _ in calls:
             own = tokens[sequence.slot, : counts[sequence.slot]].tolist()
             computed = int(chosen[sequence.slot])
             sequence.held += sequence.tokens[len(sequence.held) :] + own[: max(computed - 1, 0)]
-            self._finished.append(self._written(call, sequence, own, computed))
+            written = self._written(call, sequence, own, computed)
+            if observes and written.unit is not None:
+                log_prob, entropy, margin = evidence[sequence.slot].tolist()
+                written = replace(written, evidence=(log_prob, entropy, margin))
+            self._finished.append(written)
 
     def _written(self, call: Call, sequence: _Sequence, tokens: list[int], computed: int) -> Written:
         """Return the unit of the tokens that were written, up to the last one after which a unit may open."""

@@ -33,6 +33,7 @@ class Call:
     most: int = 64  # tokens of the base that there is room for
     number: int = 0  # of the prompt among those that are answered together
     sample: int = 0  # which of its prompt's samples this is
+    observes: bool = False  # the unit's evidence is asked for
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Written:
     characters: int = 0  # of text, in these requests
     asked: bool = True  # False: it was not asked, since a budget is spent or a context full
     computed: int = 0  # tokens that a guest has chosen to write it, the one that showed its end included
+    # Log-probability of the unit, largest entropy and smallest margin at its tokens, in nats; None: not known.
+    evidence: tuple[float, float, float] | None = None
 
 
 @runtime_checkable  # tests check types at every call

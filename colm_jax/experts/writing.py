@@ -18,6 +18,7 @@ from colm_jax.models.cache import BLOCK, KVCache, no_rows
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.ragged import Ragged
 from colm_jax.models.sampling import SamplingParams, sample
+from colm_jax.models.uncertainty import uncertainty
 
 CHUNK = 16  # tokens of one sequence that the first pass of `write` reads at most; `prefill` reads the rest
 
@@ -46,9 +47,10 @@ class Unfinished:
     chosen: Int[Array, "B"]  # tokens that were computed: the written ones and the one that closed the unit
     live: Bool[Array, "B"]  # the unit is not closed
     passes: Int[Array, ""]
+    evidence: Float[Array, "B 3"]  # log-probability of the unit, largest entropy, smallest margin, in nats
 
 
-@partial(jax.jit, static_argnames=("graph", "line", "longest"), donate_argnames="cache")
+@partial(jax.jit, static_argnames=("graph", "line", "longest", "observes"), donate_argnames="cache")
 def write(
     graph: nnx.GraphDef,
     weights: nnx.State,
@@ -58,6 +60,7 @@ def write(
     waiting: Waiting,
     line: int,
     longest: int,
+    observes: bool = False,
 ) -> Unfinished:
     """Write a unit for each sequence that waits.
 
@@ -73,6 +76,7 @@ def write(
       waiting: what is to be read and written.
       line: places for the unread tokens of all sequences together.
       longest: most tokens of a unit; 1: nothing closes it but its end.
+      observes: compute the units' evidence; else it is 0.
     """
     decoder = nnx.merge(graph, weights)
     slots = jnp.arange(waiting.counts.shape[0])
@@ -94,13 +98,19 @@ def write(
         chosen=count,
         live=begun & (waiting.room > 1) & (longest > 1),
         passes=jnp.int32(1),
+        evidence=_evidence(jnp.where(may, logits, -jnp.inf), token) if observes else jnp.zeros((len(slots), 3)),
     )
-    step = partial(_step, decoder, allowed, table, waiting)
+    step = partial(_step, decoder, allowed, table, waiting, observes)
     return jax.lax.while_loop(lambda state: jnp.any(state.live), step, state)
 
 
 def _step(
-    decoder: Decoder, allowed: Bool[Array, "V"], table: OpeningTable, waiting: Waiting, state: Unfinished
+    decoder: Decoder,
+    allowed: Bool[Array, "V"],
+    table: OpeningTable,
+    waiting: Waiting,
+    observes: bool,
+    state: Unfinished,
 ) -> Unfinished:
     """Read the last token of each live unit, and write the next or close the unit."""
     slots, size, live = jnp.arange(state.live.shape[0]), state.tokens.shape[1], state.live
@@ -119,7 +129,11 @@ def _step(
     keys = jax.vmap(jax.random.fold_in)(waiting.keys, state.counts)
     token = sample(logits, keys, waiting.sampling, live)
     writes = live & ~table.opens(table.after[last], token)
-    counts = state.counts + writes.astype(jnp.int32)
+    counts, evidence = state.counts + writes.astype(jnp.int32), state.evidence
+    if observes:
+        (log_p, entropy, margin), new = evidence.T, _evidence(logits, token).T
+        joined = log_p + new[0], jnp.maximum(entropy, new[1]), jnp.minimum(margin, new[2])
+        evidence = jnp.where(writes[:, None], jnp.stack(joined, -1), evidence)
     return Unfinished(
         cache=state.cache.write(rows, live.astype(jnp.int32)),
         tokens=state.tokens.at[slots, jnp.where(writes, state.counts, size)].set(token, mode="drop"),
@@ -127,7 +141,15 @@ def _step(
         chosen=state.chosen + live.astype(jnp.int32),
         live=writes & (counts < jnp.minimum(waiting.room, size)),
         passes=state.passes + 1,
+        evidence=evidence,
     )
+
+
+def _evidence(logits: Float[Array, "B V"], token: Int[Array, "B"]) -> Float[Array, "B 3"]:
+    """Return a token's log-probability, and the entropy and margin of its distribution."""
+    entropy, _, margin = uncertainty(logits).T
+    own = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=-1)[:, 0]
+    return jnp.stack([own, entropy, margin], -1)
 
 
 def _with_block(rows: Float[Array, "1 K N h"]) -> Float[Array, "1 K W h"]:

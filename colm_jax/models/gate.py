@@ -21,7 +21,7 @@ def gate_width(width: int, inputs: str) -> int:
 
 def gate_row(hidden: Float[AnyArray, "*N D"], measured: Float[AnyArray, "*N 3"] | None) -> Float[Array, "*N I"]:
     """Return what a gate reads, float32: hidden states and, where they are measured, uncertainties."""
-    hidden = hidden.astype(jnp.float32)
+    hidden = jnp.asarray(hidden, jnp.float32)
     return hidden if measured is None else jnp.concatenate([hidden, measured], axis=-1)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from colm_jax.text.tokenizer import Tokenizer
 
 
 def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any]:
-    """Return a generation line (the contract's), with "tools", "sample", "sent", "lost" and "log_probs" if any."""
+    """Return a generation line (the contract's), with "tools", "sample", "sent", "lost", "risk", "risks", "check" and
+    "log_probs" if any.
+    """
     key = prompt_key(prompt, str(name))
     line = {
         "id": name,
@@ -39,6 +42,9 @@ def generation_line(prompt: Any, answer: Generation, name: Any) -> dict[str, Any
         line["sent"] = answer.sent
     if answer.lost:
         line["lost"] = answer.lost
+    if answer.risk is not None and answer.risks is not None and answer.check is not None:
+        line |= {"risk": round(answer.risk, 4), "risks": [round(risk, 4) for risk in answer.risks]}
+        line["check"] = [asdict(mark) for mark in answer.check]
     return line if answer.log_probs is None else line | {"log_probs": answer.log_probs}
 
 

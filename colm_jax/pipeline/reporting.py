@@ -1,10 +1,12 @@
 """Reports of generated answers, for runs, sweeps and the demo: answers read back, training curves, files written."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from colm_jax.decoding.risk import Mark, marked
 from colm_jax.pipeline.files import ids_of_prompt
 from colm_jax.report.contents import Curve, Piece, Report, ShownAnswer, View
 from colm_jax.report.html import write_html
@@ -25,7 +27,10 @@ def read_generations(path: Path, team: CoLM) -> list[Generation]:
     for number, record in enumerate(read_lines(path), start=1):
         ids = ids_of_prompt(record, team.tokenizer, f"{path}:{number}")
         fields = ("text", "tokens", "sources", "p_defer", "threshold", "finish_reason", "expert_calls")
-        answers.append(Generation(ids, *(record[name] for name in fields)))
+        answer = Generation(ids, *(record[name] for name in fields))
+        if "check" in record:
+            answer = replace(answer, risks=record["risks"], check=tuple(Mark(**mark) for mark in record["check"]))
+        answers.append(answer)
     return answers
 
 
@@ -39,9 +44,11 @@ def answer_for_report(
     views: Sequence[tuple[View, ...]] = (),
 ) -> ShownAnswer:
     """Return an answer as the report shows it: of each token the text, the writer, p_defer and each model's view."""
-    count = len(answer.tokens)
+    count, texts = len(answer.tokens), team.pieces(answer)
     rates: Sequence[float | None] = answer.p_defer or [None] * count
-    pieces = zip(team.pieces(answer), answer.sources, rates, views or [()] * count, strict=True)
+    risks: Sequence[float | None] = answer.risks or [None] * count
+    checks = marked(texts, answer.check or ())
+    pieces = zip(texts, answer.sources, rates, views or [()] * count, risks, checks, strict=True)
     return ShownAnswer(
         prompt=team.tokenizer.decode(answer.prompt_ids),
         pieces=tuple(Piece(*piece) for piece in pieces),

@@ -9,6 +9,7 @@ from rich.console import Console
 from colm_jax.checkpoints.directory import resolve
 from colm_jax.checks import INT32, check_number, check_whole
 from colm_jax.data.records import read_jsonl
+from colm_jax.decoding.risk import Mark, marked
 from colm_jax.errors import UserError
 from colm_jax.pipeline.files import ids_of_prompt
 from colm_jax.pipeline.reporting import REPORT
@@ -123,16 +124,17 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> Sh
     for name in ("tokens", "sources"):
         for number in line[name]:
             check_whole(f"{where}: each of {name!r}", number, most=INT32)
-    for name in ("p_defer", "threshold"):
+    line.setdefault("risks", None)
+    for name in ("p_defer", "threshold", "risks"):
         if not isinstance(line.get(name), list | None):
             raise UserError(f"{where}: {name!r} must be a list or null, got {line[name]!r:.60}")
         for rate in line.get(name) or []:
             check_number(f"{where}: each of {name!r}", rate, 0, 1)
     rates = line.get("p_defer") or [None] * len(tokens)
-    if not len(tokens) == len(sources) == len(rates):
-        raise UserError(
-            f"{where}: tokens, sources and p_defer have {len(tokens)}, {len(sources)}, {len(rates)} entries"
-        )
+    risks = line["risks"] or [None] * len(tokens)
+    if not len(tokens) == len(sources) == len(rates) == len(risks):
+        counts = ", ".join(str(len(found)) for found in (tokens, sources, rates, risks))
+        raise UserError(f"{where}: tokens, sources, p_defer and risks have {counts} entries")
     prompt = line["prompt"]
     if isinstance(prompt, list) and prompt and all(isinstance(message, dict) for message in prompt):
         prompt = "\n".join(map(_message, prompt))
@@ -151,7 +153,28 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> Sh
             f"{where}: the tokenizer of {shown(tokenizer.directory)} decodes these tokens to another text; give the "
             "model that wrote the file as base"
         )
-    return ShownAnswer(prompt, tuple(map(Piece, pieces, sources, rates)), None, None, threshold)
+    checks = marked(pieces, _marks(where, line))
+    columns = zip(pieces, sources, rates, risks, checks)
+    known = tuple(Piece(piece, by, rate, (), risk, check) for piece, by, rate, risk, check in columns)
+    return ShownAnswer(prompt, known, None, None, threshold)
+
+
+def _marks(where: str, line: dict[str, Any]) -> list[Mark]:
+    """Return the marks of a generation line that say where to check.
+
+    Raises:
+      UserError: they are no marks.
+    """
+    found = line.get("check") or []
+    try:
+        marks = [Mark(mark["start"], mark["end"], mark["risk"]) for mark in found]
+    except (TypeError, KeyError):
+        wanted = "a list of objects with start, end and risk"
+        raise UserError(f"{where}: 'check' must be {wanted}, got {found!r:.60}") from None
+    for mark in marks:
+        check_whole(f"{where}: each end in 'check'", mark.end, least=check_whole(f"{where}: 'check'", mark.start))
+        check_number(f"{where}: each risk in 'check'", mark.risk, 0, 1)
+    return marks
 
 
 def _message(message: dict[str, Any]) -> str:

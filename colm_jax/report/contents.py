@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 Cell = str | float | int | None
 
-UNSURE = 0.5  # a token whose writer gave it a lower probability is to check
-
 
 @dataclass(frozen=True)
 class Table:
@@ -88,21 +86,13 @@ class Piece:
     # The base's, then each expert's, or the base's alone where experts do not read its tokens; empty if the answer was
     # not scored.
     views: tuple[View, ...] = ()
+    risk: float | None = None  # that the answer goes wrong here; None where the team has not learned it
+    check: bool = False  # the risk is one of the few that are marked
 
     @property
     def confidence(self) -> float | None:
         """The writer's probability of the token; None if it did not score the answer."""
         return self.views[self.source].written if self.source < len(self.views) else None
-
-    @property
-    def unsure(self) -> bool:
-        """Whether the writer's probability is below `UNSURE`."""
-        return self.confidence is not None and self.confidence < UNSURE
-
-    @property
-    def to_check(self) -> bool:
-        """Whether a reader should check the token: an expert wrote it, or its writer was unsure."""
-        return self.source > 0 or self.unsure
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from colm_jax.report.contents import UNSURE, Bars, Piece, Plot, Report, ShownAnswer
+from colm_jax.report.contents import Bars, Piece, Plot, Report, ShownAnswer
 from colm_jax.report.page import PAGE, SCRIPT, STYLE
 from colm_jax.report.plots import COLORS, to_svg
 from colm_jax.report.words import Word, words, writers_of
@@ -54,7 +54,7 @@ def write_html(report: Report, path: str | Path) -> None:
         marked=marked,
         answers=answers,
         scored=any(piece.views for answer in report.answers for piece in answer.pieces),
-        unsure=UNSURE,
+        judged=any(piece.risk is not None for answer in report.answers for piece in answer.pieces),
         outcomes=_OUTCOMES,
         filters=[("all", "all", len(answers)), *(found for found in counts if found[2])],
         experts="the expert" if len(report.writers) == 2 else "experts",
@@ -69,7 +69,7 @@ def write_html(report: Report, path: str | Path) -> None:
 
 def _shown(answer: ShownAnswer, marked: Any) -> tuple[ShownAnswer, list[str], Markup, int]:
     """Return an answer, its filter marks, its marked text, and the number of its words to check."""
-    checks = sum(word.to_check for word in words(answer.pieces))
+    checks = sum(word.check for word in words(answer.pieces))
     return answer, _marks(answer), marked(answer.pieces, answer.threshold), checks
 
 
@@ -91,7 +91,7 @@ def _marks(answer: ShownAnswer) -> list[str]:
     if answer.outcome not in (None, "same"):
         marks.append(str(answer.outcome))
     marks += ["expert"] * (answer.by_experts > 0)
-    return marks + ["check"] * any(piece.to_check for piece in answer.pieces)
+    return marks + ["check"] * any(piece.check for piece in answer.pieces)
 
 
 def _text(found: Sequence[Word], writers: tuple[str, ...], threshold: float | None, known: list[list[Any]]) -> Markup:
@@ -105,7 +105,7 @@ def _text(found: Sequence[Word], writers: tuple[str, ...], threshold: float | No
                 parts.append(Markup("{}").format(part.text))
         if word.pieces:
             tokens = Markup().join(_token(part) for part in word.pieces)
-            kind = "word check" if word.to_check else "word"
+            kind = "word check" if word.check else "word"
             span = Markup('<span class="{}" tabindex="0" data-word="{}" title="{}">{}</span>')
             parts.append(span.format(kind, len(known), writers_of(word, writers), tokens))
             known.append([_known(part, threshold) for part in word.pieces])
@@ -113,14 +113,13 @@ def _text(found: Sequence[Word], writers: tuple[str, ...], threshold: float | No
 
 
 def _known(part: Piece, threshold: float | None) -> list[Any]:
-    """Return the details of a token: text, writer, p_defer, threshold, its writer's probability, candidates."""
+    """Return the details of a token: text, writer, p_defer, threshold, its writer's probability, risk, candidates."""
     views = [[[text, round(p, 4)] for text, p in view.candidates] for view in part.views]
-    rounded = [None if x is None else round(x, 4) for x in (part.p_defer, threshold, part.confidence)]
+    rounded = [None if x is None else round(x, 4) for x in (part.p_defer, threshold, part.confidence, part.risk)]
     return [part.text, part.source, *rounded, views]
 
 
 def _token(part: Piece) -> Markup:
-    kinds = [*(("expert", f"w{part.source}") if part.source else ()), *(("unsure",) if part.unsure else ())]
-    if not kinds:
+    if not part.source:
         return escape(part.text)
-    return Markup('<span class="{}">{}</span>').format(" ".join(kinds), part.text)
+    return Markup('<span class="expert w{}">{}</span>').format(part.source, part.text)

@@ -40,8 +40,8 @@ article .text { margin: .6rem 0; } .wrong, .worse { color: var(--wrong); } .righ
 .expert { font-weight: 600; text-decoration: underline 2px var(--color); text-underline-offset: 4px;
   text-decoration-skip-ink: none; background: color-mix(in srgb, var(--color) 20%, transparent); }
 .expert.break::before { content: "↵"; opacity: .7; }
-.unsure { border-bottom: 2px dotted var(--wrong); }
-.unsure::after { content: "?"; font-size: .7em; vertical-align: super; color: var(--wrong); font-weight: 600; }
+.check { border-bottom: 3px dotted var(--wrong); }
+.check::after { content: "?"; font-size: .7em; vertical-align: super; color: var(--wrong); font-weight: 600; }
 #details { position: absolute; z-index: 1; width: max-content; max-width: min(34rem, calc(100vw - 2rem));
   max-height: 60vh; overflow-y: auto; padding: .5rem .8rem; border-radius: .5rem; color: var(--text);
   background: var(--page); border: 1px solid var(--edge); box-shadow: 0 4px 18px #0004; font-size: .9rem;
@@ -102,12 +102,13 @@ const element = (name, text = "", ...children) => {
 };
 const quoted = text => "“" + text.replaceAll("\\n", "↵") + "”";
 const percent = p => p >= 0.9995 ? "≈ 1" : p < 0.0005 ? "≈ 0" : p.toFixed(3);
-function describe([text, source, rate, threshold, written, views]) {
+function describe([text, source, rate, threshold, written, risk, views]) {
   const line = element("p", "", element("b", quoted(text)), ` by ${known.writers[source]}`);
   if (rate !== null) line.append(` · p_defer ${percent(rate)}`);
   if (rate !== null && threshold !== null) line.append(rate > threshold ? ` > η ${percent(threshold)}` :
     ` ≤ η ${percent(threshold)}`);
   if (written !== null) line.append(` · its writer's probability ${percent(written)}`);
+  if (risk !== null) line.append(` · risk ${percent(risk)}`);
   const found = [line];
   if (views.length) {
     const body = element("tbody");
@@ -244,15 +245,16 @@ cell | length < 14 %} class="short"{% endif %}>{{ cell }}</{{ tag }}>{% endfor %
 <li>{% if loop.first %}{{ name }}{{ "" if name == "base" else " (base)" }}{% else %}\
 <span class="expert w{{ loop.index0 }}">{{ name }}</span>{% endif %}</li>
 {% endfor %}
-{% if scored %}
-<li><span class="unsure">unsure</span>: its writer's probability is below {{ unsure }}</li>
+{% if judged %}
+<li><span class="check">to check</span>: the answer may go wrong here</li>
 {% endif %}
 </ul>
-<p class="note">Check the tokens by experts and those of which the writer was unsure. Point at a word, or tap it, for
-its writers, its p_defer\
+<p class="note">Point at a word, or tap it, for its writers, its p_defer\
+{% if judged %}, the risk that the answer goes wrong there{% endif %}\
 {% if scored %} and each model's most probable tokens{% endif %}. By keyboard: <kbd>Tab</kbd> moves to an answer, the
-arrow keys from word to word, <kbd>n</kbd> and <kbd>p</kbd> to the next and the previous place to check,
-<kbd>Esc</kbd> closes the details.</p>
+arrow keys from word to word, {% if judged %}<kbd>n</kbd> and <kbd>p</kbd> to the next and the previous place to
+check, \
+{% endif %}<kbd>Esc</kbd> closes the details.</p>
 <div class="tools" hidden>
 <div class="row" role="group" aria-label="Show answers">
 {% for mark, label, count in filters %}
@@ -264,7 +266,9 @@ arrow keys from word to word, <kbd>n</kbd> and <kbd>p</kbd> to the next and the 
 <label>Sort <select>
 <option value="">as in the file</option>
 <option value="expert">most by experts</option>
+{% if judged %}
 <option value="check">most to check</option>
+{% endif %}
 <option value="length">longest</option>
 </select></label>
 <span id="shown" role="status" class="note"></span></div>

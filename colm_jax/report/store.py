@@ -11,7 +11,7 @@ from colm_jax.errors import UserError
 from colm_jax.report.contents import Report
 from colm_jax.storage import path_of, write_text
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def save_report(report: Report, path: str | Path) -> None:

@@ -58,18 +58,20 @@ def show_answer(answer: ShownAnswer, writers: tuple[str, ...], console: Console)
     console.print(plain(answer.prompt.strip(), "dim"))
     line = Text()
     called: dict[int, list[str]] = {}
-    unsure: list[str] = []
+    checks: list[str] = []
     for i, word in enumerate(words(answer.pieces)):
         if i:
             line.append_text(plain("".join(part.text for part in word.space)))
         for part in word.pieces:
-            style = _STYLES[(part.source - 1) % len(_STYLES)] if part.source else "underline" if part.unsure else ""
+            style = _STYLES[(part.source - 1) % len(_STYLES)] if part.source else ""
             line.append_text(plain(part.text, style))
+        if word.check:
+            line.append_text(plain("?", "bold red"))
         for source in sorted(word.sources - {0}):
             mean = word.mean_p_defer
             called.setdefault(source, []).append(word.text if mean is None else f"{word.text} ({mean:.2f})")
-        sure = [part.confidence for part in word.pieces if part.unsure and part.confidence is not None]
-        unsure += [f"{word.text} ({min(sure):.2f})"] if sure else []
+        if word.check and word.risk is not None:
+            checks.append(f"{word.text} ({word.risk:.2f})")
     console.print(line if line.plain.strip() else Text("(nothing written)", style="dim"))
     if answer.correct is not None:
         console.print("  ✓ right" if answer.correct else "  ✗ wrong", style="green" if answer.correct else "red")
@@ -81,8 +83,8 @@ def show_answer(answer: ShownAnswer, writers: tuple[str, ...], console: Console)
     rate = " (mean p_defer)" if any(piece.p_defer is not None for piece in answer.pieces) else ""
     for source, found in sorted(called.items()):
         console.print(plain(f"  by {writers[source]}{rate}: {' · '.join(found)}", "dim italic"))
-    if unsure:
-        console.print(plain(f"  unsure (least probability): {' · '.join(unsure)}", "dim italic"))
+    if checks:
+        console.print(plain(f"  to check (risk): {' · '.join(checks)}", "dim italic"))
 
 
 def show_tokens(answer: ShownAnswer, writers: tuple[str, ...], console: Console) -> None:
@@ -90,14 +92,17 @@ def show_tokens(answer: ShownAnswer, writers: tuple[str, ...], console: Console)
     known = max((len(piece.views) for piece in answer.pieces), default=0)
     columns = ["", "token", "by", "p_defer", *(f"{name}'s top tokens" for name in writers[:known])]
     rich = RichTable(box=SIMPLE_HEAD)
+    judged = any(piece.risk is not None for piece in answer.pieces)
+    if judged:
+        columns.insert(4, "risk")
     for name in columns:
-        rich.add_column(plain(name), justify="right" if name in ("", "p_defer") else "left")
+        rich.add_column(plain(name), justify="right" if name in ("", "p_defer", "risk") else "left")
     for i, piece in enumerate(answer.pieces, start=1):
         style = _STYLES[(piece.source - 1) % len(_STYLES)] if piece.source else ""
         rate = "–" if piece.p_defer is None else f"{piece.p_defer:.3f}"
         views = ["  ".join(f"{_quoted(text)} {p:.2f}" for text, p in view.candidates) for view in piece.views]
-        mark = " (unsure)" if piece.unsure else ""
-        cells = [plain(cell) for cell in (writers[piece.source] + mark, rate, *views)]
+        risk = ["–" if piece.risk is None else f"{piece.risk:.3f}{'?' if piece.check else ''}"] if judged else []
+        cells = [plain(cell) for cell in (writers[piece.source], rate, *risk, *views)]
         rich.add_row(str(i), plain(_quoted(piece.text), style), *cells)
     console.print(rich)
 

@@ -31,9 +31,14 @@ class Word:
         return sum(rates) / len(rates) if rates else None
 
     @property
-    def to_check(self) -> bool:
-        """Whether a reader should check one of its tokens."""
-        return any(piece.to_check for piece in self.pieces)
+    def check(self) -> bool:
+        """Whether one of its tokens is marked to be checked."""
+        return any(piece.check for piece in self.pieces)
+
+    @property
+    def risk(self) -> float | None:
+        """The largest risk of its tokens; None where the team has not learned any."""
+        return max((piece.risk for piece in self.pieces if piece.risk is not None), default=None)
 
 
 def words(pieces: Sequence[Piece]) -> list[Word]:

@@ -114,7 +114,7 @@ def _measured(
     return apply_sharded(measures[1], decoder, split, hidden, arrays, allowed, logit_bytes, everywhere)
 
 
-def _and_uncertainty(measure: Callable, logits: Float[AnyArray, "B T V"], *rest: Any) -> tuple[Array, ...]:
+def _and_uncertainty(measure: Callable, logits: Float[Array, "B T V"], *rest: Any) -> tuple[Array, ...]:
     return *measure(logits, *rest), uncertainty(jax.lax.stop_gradient(logits))
 
 

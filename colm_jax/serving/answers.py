@@ -1,12 +1,14 @@
 """Bodies of responses: answers, their chunks, and log-probabilities, in OpenAI's shapes with "colm" beside them."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from colm_jax.decoding.candidates import TOP, Candidates
 from colm_jax.decoding.requests import Generation, Token
+from colm_jax.decoding.risk import marks
 from colm_jax.serving.metrics import writer
 from colm_jax.text.detokenizer import REPLACEMENT, TokenBytes
 from colm_jax.text.generated import GeneratedText, cut
@@ -20,8 +22,10 @@ def finish_reason(answer: Generation) -> str:
     return _REASONS[answer.finish_reason]
 
 
-def of_tokens(tokens: Sequence[Token]) -> dict[str, Any]:
-    """Return "colm" of some tokens of a stream."""
+def of_tokens(tokens: Sequence[Token], offset: int = 0) -> dict[str, Any]:
+    """Return "colm" of some tokens of a stream, before which the answer has `offset` characters."""
+    risks = [token.risk or 0.0 if token.check else 0.0 for token in tokens]
+    check = marks([token.text for token in tokens], risks, 0.0, offset)
     return {
         "tokens": [token.token for token in tokens],
         "pieces": [token.text for token in tokens],
@@ -29,7 +33,7 @@ def of_tokens(tokens: Sequence[Token]) -> dict[str, Any]:
         "p_defer": [token.p_defer for token in tokens] if all(t.p_defer is not None for t in tokens) else None,
         "threshold": [token.threshold for token in tokens],
         "expert_calls": sum(token.calls for token in tokens),
-        "check": [],
+        "check": [asdict(mark) for mark in check],
     }
 
 
@@ -42,7 +46,7 @@ def of_answer(answer: Generation, texts: "TokenTexts") -> dict[str, Any]:
         "p_defer": answer.p_defer,
         "threshold": answer.threshold,
         "expert_calls": answer.expert_calls,
-        "check": [],
+        "check": [asdict(mark) for mark in answer.check or ()],
         **ending(answer),
     }
 
@@ -54,6 +58,8 @@ def ending(answer: Generation) -> dict[str, Any]:
         "guesses": answer.guesses,
         "hits": answer.hits,
     }
+    if answer.risk is not None:
+        facts["risk"] = round(answer.risk, 4)
     if answer.sent is not None:
         facts |= {"sent": answer.sent, "lost": list(answer.lost)}
     return facts

@@ -199,7 +199,8 @@ class Run:
             if event.tokens:
                 own, text = [token.token for token in event.tokens], "".join(token.text for token in event.tokens)
                 written[index] += own
-                colm = answers.of_tokens(event.tokens)
+                echoed = len(asked.echo_of(index // asked.count, self._wanted[index]))
+                colm = answers.of_tokens(event.tokens, shown[index] - echoed)
                 told[index] += colm["expert_calls"]
                 found = None
                 if asked.log_probs is not None:

@@ -32,7 +32,13 @@ REPORT = Report(
     answers=(
         ShownAnswer("<script>alert(1)</script>", PIECES, "31", True, 0.5),
         ShownAnswer(
-            '[/red] "quoted"', (Piece(" no", 0, None, (VIEW, SURE, SURE)),), "<i>", False, None, "<u> yes", True
+            '[/red] "quoted"',
+            (Piece(" no", 0, None, (VIEW, SURE, SURE), 0.62, True),),
+            "<i>",
+            False,
+            None,
+            "<u> yes",
+            True,
         ),
         ShownAnswer("", (), None, None, None),
     ),

@@ -29,7 +29,7 @@ def answers():
     """Return an answer that the expert corrected, one it spoiled, one too long for a line, and those of `sample`."""
     view = View((("7", 0.6), (" b\n", 0.2)), 0.6, 1.0)
     low = View((("7", 0.6),), 0.1, 1.0)
-    pieces = [Piece("It", 0, 0.1, (view,) * 3), Piece(" is", 0, 0.2, (low, view, view))]
+    pieces = [Piece("It", 0, 0.1, (view,) * 3, 0.01), Piece(" is", 0, 0.2, (low, view, view), 0.7, True)]
     pieces += [Piece(" 7", 1, 0.9, (low, view, view)), Piece(".", 2, 0.8, (low, low, view))]
     right = ShownAnswer("what is 3 + 4?", tuple(pieces), "7", True, 0.5, "It is 8.", False)
     wrong = ShownAnswer("what is 3 · 4?", tuple(pieces[:3]), "12", False, 0.5, "12", True)
@@ -191,8 +191,8 @@ def test_colour_is_not_the_only_mark(open_page):
     line = "e => [getComputedStyle(e).textDecorationLine, getComputedStyle(e).textDecorationStyle]"
     assert page.locator("#answer-1 .expert.w1").evaluate(line) == ["underline", "solid"]
     assert page.locator("#answer-1 .expert.w2").evaluate(line) == ["underline", "double"]
-    assert page.locator("#answer-1 .unsure").evaluate_all("all => all.map(e => e.textContent)") == ["is"]
-    assert page.locator("#answer-1 .unsure").evaluate("e => getComputedStyle(e, '::after').content") == '"?"'
+    assert page.locator("#answer-1 .check").evaluate_all("all => all.map(e => e.textContent)") == ["is"]
+    assert page.locator("#answer-1 .check").evaluate("e => getComputedStyle(e, '::after').content") == '"?"'
     for verdict in ("✓ right", "✗ wrong"):
         assert page.get_by_text(verdict, exact=True).count()
 

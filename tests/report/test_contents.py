@@ -43,15 +43,6 @@ def test_outcome_says_what_the_expert_changed(correct, alone, alone_correct, out
     assert ShownAnswer("", (Piece("a", 1, None),), None, correct, None, alone, alone_correct).outcome == outcome
 
 
-def test_places_to_check():
-    sure, unsure = View((), 0.5, 1.0), View((), 0.49, 1.0)
-    assert not Piece("a", 0, 0.9, (sure, unsure)).to_check
-    assert Piece("a", 0, 0.1, (unsure, sure)).to_check
-    assert Piece("a", 1, 0.1, (unsure, sure)).to_check
-    assert not Piece("a", 1, 0.1, (unsure, sure)).unsure
-    assert not Piece("a", 0, 0.1).to_check
-
-
 def test_ragged_rows_and_unnamed_writers_are_errors():
     with pytest.raises(ValueError, match="has 2 columns"):
         Table("t", ("a", "b"), (("x",),))
@@ -66,4 +57,3 @@ def test_where_experts_read_other_tokens_only_the_base_has_a_view():
     pieces = tuple(Piece("a", source, None, (View((), 0.1, 1.0),)) for source in (0, 1))
     Report("r", (), (), (), (ShownAnswer("", pieces, None, None, None),), ("base", "expert"))
     assert [piece.confidence for piece in pieces] == [0.1, None]
-    assert [piece.unsure for piece in pieces] == [True, False]

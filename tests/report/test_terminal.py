@@ -50,20 +50,21 @@ def test_number_of_answers():
     assert "(nothing written)" in _shown(lambda console: show_report(REPORT, console, answers=3))
 
 
-def test_unsure_tokens_and_the_base_alone_are_shown():
+def test_marks_and_the_base_alone_are_shown():
     shown = _shown(lambda console: show_answer(REPORT.answers[1], REPORT.writers, console), colors=None)
     assert "base alone was right: <u> yes" in shown
-    assert "unsure (least probability): no (0.10)" in shown
+    assert " no?" in shown
+    assert "to check (risk): no (0.62)" in shown
 
 
 def test_tokens_are_shown_with_each_models_candidates():
     shown = _shown(lambda console: show_tokens(REPORT.answers[1], REPORT.writers, console), colors=None)
     assert "“</script>” 0.70" in shown
     assert "“ b↵” 0.20" in shown
-    assert "(unsure)" in shown
+    assert re.search(r"risk.*\n.*\n.*0\.620\?", shown)
     plain = _shown(lambda console: show_tokens(REPORT.answers[0], REPORT.writers, console), colors=None)
     assert re.search(r"2 +“ 3” +an <expert> +0.800\s", plain)
-    assert "top tokens" not in plain
+    assert "top tokens" not in plain and "risk" not in plain
 
 
 def test_sections_show_their_tables():

@@ -12,6 +12,7 @@ from colm_jax.checkpoints.team import load_base
 from colm_jax.data.tokens import SUMMARY
 from colm_jax.decoding.strategies import definitions
 from colm_jax.errors import UserError
+from colm_jax.evaluation.marks import mark_figures
 from colm_jax.evaluation.mixture import bits_per_byte, fit_mixture
 from colm_jax.evaluation.tasks import score_answers
 from colm_jax.evaluation.text import evaluate_text
@@ -24,6 +25,7 @@ from colm_jax.pipeline.stages.opened import (
     RunContext,
     base_scores,
     expert_scores,
+    finished_team,
     run_threshold,
     trained_team,
     training_examples,
@@ -100,7 +102,7 @@ def _answering_team(run: RunContext, strategy: str) -> tuple[CoLM, str]:
     """Return the team that answers under a strategy of the configuration, and its decoding strategy."""
     inputs = run.inputs
     if strategy not in (UNTRAINED, "proxy"):
-        return trained_team(run), strategy
+        return finished_team(run), strategy
     given = load_base(inputs.base_directory, inputs.config.dtype, inputs.mesh, stacked=False)
     if strategy == UNTRAINED:
         return CoLM(given, [], [], inputs.mesh), "base"
@@ -166,6 +168,9 @@ def write_evaluation(run: RunContext, directory: Path) -> None:
                 "expert_calls": score.expert_calls,
                 **score.measures,
             }
+            if lines and all("risk" in line for line in lines):
+                risks, marked = [line["risk"] for line in lines], [bool(line["check"]) for line in lines]
+                result["task"][name]["marks"] = mark_figures(risks, marked, score.grades)
         if is_first():
             write_json(directory / GRADES, grades)
     if is_first():

@@ -8,7 +8,7 @@ from colm_jax.pipeline.executor import StageContext
 from colm_jax.pipeline.inputs import RunInputs
 from colm_jax.scoring import Scores, load_scores, open_hidden
 from colm_jax.storage import load_array
-from colm_jax.team import CoLM
+from colm_jax.team import CoLM, read_risk
 from colm_jax.training.positions import Positions
 
 RunContext = StageContext[RunInputs]
@@ -73,6 +73,13 @@ def open_positions(run: RunContext) -> Positions:
 def trained_team(run: RunContext) -> CoLM:
     """Return the trained team; base and experts are loaded once in a run. Needs `train`."""
     return run.inputs.team(run.directory("train") / "team")
+
+
+def finished_team(run: RunContext) -> CoLM:
+    """Return the trained team as it is published: with what it has learned of its risks. Needs `train` and `team`."""
+    team = trained_team(run)
+    team.engine.risk = read_risk(run.directory("team"))
+    return team
 
 
 def run_threshold(run: RunContext) -> float:

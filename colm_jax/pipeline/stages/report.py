@@ -14,7 +14,7 @@ from colm_jax.pipeline.files import total_sent
 from colm_jax.pipeline.reporting import WILSON, answer_for_report, read_generations, training_curves, write_files
 from colm_jax.pipeline.stages.answers import EVALUATION, GRADES, test_split
 from colm_jax.pipeline.stages.opened import RunContext, run_threshold, trained_team
-from colm_jax.pipeline.stages.team import CALIBRATION
+from colm_jax.pipeline.stages.team import CALIBRATION, RISK
 from colm_jax.pipeline.study import Study, read_study, write_study
 from colm_jax.report.contents import Report, Section, ShownAnswer, Table
 from colm_jax.report.gate_study import gate_section
@@ -23,7 +23,23 @@ from colm_jax.settings.references import text_of
 from colm_jax.storage import read_json, read_lines
 from colm_jax.team import Generation
 
-SHOWN = ("tokens", "train", "calibrate", "team", "generate", "evaluate", "study")  # the stages that a report shows
+_MARKS = {
+    "auroc": "AUROC",
+    "mean_risk": "mean risk",
+    "wrong": "wrong answers",
+    "wrong_marked": "wrong ones with a mark",
+    "right_marked": "right ones with a mark",
+}
+SHOWN = (
+    "tokens",
+    "train",
+    "calibrate",
+    "risk",
+    "team",
+    "generate",
+    "evaluate",
+    "study",
+)  # the stages that a report shows
 
 
 def study_key(run: RunContext) -> StageKey:
@@ -51,7 +67,7 @@ def _answers_file(run: RunContext) -> Path:
 
 def report_key(run: RunContext) -> StageKey:
     """Return everything that the report shows."""
-    hashes = run.digests("evaluate", "generate", "study", "tokens", "calibrate")
+    hashes = run.digests("evaluate", "generate", "study", "tokens", "calibrate", "risk")
     return StageKey(hashes, {"answers": run.inputs.config.report_answers})
 
 
@@ -85,18 +101,32 @@ def _contents(run: RunContext) -> Report:
         ("training texts", counts(run.directory("tokens"))),
         ("objective", f"{text_of(config.training.objective)}, trainable: {config.training.trainable}"),
         ("threshold", f"{run_threshold(run):.4f}"),
+        ("marks that say where to check", _marks(run)),
         ("answers shown", f"{len(answers):,} of {len(written):,} (generate/{_answers_file(run).name})"),
         *([("sent to remote experts", _sent(run))] if "remote" in run.inputs.outline.kinds else []),
     )
     return Report(
         title="Co-LLM run",
         facts=facts,
-        tables=(*([_task_table(result, len(written))] if "task" in result else []), _text_table(run, result)),
+        tables=(
+            *([_task_table(result, len(written)), *_marks_table(result)] if "task" in result else []),
+            _text_table(run, result),
+        ),
         curves=(),
         answers=answers,
         writers=writers,
         sections=tuple(section for section in sections if section is not None),
     )
+
+
+def _marks(run: RunContext) -> str:
+    """Return what the marks are worth on dev, or why there are none."""
+    if not run.has("risk"):
+        return "none: there are no graded dev answers to learn them from"
+    found = read_json(run.directory("risk") / RISK)
+    if found["why"] is not None:
+        return f"none: {found['why']}"
+    return f"{found['marks']:.2f} tokens an answer on dev; of wrong and right dev answers, AUROC {found['auroc']:.3f}"
 
 
 def _sent(run: RunContext) -> str:
@@ -144,6 +174,21 @@ def _task_table(result: dict[str, Any], answers: int) -> Table:
     )
     columns = ("strategy", "accuracy", "95 % interval", "deferral rate", "expert calls")
     return Table(f"Task: {result['task']['name']} ({result['split']})", columns, rows, f"{answers:,} answers. {WILSON}")
+
+
+def _marks_table(result: dict[str, Any]) -> list[Table]:
+    """Return how good the marks are that say where to check, of the strategies whose answers have any."""
+    task = {name: found for name, found in result["task"].items() if name != "name"}
+    rows = tuple(
+        (name, *(None if (value := found["marks"][key]) is None else round(value, 4) for key in _MARKS))
+        for name, found in task.items()
+        if "marks" in found
+    )
+    note = (
+        "Risk: the probability that an answer is wrong, learned on dev. AUROC: how often a wrong answer has a higher "
+    )
+    note += "risk than a right one. The mean risk of calibrated marks is the share of wrong answers."
+    return [Table(f"Where to check ({result['split']})", ("strategy", *_MARKS.values()), rows, note)] if rows else []
 
 
 def _report_answers(run: RunContext, written: list[Generation], study: Study) -> tuple[ShownAnswer, ...]:

@@ -1,4 +1,4 @@
-"""Stages `calibrate` and `team`: the threshold, and the team directory that holds it."""
+"""Stages `calibrate`, `risk` and `team`: threshold and risk, learned on dev, and the team directory with both."""
 
 import hashlib
 import json
@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from colm_jax import console
-from colm_jax.calibration.threshold import calibrate
+from colm_jax.calibration.risk import Graded, learn_risk
+from colm_jax.calibration.threshold import calibrate, decoded_prompts, references_of
 from colm_jax.checkpoints.card import model_card
 from colm_jax.checkpoints.directory import revision
 from colm_jax.checkpoints.team import TEAM_FILE
 from colm_jax.data.tokens import SUMMARY
+from colm_jax.evaluation.tasks import score_answers
 from colm_jax.parallel import is_first
 from colm_jax.pipeline.executor import StageKey
 from colm_jax.pipeline.files import link
@@ -19,7 +21,7 @@ from colm_jax.pipeline.stages.opened import RunContext, trained_team
 from colm_jax.settings.references import text_of
 from colm_jax.storage import absolute, entries, read_json, shown, write_json, write_text
 
-CALIBRATION = "calibration.json"
+CALIBRATION, RISK = "calibration.json", "risk.json"
 
 
 def calibrates(inputs: RunInputs) -> bool:
@@ -47,10 +49,47 @@ def write_calibration(run: RunContext, directory: Path) -> None:
         write_json(directory / SUMMARY, counts)
 
 
+def learns_risk(inputs: RunInputs) -> bool:
+    """Return whether the risk at each token is learned: answers to the dev prompts are decoded and graded."""
+    return inputs.calibrates and inputs.config.task is not None
+
+
+def risk_key(run: RunContext) -> StageKey:
+    """Return the trained team, its threshold and the dev lines."""
+    inputs, config = run.inputs, run.inputs.config
+    settings = {"task": config.task, "max_new_tokens": config.calibration.max_new_tokens}
+    return StageKey(run.digests("train", "calibrate") | {"dev": inputs.hashes["dev"]}, settings)
+
+
+def write_risk(run: RunContext, directory: Path) -> None:
+    """Answer the dev prompts at the calibrated threshold, and learn where the answers go wrong."""
+    inputs, task = run.inputs, run.inputs.config.task
+    assert task is not None  # else nothing is learned
+    records = inputs.records["dev"]
+    prompts, references = decoded_prompts(records, task, "generations"), references_of(records, task)
+    with console.bar("learning where to check", len(prompts)) as bar:
+        answers = trained_team(run).generate(
+            prompts,
+            places=[where for where, _ in records],
+            threshold=read_json(run.directory("calibrate") / CALIBRATION)["threshold"],
+            max_new_tokens=inputs.config.calibration.max_new_tokens,
+            evidence=True,
+            progress=bar.to,
+        )
+    columns = [[getattr(answer, key) for answer in answers] for key in ("text", "sources", "expert_calls")]
+    grades = score_answers(task, columns[0], references, columns[1], columns[2]).grades
+    graded = [Graded(a.evidence, grade) for a, grade in zip(answers, grades, strict=True) if a.evidence is not None]
+    risk, summary = learn_risk(graded)
+    if summary["why"] is not None:
+        console.note(f"no marks that say where to check: {summary['why']}")
+    if is_first():
+        write_json(directory / RISK, {"risk": None if risk is None else risk.as_json(), **summary})
+
+
 def team_key(run: RunContext) -> StageKey:
     """Return the trained team, its threshold, and the facts about their origin."""
     facts = json.dumps(_provenance(run.inputs), sort_keys=True)
-    hashes = run.digests("train", "calibrate")
+    hashes = run.digests("train", "calibrate", "risk")
     return StageKey(hashes | {"provenance": hashlib.sha256(facts.encode()).hexdigest()})
 
 
@@ -63,6 +102,9 @@ def write_team(run: RunContext, directory: Path) -> None:
     if run.has("calibrate"):
         result = read_json(run.directory("calibrate") / CALIBRATION)
         facts |= {"threshold": result["threshold"], "calibration": result}
+    if run.has("risk"):
+        found = read_json(run.directory("risk") / RISK)
+        facts |= {"risk": found.pop("risk"), "risk_calibration": found}
     for path in entries(source):
         target = directory / path.name
         if path.name != TEAM_FILE and not target.exists():
