@@ -40,6 +40,7 @@ from colm_jax.training.positions import Positions
 
 SAMPLES = 2000
 SPLITS = ("train", "dev", "test")
+Cells = list[list[str | float]]  # of a table
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -232,7 +233,9 @@ class Study:
         weights = {domain: expert_weight(self.dev.of(domain)) for domain in (None, *self.domains)}
         by_bits = best_threshold(self.dev, joint, lambda choice: -rate(self.dev, switched(self.dev, choice)))
         by_choice = best_threshold(self.dev, joint, lambda choice: right(self.dev, choice))
-        bits, gains, hard = [], [], []
+        bits: Cells = []
+        gains: Cells = []
+        hard: Cells = []
         for domain in (*self.domains, None):
             units, name = self.test.of(domain), domain or "all"
             p = deferred(units, joint)
@@ -281,9 +284,9 @@ class Study:
         table(f"One model a unit: bits per byte at η = {by_bits:.3f}; right at η = {by_choice:.3f}", head, hard)
 
     def variant_tables(self) -> None:
-        """Objectives, labels and initialisations; gates of one domain on the others."""
+        """The gate as trained, with a penalty and as initialised; gates of one domain on the others."""
         constant = mixed(self.test, expert_weight(self.dev))
-        rows = []
+        rows: Cells = []
         assert self.trained is not None
         best, ridge = self.penalised()
         for name, kernel in {
@@ -293,7 +296,7 @@ class Study:
         }.items():
             rows.append([name, *self.row(kernel, constant)])
         table("Variants", ["gate", *self.row_head], rows)
-        cross = []
+        cross: Cells = []
         for source in (*self.domains, None):
             kernel = self.penalised(source)[0]
             parts = [self.test.of(domain) for domain in (*self.domains, None)]
@@ -332,11 +335,11 @@ class Study:
             right(self.test, p > by_choice),
         ]
 
-    def amounts(self, half: set[int], name: str) -> list[list[str | float]]:
+    def amounts(self, half: set[int], name: str) -> Cells:
         """Return the rows of gates of half of the texts, whose numbers are given, and of all; and with a penalty."""
         constant = mixed(self.test, expert_weight(self.dev))
         less = self.train.where(np.isin(self.train.text, list(half)))
-        rows: list[list[str | float]] = []
+        rows: Cells = []
         for amount, units in {"half of the texts": less, "all texts": self.train}.items():
             kernel, ridge = penalised(units, self.dev) if units is less else self.penalised()
             rows.append([f"{name}, {amount}, penalty {ridge:g}", *self.row(kernel, constant, units)])
