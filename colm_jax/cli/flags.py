@@ -132,7 +132,7 @@ def run_flags(parser: Parser, *names: str) -> None:
     dtype_flags(parser, default=_BASE)
     mesh_flag(parser)
     expert_mesh_flag(parser)
-    setting_flags(parser, Training, "objective", "trainable", "gate_inputs", "seed")
+    setting_flags(parser, Training, "objective", "trainable", "gate_inputs", "gate_ridge", "seed")
     setting_flags(parser, RunConfig, "spans", "expert_scores", "data", *names)
     setting_flags(parser, RemoteSettings, *REMOTE)
 

@@ -103,6 +103,12 @@ class Training:
         "log-probability and margin of its next-token distribution, in nats",
         choices=GATE_INPUTS,
     )
+    gate_ridge: float = setting(
+        0.0,
+        help="L2 penalty, in nats per token, of the gate where trainable is gate; a gate fitted to few texts needs "
+        "one, such as 0.03",
+        least=0,
+    )
     optimizer: str | Reference | Callable = setting(
         "adamw",
         help="adamw; or an optax optimizer, as in @optax.adafactor(), or a factory for one, as in @optax.adafactor, "

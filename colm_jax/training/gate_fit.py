@@ -239,6 +239,7 @@ def train_gate(
     objective: Objective,
     positive_weight: float,
     report: Report = lambda step, loss: None,
+    ridge: float = 0.0,
 ) -> Fit:
     """Train the gate to the optimum of an objective.
 
@@ -252,14 +253,15 @@ def train_gate(
       objective: "marginal", "em", "weak" (of which the gate's part remains, the base being frozen), or the user's own.
       positive_weight: of "weak".
       report: progress callback(step, loss in nats per token).
+      ridge: L2 penalty in nats per token, which all losses include.
     """
     if objective == "em":
-        return _expectation_maximisation(positions, kernel, report)
+        return _expectation_maximisation(positions, kernel, ridge, report)
     if objective == "weak":
         loss: Loss = partial(_label_loss, positive_weight=positive_weight)
     else:
         loss = partial(_latent_loss, objective=latent_objective(objective))
-    return minimise(positions, loss, kernel, 0.0, max_steps=200, report=report)
+    return minimise(positions, loss, kernel, ridge, max_steps=200, report=report)
 
 
 @jax.jit
@@ -272,7 +274,9 @@ def _expectation(kernel: Float[Array, "D M"], rows: Rows) -> tuple[Float[Array, 
     return found, jax.vmap(_latent_loss)(logits, rows)
 
 
-def _expectation_maximisation(positions: Positions, kernel: Float[np.ndarray, "D M"], report: Report) -> Fit:
+def _expectation_maximisation(
+    positions: Positions, kernel: Float[np.ndarray, "D M"], ridge: float, report: Report
+) -> Fit:
     r = np.zeros((positions.count, positions.shape[1] + 1), np.float32)
     held, losses, passes = replace(positions, responsibilities=r), list[float](), 0
     for round_ in range(200):
@@ -281,11 +285,11 @@ def _expectation_maximisation(positions: Positions, kernel: Float[np.ndarray, "D
             found, values = _expectation(kernel, rows)
             r[place] = np.asarray(found)[: place.stop - place.start]
             total += np.asarray(values, np.float64).sum()
-        losses.append(total / positions.count)
+        losses.append(total / positions.count + 0.5 * ridge * float((kernel.astype(np.float64) ** 2).sum()))
         passes += 1
         report(round_, losses[-1])
         if len(losses) > 5 and losses[-6] - losses[-1] < 1e-6:
             break
-        step = minimise(held, _expected_loss, kernel, 0.0, max_steps=1 if kernel.size <= DENSE else 10)
+        step = minimise(held, _expected_loss, kernel, ridge, max_steps=1 if kernel.size <= DENSE else 10)
         kernel, passes = step.kernel, passes + step.passes
     return Fit(np.asarray(kernel), tuple(losses), passes)

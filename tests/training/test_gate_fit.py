@@ -150,6 +150,16 @@ def test_em_reaches_the_optimum_of_the_marginal(experts):
     assert (np.diff(by_em.losses) < 1e-7).all()
 
 
+@pytest.mark.parametrize("objective", ["marginal", "em"])
+def test_a_penalty_moves_the_optimum_to_that_of_the_penalised_marginal(objective):
+    data, ridge, start = positions(1, chunk=1024), 0.05, np.zeros((WIDTH, 1), np.float32)
+    fit = train_gate(data, start, objective, 5.0, ridge=ridge)
+    value, gradient = marginal(data, fit.kernel)
+    assert np.abs(gradient + ridge * fit.kernel).max() < (1e-6 if objective == "marginal" else 1e-3)
+    assert fit.losses[-1] == pytest.approx(value + 0.5 * ridge * (fit.kernel**2).sum(), abs=1e-5)
+    assert np.linalg.norm(fit.kernel) < 0.8 * np.linalg.norm(train_gate(data, start, objective, 5.0).kernel)
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(UserError, match="solver"):
         GateInit(solver="sgd")

@@ -93,9 +93,8 @@ def train_key(run: RunContext) -> StageKey:
         hashes |= {"expert_dtype": config.expert_dtype or config.dtype}
     if config.training.packing:
         hashes |= {"batch_size": "texts"}  # once it counted rows
-    settings = dict(vars(config.training))
-    if config.training.gate_inputs == "hidden":
-        del settings["gate_inputs"]  # runs from before there was a choice stay done
+    plain = {"gate_inputs": "hidden", "gate_ridge": 0.0}  # runs from before there was a choice stay done
+    settings = {k: v for k, v in vars(config.training).items() if k not in plain or v != plain[k]}
     return StageKey(hashes, settings)
 
 
@@ -116,7 +115,8 @@ def _train_gate(run: RunContext, kernel: np.ndarray, directory: Path) -> Gate:
     """Fit the gate to hidden states and scores; the base is not trained."""
     settings, positions = run.inputs.config.training, open_positions(run)
     with console.bar("training the gate") as bar:
-        fit = train_gate(positions, kernel, settings.objective, settings.positive_weight, _fit_progress(bar))
+        weight, ridge = settings.positive_weight, settings.gate_ridge
+        fit = train_gate(positions, kernel, settings.objective, weight, _fit_progress(bar), ridge)
     lines = "".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(fit.losses))
     if is_first():
         write_text(directory / "metrics.jsonl", lines)
