@@ -14,7 +14,7 @@ from colm_jax.checkpoints.directory import resolve
 from colm_jax.checkpoints.gates import check_base
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.checkpoints.outline import Outline, Source, outline_team
-from colm_jax.checkpoints.team import TEAM_FILE, Base, load_base, read_facts, threshold_of
+from colm_jax.checkpoints.team import TEAM_FILE, Base, load_base, pinned, read_facts, threshold_of
 from colm_jax.data.records import Example, Examples
 from colm_jax.data.token_units import TokenUnits
 from colm_jax.data.units import Units, encode_units
@@ -118,6 +118,12 @@ class ScoredTexts(list[Scored]):
         self.cut, self.counts = cut, counts
 
 
+def _experts_of(facts: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the names of a team's own experts, with their revisions and without."""
+    known = facts.get("experts", [])
+    return [expert["model"] for expert in known], [pinned(expert) for expert in known]
+
+
 def read_risk(directory: Path) -> Risk | None:
     """Return what a team directory's team has learned of where its answers go wrong; None: nothing."""
     return risk_of(read_facts(directory), directory)
@@ -154,6 +160,7 @@ class CoLM:
         tokenizers: Sequence[Tokenizer | None],
         mesh: jax.sharding.Mesh,
         outline: Outline | None = None,
+        risk: Risk | None = None,
     ):
         """Join loaded models.
 
@@ -163,6 +170,7 @@ class CoLM:
           tokenizers: the experts', for the shared vocabulary; None: unknown.
           mesh: where the base is.
           outline: the team's; None: all experts are resident.
+          risk: what it has learned of where its answers go wrong.
 
         Raises:
           UserError: tokenizers that disagree, or share no end of text.
@@ -197,7 +205,7 @@ class CoLM:
             self.tokenizer.token_bytes,
             units=self.units,
             unit_experts=others,
-            risk=risk_of(base.facts, base.directory),
+            risk=risk,
         )
 
     @classmethod
@@ -251,10 +259,14 @@ class CoLM:
         if outline.gate is not None:
             check_base(outline.gate, base, resolve(base))
         directories = [resolve(model) for model in here]
+        of_team = experts is None or list(map(str, experts)) in _experts_of(outline.facts)
+        risk = (
+            risk_of(outline.facts, outline.gate or directories[0]) if of_team else None
+        )  # other experts err elsewhere
         reading = partial(progress, str(base))
         loaded = load_base(directories[0], dtype, mesh, stacked=False, progress=reading, gate=outline.gate)
         found = load_experts(outline, dtype, expert_dtype, expert_mesh, progress, remote)
-        team = cls(loaded, found, outline.expert_tokenizers, mesh, outline)
+        team = cls(loaded, found, outline.expert_tokenizers, mesh, outline, risk)
         team.directories = directories
         return team
 

@@ -40,8 +40,8 @@ def learn_risk(answers: Sequence[Graded]) -> tuple[Risk | None, dict[str, Any]]:
 
     Returns:
       The risk, or None where there was nothing to learn from; and a summary: "answers", "wrong", "why" (why there is
-      none, else None), and with a risk, measured on answers that the fit has not seen (5 folds): "auroc" of the risk
-      that an answer is wrong, "ece" and "brier" of its calibration, and "marks" per answer.
+      none, else None), and with a risk "marks", of an answer here, and measured on answers that the fit has not seen
+      (5 folds): "auroc" of the risk that an answer is wrong, "ece" and "brier" of its calibration.
     """
     answers = [answer for answer in answers if len(answer.evidence)]
     wrong = sum(answer.grade < 0.5 for answer in answers)
@@ -49,11 +49,12 @@ def learn_risk(answers: Sequence[Graded]) -> tuple[Risk | None, dict[str, Any]]:
     if min(wrong, len(answers) - wrong) < FEWEST:
         why = f"{wrong} of {len(answers)} dev answers are wrong; {FEWEST} wrong and {FEWEST} right ones are needed"
         return None, summary | {"why": why}
-    risk = _fit(answers)
+    answers = sorted(answers, key=lambda answer: answer.grade)  # each fold has its share of wrong ones
+    fitted = _fit(answers)
+    risk = replace(fitted, mark_above=_limit(fitted, answers))
     held_out = np.zeros(len(answers))
     for fold in range(_FOLDS):
-        others = [answer for i, answer in enumerate(answers) if i % _FOLDS != fold]
-        fitted = _fit(others)
+        fitted = _fit([answer for i, answer in enumerate(answers) if i % _FOLDS != fold])
         for i in range(fold, len(answers), _FOLDS):
             held_out[i] = fitted.of_answer(answers[i].evidence)
     is_wrong = np.array([answer.grade < 0.5 for answer in answers])
@@ -68,7 +69,7 @@ def learn_risk(answers: Sequence[Graded]) -> tuple[Risk | None, dict[str, Any]]:
 
 
 def _fit(answers: Sequence[Graded]) -> Risk:
-    """Return the risk of the largest penalised likelihood of the grades."""
+    """Return the risk of the largest penalised likelihood of the grades; it marks nothing."""
     rows = [answer.evidence[~continues(answer.evidence)] for answer in answers]
     columns = np.concatenate(rows).astype(np.float64)
     known = [column[~np.isnan(column)] for column in columns.T]
@@ -97,8 +98,7 @@ def _fit(answers: Sequence[Graded]) -> Risk:
     share = np.clip(1 - grades.mean(), 1e-3, 1 - 1e-3) / lengths.mean()
     start = np.append(np.zeros(inputs.shape[1]), np.log(share / (1 - share)))
     found = minimize(objective, start, jac=True, method="L-BFGS-B").x
-    risk = replace(empty, weights=tuple(map(float, found[:-1])), bias=float(found[-1]))
-    return replace(risk, mark_above=_limit(risk, answers))
+    return replace(empty, weights=tuple(map(float, found[:-1])), bias=float(found[-1]))
 
 
 def _limit(risk: Risk, answers: Sequence[Graded]) -> float:
@@ -108,15 +108,15 @@ def _limit(risk: Risk, answers: Sequence[Graded]) -> float:
     whether an answer is wrong (Youden's index); of equal ones the highest.
     """
     highest = np.array([risk.of(answer.evidence).max() for answer in answers])
-    own = np.sort(np.concatenate([risk.of(a.evidence)[~continues(a.evidence)] for a in answers]))[::-1]
+    own = np.concatenate([risk.of(a.evidence)[~continues(a.evidence)] for a in answers])
     wrong = np.array([answer.grade < 0.5 for answer in answers])
     values = np.unique(highest)[::-1]
     best, chosen = 0.0, float(values[0])
-    for value, lower in zip(values, [*values[1:], 0.0]):
+    for value in values:
         marked = highest >= value
         if (own >= value).sum() > MOST_MARKS * len(answers):
             break
         index = marked[wrong].mean() - marked[~wrong].mean()
         if index > best + 1e-12:
-            best, chosen = float(index), float((value + lower) / 2)
+            best, chosen = float(index), float(value + own[own < value].max(initial=0.0)) / 2
     return chosen

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from colm_jax.checkpoints.card import LIBRARY
+from colm_jax.checkpoints.directory import TEAM_FILE
 from colm_jax.checkpoints.hub_names import HubName
 from colm_jax.checkpoints.publish import Upload, is_of_team
 from colm_jax.errors import UserError
@@ -55,13 +56,19 @@ def publish(upload: Upload, *, private: bool = False, branch: str | None = None,
         raise UserError(f"{name}: not logged in to the Hub; run `hf auth login`, or set HF_TOKEN")
     with _one_line_errors(name):
         api.create_repo(name, private=private or None, exist_ok=True)
+        if private and not api.model_info(name).private:
+            raise UserError(f"{name}: exists and is public, and would not become private; change that on the Hub first")
         if branch is not None:
             api.create_branch(name, branch=branch, exist_ok=True)
         info = api.model_info(name, revision=branch)
-        if private and not info.private:
-            raise UserError(f"{name}: exists and is public, and would not become private; change that on the Hub first")
         before = [entry.rfilename for entry in info.siblings or ()]
-        removed = [file for file in before if is_of_team(file) and file not in upload.files]
+        of_team = [file for file in before if is_of_team(file)]
+        if of_team and TEAM_FILE not in before:
+            raise UserError(
+                f"{name}: holds another model ({', '.join(of_team[:3])}) and no team, whose files would be replaced; "
+                "choose another name"
+            )
+        removed = [file for file in of_team if file not in upload.files]
         additions = [
             CommitOperationAdd(file, held if isinstance(held, bytes) else str(local_copy(held)))
             for file, held in upload.files.items()

@@ -63,8 +63,11 @@ class Upload:
 
 
 def is_of_team(name: str) -> bool:
-    """Return whether a file of a repository is one of a team's: those that are not part of an upload are stale."""
-    return any(fnmatchcase(name, pattern) for pattern in _OF_TEAM)
+    """Return whether a file of a repository is one of a team's: those that are not part of an upload are stale.
+
+    A team has no folders.
+    """
+    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in _OF_TEAM)
 
 
 def prepare(
@@ -261,7 +264,8 @@ def _card(directory: Path, facts: dict[str, Any], published: dict[str, Any], sta
     kept = {key: value for key, value in card.data.to_dict().items() if value is not None}
     computed = card_data(published, stated)
     tags = [*dict.fromkeys([*kept.get("tags", []), *computed["tags"]])]
-    card.data = ModelCardData(**{**computed, **kept, **given, "tags": tags})
+    own = {key: value for key, value in computed.items() if key.startswith("base_model")}
+    card.data = ModelCardData(**{**computed, **kept, **own, **given, "tags": tags})
     return str(card)
 
 

@@ -23,7 +23,7 @@ from colm_jax.data.units import Units
 from colm_jax.decoding.calls import ExpertCalls
 from colm_jax.decoding.loop import run_turns
 from colm_jax.decoding.requests import Generation, Request, RunningSequence, Update
-from colm_jax.decoding.risk import Risk
+from colm_jax.decoding.risk import LEARNED_UNDER, Risk
 from colm_jax.decoding.slots import (
     WINDOW,
     BatchShape,
@@ -217,7 +217,7 @@ class Session:
         """Starts without slots; see `Engine.session`."""
         self._engine, self._settings, self._fixed = engine, settings, fixed
         self._strategy = STRATEGIES[settings.strategy]
-        self._risk = engine.risk if self._strategy.needs_gate else None  # it was learned under a gate
+        self._risk = engine.risk if settings.strategy == LEARNED_UNDER else None
         self._keeps, self._observes = evidence, evidence or self._risk is not None
         self._graphs, self._models = engine.needed_by(self._strategy)
         self._reads_base = self._strategy.reads_base  # every token

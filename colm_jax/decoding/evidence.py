@@ -4,19 +4,10 @@ It is kept only where it is asked for (`LoopConfig.observes`): by a team that ha
 and by calibration, which learns them.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from colm_jax.models.uncertainty import uncertainty
-
 _LARGEST_ODDS = 15.0
-
-
-def of_choice(logits: Float[Array, "B V"], token: Int[Array, "B"]) -> Float[Array, "B 4"]:
-    """Return entropy, top log-probability and margin of a distribution, and the log-probability of a token."""
-    own = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), token[:, None], axis=-1)
-    return jnp.concatenate([uncertainty(logits), own], axis=-1)
 
 
 def evidence_of(
@@ -29,15 +20,15 @@ def evidence_of(
     """Return the columns `decoding.risk.EVIDENCE`.
 
     Args:
-      p_defer: of the gate; 0.5 without one.
+      p_defer: of the gate.
       source: 0 the base, 1..M an expert.
-      base: `of_choice` of the base's distribution and its own choice.
+      base: `models.uncertainty.of_choice` of the base's distribution and its own choice.
       agrees: the token is that choice.
-      writer: log-probability, entropy and margin where an expert wrote; NaN where they are not known.
+      writer: log-probability, entropy and margin where an expert or a mixture wrote; NaN where they are not known.
     """
     odds = jnp.clip(jnp.log(p_defer) - jnp.log1p(-p_defer), -_LARGEST_ODDS, _LARGEST_ODDS)
     own = jnp.stack([base[:, 3], base[:, 0], base[:, 2]], axis=-1)
     by_expert = source > 0
     flags = by_expert.astype(jnp.float32), agrees.astype(jnp.float32)
-    known = jnp.where(by_expert[:, None], writer, own)
+    known = jnp.where((by_expert | ~agrees)[:, None], writer, own)
     return jnp.concatenate([jnp.stack([odds, flags[0]], -1), base[:, :3], flags[1][:, None], known], axis=-1)

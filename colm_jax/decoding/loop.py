@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.decoding.correction import judge, propose, source_of
-from colm_jax.decoding.evidence import evidence_of, of_choice
+from colm_jax.decoding.evidence import evidence_of
 from colm_jax.decoding.position import is_deferred, next_token, position_keys, position_threshold, written
 from colm_jax.decoding.speculation import run_ahead
 from colm_jax.decoding.state import (
@@ -43,6 +43,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import p_defer
 from colm_jax.models.ragged import Ragged
 from colm_jax.models.sampling import sample
+from colm_jax.models.uncertainty import of_choice
 from colm_jax.settings.generation import ExpertBatching
 
 
@@ -325,6 +326,7 @@ def _write_tokens(
     strategy, requests, end = config.strategy, state.requests, state.tokens.shape[1]
     gate_logits, deferred, place = step.gate_logits, step.deferred, state.lengths
     logits, source = CHOOSE[strategy.name](step)
+    chosen_from = logits  # a token on trial is known to be chosen, which says nothing of its probability
     trials, correction, ahead = state.trials, config.correction, strategy.name == "lookahead"
     if trials is not None and correction is not None:
         proposal, trials = propose(correction, ahead, step, logits, source, trials, place, ready)
@@ -348,7 +350,8 @@ def _write_tokens(
     evidence = state.evidence
     if evidence is not None:
         choice, base = draft or (token, of_choice(step.base, token))
-        writer = of_choice(logits, token)[:, jnp.array([3, 0, 2])]
+        writer = base if draft is None else of_choice(chosen_from, token)
+        writer = writer[:, jnp.array([3, 0, 2])]
         evidence = put(evidence, evidence_of(p_defer(gate_logits), source, base, token == choice, writer), writes)
     state = replace(
         state,

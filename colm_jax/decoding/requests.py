@@ -85,7 +85,7 @@ class Generation:
     sent: dict[str, int] | None = None  # to remote experts: "requests" and "characters"; None: there are none
     log_probs: list[list[float]] | None = None  # of each token under base and experts, nats; None where not asked for
     # What the team has learned of where its answers go wrong (`decoding.risk`); None where it has learned nothing.
-    risk: float | None = None  # probability that the answer is wrong
+    risk: float | None = None  # probability that the answer is wrong; None of one without a token
     risks: list[float] | None = None  # that it goes wrong at each token
     check: tuple[Mark, ...] | None = None  # the parts of the text to check
     evidence: np.ndarray | None = None  # [N, E]: `decoding.risk.EVIDENCE` of each token; None where not asked for
@@ -182,7 +182,7 @@ class RunningSequence:
                 hits=self.hits,
                 lost=tuple(number for number in self.lost if number <= count),
                 sent=self.sent,
-                risk=None if self._risk is None else self._risk.of_answer(self._evidence(0)[:count]),
+                risk=None if self._risk is None or not count else self._risk.of_answer(self._evidence(0)[:count]),
                 risks=None if risks is None else risks[:count],
                 check=self._marks(count),
                 evidence=self._evidence(0)[:count] if self._keeps_evidence else None,

@@ -16,16 +16,20 @@ from colm_jax.errors import UserError
 
 # What the loop knows of a token, in order. Log-probabilities, entropies and margins are in nats.
 EVIDENCE = (
-    "gate",  # log-odds of p_defer; 0 without a gate
+    "gate",  # log-odds of p_defer; says nothing without a gate
     "expert",  # 1 where an expert wrote the token
     "base_entropy",
     "base_top_log_prob",  # of the base's most probable token
     "base_margin",  # between its two most probable tokens
     "agrees",  # 1 where the token is the base's own choice
-    "log_prob",  # of the token, under the distribution from which it was chosen; of a guest's span, their sum
+    # Of the token, under the distribution from which it was chosen, before temperature, top-k, top-p and min-p; of a
+    # guest's span, their sum.
+    "log_prob",
     "entropy",  # of that distribution; of a guest's span, the largest
     "margin",  # likewise; of a guest's span, the smallest
 )
+
+LEARNED_UNDER = "defer"  # the strategy; of others' answers nothing is known
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,10 @@ class Risk:
             if not isinstance(values, list) or len(values) != count:
                 raise UserError(f"{where}: {name!r} must have {count} number(s), got {value!r}")
             for number in values:
-                check_number(f"{where}: {name}", number)
+                least, above = (0 if name == "mark_above" else None), (0 if name == "scale" else None)
+                check_number(f"{where}: {name}", number, least, 1 if name == "mark_above" else None, above=above)
+        if any(low > high for low, high in zip(content["low"], content["high"])):
+            raise UserError(f"{where}: 'low' must not exceed 'high'")
         found: dict[str, Any] = {name: tuple(v) if isinstance(v := content[name], list) else v for name in names}
         return cls(**found)
 
@@ -115,6 +122,9 @@ def marked(pieces: Sequence[str], found: Sequence[Mark]) -> list[bool]:
 def marks(pieces: Sequence[str], risks: Sequence[float], above: float, offset: int = 0) -> tuple[Mark, ...]:
     """Return the marks of consecutive tokens: runs of those whose risk is above a limit, without white space around.
 
+    The risk of a token that shows nothing by itself, as white space or the first byte of a character, is also that of
+    the token after it.
+
     Args:
       pieces: what each token adds to the text.
       risks: of each token.
@@ -129,8 +139,10 @@ def marks(pieces: Sequence[str], risks: Sequence[float], above: float, offset: i
             first = start + len(run) - len(run.lstrip())
             found.append(Mark(first, first + len(text), round(highest, 4)))
 
-    place = offset
+    place, before = offset, 0.0
     for piece, risk in zip(pieces, risks, strict=True):
+        risk = max(risk, before)
+        before = 0.0 if piece.strip() else risk
         if risk > above:
             start, highest = (start, max(highest, risk)) if run else (place, risk)
             run += piece

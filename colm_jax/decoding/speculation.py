@@ -97,7 +97,9 @@ class Drafts:
     experts: Bool[Array, "B N M"]  # the experts that each token calls; none: the base writes it
     base: Float[Array, "B N _"]  # the base's logits [B, N, V], float32; [B, N, 0] where only its choice counts
     gate_logits: Float[Array, "B N G"]
-    evidence: Float[Array, "B N _"]  # `evidence.of_choice` of each draft [B, N, 4]; [B, N, 0] where it is not kept
+    evidence: Float[
+        Array, "B N _"
+    ]  # `models.uncertainty.of_choice` of each draft [B, N, 4]; [B, N, 0] where it is not kept
     ended: Bool[Array, "B"]  # the last draft would end the text
     age: Int[Array, "B"]  # base steps for which the slot waits for an expert pass
 

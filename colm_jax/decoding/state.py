@@ -112,7 +112,7 @@ class UnitState:
     p_defer: Float[Array, "B"]  # of the unit that is being written, or called for
     threshold: Float[Array, "B"]  # likewise
     starts: Bool[Array, "B S"]  # a unit begins at this token
-    base: Float[Array, "B 4"]  # `evidence.of_choice` of `choice`, where it is kept
+    base: Float[Array, "B 4"]  # `models.uncertainty.of_choice` of `choice`, where it is kept
 
     @classmethod
     def none(cls, batch: int, size: int) -> "UnitState":

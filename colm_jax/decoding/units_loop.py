@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from colm_jax.decoding.evidence import evidence_of, of_choice
+from colm_jax.decoding.evidence import evidence_of
 from colm_jax.decoding.position import is_deferred, next_token, position_keys, position_threshold, written
 from colm_jax.decoding.state import (
     EOS,
@@ -32,6 +32,7 @@ from colm_jax.models.arrays import pytree
 from colm_jax.models.cache import no_rows
 from colm_jax.models.gate import p_defer
 from colm_jax.models.sampling import sample
+from colm_jax.models.uncertainty import of_choice
 
 
 @pytree

@@ -252,7 +252,8 @@ class GuestExpert:
             computed = int(chosen[sequence.slot])
             sequence.held += sequence.tokens[len(sequence.held) :] + own[: max(computed - 1, 0)]
             written = self._written(call, sequence, own, computed)
-            if observes and written.unit is not None:
+            whole = len(own) == 0 or self._closable[self.opening.after[own[-1]]]  # nothing of it was dropped
+            if observes and whole and written.unit is not None:
                 log_prob, entropy, margin = evidence[sequence.slot].tolist()
                 written = replace(written, evidence=(log_prob, entropy, margin))
             self._finished.append(written)

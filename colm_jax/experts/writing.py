@@ -18,7 +18,7 @@ from colm_jax.models.cache import BLOCK, KVCache, no_rows
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.ragged import Ragged
 from colm_jax.models.sampling import SamplingParams, sample
-from colm_jax.models.uncertainty import uncertainty
+from colm_jax.models.uncertainty import of_choice
 
 CHUNK = 16  # tokens of one sequence that the first pass of `write` reads at most; `prefill` reads the rest
 
@@ -147,9 +147,7 @@ def _step(
 
 def _evidence(logits: Float[Array, "B V"], token: Int[Array, "B"]) -> Float[Array, "B 3"]:
     """Return a token's log-probability, and the entropy and margin of its distribution."""
-    entropy, _, margin = uncertainty(logits).T
-    own = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=-1)[:, 0]
-    return jnp.stack([own, entropy, margin], -1)
+    return of_choice(logits, token)[:, jnp.array([3, 0, 2])]
 
 
 def _with_block(rows: Float[Array, "1 K N h"]) -> Float[Array, "1 K W h"]:

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 UNCERTAINTY = ("entropy", "top_log_prob", "margin")
 
@@ -27,6 +27,12 @@ def as_uncertainty(
 ) -> Float[Array, "*batch 3"]:
     """Return `uncertainty` from entropies and the two largest log-probabilities, of which the second may be -inf."""
     return jnp.stack([entropy, first, jnp.minimum(first - second, _LARGEST_MARGIN)], axis=-1)
+
+
+def of_choice(logits: Float[Array, "B V"], token: Int[Array, "B"]) -> Float[Array, "B 4"]:
+    """Return entropy, top log-probability and margin of a distribution, and the log-probability of a token."""
+    own = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), token[:, None], axis=-1)
+    return jnp.concatenate([uncertainty(logits), own], axis=-1)
 
 
 _LARGEST_MARGIN = 30.0  # of a token that is the only one, or all but: e^-30 is below float32's rounding of 1

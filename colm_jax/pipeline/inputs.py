@@ -16,6 +16,7 @@ from colm_jax.checkpoints.team import Base, load_base, load_expert
 from colm_jax.data.records import Examples, read_jsonl, stream_records
 from colm_jax.data.span_units import SpanUnits
 from colm_jax.data.tokens import open_tokens
+from colm_jax.decoding.risk import Risk
 from colm_jax.errors import UserError
 from colm_jax.experts.guest import GuestExpert
 from colm_jax.experts.protocol import Expert
@@ -191,13 +192,13 @@ class RunInputs:
             self._opened[directory] = load_base(directory, self.config.dtype, self.mesh, stacked=False)
         return self._opened[directory]
 
-    def team(self, directory: Path) -> CoLM:
-        """Load a team directory of this run, joined with the run's experts, once."""
-        if ("team", directory) not in self._opened:
+    def team(self, directory: Path, risk: Risk | None = None) -> CoLM:
+        """Load a team directory of this run, joined with the run's experts and what was learned of its risks, once."""
+        key = "team", directory, risk
+        if key not in self._opened:
             models = self.trained_base(directory), self.experts, self.expert_tokenizers
-            joined = CoLM(*models, self.mesh, self.outline)
-            self._opened["team", directory] = joined
-        return self._opened["team", directory]
+            self._opened[key] = CoLM(*models, self.mesh, self.outline, risk)
+        return self._opened[key]
 
     @property
     def length(self) -> int:

@@ -32,10 +32,12 @@ def refresh_settings(run: str | Path, dtype: str | None = None, expert_dtype: st
       UserError: the run has no trained team.
     """
     team = team_of_run(run)
+    facts = read_facts(team)
     return {
         "base": str(team),
         "dtype": dtype or read_json(team / "config.json")["dtype"],
-        "expert_dtype": expert_dtype or read_facts(team).get("expert_dtype"),
+        "expert_dtype": expert_dtype or facts.get("expert_dtype"),
         "trainable": "gate",
+        "gate_inputs": facts["gate"].get("inputs", "hidden"),
         "expert_scores": "cached",
     }

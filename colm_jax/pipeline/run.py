@@ -20,7 +20,7 @@ from colm_jax.report.store import load_report
 from colm_jax.report.terminal import show_report
 from colm_jax.settings.run import RunConfig
 from colm_jax.storage import path_of, read_json, write_text
-from colm_jax.team import CoLM
+from colm_jax.team import CoLM, read_risk
 
 OPERATIVE_CONFIG = "operative_config.gin"
 
@@ -42,8 +42,9 @@ class FinishedRun:
 
     @property
     def team(self) -> CoLM:
-        """The trained team, loaded once."""
-        return self.inputs.team(self.stages["train"].directory / "team")
+        """The trained team, loaded once; with what it has learned of its risks."""
+        learned = read_risk(self.stages["team"].directory) if "team" in self.stages else None
+        return self.inputs.team(self.stages["train"].directory / "team", learned)
 
     @property
     def threshold(self) -> float:

@@ -160,6 +160,11 @@ class Training:
                 f"Training.schedule {self.schedule.text} gives base and gate the same rate; unset gate_learning_rate, "
                 "or name the schedule's factory, without parentheses"
             )
+        if self.gate_ridge and self.trainable != "gate":
+            raise UserError(
+                f"Training.gate_ridge {self.gate_ridge} is the penalty of a gate that is trained alone; "
+                f"Training.trainable must be 'gate', got {self.trainable!r}"
+            )
         if self.objective == "sft" and self.trainable == "gate":
             raise UserError(
                 "Training.objective 'sft' does not train a gate; Training.trainable must be 'all' or 'lora'"

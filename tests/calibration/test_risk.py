@@ -81,6 +81,20 @@ def test_grades_between_right_and_wrong_count_by_their_size():
     assert means[1] < means[0] and 0.25 < means[1] < 0.8
 
 
+def test_several_risky_tokens_in_one_answer_count_as_several_marks():
+    rng = np.random.default_rng(0)
+    answers = []
+    for i in range(60):
+        evidence = np.zeros((20, len(EVIDENCE)), np.float32)
+        evidence[:, COLUMN] = rng.uniform(0, 0.1, 20)
+        if i % 3 == 0:  # wrong, and uncertain at half of its tokens, at some a little less
+            evidence[:10, COLUMN] = np.linspace(3, 2.5, 10)
+        answers.append(Graded(evidence, float(i % 3 > 0)))
+    risk, summary = learn_risk(answers)
+    marked = sum((risk.of(answer.evidence) > risk.mark_above).sum() for answer in answers)
+    assert 0 < marked <= MOST_MARKS * len(answers) and summary["marks"] == marked / len(answers)
+
+
 @pytest.mark.parametrize("wrong", [0, 4, 296, 300])
 def test_without_wrong_or_right_answers_nothing_is_learned(wrong):
     answers = [replace(answer, grade=float(i >= wrong)) for i, (answer, _) in enumerate(graded(300))]
@@ -114,6 +128,9 @@ def test_a_stored_risk_is_read_back():
         (stored | {"evidence": ["gate"]}, "calibrate the team again"),
         (stored | {"weights": [0.0]}, "'weights' must have 9 number"),
         (stored | {"bias": "x"}, "bias"),
+        (stored | {"scale": [0.0] * 9}, "scale"),
+        (stored | {"mark_above": 2.0}, "mark_above"),
+        (stored | {"low": [1e9] * 9}, "'low' must not exceed"),
         ([], "needs 'evidence'"),
     ):
         with pytest.raises(UserError, match=f"colm.json: .*{says}|colm.json.*{says}"):

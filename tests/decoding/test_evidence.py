@@ -83,10 +83,31 @@ def test_keeping_evidence_changes_no_answer():
     assert all(answer.evidence is None and answer.risk is None and answer.check is None for answer in plain)
 
 
-def test_strategies_without_a_gate_have_no_marks(monkeypatch):
+@pytest.mark.parametrize("strategy", ["compose", "backtrack"])
+def test_the_log_probability_is_that_of_the_written_token(strategy):
+    requests = [request(text, strategy, key=i) for i, text in enumerate(TEXTS)]
+    found = observed(engine_of(1), requests, speculate=False)
+    column = EVIDENCE.index("log_prob")
+    for answer in found:
+        ids, first = answer.prompt_ids + answer.tokens, len(answer.prompt_ids) - 1
+        hidden, own = distributions(decoders()[0], ids)
+        expert = distributions(decoders()[1], ids)[1]
+        p = 1 / (1 + np.exp(-np.asarray(hidden, np.float64) @ kernel(1)))
+        mixed = np.log((1 - p) * np.exp(own) + p * np.exp(expert))
+        for i, token in enumerate(answer.tokens):
+            place, deferred = first + i, answer.p_defer[i] > 0.5
+            if strategy == "compose":
+                expected = (mixed if deferred else own)[place, token]
+            else:
+                expected = (expert if deferred else own)[place, token]
+            assert answer.evidence[i, column] == pytest.approx(expected, abs=2e-4)
+
+
+def test_strategies_other_than_that_of_the_risk_have_no_marks(monkeypatch):
     engine = engine_of(1)
     monkeypatch.setattr(engine, "risk", TOTAL)
-    assert all(answer.check is None for answer in answers(engine, TEXTS, "base", new=5))
+    for strategy in ("base", "compose"):
+        assert all(answer.check is None for answer in answers(engine, TEXTS, strategy, new=5))
     (answer,) = answers(engine, TEXTS[:1], "defer", new=5)
     assert len(answer.risks) == len(answer.tokens) and 0 < answer.risk < 1
 

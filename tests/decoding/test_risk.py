@@ -15,8 +15,9 @@ ZEROS = (0.0,) * len(EVIDENCE)
         (("a", " b", " c"), (0.1, 0.9, 0.2), ((2, 3, 0.9),)),
         (("a", " 1", "2", " c"), (0.1, 0.6, 0.9, 0.2), ((2, 4, 0.9),)),  # a number of two tokens is one mark
         (("a", " b"), (0.9, 0.6), ((0, 3, 0.9),)),
-        ((" \n", "b"), (0.9, 0.1), ()),  # nothing to be seen
-        (("", "b"), (0.9, 0.1), ()),  # a part of a character
+        ((" \n", "b"), (0.9, 0.1), ((2, 3, 0.9),)),  # nothing to be seen: its risk is that of the next token
+        (("", "é", "b"), (0.9, 0.1, 0.1), ((0, 1, 0.9),)),  # a part of a character
+        (("a", " "), (0.1, 0.9), ()),
         (("a", "b", "c"), (0.6, 0.5, 0.6), ((0, 1, 0.6), (2, 3, 0.6))),  # not above the limit
         ((), (), ()),
     ],

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from colm_jax import CoLM
+from colm_jax.calibration import risk
 from colm_jax.errors import UserError
 from colm_jax.pipeline.executor import steps
 from colm_jax.pipeline.graph import run_graph
 from colm_jax.pipeline.run import run_pipeline
 from colm_jax.pipeline.stage import StageDirectory
+from colm_jax.pipeline.stages import team as team_stages
 from colm_jax.report.store import load_report
 from colm_jax.settings.calibration import Calibration
 from colm_jax.settings.generation import Correction
@@ -112,6 +114,42 @@ def test_a_run_leaves_a_team_that_does_what_the_evaluation_says(tmp_path, inputs
         again = json.loads((tmp_path / "run/calibrate/calibration.json").read_text())
         assert (calibration["source"], again["source"]) == ("texts", "generations")
         assert json.loads((tmp_path / "run/team/colm.json").read_text())["calibration"] == again
+
+
+def test_what_a_run_learns_of_wrong_answers_is_in_its_team_and_marks_its_answers(tmp_path, inputs, monkeypatch):
+    def graded(task, texts, *rest):
+        return replace(real(task, texts, *rest), grades=tuple(float(i % 2) for i in range(len(texts))))
+
+    real = team_stages.score_answers
+    monkeypatch.setattr(team_stages, "score_answers", graded)  # a random pair has no right answers
+    monkeypatch.setattr(risk, "FEWEST", 1)
+    training = Training(trainable="gate", batch_size=8)
+    config = RunConfig(**inputs, task="exact", max_new_tokens=12, strategies=("defer", "base"), training=training)
+    run = run_pipeline(config, tmp_path / "run")
+    learned = json.loads((tmp_path / "run/risk/risk.json").read_text())
+    facts = json.loads((tmp_path / "run/team/colm.json").read_text())
+    assert learned["why"] is None and facts["risk"] == learned["risk"]
+    lines = {
+        name: [json.loads(line) for line in (tmp_path / f"run/generate/{name}.jsonl").read_text().splitlines()]
+        for name in ("defer", "base")
+    }
+    team = CoLM.from_pretrained(tmp_path / "run/team")
+    answers = team.generate([{"prompt": line["prompt"]} for line in lines["defer"]], max_new_tokens=12)
+    for line, answer in zip(lines["defer"], answers):
+        assert line["risks"] == pytest.approx(answer.risks, abs=1e-3) and 0 <= line["risk"] <= 1
+        assert line["check"] == [asdict(mark) for mark in answer.check]
+    assert not any("risk" in line for line in lines["base"])
+    assert "marks" in run.evaluation["task"]["defer"] and "marks" not in run.evaluation["task"]["base"]
+    assert "Where to check (test)" in (tmp_path / "run/report/report.md").read_text()
+
+
+def test_a_run_without_right_answers_says_why_there_are_no_marks(tmp_path, inputs):
+    config = RunConfig(**inputs, task="exact", max_new_tokens=4, training=Training(trainable="gate"))
+    run_pipeline(config, tmp_path / "run")
+    learned = json.loads((tmp_path / "run/risk/risk.json").read_text())
+    assert learned["risk"] is None and "dev answers are wrong" in learned["why"]
+    assert CoLM.from_pretrained(tmp_path / "run/team").engine.risk is None
+    assert learned["why"] in (tmp_path / "run/report/report.md").read_text()
 
 
 def test_a_run_with_two_experts(tmp_path, inputs, tiny_model):

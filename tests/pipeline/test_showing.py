@@ -47,6 +47,22 @@ def test_another_models_tokenizer_is_refused(answer_file):
         shown(write("the😀b "), directory)
 
 
+def test_marks_of_the_line_are_shown(answer_file):
+    write, directory = answer_file
+    path = write(" the😀b ")
+    line = json.loads(path.read_text())
+    risks = [0.9] + [0.1] * (len(line["tokens"]) - 1)
+    path.write_text(json.dumps(line | {"risks": risks, "check": [{"start": 1, "end": 4, "risk": 0.9}]}) + "\n")
+    assert "to check (risk): the" in shown(path, directory) and "(0.90)" in shown(path, directory)
+    for check, said in (
+        (["x"], "'check' must be a list"),
+        ([{"start": 4, "end": 1, "risk": 0.9}], "each end in 'check'"),
+    ):
+        path.write_text(json.dumps(line | {"check": check}) + "\n")
+        with pytest.raises(UserError, match=said):
+            shown(path, directory)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -57,6 +73,8 @@ def test_another_models_tokenizer_is_refused(answer_file):
         ({"text": 5}, "5 as 'text'"),
         ({"threshold": 0.5}, "'threshold' must be a list or null"),
         ({"p_defer": ["x"]}, "each of 'p_defer' must be a number"),
+        ({"risks": ["x"]}, "each of 'risks' must be a number"),
+        ({"risks": [0.5]}, "tokens, sources, p_defer and risks have"),
         ({"prompt": None}, "None as 'prompt'"),
         ({"prompt": [{"role": "user", "content": "hi"}, "x"]}, "each of 'prompt' must be a whole number"),
     ],

@@ -1,5 +1,6 @@
 """A server of a tiny random team, which all tests of this folder share."""
 
+import json
 import threading
 import time
 from dataclasses import dataclass
@@ -8,12 +9,16 @@ import httpx
 import pytest
 
 from colm_jax import CoLM
+from colm_jax.decoding.risk import EVIDENCE, Risk
 from colm_jax.serving.server import listen, serve
 from colm_jax.serving.state import Server
 from colm_jax.settings.serving import ServingSettings
 from tests.tiny import CHAT_TEMPLATE, write_model, write_team
 
 SLOTS = 4
+# Marks about half of the tokens of a random team.
+NONE, MOST = (0.0,) * len(EVIDENCE), (30.0,) * len(EVIDENCE)
+RISK = Risk(NONE, (1.0,) * len(EVIDENCE), (-30.0,) * len(EVIDENCE), MOST, (0.3, *NONE[:6], 0.4, -0.3), -1.0, 0.5)
 
 
 @dataclass
@@ -78,7 +83,10 @@ def team_directory(tmp_path_factory):
     """A tiny team with a chat template; its gate defers about half of the tokens."""
     folder = tmp_path_factory.mktemp("served")
     base = write_model(folder / "base", chat_template=CHAT_TEMPLATE)
-    return write_team(folder / "team", base, write_model(folder / "expert", seed=1))
+    team = write_team(folder / "team", base, write_model(folder / "expert", seed=1))
+    facts = json.loads((team / "colm.json").read_text())
+    (team / "colm.json").write_text(json.dumps(facts | {"risk": RISK.as_json()}))
+    return team
 
 
 @pytest.fixture(scope="session")

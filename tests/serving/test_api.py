@@ -37,6 +37,25 @@ def test_a_chat_answer_is_that_of_generate(server):
     assert again["choices"][0]["message"]["content"] == answer.text
 
 
+def test_the_marks_of_an_answer_are_those_of_generate_and_of_its_chunks(server):
+    (choice,) = server.complete("hello", max_tokens=40)["choices"]
+    (answer,) = server.team.generate(["hello"], max_new_tokens=40)
+    check = choice["colm"]["check"]
+    assert [(mark["start"], mark["end"]) for mark in check] == [(mark.start, mark.end) for mark in answer.check]
+    np.testing.assert_allclose([mark["risk"] for mark in check], [mark.risk for mark in answer.check], atol=1e-3)
+    assert choice["colm"]["risk"] == pytest.approx(answer.risk, abs=1e-3)
+    body = {"prompt": "hello", "temperature": 0, "max_tokens": 40, "echo": True}
+    parts = choices_of(stream(server, "/v1/completions", body))
+    streamed = [mark for part in parts for mark in part.get("colm", {}).get("check", ())]
+    covered = {i for mark in streamed for i in range(mark["start"], mark["end"])}
+    text = answer.text
+    assert {i for i in covered if not text[i].isspace()} == {
+        i for mark in answer.check for i in range(mark.start, mark.end) if not text[i].isspace()
+    }
+    assert check and len(covered) < len(text)
+    assert all("risk" not in each["colm"] for each in server.complete("hello", strategy="base")["choices"])
+
+
 def test_without_a_number_a_chat_answer_ends_by_itself_or_with_the_context(server):
     body = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0}
     found = server.post("/v1/chat/completions", body).json()

@@ -17,7 +17,7 @@ from colm_jax.cli.flags import (
 from colm_jax.errors import UserError
 from colm_jax.settings.remote import RemoteSettings
 from colm_jax.settings.run import RunConfig
-from colm_jax.settings.training import OBJECTIVES
+from colm_jax.settings.training import OBJECTIVES, Training
 
 DESCRIPTION = "Give a trained team other experts: score them, fit a new gate, calibrate; the base stays as it is."
 EXAMPLE = "colm refresh --run RUN --expert NEW --data train.jsonl --dev dev.jsonl --out DIR"
@@ -36,6 +36,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--data", required=True, metavar="FILE", help="training texts, JSONL or .txt")
     parser.add_argument("--dev", required=True, metavar="FILE", help="texts for calibration, JSONL or .txt")
     setting_flags(parser, RunConfig, "spans")
+    setting_flags(parser, Training, "gate_ridge")
     setting_flags(parser, RemoteSettings, *REMOTE)
     task_flag(parser)
     out_flag(parser, text="a run directory of its own; the team is DIR/team")

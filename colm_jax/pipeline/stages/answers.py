@@ -20,10 +20,10 @@ from colm_jax.parallel import is_first, on_first
 from colm_jax.pipeline.executor import StageKey
 from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.inputs import RunInputs
-from colm_jax.pipeline.stage import hash_expert
 from colm_jax.pipeline.stages.opened import (
     RunContext,
     base_scores,
+    endpoint_hashes,
     expert_scores,
     finished_team,
     run_threshold,
@@ -60,9 +60,7 @@ def generate_key(run: RunContext) -> StageKey:
     if registered := definitions(*config.answered_by):
         settings["registered"] = registered
     hashes = run.digests("team") | {"test": inputs.hashes[test_split(inputs)]}
-    for m, (name, directory) in enumerate(zip(config.experts, inputs.expert_directories), start=1):
-        if directory is None:
-            hashes[f"endpoint-{m}"] = hash_expert(name, directory, config.remote)
+    hashes |= endpoint_hashes(inputs)
     return StageKey(hashes, settings)
 
 
@@ -168,9 +166,10 @@ def write_evaluation(run: RunContext, directory: Path) -> None:
                 "expert_calls": score.expert_calls,
                 **score.measures,
             }
-            if lines and all("risk" in line for line in lines):
-                risks, marked = [line["risk"] for line in lines], [bool(line["check"]) for line in lines]
-                result["task"][name]["marks"] = mark_figures(risks, marked, score.grades)
+            judged = [(line, grade) for line, grade in zip(lines, score.grades, strict=True) if "risk" in line]
+            if judged:
+                risks, marked = zip(*((line["risk"], bool(line["check"])) for line, _ in judged))
+                result["task"][name]["marks"] = mark_figures(risks, marked, [grade for _, grade in judged])
         if is_first():
             write_json(directory / GRADES, grades)
     if is_first():

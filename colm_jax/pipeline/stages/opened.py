@@ -6,6 +6,7 @@ from colm_jax.checkpoints.team import read_facts, threshold_of
 from colm_jax.data.records import Examples
 from colm_jax.pipeline.executor import StageContext
 from colm_jax.pipeline.inputs import RunInputs
+from colm_jax.pipeline.stage import hash_expert
 from colm_jax.scoring import Scores, load_scores, open_hidden
 from colm_jax.storage import load_array
 from colm_jax.team import CoLM, read_risk
@@ -38,6 +39,13 @@ def view_digest(run: RunContext, model: int) -> str | None:
     if isinstance(view, Examples):
         return view.digest(range(len(view.items)))
     return run.digests("tokens")["tokens"]
+
+
+def endpoint_hashes(inputs: RunInputs) -> dict[str, str]:
+    """Return the hashes of experts that are endpoints, with what decides their answers."""
+    config = inputs.config
+    named = enumerate(zip(config.experts, inputs.expert_directories), start=1)
+    return {f"endpoint-{m}": hash_expert(name, None, config.remote) for m, (name, where) in named if where is None}
 
 
 def base_scores(run: RunContext) -> Scores:
@@ -77,9 +85,7 @@ def trained_team(run: RunContext) -> CoLM:
 
 def finished_team(run: RunContext) -> CoLM:
     """Return the trained team as it is published: with what it has learned of its risks. Needs `train` and `team`."""
-    team = trained_team(run)
-    team.engine.risk = read_risk(run.directory("team"))
-    return team
+    return run.inputs.team(run.directory("train") / "team", read_risk(run.directory("team")))
 
 
 def run_threshold(run: RunContext) -> float:

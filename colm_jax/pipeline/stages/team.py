@@ -17,7 +17,7 @@ from colm_jax.parallel import is_first
 from colm_jax.pipeline.executor import StageKey
 from colm_jax.pipeline.files import link
 from colm_jax.pipeline.inputs import RunInputs
-from colm_jax.pipeline.stages.opened import RunContext, trained_team
+from colm_jax.pipeline.stages.opened import RunContext, endpoint_hashes, trained_team
 from colm_jax.settings.references import text_of
 from colm_jax.storage import absolute, entries, read_json, shown, write_json, write_text
 
@@ -58,7 +58,8 @@ def risk_key(run: RunContext) -> StageKey:
     """Return the trained team, its threshold and the dev lines."""
     inputs, config = run.inputs, run.inputs.config
     settings = {"task": config.task, "max_new_tokens": config.calibration.max_new_tokens}
-    return StageKey(run.digests("train", "calibrate") | {"dev": inputs.hashes["dev"]}, settings)
+    hashes = run.digests("train", "calibrate") | {"dev": inputs.hashes["dev"]} | endpoint_hashes(inputs)
+    return StageKey(hashes, settings)
 
 
 def write_risk(run: RunContext, directory: Path) -> None:
@@ -73,6 +74,7 @@ def write_risk(run: RunContext, directory: Path) -> None:
             places=[where for where, _ in records],
             threshold=read_json(run.directory("calibrate") / CALIBRATION)["threshold"],
             max_new_tokens=inputs.config.calibration.max_new_tokens,
+            batch_size=inputs.config.batch_size,
             evidence=True,
             progress=bar.to,
         )
