@@ -264,8 +264,8 @@ def _card(directory: Path, facts: dict[str, Any], published: dict[str, Any], sta
     kept = {key: value for key, value in card.data.to_dict().items() if value is not None}
     computed = card_data(published, stated)
     tags = [*dict.fromkeys([*kept.get("tags", []), *computed["tags"]])]
-    own = {key: value for key, value in computed.items() if key.startswith("base_model")}
-    card.data = ModelCardData(**{**computed, **kept, **own, **given, "tags": tags})
+    of_base = {key: value for key, value in computed.items() if key.startswith("base_model")}
+    card.data = ModelCardData(**{**computed, **kept, **of_base, **given, "tags": tags})
     return str(card)
 
 
