@@ -1,4 +1,4 @@
-"""The collaborative decoding loop: one jitted `lax.scan` over turns that holds all models (DESIGN section 4).
+"""The collaborative decoding loop: one jitted `lax.scan` over turns that holds all models (docs/decoding.md).
 
 In a turn the base runs decode steps until an expert pass is due: until enough calls are waiting (`ExpertBatching`), or
 the budget of steps is spent. A sequence with a pending call waits, or goes on with drafts
