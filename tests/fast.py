@@ -4,16 +4,16 @@ FILES = frozenset(
     """
     test_checks.py test_docs.py test_links.py test_reference.py test_repository.py test_seeds.py
     bench/test_train.py
-    calibration/test_figures.py
+    calibration/test_figures.py calibration/test_risk.py
     checkpoints/test_outline.py checkpoints/test_rope.py checkpoints/test_directory.py
     cli/test_faults.py
     data/test_batches.py data/test_chat.py data/test_convert.py
-    decoding/test_calls.py
+    decoding/test_calls.py decoding/test_risk.py
     models/test_sampling.py
     demo/test_pair.py
     experts/test_guest.py
     evaluation/test_choices.py evaluation/test_compare.py evaluation/test_numbers.py evaluation/test_final_answer.py
-    evaluation/test_bioasq.py evaluation/test_judges.py evaluation/test_math_answers.py
+    evaluation/test_marks.py evaluation/test_bioasq.py evaluation/test_judges.py evaluation/test_math_answers.py
     experts/remote/test_address.py experts/remote/test_redaction.py
     labels/test_weak.py
     models/test_gate.py models/test_decoder.py models/test_feed_forward.py

@@ -27,7 +27,7 @@ TOP = 20  # candidates of each column, at most
 class Candidates:
     """Of a text of T tokens; entry t is about the token after the first t + 1 ones. Log-probabilities are in nats.
 
-    Columns are base, experts, and the team: the mixture of all by the gate (the paper's marginal, section 2.2), which is
+    Columns are base, experts, and the team: the mixture of all by the gate (the paper's marginal, section 2.2), or
     the base where there is no gate.
     """
 

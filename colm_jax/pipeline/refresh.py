@@ -38,6 +38,6 @@ def refresh_settings(run: str | Path, dtype: str | None = None, expert_dtype: st
         "dtype": dtype or read_json(team / "config.json")["dtype"],
         "expert_dtype": expert_dtype or facts.get("expert_dtype"),
         "trainable": "gate",
-        "gate_inputs": facts["gate"].get("inputs", "hidden"),
+        "gate_inputs": facts.get("gate", {}).get("inputs", "hidden"),
         "expert_scores": "cached",
     }

@@ -37,8 +37,8 @@ class Word:
 
     @property
     def risk(self) -> float | None:
-        """The largest risk of its tokens; None where the team has not learned any."""
-        return max((piece.risk for piece in self.pieces if piece.risk is not None), default=None)
+        """The largest risk of its tokens and of the white space before it; None where the team has not learned any."""
+        return max((piece.risk for piece in (*self.space, *self.pieces) if piece.risk is not None), default=None)
 
 
 def words(pieces: Sequence[Piece]) -> list[Word]:

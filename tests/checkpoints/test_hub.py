@@ -87,6 +87,14 @@ def test_nothing_is_published_where_the_upload_fails(hub, frozen):
     assert set(files) == {".gitattributes"}
 
 
+def test_another_model_is_not_replaced(hub, frozen):
+    files = {"config.json": b"{}", "model.safetensors": b"", "onnx/model.safetensors": b""}
+    before = hub.create("me/team", files=files)
+    with pytest.raises(UserError, match=r"me/team: holds another model \(config.json, model.safetensors\)"):
+        publish(prepare(frozen[2], "me/team", experts=["me/expert"]), message="m")
+    assert hub.branches["me/team"]["main"] == before
+
+
 def test_a_branch_and_a_private_repository(hub, frozen):
     upload = prepare(frozen[2], "me/team", experts=["me/expert"])
     found = publish(upload, private=True, branch="v2", message="m")

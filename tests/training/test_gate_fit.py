@@ -10,7 +10,7 @@ import pytest
 import colm_jax.training.gate_fit as gate_fit
 from colm_jax.errors import UserError
 from colm_jax.objectives import marginal_nll, weighted_bce
-from colm_jax.settings.training import GateInit
+from colm_jax.settings.training import GateInit, Training
 from colm_jax.training.gate_fit import MeanLoss, initial_gate, minimise, train_gate
 from colm_jax.training.positions import Positions
 
@@ -163,5 +163,7 @@ def test_a_penalty_moves_the_optimum_to_that_of_the_penalised_marginal(objective
 def test_bad_settings_are_refused():
     with pytest.raises(UserError, match="solver"):
         GateInit(solver="sgd")
+    with pytest.raises(UserError, match=r"gate_ridge 0\.1 is the penalty of a gate that is trained alone"):
+        Training(gate_ridge=0.1)
     with pytest.raises(UserError, match="positive_weight"):
         GateInit(positive_weight=0)
