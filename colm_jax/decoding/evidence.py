@@ -15,6 +15,7 @@ def evidence_of(
     source: Int[Array, "B"],
     base: Float[Array, "B 4"],
     agrees: Bool[Array, "B"],
+    alone: Bool[Array, "B"],
     writer: Float[Array, "B 3"],
 ) -> Float[Array, "B E"]:
     """Return the columns `decoding.risk.EVIDENCE`.
@@ -24,11 +25,12 @@ def evidence_of(
       source: 0 the base, 1..M an expert.
       base: `models.uncertainty.of_choice` of the base's distribution and its own choice.
       agrees: the token is that choice.
-      writer: log-probability, entropy and margin where an expert or a mixture wrote; NaN where they are not known.
+      alone: the base wrote it, and nobody else was asked.
+      writer: log-probability, entropy and margin where it did not; NaN where they are not known.
     """
     odds = jnp.clip(jnp.log(p_defer) - jnp.log1p(-p_defer), -_LARGEST_ODDS, _LARGEST_ODDS)
     own = jnp.stack([base[:, 3], base[:, 0], base[:, 2]], axis=-1)
     by_expert = source > 0
     flags = by_expert.astype(jnp.float32), agrees.astype(jnp.float32)
-    known = jnp.where((by_expert | ~agrees)[:, None], writer, own)
+    known = jnp.where(alone[:, None], own, writer)
     return jnp.concatenate([jnp.stack([odds, flags[0]], -1), base[:, :3], flags[1][:, None], known], axis=-1)

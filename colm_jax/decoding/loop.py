@@ -352,7 +352,9 @@ def _write_tokens(
         choice, base = draft or (token, of_choice(step.base, token))
         writer = base if draft is None else of_choice(chosen_from, token)
         writer = writer[:, jnp.array([3, 0, 2])]
-        evidence = put(evidence, evidence_of(p_defer(gate_logits), source, base, token == choice, writer), writes)
+        alone = (source == 0) & ~deferred
+        known = evidence_of(p_defer(gate_logits), source, base, token == choice, alone, writer)
+        evidence = put(evidence, known, writes)
     state = replace(
         state,
         tokens=put(state.tokens, token, writes),

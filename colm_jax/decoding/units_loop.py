@@ -184,7 +184,9 @@ def _write(
     """Write the base's token in some slots; `begins`: it is the first of a unit."""
     ended = rows & _is_in(token, config.eos_ids)
     writes, own = rows & ~ended, jnp.zeros_like(token)
-    evidence = evidence_of(_units(state).p_defer, own, _units(state).base, own == 0, _units(state).base[:, :3])
+    evidence = evidence_of(
+        _units(state).p_defer, own, _units(state).base, own == 0, own == 0, _units(state).base[:, :3]
+    )
     state = _put(state, token[:, None], writes.astype(jnp.int32), own, begins, evidence)
     finish = jnp.where(writes & jnp.any(token[:, None] == state.requests.stop_ids, axis=1), STOP, state.finish)
     units = replace(_units(state), closed=_units(state).closed & ~rows)
@@ -239,7 +241,7 @@ def accept(config: LoopConfig, state: DecodingState, answers: Answers) -> Decodi
     counts = jnp.where(by_expert, answers.counts, 0)
     units = replace(units, expert=jnp.where(served, 0, units.expert), closed=units.closed | by_expert)
     agrees = answers.tokens[:, 0] == choice
-    evidence = evidence_of(units.p_defer, source, units.base, agrees, answers.evidence)
+    evidence = evidence_of(units.p_defer, source, units.base, agrees, source == 0, answers.evidence)
     state = _put(replace(state, calls=calls, units=units), answers.tokens, counts, source, by_expert, evidence)
     ends = served & (answers.finish != UNFINISHED)
     state = replace(state, finish=jnp.where(ends, answers.finish, state.finish))

@@ -93,14 +93,14 @@ def test_the_log_probability_is_that_of_the_written_token(strategy):
         hidden, own = distributions(decoders()[0], ids)
         expert = distributions(decoders()[1], ids)[1]
         p = 1 / (1 + np.exp(-np.asarray(hidden, np.float64) @ kernel(1)))
-        mixed = np.log((1 - p) * np.exp(own) + p * np.exp(expert))
+        mixed = np.logaddexp(np.log(1 - p) + own, np.log(p) + expert)
         for i, token in enumerate(answer.tokens):
             place, deferred = first + i, answer.p_defer[i] > 0.5
             if strategy == "compose":
                 expected = (mixed if deferred else own)[place, token]
             else:
                 expected = (expert if deferred else own)[place, token]
-            assert answer.evidence[i, column] == pytest.approx(expected, abs=2e-4)
+            assert answer.evidence[i, column] == pytest.approx(float(expected), abs=2e-4)
 
 
 def test_strategies_other_than_that_of_the_risk_have_no_marks(monkeypatch):
