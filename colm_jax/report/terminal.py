@@ -92,17 +92,14 @@ def show_tokens(answer: ShownAnswer, writers: tuple[str, ...], console: Console)
     known = max((len(piece.views) for piece in answer.pieces), default=0)
     columns = ["", "token", "by", "p_defer", *(f"{name}'s top tokens" for name in writers[:known])]
     rich = RichTable(box=SIMPLE_HEAD)
-    judged = any(piece.risk is not None for piece in answer.pieces)
-    if judged:
-        columns.insert(4, "risk")
     for name in columns:
-        rich.add_column(plain(name), justify="right" if name in ("", "p_defer", "risk") else "left")
+        rich.add_column(plain(name), justify="right" if name in ("", "p_defer") else "left")
     for i, piece in enumerate(answer.pieces, start=1):
         style = _STYLES[(piece.source - 1) % len(_STYLES)] if piece.source else ""
         rate = "–" if piece.p_defer is None else f"{piece.p_defer:.3f}"
         views = ["  ".join(f"{_quoted(text)} {p:.2f}" for text, p in view.candidates) for view in piece.views]
-        risk = ["–" if piece.risk is None else f"{piece.risk:.3f}{'?' if piece.check else ''}"] if judged else []
-        cells = [plain(cell) for cell in (writers[piece.source], rate, *risk, *views)]
+        mark = f" (risk {piece.risk:.2f})" if piece.check and piece.risk is not None else ""
+        cells = [plain(cell) for cell in (writers[piece.source] + mark, rate, *views)]
         rich.add_row(str(i), plain(_quoted(piece.text), style), *cells)
     console.print(rich)
 

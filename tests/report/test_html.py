@@ -80,12 +80,12 @@ def test_page_has_the_tokens_of_each_word(page):
     assert places == list(range(len(known["words"])))
     assert known["writers"] == list(REPORT.writers)
     assert known["words"][1] == [
-        ["3", 1, 0.8, 0.5, None, []],
-        ["1", 1, 0.6, 0.5, None, []],
-        [".", 0, 0.1, 0.5, None, []],
+        ["3", 1, 0.8, 0.5, None, None, []],
+        ["1", 1, 0.6, 0.5, None, None, []],
+        [".", 0, 0.1, 0.5, None, None, []],
     ]
     views = [[["</script>", 0.7], [" b\n", 0.2]], [[" no", 0.9]], [[" no", 0.9]]]
-    assert known["words"][3] == [["no", 0, None, None, 0.1, views]]
+    assert known["words"][3] == [["no", 0, None, None, 0.1, 0.62, views]]
 
 
 def test_page_has_outcomes_and_filters(page):
