@@ -28,7 +28,7 @@ def run(name, folder, monkeypatch, tag=None, **environment):
     return "\n".join(texts)
 
 
-@pytest.mark.real
+@pytest.mark.soak  # minutes: it loads and compiles two published models
 def test_two_published_models_become_a_team(real, tmp_path, monkeypatch):
     found = run("two_models.ipynb", tmp_path, monkeypatch, COLM_REAL_MODELS=real, COLM_NOTEBOOK_OUT=tmp_path / "out")
     assert "can pair, span by span" in found and "bits per byte" in found
