@@ -1,4 +1,4 @@
-"""Gates without their base: gate.safetensors and colm.json, a few kilobytes, for whoever has the base already.
+"""Gates without their base: gate.safetensors and colm.json, a few kilobytes, for users who have the base already.
 
 A gate reads the hidden states of the weights that it was trained with, so only that of a base which was not trained
 itself is valid without it. colm.json holds the base's hash, by which it is known again wherever it is.
