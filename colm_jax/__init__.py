@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from colm_jax.parallel import make_mesh as make_mesh
     from colm_jax.pipeline.run import FinishedRun as FinishedRun
     from colm_jax.pipeline.run import run_pipeline as run_pipeline
+    from colm_jax.scoring.texts import Scored as Scored
+    from colm_jax.scoring.texts import ScoredTexts as ScoredTexts
     from colm_jax.settings import Calibration as Calibration
     from colm_jax.settings import Correction as Correction
     from colm_jax.settings import ExpertBatching as ExpertBatching
@@ -55,8 +57,6 @@ if TYPE_CHECKING:
     from colm_jax.settings import RunConfig as RunConfig
     from colm_jax.settings import Training as Training
     from colm_jax.team import CoLM as CoLM
-    from colm_jax.team import Scored as Scored
-    from colm_jax.team import ScoredTexts as ScoredTexts
     from colm_jax.text.spans import SpanRule as SpanRule
 
     __version__: str
@@ -70,11 +70,12 @@ else:
         "colm_jax.errors": ("UserError",),
         "colm_jax.parallel": ("make_mesh",),
         "colm_jax.pipeline.run": ("FinishedRun", "run_pipeline"),
+        "colm_jax.scoring.texts": ("Scored", "ScoredTexts"),
         "colm_jax.settings": (
             *("Calibration", "Correction", "ExpertBatching", "GateInit", "GenerationSettings", "Lora"),
             *("RemoteSettings", "RunConfig", "Training"),
         ),
-        "colm_jax.team": ("CoLM", "Scored", "ScoredTexts"),
+        "colm_jax.team": ("CoLM",),
         "colm_jax.text.spans": ("SpanRule",),
     }
     _HOME = {name: module for module, names in _HOMES.items() for name in names}

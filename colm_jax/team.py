@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from colm_jax.checkpoints.team import TEAM_FILE, Base, load_base, pinned, read_f
 from colm_jax.data.records import Example, Examples
 from colm_jax.data.token_units import TokenUnits
 from colm_jax.data.units import Units, encode_units
-from colm_jax.decoding.engine import Engine, Session
+from colm_jax.decoding.engine import Engine
 from colm_jax.decoding.requests import Generation, Request, Token
 from colm_jax.decoding.risk import Risk
+from colm_jax.decoding.session import Session
 from colm_jax.decoding.slots import FixedBatch
 from colm_jax.decoding.units_session import UnitsSession
 from colm_jax.errors import UserError
@@ -31,6 +32,7 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.parallel import make_mesh
 from colm_jax.scoring import PassCounts, ScoredUnits, UnitScores, score_examples, score_units, units_of
 from colm_jax.scoring.passes import NO_PASSES
+from colm_jax.scoring.texts import Scored, ScoredTexts
 from colm_jax.scoring.units import in_layout
 from colm_jax.settings.generation import GenerationSettings
 from colm_jax.settings.models import EXPERT_DTYPES
@@ -41,81 +43,6 @@ from colm_jax.text.generated import GeneratedText, cut
 from colm_jax.text.tokenizer import Tokenizer, shared_vocabulary, vocabulary_digest
 
 _ANSWERS = 8  # that are scored together, at least, where their log-probabilities are asked for
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One scored text; entry t is about tokens[t + 1].
-
-    Where units are spans (`data.units`), experts have scores by spans: those that count, and an end of text as the last
-    one, which an expert never writes (`scoring.NEVER`).
-
-    Example:
-      >>> import numpy as np
-      >>> from colm_jax import CoLM
-      >>> team = CoLM.from_pretrained(base="RUN/team")
-      >>> (scored,) = team.score([{"prompt": "two and two is", "completion": " four"}])
-      >>> scored.tokens.size == scored.base_log_prob.size + 1
-      True
-      >>> expected_rate = (1 / (1 + np.exp(-scored.gate_logits[scored.mask, 0]))).mean()
-    """
-
-    tokens: np.ndarray  # [T+1] int32
-    mask: np.ndarray  # [T] bool: the token counts in the loss
-    base_log_prob: np.ndarray  # [T] float32, nats
-    expert_log_probs: np.ndarray  # [T, M]; by spans [N, M]
-    gate_logits: np.ndarray | None  # [T, M]; None without a gate
-    # [T, M+1] bool, base first: the model's own greedy choice is the text's token; by spans [N, M+1]
-    is_argmax: np.ndarray
-    spans: np.ndarray | None = None  # [N] int: the entries at which spans begin; None: every token is a unit
-    span_log_probs: np.ndarray | None = None  # [N, M+1] float32: scores of spans, base first
-    has_text: np.ndarray | None = None  # [N] bool: all spans but an end of text; None: every unit counts as text
-    bytes: int | None = None  # of UTF-8 that count in the loss; None: not known
-
-    @property
-    def units(self) -> np.ndarray:
-        """The entries at which the units begin that count in the loss, [N] int."""
-        return np.flatnonzero(self.mask) if self.spans is None else self.spans
-
-    @property
-    def unit_log_probs(self) -> np.ndarray:
-        """Scores of the units that count, base first, [N, M+1] float32."""
-        if self.span_log_probs is not None:
-            return self.span_log_probs
-        return np.column_stack([self.base_log_prob, self.expert_log_probs])[self.mask]
-
-    @property
-    def unit_is_argmax(self) -> np.ndarray:
-        """`is_argmax` of the units that count, [N, M+1]."""
-        return self.is_argmax[self.mask] if self.spans is None else self.is_argmax
-
-    @property
-    def unit_gate_logits(self) -> np.ndarray | None:
-        """The gate's logits where units that count begin, [N, M]."""
-        return None if self.gate_logits is None else self.gate_logits[self.units]
-
-    @property
-    def unit_has_text(self) -> np.ndarray:
-        """Whether each unit that counts adds to the text, [N] bool."""
-        return np.ones(len(self.units), bool) if self.has_text is None else self.has_text
-
-
-class ScoredTexts(list[Scored]):
-    """The scores of several texts, in order; `cut` says how many were longer than the context and were cut to it.
-
-    `counts` is that of all models' passes.
-
-    Example:
-      >>> from colm_jax import CoLM
-      >>> team = CoLM.from_pretrained(base="RUN/team")
-      >>> texts = team.score([{"text": "once upon a time"}, {"text": "the end"}])
-      >>> len(texts), texts.cut
-      (2, 0)
-    """
-
-    def __init__(self, items: Sequence[Scored], cut: int, counts: PassCounts):
-        super().__init__(items)
-        self.cut, self.counts = cut, counts
 
 
 def _experts_of(facts: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -427,7 +354,7 @@ class CoLM:
         """Return an empty batch, if this team can follow the strategy.
 
         Args:
-          settings: what its requests share (`Engine.session`).
+          settings: what its requests share (`Session`).
           own_views: they may have a prompt of its own for an expert.
           fixed: the batch's shapes; None: it grows with its requests.
           evidence: answers have the evidence of their tokens.
@@ -440,9 +367,7 @@ class CoLM:
         find_strategy(settings.strategy, len(self.experts), gate_experts, resident)
         if settings.log_probs and not resident:
             raise UserError("log_probs needs experts that share the base's tokenizer and see the same prompt")
-        if resident:
-            return self.engine.session(settings, fixed, evidence)
-        return UnitsSession(self.engine, settings, fixed, evidence)
+        return (Session if resident else UnitsSession)(self.engine, settings, fixed, evidence)
 
     def _with_log_probs(self, answers: Iterator[tuple[int, Generation]]) -> Iterator[tuple[int, Generation]]:
         """Add the log-probability of every written token under every model, over the shared vocabulary."""

@@ -37,6 +37,7 @@ from colm_jax.bench.torch_model import thread_counts, why_not
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.decoding.engine import Engine
 from colm_jax.decoding.requests import Generation, Request
+from colm_jax.decoding.session import Session
 from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import Gate
 from colm_jax.seeds import random_key
@@ -81,7 +82,7 @@ class Ours:
         """Decode the first `batch` prompts together, at threshold 1, so that the gate never defers."""
         new = self.new_tokens if new_tokens is None else new_tokens
         settings = GenerationSettings(strategy, 1.0, new, rate=rate, seed=self.seed, batch_size=batch, speculate=False)
-        session, before = self.engine.session(settings), self.engine.expert_passes.sum()
+        session, before = Session(self.engine, settings), self.engine.expert_passes.sum()
         for key, prompt in enumerate(self.prompts[:batch]):
             # A streamed scan is one base step, so that memory is observed while the caches exist.
             session.submit(Request(prompt.tolist(), settings, key, stream=look is not None))

@@ -23,6 +23,7 @@ from colm_jax.bench.timing import Announce, Figure, machine, ratio, take_turns
 from colm_jax.checkpoints.huggingface import DTYPES
 from colm_jax.decoding.engine import Engine
 from colm_jax.decoding.requests import Generation, Request
+from colm_jax.decoding.session import Session
 from colm_jax.models.decoder import Decoder
 from colm_jax.seeds import random_key
 from colm_jax.settings.bench import SpeculationBench
@@ -48,7 +49,7 @@ class Requests:
         settings = replace(self.settings, strategy=strategy, speculate=speculate)
         found = []
         for key, prompt in enumerate(self.prompts):
-            session = self.engine.session(settings)
+            session = Session(self.engine, settings)
             session.submit(Request(prompt.tolist(), settings, key))
             found += [answer for _, answer in session.drain()]
         return found

@@ -20,6 +20,7 @@ from colm_jax.console import Progress
 from colm_jax.data.records import Examples, Records
 from colm_jax.data.token_units import TokenUnits
 from colm_jax.data.units import EXPERT_KEYS
+from colm_jax.decoding.requests import Generation
 from colm_jax.errors import UserError
 from colm_jax.evaluation.mixture import mixture_of
 from colm_jax.evaluation.tasks import find_task, score_answers
@@ -28,8 +29,9 @@ from colm_jax.models.decoder import Decoder
 from colm_jax.models.gate import p_defer
 from colm_jax.scoring import PassCounts, greedy_choices
 from colm_jax.scoring.passes import NO_PASSES
+from colm_jax.scoring.texts import Scored
 from colm_jax.settings.calibration import Calibration
-from colm_jax.team import CoLM, Generation, Scored
+from colm_jax.team import CoLM
 
 _WIDEST = 0.1  # largest gap between neighbouring thresholds of the grid
 _SAME_COST = 0.25  # two thresholds cost about the same if their deferral rates differ by at most this share

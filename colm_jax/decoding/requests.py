@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from colm_jax.decoding.risk import EVIDENCE, Mark, Risk, marks
+from colm_jax.decoding.risk import EVIDENCE, Mark, Risk, handed_on, marks, shown
 from colm_jax.settings.generation import GenerationSettings
 from colm_jax.text.detokenizer import TokenBytes
 from colm_jax.text.generated import GeneratedText, cut
@@ -54,7 +54,7 @@ class Token:
     text: str  # what it adds to the answer
     calls: int = 0  # of experts, to decide it
     risk: float | None = None  # that the answer goes wrong here; None where the team has not learned it
-    check: bool = False  # the risk is one of the few that are marked
+    check: float | None = None  # the risk for which it is marked: its own, or of white space before; None: no mark
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class RunningSequence:
         self._risk, self._risks, self._keeps_evidence = risk, list[float](), keeps_evidence
         if risk is not None or keeps_evidence:
             self._columns["evidence"] = []
-        self._reported = 0
+        self._reported, self._handed_on = 0, 0.0  # tokens, and the risk that the next one takes over
         stops, stop_ids = request.settings.stops, request.settings.stop_token_ids or ()
         self._text = None if token_bytes is None else GeneratedText(token_bytes, request.prompt, stops, stop_ids)
         self._watched = request.stream or bool(stops)  # the text is needed before the end
@@ -207,23 +207,30 @@ class RunningSequence:
         if self._risk is None or self._text is None:
             return None
         pieces = cut(self._text.pieces[:count], len(self._text.text))
-        return marks(pieces, self._risks[: len(pieces)], self._risk.mark_above)
+        return marks(pieces, shown(pieces, self._risks[: len(pieces)]), self._risk.mark_above)
 
     def _settled(self) -> list[Token]:
         """Return the tokens to report: those whose text no later token can change."""
         text, columns, first = self._text, self._columns, self._reported
         self._reported = len(columns["tokens"]) if text is None else text.settled()
         risks = self._read_risks()
+        new = range(first, self._reported)
+        pieces = [""] * len(new) if text is None else [text.pieces[i] for i in new]
+        checks: list[float | None] = [None] * len(new)
+        if risks is not None and self._risk is not None and new:
+            seen = shown(pieces, risks[first : self._reported], self._handed_on)
+            self._handed_on = handed_on(pieces[-1], seen[-1])
+            checks = [risk if risk > self._risk.mark_above else None for risk in seen]
         return [
             Token(
                 token=columns["tokens"][i],
                 source=columns["sources"][i],
                 p_defer=columns["p_defer"][i] if self._has_gate else None,
                 threshold=columns["threshold"][i],
-                text="" if text is None else text.pieces[i],
+                text=piece,
                 calls=columns["calls"][i],
                 risk=None if risks is None else risks[i],
-                check=self._risk is not None and risks is not None and risks[i] > self._risk.mark_above,
+                check=check,
             )
-            for i in range(first, self._reported)
+            for i, piece, check in zip(new, pieces, checks)
         ]

@@ -119,15 +119,33 @@ def marked(pieces: Sequence[str], found: Sequence[Mark]) -> list[bool]:
     ]
 
 
-def marks(pieces: Sequence[str], risks: Sequence[float], above: float, offset: int = 0) -> tuple[Mark, ...]:
-    """Return the marks of consecutive tokens: runs of those whose risk is above a limit, without white space around.
-
-    The risk of a token that shows nothing by itself, as white space or the first byte of a character, is also that of
-    the token after it.
+def shown(pieces: Sequence[str], risks: Sequence[float], before: float = 0.0) -> list[float]:
+    """Return the risk that each token shows: its own, or that of the tokens just before it that show nothing by
+    themselves, as white space or the first byte of a character, if it is larger.
 
     Args:
       pieces: what each token adds to the text.
       risks: of each token.
+      before: the risk that the first token takes over.
+    """
+    found = []
+    for piece, risk in zip(pieces, risks, strict=True):
+        found.append(max(risk, before))
+        before = handed_on(piece, found[-1])
+    return found
+
+
+def handed_on(piece: str, risk: float) -> float:
+    """Return the risk that the next token takes over from a token that shows `risk`."""
+    return 0.0 if piece.strip() else risk
+
+
+def marks(pieces: Sequence[str], risks: Sequence[float], above: float, offset: int = 0) -> tuple[Mark, ...]:
+    """Return the marks of consecutive tokens: runs of those whose risk is above a limit, without white space around.
+
+    Args:
+      pieces: what each token adds to the text.
+      risks: that each token shows (`shown`).
       above: the limit.
       offset: characters of the answer before the first.
     """
@@ -139,10 +157,8 @@ def marks(pieces: Sequence[str], risks: Sequence[float], above: float, offset: i
             first = start + len(run) - len(run.lstrip())
             found.append(Mark(first, first + len(text), round(highest, 4)))
 
-    place, before = offset, 0.0
+    place = offset
     for piece, risk in zip(pieces, risks, strict=True):
-        risk = max(risk, before)
-        before = 0.0 if piece.strip() else risk
         if risk > above:
             start, highest = (start, max(highest, risk)) if run else (place, risk)
             run += piece

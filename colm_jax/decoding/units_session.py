@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from colm_jax.data.units import Unit, Units
-from colm_jax.decoding.engine import TURNS, Engine, Session
+from colm_jax.decoding.engine import TURNS, Engine
 from colm_jax.decoding.requests import Request, RunningSequence, Update
 from colm_jax.decoding.risk import Risk
+from colm_jax.decoding.session import Session
 from colm_jax.decoding.slots import BatchShape, FixedBatch
 from colm_jax.decoding.speculation import Speculation
 from colm_jax.decoding.state import EOS, STOP, UNFINISHED, DecodingState, LoopConfig, UnitState
@@ -40,7 +41,7 @@ class UnitsSession(Session):
     def __init__(
         self, engine: Engine, settings: GenerationSettings, fixed: FixedBatch | None = None, evidence: bool = False
     ):
-        """Start without slots; arguments as those of `Engine.session`.
+        """Start without slots; arguments as those of `Session`.
 
         Raises:
           UserError: a strategy that compares the tokens of several models.

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from colm_jax.models.gate import p_defer
 from colm_jax.objectives import responsibilities
-from colm_jax.team import Scored
+from colm_jax.scoring.texts import Scored
 
 CLASSES = ("number", "operator or punctuation", "word start", "word continuation", "white space")
 POSITIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # lower edges of bins, in tokens from the answer's first

@@ -22,9 +22,10 @@ from colm_jax.checks import check_number, check_seed, check_whole
 from colm_jax.data.chat import Conversation
 from colm_jax.errors import UserError
 from colm_jax.parallel import make_mesh
+from colm_jax.scoring.texts import Scored
 from colm_jax.settings.strategies import find_strategy
 from colm_jax.storage import shown
-from colm_jax.team import CoLM, Scored
+from colm_jax.team import CoLM
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _DEFAULT_DEVICE = "cuda:0"  # passed by the harness without --device

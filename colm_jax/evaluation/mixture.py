@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import logsumexp
 
-from colm_jax.team import Scored
+from colm_jax.scoring.texts import Scored
 
 _ROUNDS, _GAIN = 2000, 1e-9  # of EM, at most; nats per unit below which it ends
 

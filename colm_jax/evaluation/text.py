@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from colm_jax.models.gate import p_defer
 from colm_jax.objectives import marginal_nll
-from colm_jax.team import Scored
+from colm_jax.scoring.texts import Scored
 
 
 @dataclass(frozen=True)

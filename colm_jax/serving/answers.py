@@ -24,8 +24,7 @@ def finish_reason(answer: Generation) -> str:
 
 def of_tokens(tokens: Sequence[Token], offset: int = 0) -> dict[str, Any]:
     """Return "colm" of some tokens of a stream, before which the answer has `offset` characters."""
-    risks = [token.risk or 0.0 if token.check else 0.0 for token in tokens]
-    check = marks([token.text for token in tokens], risks, 0.0, offset)
+    check = marks([token.text for token in tokens], [token.check or 0.0 for token in tokens], 0.0, offset)
     return {
         "tokens": [token.token for token in tokens],
         "pieces": [token.text for token in tokens],

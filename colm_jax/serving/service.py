@@ -22,8 +22,8 @@ import numpy as np
 
 from colm_jax.console import Progress
 from colm_jax.decoding.candidates import CandidateReader, Candidates
-from colm_jax.decoding.engine import Session
 from colm_jax.decoding.requests import Generation, Request, Token, Update
+from colm_jax.decoding.session import Session
 from colm_jax.decoding.slots import FixedBatch
 from colm_jax.decoding.units_session import GUEST_TOKENS
 from colm_jax.errors import UserError

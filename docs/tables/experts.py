@@ -1,10 +1,10 @@
 """Other experts for the demo's pairs, for the study in docs/results.md: of other sizes, seeds, and knowledge.
 
-    python -m docs.tables.experts DEMO ...
+    python -m docs.tables.experts DEMO ... [--names NAME ...]
 
-For each DEMO that `colm demo --out DEMO` wrote, it writes DEMO/experts/NAME: half, double (in width), other (trained
-from another seed), wrong (two results of three with · are ten too many), sums (knows + and -, of · and ^ only that
-results are digits) and products (the other way round).
+For each DEMO that `colm demo --out DEMO` wrote, it writes DEMO/experts/NAME, of all names or of some: half, double (in
+width), other (trained from another seed), wrong (two results of three with · are ten too many), sums (knows + and -, of
+· and ^ only that results are digits) and products (the other way round).
 """
 
 import argparse
@@ -68,11 +68,13 @@ NAMES = ("half", "double", "other", "wrong", "sums", "products")
 
 def main() -> None:
     """Write all of them for every demo."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demos", metavar="DEMO", type=Path, nargs="+")
-    for demo in parser.parse_args().demos:
+    parser.add_argument("--names", metavar="NAME", nargs="+", choices=NAMES, default=NAMES, help=", ".join(NAMES))
+    flags = parser.parse_args()
+    for demo in flags.demos:
         seed = read_json(demo / "pair/manifest.json")["settings"]["seed"]
-        for name in NAMES:
+        for name in flags.names:
             print(write_expert(demo / "experts" / name, name, seed), flush=True)
 
 

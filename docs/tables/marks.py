@@ -10,12 +10,14 @@ the shares of wrong answers that depart from their reference text in one of the 
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from colm_jax.calibration.threshold import decoded_prompts, references_of
 from colm_jax.data.records import read_jsonl
+from colm_jax.decoding.requests import Generation
 from colm_jax.decoding.risk import EVIDENCE, continues
 from colm_jax.evaluation.marks import Judged, mark_figures, places_found, rank_area
 from colm_jax.evaluation.tasks import score_answers
@@ -36,24 +38,20 @@ def setting(run: Path, name: str) -> str:
     return next(line.partition("=")[2].strip().strip("'\"") for line in lines if line.startswith(f"{name} ="))
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", type=Path)
-    parser.add_argument("--prompts", metavar="FILE", help="other lines than the run's test file")
-    arguments = parser.parse_args()
-    run, read = arguments.run, lambda name: setting(arguments.run, name)
-    task, records = read("Run.task"), read_jsonl(arguments.prompts or read("Run.test"))
-    team = CoLM.from_pretrained(run / "team")
-    prompts, references = decoded_prompts(records, task, "generations"), references_of(records, task)
-    most = int(read("Run.max_new_tokens"))
-    answers = team.generate(prompts, max_new_tokens=most, evidence=True)
-    columns = [[getattr(answer, key) for answer in answers] for key in ("text", "sources", "expert_calls")]
-    grades = list(score_answers(task, columns[0], references, columns[1], columns[2]).grades)
+def print_figures(
+    team: CoLM, answers: Sequence[Generation], grades: Sequence[float], references: Sequence[str]
+) -> None:
+    """Print the table and the marks.
+
+    Args:
+      team: which has learned the risk, or not.
+      answers: its own, with evidence.
+      grades: of each, from 0, wrong, to 1, right.
+      references: right texts; places are judged only if most right answers equal them.
+    """
     right = [grade >= 0.5 for grade in grades]
-    texts = [record.get("completion") or record["messages"][-1]["content"] for _, record in records]
-    same = np.mean([answer.text.strip() == text.strip() for answer, text, r in zip(answers, texts, right) if r])
-    known = [answer.evidence for answer in answers]
+    same = np.mean([a.text.strip() == text.strip() for a, text, good in zip(answers, references, right) if good])
+    known = [answer.evidence for answer in answers if answer.evidence is not None]
     column = {name: [found[:, i] for found in known] for i, name in enumerate(EVIDENCE)}
     scores = {
         "p_defer": column["gate"],
@@ -69,16 +67,34 @@ def main() -> None:
         area = rank_area([float(v.max(initial=-np.inf)) for v in filled_in], [not each for each in right])
         judged = [
             Judged(team.pieces(answer), v.tolist(), ok, text if same > 0.5 else None)
-            for answer, v, ok, text in zip(answers, filled_in, right, texts)
+            for answer, v, ok, text in zip(answers, filled_in, right, references)
         ]
         places = [places_found(judged, most) for most in (1, 3)]
         shown = [f"{found / count:.3f} ({found} of {count})" if count else "–" for found, count in places]
         print(f"| {name} | {'–' if area is None else f'{area:.3f}'} | {' | '.join(shown)} |")
     if team.engine.risk is not None:
-        figures = mark_figures([a.risk for a in answers], [bool(a.check) for a in answers], grades)
-        count = sum(len(answer.check) for answer in answers)
-        print(f"\n{count} marks ({count / len(answers):.2f} an answer). " + ", ".join(
-            f"{key.replace('_', ' ')} {value:.3f}" for key, value in figures.items() if value is not None))  # fmt: skip
+        figures = mark_figures([a.risk or 0.0 for a in answers], [bool(a.check) for a in answers], grades)
+        count = sum(len(answer.check or ()) for answer in answers)
+        listed = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in figures.items() if v is not None)
+        print(f"\n{count} marks ({count / len(answers):.2f} an answer). {listed}")
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--prompts", metavar="FILE", help="other lines than the run's test file")
+    arguments = parser.parse_args()
+    run, read = arguments.run, lambda name: setting(arguments.run, name)
+    task, records = read("Run.task"), read_jsonl(arguments.prompts or read("Run.test"))
+    team = CoLM.from_pretrained(run / "team")
+    prompts, references = decoded_prompts(records, task, "generations"), references_of(records, task)
+    most = int(read("Run.max_new_tokens"))
+    answers = team.generate(prompts, max_new_tokens=most, evidence=True)
+    columns = [[getattr(answer, key) for answer in answers] for key in ("text", "sources", "expert_calls")]
+    grades = score_answers(task, columns[0], references, columns[1], columns[2]).grades
+    print_figures(team, answers, grades, [r.get("completion") or r["messages"][-1]["content"] for _, r in records])
+    if team.engine.risk is not None:
         print("Read from", run / "team", read_json(run / "team/colm.json")["risk_calibration"])
 
 

@@ -41,6 +41,7 @@ from colm_jax.training.positions import Positions
 SAMPLES = 2000
 SPLITS = ("train", "dev", "test")
 Cells = list[list[str | float]]  # of a table
+POSITIVE_WEIGHT = 5.0  # of weak supervision, as in training
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -99,22 +100,50 @@ def positions_of(units: Units, labels: str) -> Positions:
     )
 
 
-def penalised(units: Units, dev: Units) -> tuple[Float[np.ndarray, "D 1"], float]:
-    """Return the gate of the marginal likelihood with an L2 penalty, and the penalty, RIDGES' best on dev units.
+def penalised(
+    units: Units, dev: Units, weak: str | None = None, start: str | None = None
+) -> tuple[Float[np.ndarray, "D 1"], float]:
+    """Return a gate with an L2 penalty, and the penalty, RIDGES' best on dev units.
 
-    With one expert the loss is that of logistic units, so L-BFGS on cached states needs no device.
+    With one expert the losses are those of logistic units, so L-BFGS on cached states needs no device.
+
+    Args:
+      units: of the training texts.
+      dev: of other texts.
+      weak: labels of weak supervision, "a" or "b"; None: the marginal likelihood.
+      start: labels, "a" or "b", to which the gate is fitted first; None: each fit starts from that of the next larger
+        penalty, the first from zero.
     """
     hidden, ahead = units.hidden, np.subtract(units.models[:, 1], units.models[:, 0], dtype=np.float64)
 
-    def loss(kernel: Float[np.ndarray, "D"], ridge: float) -> tuple[float, Float[np.ndarray, "D"]]:
-        logit = (hidden @ kernel.astype(np.float32)).astype(np.float64)
-        value = (np.logaddexp(0, logit) - np.logaddexp(0, logit + ahead)).mean() + ridge / 2 * kernel @ kernel
-        slope = (expit(logit) - expit(logit + ahead)).astype(np.float32) @ hidden / len(logit)
-        return float(value), slope.astype(np.float64) + ridge * kernel
+    def marginal(logit: Float[np.ndarray, "N"]) -> tuple[np.ndarray, np.ndarray]:
+        losses = np.logaddexp(0, logit) - np.logaddexp(0, logit + ahead)
+        return losses, expit(logit) - expit(logit + ahead)
 
+    def on_labels(labels: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        def loss(logit: Float[np.ndarray, "N"]) -> tuple[np.ndarray, np.ndarray]:
+            losses = POSITIVE_WEIGHT * labels * np.logaddexp(0, -logit) + (1 - labels) * np.logaddexp(0, logit)
+            return losses, (1 - labels) * expit(logit) - POSITIVE_WEIGHT * labels * expit(-logit)
+
+        return loss
+
+    def fit(loss: Callable, kernel: Float[np.ndarray, "D"], ridge: float) -> Float[np.ndarray, "D"]:
+        def objective(kernel: Float[np.ndarray, "D"]) -> tuple[float, Float[np.ndarray, "D"]]:
+            losses, slopes = loss((hidden @ kernel.astype(np.float32)).astype(np.float64))
+            slope = slopes.astype(np.float32) @ hidden / len(slopes)
+            return float(losses.mean() + ridge / 2 * kernel @ kernel), slope.astype(np.float64) + ridge * kernel
+
+        return minimize(objective, kernel, method="L-BFGS-B", jac=True, options={"maxiter": 500}).x
+
+    def labels_of(method: str) -> np.ndarray:
+        return np.asarray(positions_of(units, method).labels, np.float64).reshape(len(hidden))
+
+    loss = marginal if weak is None else on_labels(labels_of(weak))
     kernel, found = np.zeros(hidden.shape[1]), []
     for ridge in sorted(RIDGES, reverse=True):
-        kernel = minimize(loss, kernel, (ridge,), "L-BFGS-B", jac=True, options={"maxiter": 500}).x
+        if start is not None:
+            kernel = fit(on_labels(labels_of(start)), np.zeros(hidden.shape[1]), ridge)
+        kernel = fit(loss, kernel, ridge)
         gate = kernel[:, None].astype(np.float32)
         found.append((rate(dev, gated(dev, gate)), ridge, gate))
     _, ridge, gate = min(found, key=lambda entry: entry[:2])
@@ -128,7 +157,7 @@ def fitted(
     positions = positions_of(units, labels)
     settings = GateInit(solver=solver, label_method=labels)
     start = initial_gate(positions, settings, np.zeros(units.hidden.shape[1], np.float32)).kernel
-    return start if start_only else train_gate(positions, start, objective, 5.0).kernel
+    return start if start_only else train_gate(positions, start, objective, POSITIVE_WEIGHT).kernel
 
 
 def with_uncertainty(units: Units, decoder: Decoder, outline: Outline) -> Units:
@@ -295,6 +324,13 @@ class Study:
             "initialisation alone, labels a": fitted(self.train, start_only=True),
         }.items():
             rows.append([name, *self.row(kernel, constant)])
+        for labels in ("a", "b"):
+            for name, ways in {
+                "marginal, started from": {"start": labels},
+                "weak supervision on": {"weak": labels},
+            }.items():
+                kernel, ridge = penalised(self.train, self.dev, **ways)
+                rows.append([f"{name} labels {labels}, penalty {ridge:g}", *self.row(kernel, constant)])
         table("Variants", ["gate", *self.row_head], rows)
         cross: Cells = []
         for source in (*self.domains, None):

@@ -9,6 +9,7 @@ import numpy as np
 from colm_jax.checkpoints.team import make_gate
 from colm_jax.decoding.engine import Engine
 from colm_jax.decoding.requests import Generation, Request
+from colm_jax.decoding.session import Session
 from colm_jax.models.decoder import Decoder
 from colm_jax.settings.generation import GenerationSettings
 from tests.decoding.oracle import decode
@@ -54,7 +55,7 @@ def request(prompt, strategy="defer", threshold=0.5, new=40, key=0, sample=0, st
 def run(engine: Engine, requests: Sequence[Request], batch_size: int = 8, **shared) -> list[Generation]:
     """Answers in the order of the requests; `shared`: correction, expert_batching, speculate."""
     settings = replace(requests[0].settings, batch_size=batch_size, **shared)
-    session = engine.session(settings)
+    session = Session(engine, settings)
     numbers = [session.submit(each) for each in requests]
     found = dict(session.drain())
     assert sorted(found) == sorted(numbers) and session.idle

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from colm_jax.decoding.risk import EVIDENCE, Risk, continues, marks
+from colm_jax.decoding.session import Session
 from colm_jax.models.uncertainty import uncertainty
 from tests.decoding.team import CONTEXT, WORDS, answers, decoders, engine_of, kernel, prompts, request, run
 from tests.decoding.units_team import make_team
@@ -47,7 +48,7 @@ def expected(answer, experts, greedy):
 def observed(engine, requests, **shared):
     """Answers with their evidence."""
     settings = replace(requests[0].settings, batch_size=8, **shared)
-    session = engine.session(settings, evidence=True)
+    session = Session(engine, settings, evidence=True)
     numbers = [session.submit(each) for each in requests]
     found = dict(session.drain())
     return [found[number] for number in numbers]
@@ -138,9 +139,8 @@ def test_streamed_marks_are_those_of_the_whole_answer(mesh, shared_directories):
     (answer,) = team.generate(["hello there"], max_new_tokens=30, threshold=0.5)
     tokens = list(team.stream("hello there", max_new_tokens=30, threshold=0.5))
     np.testing.assert_allclose([token.risk for token in tokens], answer.risks, atol=1e-6)
-    risks = [token.risk if token.check else 0.0 for token in tokens]
-    assert marks([token.text for token in tokens], risks, 0.0) == answer.check
-    assert answer.check and any(not token.check for token in tokens)
+    assert marks([token.text for token in tokens], [token.check or 0.0 for token in tokens], 0.0) == answer.check
+    assert answer.check and any(token.check is None for token in tokens)
 
 
 def test_spans_of_a_guest_have_their_evidence_at_the_first_token(mesh, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from colm_jax.decoding.session import Session
 from colm_jax.decoding.slots import FixedBatch
 from tests.compilations import counted
 from tests.decoding.team import CONTEXT, answers, by_oracle, engine_of, prompts, request, same
@@ -20,7 +21,7 @@ def run(session, requests):
 def test_answers_are_those_of_a_growing_batch_and_later_ones_compile_nothing(strategy, experts):
     engine = engine_of(experts)
     first = [request(p, strategy, new=20, key=i) for i, p in enumerate(prompts([1, 100, 3, 40, 17, 70]))]
-    session = engine.session(first[0].settings, FIXED)
+    session = Session(engine, first[0].settings, FIXED)
     session.compile_prefill()
     assert same(run(session, first), answers(engine, prompts([1, 100, 3, 40, 17, 70]), strategy, new=20))
     assert session.idle and session.shape.slots == 0
@@ -33,7 +34,7 @@ def test_other_sequences_go_on_while_a_long_prompt_is_read():
     """A short request ends before the base has read a long one's prompt, of which each step reads 16 tokens."""
     short, long = prompts([3, 100])
     fixed = FixedBatch(FIXED.shape, FIXED.prefill[:1])
-    session = engine_of(1).session(request(short).settings, fixed)
+    session = Session(engine_of(1), request(short).settings, fixed)
     session.stream_steps = 4
     numbers = [session.submit(request(p, new=12, stream=True)) for p in (long, short)]
     ended = {}
@@ -47,7 +48,7 @@ def test_other_sequences_go_on_while_a_long_prompt_is_read():
 
 def test_a_request_that_is_cancelled_while_its_prompt_is_read_frees_its_slot():
     long, other = prompts([100, 90])
-    session = engine_of(1).session(request(long).settings, FixedBatch(FIXED.shape, FIXED.prefill[:1]))
+    session = Session(engine_of(1), request(long).settings, FixedBatch(FIXED.shape, FIXED.prefill[:1]))
     number, kept = session.submit(request(long, new=8)), session.submit(request(other, new=8))
     session.step()
     session.cancel(number)
@@ -62,7 +63,7 @@ def test_an_expert_that_reads_a_long_text_holds_up_nobody(length, other):
     long, short = prompts([110, 4], seed=3)
     fixed = FixedBatch(FIXED.shape, FIXED.prefill[:1])
     engine = engine_of(1)
-    session = engine.session(request(short).settings, fixed)
+    session = Session(engine, request(short).settings, fixed)
     session.stream_steps = 2
     first = session.submit(request(long, threshold=0.0, new=length))
     for _ in range(7):  # the base has read the prompt

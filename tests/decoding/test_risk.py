@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from colm_jax.decoding.risk import EVIDENCE, Mark, Risk, continues, marked, marks
+from colm_jax.decoding.risk import EVIDENCE, Mark, Risk, continues, handed_on, marked, marks, shown
 
 ONES = (1.0,) * len(EVIDENCE)
 ZEROS = (0.0,) * len(EVIDENCE)
@@ -23,9 +23,18 @@ ZEROS = (0.0,) * len(EVIDENCE)
     ],
 )
 def test_marks_are_runs_of_risky_tokens(pieces, risks, found):
-    assert marks(pieces, risks, 0.5) == tuple(Mark(*each) for each in found)
+    assert marks(pieces, shown(pieces, risks), 0.5) == tuple(Mark(*each) for each in found)
     shifted = tuple(Mark(start + 10, end + 10, risk) for start, end, risk in found)
-    assert marks(pieces, risks, 0.5, offset=10) == shifted
+    assert marks(pieces, shown(pieces, risks), 0.5, offset=10) == shifted
+
+
+def test_what_tokens_show_does_not_depend_on_where_a_stream_is_cut():
+    pieces, risks = ("a", "", "\n", "é", " ", "b"), (0.1, 0.9, 0.2, 0.1, 0.3, 0.8)
+    whole = shown(pieces, risks)
+    assert whole == [0.1, 0.9, 0.9, 0.9, 0.3, 0.8]
+    for cut in range(1, len(pieces)):
+        first = shown(pieces[:cut], risks[:cut])
+        assert first + shown(pieces[cut:], risks[cut:], handed_on(pieces[cut - 1], first[-1])) == whole
 
 
 def test_the_tokens_of_a_mark_are_those_whose_text_it_covers():

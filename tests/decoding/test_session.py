@@ -7,6 +7,7 @@ import pytest
 
 from colm_jax.decoding.loop import run_turns
 from colm_jax.decoding.requests import RunningSequence
+from colm_jax.decoding.session import Session
 from colm_jax.decoding.slots import BatchShape
 from colm_jax.errors import UserError
 from colm_jax.settings.generation import GenerationSettings
@@ -24,7 +25,7 @@ SAMPLING = [
 
 @pytest.fixture
 def session():
-    return engine_of(1).session(GenerationSettings(batch_size=4))
+    return Session(engine_of(1), GenerationSettings(batch_size=4))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_streamed_tokens_are_the_generation_and_each_is_read_once(session, reque
 def test_one_program_serves_all_settings_and_any_number_of_requests(requests):
     def decode(rounds):
         """Requests that need the same slots, with new settings in every round."""
-        session = engine_of(1).session(GenerationSettings(batch_size=4))
+        session = Session(engine_of(1), GenerationSettings(batch_size=4))
         for n in range(rounds):
             for i, prompt in enumerate(prompts([40, 31, 50, 47], seed=5)):
                 more = {"temperature": n + i / 7, "top_k": n, "top_p": 1 / (1 + n), "min_p": n / 10, "seed": n}

@@ -11,6 +11,7 @@ from flax import nnx
 
 from colm_jax.checkpoints.team import make_gate
 from colm_jax.decoding.engine import Engine
+from colm_jax.decoding.session import Session
 from colm_jax.decoding.speculation import Agreement, Speculation, run_ahead
 from colm_jax.errors import UserError
 from colm_jax.models.decoder import Decoder
@@ -112,7 +113,7 @@ def test_a_streamed_answer_is_the_plain_loops():
     for each in mixed("defer", seed=5, count=3, least=33):
         (plain,) = run(engine, [each], 1, speculate=False)
         settings = replace(each.settings, batch_size=1, speculate=True)
-        session, tokens = engine.session(settings), []
+        session, tokens = Session(engine, settings), []
         session.submit(replace(each, settings=settings, stream=True))
         while not session.idle:
             tokens += [token.token for update in session.step() for token in update.tokens]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from colm_jax.decoding.engine import Session
+from colm_jax.decoding.session import Session
 from colm_jax.errors import UserError
 from colm_jax.experts.guest import GuestExpert
 from colm_jax.parallel import to_host

@@ -16,7 +16,7 @@ from colm_jax.evaluation.gate import (
     template_fillings,
     token_classes,
 )
-from colm_jax.team import Scored
+from colm_jax.scoring.texts import Scored
 
 
 def written(text, entropy=None):

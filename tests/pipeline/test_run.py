@@ -52,6 +52,7 @@ def inputs(tmp_path, tiny_model):
         "data": write_lines(tmp_path / "train.jsonl", lines(40)),
         "dev": write_lines(tmp_path / "dev.jsonl", lines(6)),
         "test": write_lines(tmp_path / "test.jsonl", lines(6)),
+        "strategies": ("defer", "base"),
     }
 
 
@@ -76,6 +77,8 @@ def files(directory):
 @pytest.mark.parametrize("trainable", ["all", "gate"])
 def test_a_run_leaves_a_team_that_does_what_the_evaluation_says(tmp_path, inputs, trainable):
     training = Training(trainable=trainable, batch_size=8, learning_rate=1e-3)
+    if trainable == "all":  # once with all that a run does where nothing is said
+        del inputs["strategies"]
     config = RunConfig(**inputs, task="exact", max_new_tokens=12, training=training)
     result = run_pipeline(config, tmp_path / "run").evaluation
     text = result["text"]
@@ -124,7 +127,7 @@ def test_what_a_run_learns_of_wrong_answers_is_in_its_team_and_marks_its_answers
     monkeypatch.setattr(team_stages, "score_answers", graded)  # a random pair has no right answers
     monkeypatch.setattr(risk, "FEWEST", 1)
     training = Training(trainable="gate", batch_size=8)
-    config = RunConfig(**inputs, task="exact", max_new_tokens=12, strategies=("defer", "base"), training=training)
+    config = RunConfig(**inputs, task="exact", max_new_tokens=12, training=training)
     run = run_pipeline(config, tmp_path / "run")
     learned = json.loads((tmp_path / "run/risk/risk.json").read_text())
     facts = json.loads((tmp_path / "run/team/colm.json").read_text())
@@ -154,7 +157,8 @@ def test_a_run_without_right_answers_says_why_there_are_no_marks(tmp_path, input
 
 def test_a_run_with_two_experts(tmp_path, inputs, tiny_model):
     experts = (*inputs["experts"], str(tiny_model("third", seed=2)))
-    config = RunConfig(**{**inputs, "experts": experts}, max_new_tokens=8, training=Training(trainable="gate"))
+    inputs |= {"experts": experts, "strategies": ("defer", "expert")}
+    config = RunConfig(**inputs, max_new_tokens=8, training=Training(trainable="gate"))
     text = run_pipeline(config, tmp_path / "run").evaluation["text"]
     assert len(text["experts"]) == 2
     assert text["oracle"] < text["team"]
@@ -350,6 +354,7 @@ def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
     arguments = ["run", "--base", inputs["base"], "--expert", inputs["experts"][0], "--task", "exact"]
     arguments += [word for name in ("data", "dev", "test") for word in (f"--{name}", inputs[name])]
     arguments += ["--gin.Training.batch_size=8", "--gin.Training.checkpoint_every=2", "--gin.Run.max_new_tokens=8"]
+    arguments += ["--gin.Run.strategies=('defer', 'base')"]
     arguments += ["--gin.Training.learning_rate=1e-3"]
 
     def start(name):
@@ -416,7 +421,9 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path, inputs, tiny_mo
 def test_a_run_answers_by_every_strategy_that_it_is_asked_for(tmp_path, inputs):
     asked = ("compose", "untrained", "proxy", "random")
     training = Training(batch_size=8, learning_rate=1e-2)
-    config = RunConfig(**inputs, task="exact", max_new_tokens=8, training=training, strategies=asked, random_rate=1.0)
+    config = RunConfig(
+        **{**inputs, "strategies": asked}, task="exact", max_new_tokens=8, training=training, random_rate=1.0
+    )
     result = run_pipeline(config, tmp_path / "run").evaluation
     assert set(result["task"]) == {"name", *asked}
     grades = json.loads((tmp_path / "run/evaluate/grades.json").read_text())
@@ -442,7 +449,7 @@ def test_a_run_answers_by_every_strategy_that_it_is_asked_for(tmp_path, inputs):
 
 def test_settings_of_correction_reach_a_run(tmp_path, inputs, monkeypatch):
     config = RunConfig(
-        **inputs, max_new_tokens=4, strategies=("backtrack",), training=replace(TRAINING, trainable="gate")
+        **{**inputs, "strategies": ("backtrack",)}, max_new_tokens=4, training=replace(TRAINING, trainable="gate")
     )
     asked, answers = [], CoLM.answers
 
@@ -457,8 +464,8 @@ def test_settings_of_correction_reach_a_run(tmp_path, inputs, monkeypatch):
 
 
 def test_all_strategies_answer_the_same_prompts(tmp_path, inputs, monkeypatch):
-    training = replace(TRAINING, trainable="gate")
-    config = RunConfig(**inputs, max_new_tokens=2, strategies=("defer", "untrained", "proxy"), training=training)
+    inputs["strategies"] = ("defer", "untrained", "proxy")
+    config = RunConfig(**inputs, max_new_tokens=2, training=replace(TRAINING, trainable="gate"))
     asked, answers = [], CoLM.answers
 
     def noted(self, prompts, *rest, **more):
@@ -475,7 +482,7 @@ def test_all_strategies_answer_the_same_prompts(tmp_path, inputs, monkeypatch):
 
 def test_the_report_shows_the_grades_that_evaluation_wrote(tmp_path, inputs):
     training = replace(TRAINING, trainable="gate")
-    config = RunConfig(**inputs, task="exact", max_new_tokens=4, strategies=("defer", "base"), training=training)
+    config = RunConfig(**inputs, task="exact", max_new_tokens=4, training=training)
     run_pipeline(config, tmp_path / "run")
     grades = {"defer": [1, 1, 0, 0, 1, 0], "base": [1, 0, 1, 0, 0.5, 0]}
     evaluated = tmp_path / "run/evaluate"

@@ -231,13 +231,13 @@ def test_an_expert_stored_in_few_bits_is_planned_so(tmp_path):
     config = read_config(model)
     plan = dataclasses.replace(PLAN, base=config, experts=(config,))
     few = dataclasses.replace(plan, packed=(packed_parts(model),))
-    sizes = []
-    for each in (plan, few):
-        programs = [next(compile_plan(each, only=name))[0] for name in ("score expert-1", "decode")]
-        assert all(program.fits for program in programs)
-        sizes.append(programs[0].resident["parameters"])
-        assert programs[1].resident["experts"] == sizes[-1]
-    assert sizes[1] < 0.7 * sizes[0]
+    plain, packed, decode = (
+        next(compile_plan(each, only=name))[0]
+        for each, name in ((plan, "score expert-1"), (few, "score expert-1"), (few, "decode"))
+    )
+    assert packed.fits and decode.fits
+    assert packed.resident["parameters"] < 0.7 * plain.resident["parameters"]
+    assert decode.resident["experts"] == packed.resident["parameters"]
 
 
 def test_a_quantised_expert_without_its_weights_is_refused(tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def test_a_request_ends_at_its_deadline(team_directory):
 
 
 def test_a_failing_device_is_an_error_and_not_the_end(server, monkeypatch):
-    from colm_jax.decoding.engine import Session
+    from colm_jax.decoding.session import Session
 
     scan = Session._scan
     monkeypatch.setattr(Session, "_scan", lambda *_: 1 / 0)
