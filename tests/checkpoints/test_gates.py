@@ -110,7 +110,8 @@ def test_the_gate_of_a_whole_team_serves_its_base(frozen):
 def test_a_gate_is_described_with_its_base(frozen, gate):
     base, expert, _ = frozen
     found = describe_gate(gate, base)
-    assert (found["format"], found["shape"], found["threshold"]) == ("gate", {"width": 32, "experts": 1}, 0.25)
+    shape = {"width": 32, "experts": 1, "inputs": "hidden"}
+    assert (found["format"], found["shape"], found["threshold"]) == ("gate", shape, 0.25)
     assert (found["base"]["sha256"], found["fits"], found["why_not"]) == (hash_model(base), True, None)
     found = describe_gate(gate, expert)
     assert not found["fits"]

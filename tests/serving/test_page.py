@@ -83,8 +83,9 @@ def test_tokens_are_marked_by_their_writers(page, server):
     assert {tuple(each[:2]) for each in experts} == {("underline", "rgb(181, 78, 0)")}
     base = answer.locator('[data-source="0"]').evaluate_all(style)
     assert {(line, ground) for line, _, ground in base} == {("none", "rgba(0, 0, 0, 0)")}
+    named = [f"{name} {role}" for name, role in zip(model_names(page), ("base", "expert"), strict=True)]
     legend = page.window.locator("#legend li:visible").all_inner_texts()
-    assert legend == [f"{name} {role}" for name, role in zip(model_names(page), ("base", "expert"), strict=True)]
+    assert legend == named + ["worth checking"] * bool(colm["check"])
 
 
 def test_facts_are_those_of_the_answer(page, server):
