@@ -12,7 +12,10 @@ WHOLE = ("plan/test_plan.py::test_activations_are_sharded_by_texts_and_parameter
 # Of each test, the parameters that are always run: their ids, or every n-th one.
 KEPT: dict[str, tuple[str, ...] | int] = {
     "checkpoints/quantized/test_scores.py::test_deepseek_in_blocks": ("shape0-deepseek-v3", "shape1-deepseek-v2"),
+    "checkpoints/quantized/test_scores.py::test_eight_devices_give_the_same": 2,
     "checkpoints/quantized/test_scores.py::test_networks_of_a_mixture_stay_quantised": 2,
+    "checkpoints/quantized/test_scores.py::test_scores_are_those_of_the_dequantised_weights": 2,
+    "checkpoints/quantized/test_scores.py::test_the_cache_and_layers_in_a_list_give_the_same": 2,
     "decoding/test_engine.py::test_two_experts_equal_the_oracle": ("defer", "proxy"),
     "decoding/test_speculation.py::test_speculation_equals_the_plain_loop": (
         "defer-1",
@@ -25,10 +28,13 @@ KEPT: dict[str, tuple[str, ...] | int] = {
     "decoding/test_units.py::test_a_guest_at_token_units_gives_the_resident_answers": ("defer", "random"),
     "decoding/test_units.py::test_answers_are_those_of_the_oracle": ("defer", "sampled", "random"),
     "models/test_attention.py::test_a_cache_read_by_blocks_equals_one_read_as_a_whole": 2,
+    "models/test_changes.py::test_changing_a_field_changes_the_output": 2,
     "models/test_decoder.py::test_gradients_do_not_depend_on_what_is_kept_for_them": 2,
     "models/test_families.py::test_a_family_is_right": _FAMILIES,
     "models/test_feed_forward.py::test_gradients_equal_those_of_every_network_on_every_token": 2,
     "models/test_feed_forward.py::test_sharded_equals_unsharded": 2,
+    "models/test_grouped.py::test_the_form_for_gpu_equals_the_other": 2,
+    "models/test_grouped.py::test_the_form_for_tpu_equals_the_other": 2,
     "models/test_quantized.py::test_a_large_kernel_is_never_widened_whole": 3,
     "models/test_quantized.py::test_eight_devices_give_the_same": 5,
     "models/test_quantized.py::test_product_is_that_of_the_values": 5,

@@ -350,7 +350,10 @@ def test_what_is_said_of_the_data_is_of_this_data(tmp_path, inputs):
 
 
 def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
-    """SIGKILL at the beginning of stages of every kind; the last start must leave what an undisturbed run leaves."""
+    """SIGKILL as a stage that scores, trains or answers begins; the last start leaves what an undisturbed run leaves.
+
+    `pytest -m soak` kills at any moment.
+    """
     arguments = ["run", "--base", inputs["base"], "--expert", inputs["experts"][0], "--task", "exact"]
     arguments += [word for name in ("data", "dev", "test") for word in (f"--{name}", inputs[name])]
     arguments += ["--gin.Training.batch_size=8", "--gin.Training.checkpoint_every=2", "--gin.Run.max_new_tokens=8"]
@@ -369,7 +372,7 @@ def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
     whole = start("whole")
     _, errors = whole.communicate()
     assert whole.returncode == 0, errors.decode()
-    for stage in ("tokens", "scores/expert-1", "gate", "train", "generate", "report"):
+    for stage in ("scores/expert-1", "train", "generate"):
         process = start("killed")
         begun = tmp_path / "killed" / stage
         deadline = time.monotonic() + 120
@@ -394,7 +397,8 @@ def test_the_real_pair_reaches_the_plain_logistic_gate(tmp_path, shared):
         dev=str(shared / "data/stories/dev.jsonl"),
         test=str(shared / "data/stories/tinystories_sample.txt"),
         training=Training(trainable="gate"),
-        max_new_tokens=16,
+        strategies=("defer",),
+        max_new_tokens=2,
     )
     text = run_pipeline(config, tmp_path).evaluation["text"]
     assert text["base"] == pytest.approx(0.615, abs=1e-3)
