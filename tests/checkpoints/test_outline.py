@@ -43,7 +43,7 @@ def test_models_that_do_not_pair_are_an_error_before_weights_are_read(models, tm
         outline_team(base, [other], spans="tokens")
     with pytest.raises(UserError, match="spans must be one of auto, tokens, text, got 'words'"):
         outline_team(base, [other], spans="words")
-    with pytest.raises(UserError, match="spans must be text with an endpoint"):
+    with pytest.raises(UserError, match="spans must be text with an expert that is not here"):
         outline_team(base, ["http://localhost:1/v1#m"], spans="tokens")
     with pytest.raises(UserError, match="endpoints are for experts"):
         outline_team("http://localhost:1/v1#m", [expert])
