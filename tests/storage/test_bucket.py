@@ -88,7 +88,7 @@ def test_run_in_bucket_equals_run_on_disk(tmp_path, bucket, inputs, capsys, monk
     # The run is complete: no stage is repeated, and no file is read again to find that out.
     capsys.readouterr()
     assert main(command) == 0
-    assert "done" not in (said := capsys.readouterr().err) and said.count("nothing to do") == 13
+    assert "done" not in (said := capsys.readouterr().err) and said.count("nothing to do") == 14
     # The team finds its expert by its address; the run is shown, and exported in both formats.
     facts = json.loads((bucket / "run/team/colm.json").read_text())
     assert facts["experts"][0]["model"] == str(bucket / "expert")
