@@ -28,11 +28,6 @@ DENSE = 2048  # weights of a gate, at most, whose Hessian is made; above it L-BF
 _GRADIENT = 1e-5  # norm of the gradient, in nats per token and unit of a weight, below which values are mere rounding
 _REFERENCE_BATCH = 1024  # positions; the original's 8 sequences
 
-# Solving for a step in a Krylov space takes a tenth of the time of factorising, but ends early where the Hessian is ill
-# conditioned; factorising goes on from there.
-_DENSE_METHODS = (("trust-krylov", {"inexact": False}), ("trust-exact", {}))
-_OTHER_METHODS = (("L-BFGS-B", {"ftol": 1e-9, "maxcor": 20}),)
-
 Loss = Callable[[Float[Array, "M"], Any], Float[Array, ""]]  # of one position's gate logits and its entry of `Rows`
 Report = Callable[[int, float], None]  # step, nats per token
 
@@ -162,21 +157,16 @@ def minimise(
         losses.append(float(intermediate_result.fun))
         report(len(losses) - 1, losses[-1])
 
-    for method, options in _DENSE_METHODS if dense else _OTHER_METHODS:
-        found = minimize(
-            mean.value,
-            x,
-            method=method,
-            jac=mean.gradient,
-            hess=mean.hessian if dense else None,
-            callback=arrived,
-            options={"maxiter": max_steps - len(losses) + 1, "gtol": _GRADIENT, **options},
-        )
-        x = found.x
-        if found.success or len(losses) > max_steps:
-            break
-    if dense and len(losses) <= max_steps:
-        x = _polished(mean, x)
+    found = minimize(
+        mean.value,
+        x,
+        method="trust-exact" if dense else "L-BFGS-B",
+        jac=mean.gradient,
+        hess=mean.hessian if dense else None,
+        callback=arrived,
+        options={"maxiter": max_steps, "gtol": _GRADIENT, **({} if dense else {"ftol": 1e-9, "maxcor": 20})},
+    )
+    x = _polished(mean, found.x) if dense and found.nit < max_steps else found.x
     return Fit(x.astype(np.float32).reshape(positions.shape), tuple(losses), mean.passes)
 
 
