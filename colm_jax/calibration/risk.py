@@ -32,6 +32,13 @@ class Graded:
     grade: float  # from 0, wrong, to 1, right
 
 
+def too_few(prompts: int) -> str | None:
+    """Return why so few dev prompts cannot teach a risk, however they are answered; None: they might."""
+    if prompts >= 2 * FEWEST:
+        return None
+    return f"there are {prompts} dev prompts; at least {2 * FEWEST} are needed, of which {FEWEST} are answered wrong"
+
+
 def learn_risk(answers: Sequence[Graded]) -> tuple[Risk | None, dict[str, Any]]:
     """Learn the risk from graded answers.
 

@@ -130,11 +130,13 @@ def _answer(where: str, line: dict[str, Any], tokenizer: Tokenizer | None) -> Sh
             raise UserError(f"{where}: {name!r} must be a list or null, got {line[name]!r:.60}")
         for rate in line.get(name) or []:
             check_number(f"{where}: each of {name!r}", rate, 0, 1)
+    counts = {name: len(line[name]) for name in ("tokens", "sources", "p_defer", "risks") if line.get(name) is not None}
+    if len(set(counts.values())) > 1:
+        *first, last = counts
+        numbers = ", ".join(map(str, counts.values()))
+        raise UserError(f"{where}: {', '.join(first)} and {last} have {numbers} entries")
     rates = line.get("p_defer") or [None] * len(tokens)
     risks = line["risks"] or [None] * len(tokens)
-    if not len(tokens) == len(sources) == len(rates) == len(risks):
-        counts = ", ".join(str(len(found)) for found in (tokens, sources, rates, risks))
-        raise UserError(f"{where}: tokens, sources, p_defer and risks have {counts} entries")
     prompt = line["prompt"]
     if isinstance(prompt, list) and prompt and all(isinstance(message, dict) for message in prompt):
         prompt = "\n".join(map(_message, prompt))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from colm_jax.calibration.risk import MOST_MARKS, Graded, learn_risk
+from colm_jax.calibration.risk import FEWEST, MOST_MARKS, Graded, learn_risk, too_few
 from colm_jax.decoding.risk import EVIDENCE, Risk, continues
 from colm_jax.errors import UserError
 
@@ -135,3 +135,8 @@ def test_a_stored_risk_is_read_back():
     ):
         with pytest.raises(UserError, match=f"colm.json: .*{says}|colm.json.*{says}"):
             Risk.read(broken, "colm.json")
+
+
+def test_dev_prompts_that_are_too_few_are_not_answered():
+    assert too_few(2 * FEWEST) is None
+    assert "there are 9 dev prompts; at least 10 are needed" in too_few(2 * FEWEST - 1)

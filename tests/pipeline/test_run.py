@@ -146,11 +146,11 @@ def test_what_a_run_learns_of_wrong_answers_is_in_its_team_and_marks_its_answers
     assert "Where to check (test)" in (tmp_path / "run/report/report.md").read_text()
 
 
-def test_a_run_without_right_answers_says_why_there_are_no_marks(tmp_path, inputs):
+def test_a_run_with_few_dev_prompts_says_why_there_are_no_marks(tmp_path, inputs):
     config = RunConfig(**inputs, task="exact", max_new_tokens=4, training=Training(trainable="gate"))
     run_pipeline(config, tmp_path / "run")
     learned = json.loads((tmp_path / "run/risk/risk.json").read_text())
-    assert learned["risk"] is None and "dev answers are wrong" in learned["why"]
+    assert learned["risk"] is None and "there are 6 dev prompts" in learned["why"]
     assert CoLM.from_pretrained(tmp_path / "run/team").engine.risk is None
     assert learned["why"] in (tmp_path / "run/report/report.md").read_text()
 

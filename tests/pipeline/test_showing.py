@@ -74,7 +74,7 @@ def test_marks_of_the_line_are_shown(answer_file):
         ({"threshold": 0.5}, "'threshold' must be a list or null"),
         ({"p_defer": ["x"]}, "each of 'p_defer' must be a number"),
         ({"risks": ["x"]}, "each of 'risks' must be a number"),
-        ({"risks": [0.5]}, "tokens, sources, p_defer and risks have"),
+        ({"risks": [0.5]}, "tokens, sources and risks have"),
         ({"prompt": None}, "None as 'prompt'"),
         ({"prompt": [{"role": "user", "content": "hi"}, "x"]}, "each of 'prompt' must be a whole number"),
     ],

@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
     data, test = write(place / "train.jsonl", *lines), write(place / "test.jsonl", *lines[:3])
     arguments = ["run", "--base", base, "--expert", expert, "--data", data, "--dev", test, "--out", place / "run"]
     arguments += ["--trainable", "gate", "--task", "exact", "--gin.Run.max_new_tokens=12", "--gin.Run.report_answers=2"]
-    arguments += ["--gin.Calibration.max_new_tokens=12"]
+    arguments += ["--gin.Calibration.max_new_tokens=12", "--gin.Training.gate_ridge=0.1"]
     assert main(list(map(str, arguments))) == 0
     return place
 
@@ -38,7 +38,7 @@ def test_colm_run_ends_with_the_reports_path(finished, capsys):
     arguments = ["run", "--base", finished / "base", "--expert", finished / "expert", "--out", finished / "run"]
     arguments += ["--data", finished / "train.jsonl", "--dev", finished / "test.jsonl", "--trainable", "gate"]
     arguments += ["--task", "exact", "--gin.Run.max_new_tokens=12", "--gin.Run.report_answers=2"]
-    arguments += ["--gin.Calibration.max_new_tokens=12"]
+    arguments += ["--gin.Calibration.max_new_tokens=12", "--gin.Training.gate_ridge=0.1"]
     assert main(list(map(str, arguments))) == 0
     captured = capsys.readouterr()
     assert "report: nothing to do" in captured.err

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from colm_jax import console
-from colm_jax.calibration.risk import Graded, learn_risk
+from colm_jax.calibration.risk import Graded, learn_risk, too_few
 from colm_jax.calibration.threshold import calibrate, decoded_prompts, references_of
 from colm_jax.checkpoints.card import model_card
 from colm_jax.checkpoints.directory import revision
@@ -64,6 +64,17 @@ def risk_key(run: RunContext) -> StageKey:
 
 def write_risk(run: RunContext, directory: Path) -> None:
     """Answer the dev prompts at the calibrated threshold, and learn where the answers go wrong."""
+    risk, summary = None, {"why": too_few(len(run.inputs.records["dev"]))}
+    if summary["why"] is None:
+        risk, summary = learn_risk(_graded_answers(run))
+    if summary["why"] is not None:
+        console.note(f"no marks that say where to check: {summary['why']}")
+    if is_first():
+        write_json(directory / RISK, {"risk": None if risk is None else risk.as_json(), **summary})
+
+
+def _graded_answers(run: RunContext) -> list[Graded]:
+    """Answer the dev prompts, and grade the answers."""
     inputs, task = run.inputs, run.inputs.config.task
     assert task is not None  # else nothing is learned
     records = inputs.records["dev"]
@@ -80,12 +91,7 @@ def write_risk(run: RunContext, directory: Path) -> None:
         )
     columns = [[getattr(answer, key) for answer in answers] for key in ("text", "sources", "expert_calls")]
     grades = score_answers(task, columns[0], references, columns[1], columns[2]).grades
-    graded = [Graded(a.evidence, grade) for a, grade in zip(answers, grades, strict=True) if a.evidence is not None]
-    risk, summary = learn_risk(graded)
-    if summary["why"] is not None:
-        console.note(f"no marks that say where to check: {summary['why']}")
-    if is_first():
-        write_json(directory / RISK, {"risk": None if risk is None else risk.as_json(), **summary})
+    return [Graded(a.evidence, grade) for a, grade in zip(answers, grades, strict=True) if a.evidence is not None]
 
 
 def team_key(run: RunContext) -> StageKey:
