@@ -500,6 +500,7 @@ def test_the_report_shows_the_grades_that_evaluation_wrote(tmp_path, inputs):
 
 
 def test_a_model_is_trained_alone(tmp_path, inputs):
+    inputs["strategies"] = ()
     inputs = {**inputs, "experts": ()}
     training = Training(batch_size=8, learning_rate=1e-2, objective="sft", trainable="lora")
     result = run_pipeline(
