@@ -217,7 +217,7 @@ class RunningSequence:
         new = range(first, self._reported)
         pieces = [""] * len(new) if text is None else [text.pieces[i] for i in new]
         checks: list[float | None] = [None] * len(new)
-        if risks is not None and self._risk is not None and new:
+        if risks is not None and self._risk is not None and text is not None and new:
             seen = shown(pieces, risks[first : self._reported], self._handed_on)
             self._handed_on = handed_on(pieces[-1], seen[-1])
             checks = [risk if risk > self._risk.mark_above else None for risk in seen]
