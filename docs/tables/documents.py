@@ -19,7 +19,7 @@ import numpy as np
 
 from colm_jax import CoLM, console
 from colm_jax.checkpoints.outline import Outline, outline_team
-from colm_jax.evaluation.compare import wilson
+from colm_jax.evaluation.compare import paired_bootstrap, wilson
 from colm_jax.pipeline.files import write_answers
 from colm_jax.pipeline.run import run_pipeline
 from colm_jax.settings.generation import GenerationSettings
@@ -188,6 +188,16 @@ def exchange(first: Sequence[Line], second: Sequence[Line], asked: Sequence[Ques
     )
 
 
+def paired(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of a table: the team's accuracy less that of each other way, by the paired bootstrap."""
+    right = {row.name: [float(each) for each in row.right] for row in rows}
+    found = {name: paired_bootstrap(right["team"], own) for name, own in right.items() if not name.startswith("team")}
+    body = [
+        [TITLES[name], f"{d.difference:.2f} ({d.low:.2f} to {d.high:.2f})", f"{d.p:.2g}"] for name, d in found.items()
+    ]
+    return table(["team less", "accuracy (95 %)", "p"], body)
+
+
 def by_kind(rows: Sequence[Row], asked: Sequence[Question]) -> list[str]:
     """Return the lines of a table of accuracies, a column for each kind of document."""
     kinds = list(dict.fromkeys(q.kind for q in asked))
@@ -241,6 +251,7 @@ def main() -> None:
         rows = sorted((answers.row(way) for way in ways), key=lambda row: list(TITLES).index(row.name))
         print(f"\n{Path(expert).name} ({answers.outline.kinds[0]}), {len(asked)} questions\n")
         print("\n".join(table(HEAD, [row.cells() for row in rows])), end="\n\n")
+        print("\n".join(paired(rows)), end="\n\n")
         print(exchange(answers.found["team"], answers.found["team-exchanged"], asked), end="\n\n")
         print("\n".join(by_kind(rows, asked)), flush=True)
 
