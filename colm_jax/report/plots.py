@@ -34,6 +34,7 @@ _BESIDE = tuple(  # offsets of a label from its point in points (x, y) and its a
         (-7, -7, "right", "top"),
     )
 )
+_SHIFTS = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}  # of a label's own size
 
 Points = list[tuple[float, float]]
 
@@ -146,17 +147,23 @@ def _pixels(axes: Axes, line: Points) -> np.ndarray:
 
 def _write_labels(axes: Axes, labels: list[_Label], lines: list[np.ndarray]) -> None:
     """Place each label where it overlaps least with the plot's edge, other labels, markers and lines."""
+    pixels = axes.get_figure(root=True).dpi / 72  # of a point, in which offsets are given
     singles = [axes.transData.transform(label.places[0]) for label in labels if label.color == _INK]
     occupied = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in singles]
     for label in labels:
         text = axes.annotate(label.name, label.places[0], (0, 0), textcoords="offset points", parse_math=False)
         text.set(color=label.color, fontsize=10, fontweight="normal" if label.color == _INK else "bold")
+        size = text.get_window_extent()
         best, best_cost = None, math.inf
         for rank, place in enumerate(label.places):
+            if 0.5 * rank >= best_cost:
+                break
+            at = axes.transData.transform(place)
             for order, (dx, dy, horizontal, vertical) in enumerate(_BESIDE):
-                text.xy, text.xyann = place, (dx, dy)
-                text.set(ha=horizontal, va=vertical)
-                box = text.get_window_extent()
+                x0, y0 = at + np.array([dx, dy]) * pixels
+                x0 -= size.width * _SHIFTS[horizontal]
+                y0 -= size.height * _SHIFTS[vertical]
+                box = Bbox.from_bounds(x0, y0, size.width, size.height)
                 near = box.padded(2)
                 covered = sum(bool(((line > near.min) & (line < near.max)).all(1).any()) for line in lines)
                 outside = not (axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0)

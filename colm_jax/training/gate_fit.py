@@ -23,6 +23,7 @@ from colm_jax.models.gate import log_writers
 from colm_jax.objectives import latent_objective, marginal_nll, responsibilities, weighted_bce
 from colm_jax.settings.training import GateInit, Objective
 from colm_jax.training.positions import Positions, Rows
+from colm_jax.training.trust_region import minimise_in_trust_region
 
 DENSE = 2048  # weights of a gate, at most, whose Hessian is made; above it L-BFGS
 _GRADIENT = 1e-5  # norm of the gradient, in nats per token and unit of a weight, below which values are mere rounding
@@ -153,20 +154,20 @@ def minimise(
     mean, x = MeanLoss(positions, loss, ridge, dense), np.asarray(start, np.float64).reshape(-1)
     losses = [mean.value(x)]
 
-    def arrived(intermediate_result: OptimizeResult) -> None:
-        losses.append(float(intermediate_result.fun))
-        report(len(losses) - 1, losses[-1])
+    def arrived(value: float) -> None:
+        losses.append(value)
+        report(len(losses) - 1, value)
 
-    found = minimize(
-        mean.value,
-        x,
-        method="trust-exact" if dense else "L-BFGS-B",
-        jac=mean.gradient,
-        hess=mean.hessian if dense else None,
-        callback=arrived,
-        options={"maxiter": max_steps, "gtol": _GRADIENT, **({} if dense else {"ftol": 1e-9, "maxcor": 20})},
-    )
-    x = _polished(mean, found.x) if dense and found.nit < max_steps else found.x
+    if dense:
+        x, steps = minimise_in_trust_region(mean, x, max_steps, _GRADIENT, arrived)
+        x = _polished(mean, x) if steps < max_steps else x
+    else:
+
+        def told(intermediate_result: OptimizeResult) -> None:  # the name is SciPy's
+            arrived(float(intermediate_result.fun))
+
+        options = {"maxiter": max_steps, "gtol": _GRADIENT, "ftol": 1e-9, "maxcor": 20}
+        x = minimize(mean.value, x, method="L-BFGS-B", jac=mean.gradient, callback=told, options=options).x
     return Fit(x.astype(np.float32).reshape(positions.shape), tuple(losses), mean.passes)
 
 
