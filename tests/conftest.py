@@ -46,6 +46,7 @@ TESTS = Path(__file__).parent
 SHARED = Path(os.environ.get("COLM_SHARED") or TESTS.parents[1] / "shared")
 NO_SHARED = f"no shared models at {SHARED}"
 MAPPINGS, MEMORY = 20_000, 3 * 2**30  # bytes; a module of tests may add as much again
+COLLECTED = pytest.StashKey[dict[str, list[str]]]()  # tests (file below tests/ and function), and their parameters
 REQUIRE_ALL = "COLM_REQUIRE_ALL"  # set by .ci/run, where whatever a test can skip for is installed
 
 
@@ -82,7 +83,7 @@ def pytest_sessionstart(session):
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     parameters: dict[str, list[str]] = {}
     named = []
     for item in items:
@@ -93,6 +94,7 @@ def pytest_collection_modifyitems(items):
         named.append((item, test, name))
         parameters.setdefault(test, []).append(name)
     few = left_out(parameters)
+    config.stash[COLLECTED] = parameters
     for item, test, name in named:
         if (test, name) in few:
             item.add_marker("exhaustive")

@@ -184,7 +184,7 @@ def test_an_interrupt_within_a_scan_is_raised_and_counts_are_kept(monkeypatch):
 
     engine = engine_of(1)
     before, steps = engine.expert_passes.copy(), engine.base_steps
-    monkeypatch.setattr("colm_jax.decoding.engine.run_turns", stopped)
+    monkeypatch.setattr("colm_jax.decoding.session.run_turns", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(engine, [request(p, new=60, key=i) for i, p in enumerate(prompts([3, 9]))])
     assert len(scans) == 2

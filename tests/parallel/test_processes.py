@@ -48,7 +48,7 @@ def signalled(processes, out, at, number, what):
 
 
 def test_two_processes_train_as_one_and_resume_after_sigterm(tmp_path, command, jobs):
-    one, two, command = tmp_path / "one", tmp_path / "two", [*command, "--gin.Training.epochs=10"]
+    one, two, command = tmp_path / "one", tmp_path / "two", [*command, "--gin.Training.epochs=2"]
     assert main([*command, "--out", str(one), "--mesh", "1,4,2"]) == 0
     # SIGTERM is sent to one of them; both finish and save the same step.
     codes, outputs = signalled(jobs(command, two, 2), two, 6, 1, signal.SIGTERM)

@@ -389,12 +389,11 @@ def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
 
 
 def test_the_real_pair_reaches_the_plain_logistic_gate(tmp_path, shared):
-    """Issue's figure: base 0.615, expert 0.674, half-half 0.582, oracle 0.501; a logistic gate 0.581 nats per token."""
+    """Figures of a plain implementation: base 0.615, expert 0.674, half-half 0.582, oracle 0.501; a logistic gate 0.581 nats per token."""
     config = RunConfig(
         base=str(shared / "models/babyllama-105"),
         experts=(str(shared / "models/babyllama-361"),),
         data=str(shared / "data/stories/train.jsonl"),
-        dev=str(shared / "data/stories/dev.jsonl"),
         test=str(shared / "data/stories/tinystories_sample.txt"),
         training=Training(trainable="gate"),
         strategies=("defer",),

@@ -135,7 +135,8 @@ def test_run_trains_a_gate_end_to_end(real, tmp_path):
     models = ["--base", real / SMOL, "--expert", real / SMOL]
     # Without a penalty, 576 weights would fit six words ever better, for many steps.
     training = ["--trainable", "gate", "--gin.Training.gate_ridge=0.1"]
-    colm("run", *models, *training, "--data", data, "--dev", dev, "--out", out, "--gin.max_new_tokens=2")
+    few = ["--gin.Run.strategies=('defer',)", "--gin.Run.max_new_tokens=2"]
+    colm("run", *models, *training, "--data", data, "--dev", dev, "--out", out, *few)
     team = json.loads((out / "team" / "colm.json").read_text())
     assert team["experts"][0]["model"] == str(real / SMOL)
     assert team["experts"][0]["revision"] is None
