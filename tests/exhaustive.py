@@ -3,7 +3,8 @@
 `pytest -m exhaustive` runs these alone.
 """
 
-# With windows, norms of queries and keys, sinks, routed networks, shared ones, and latent attention. Logits are compared with transformers' for every family, all the same.
+# With windows, norms of queries and keys, sinks, routed networks, shared ones, and latent attention. Logits are compared
+# with transformers' for every family, all the same.
 _FAMILIES = ("gemma3", "qwen3", "gpt-oss", "deepseek-v3")
 
 # Tests that are left out with all their parameters.
