@@ -3,7 +3,7 @@
 `pytest -m exhaustive` runs these alone.
 """
 
-# With windows, norms of queries and keys, sinks, routed networks, shared ones, and latent attention. Logits are compared
+# With windows, norms of queries and keys, sinks, routed and shared networks, and latent attention. Logits are compared
 # with transformers' for every family, all the same.
 _FAMILIES = ("gemma3", "qwen3", "gpt-oss", "deepseek-v3")
 

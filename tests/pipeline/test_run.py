@@ -389,7 +389,7 @@ def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
 
 
 def test_the_real_pair_reaches_the_plain_logistic_gate(tmp_path, shared):
-    """Of a plain implementation, nats per token: base 0.615, expert 0.674, half-half 0.582, oracle 0.501, gate 0.581."""
+    """Of a plain one, nats per token: base 0.615, expert 0.674, half-half 0.582, oracle 0.501, gate 0.581."""
     config = RunConfig(
         base=str(shared / "models/babyllama-105"),
         experts=(str(shared / "models/babyllama-361"),),
