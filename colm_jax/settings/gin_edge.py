@@ -227,7 +227,7 @@ def read(files: list[str], bindings: list[str]) -> Bindings:
 
     Raises:
       UserError: naming file and line: a missing file or module, an unknown name, a value of the wrong type, a macro
-        without a value.
+        without a value, a setting in `bindings` without the name of its class.
     """
     gin.clear_config()
     found = Bindings()
@@ -239,11 +239,19 @@ def read(files: list[str], bindings: list[str]) -> Bindings:
         _read_file(path, found, ())
     for binding in bindings:
         _read(binding.replace("=", " = ", 1), partial(_flag, binding), None, found, ())
+    used = set[str]()
     for (scope, selector, argument), place in found.places.items():
         value = gin_config._CONFIG[scope, selector][argument]
-        _check_macros(value, found.places, place, ())
+        used |= _check_macros(value, found.places, place, ())
         if is_own(selector):
             _check_value(selector.removeprefix(f"{MODULE}."), argument, value, place)
+    for (name, selector, _), place in found.places.items():
+        if selector == MACRO and place.startswith("--gin.") and name not in used:
+            meant = [
+                f"{own}.{name}" for own, kind in SETTINGS.items() if name in [entry.name for entry in fields(kind)]
+            ]
+            if meant:
+                raise UserError(f"{place}: nothing reads %{name}; did you mean {' or '.join(meant)}?")
     return found
 
 
@@ -390,8 +398,8 @@ def _hint(said: str) -> str:
     return "; import its module first, as in import my_module" if "No configurable matching reference" in said else ""
 
 
-def _check_macros(value: Any, known: Mapping[_Key, str], place: str, within: tuple[str, ...]) -> None:
-    """Raise UserError for a macro without a value, or one that is defined by itself."""
+def _check_macros(value: Any, known: Mapping[_Key, str], place: str, within: tuple[str, ...]) -> set[str]:
+    """Return the macros in a value. Raises UserError for one without a value, or one that is defined by itself."""
     if is_macro(value) and value.configurable.selector == MACRO:
         name = "/".join(value.scopes)
         if name in within:
@@ -399,13 +407,11 @@ def _check_macros(value: Any, known: Mapping[_Key, str], place: str, within: tup
         if (name, MACRO, "value") not in known:
             macros = [scope for scope, selector, _ in known if selector == MACRO]
             raise UserError(f"{place}: %{name} has no value{_nearest(name, macros) if macros else ''}")
-        _check_macros(gin_config._CONFIG[name, MACRO]["value"], known, place, (*within, name))
-    elif isinstance(value, dict):
-        for item in (*value, *value.values()):
-            _check_macros(item, known, place, within)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_macros(item, known, place, within)
+        return {name} | _check_macros(gin_config._CONFIG[name, MACRO]["value"], known, place, (*within, name))
+    if isinstance(value, dict):
+        value = (*value, *value.values())
+    items = value if isinstance(value, list | tuple) else ()
+    return set[str]().union(*(_check_macros(item, known, place, within) for item in items))
 
 
 def _check_value(name: str, setting: str, value: Any, place: str) -> None:

@@ -98,6 +98,19 @@ def test_the_later_wins_and_macros_are_filled_in_last(gin_file):
     assert gin_edge.read([gin_file("Training.epochs = 1\nTraining.epochs = 2\n")], []).make(Training).epochs == 2
 
 
+def test_a_flag_that_lacks_the_settings_name_is_refused(gin_file):
+    with pytest.raises(UserError, match=r"--gin.epochs=2: nothing reads %epochs; did you mean Training.epochs or"):
+        gin_edge.read([], ["epochs=2"])
+    with pytest.raises(UserError, match=r"nothing reads %dev; did you mean Run.dev\?"):
+        gin_edge.read([gin_file("dev = 'd'\n")], ["dev='e'"])
+    gin_edge.read([], ["BASE='b'"])  # as a sweep binds it, whose trials need not all read it
+    for text in ("Training.epochs = %epochs", "E = %epochs\nTraining.epochs = %E"):
+        assert gin_edge.read([gin_file(f"epochs = 1\n{text}\n")], ["epochs=2"]).make(Training).epochs == 2
+    held = gin_edge.read([gin_file("experts = 'e'\nRun.experts = (%experts,)\n")], ["experts='f'"])
+    held.bind("Run", base="b", data="d")
+    assert held.make(RunConfig).experts == ("f",)
+
+
 @pytest.mark.parametrize(
     ("text", "epochs"),
     [
