@@ -147,7 +147,9 @@ def _pixels(axes: Axes, line: Points) -> np.ndarray:
 
 def _write_labels(axes: Axes, labels: list[_Label], lines: list[np.ndarray]) -> None:
     """Place each label where it overlaps least with the plot's edge, other labels, markers and lines."""
-    pixels = axes.get_figure(root=True).dpi / 72  # of a point, in which offsets are given
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # only a removed part has none
+    pixels = figure.dpi / 72  # of a point, in which offsets are given
     singles = [axes.transData.transform(label.places[0]) for label in labels if label.color == _INK]
     occupied = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in singles]
     for label in labels:

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Shaped
 from scipy.optimize import OptimizeResult, minimize
+from threadpoolctl import threadpool_limits
 
 from colm_jax.models.arrays import AnyArray
 from colm_jax.models.gate import log_writers
@@ -159,8 +160,10 @@ def minimise(
         report(len(losses) - 1, value)
 
     if dense:
-        x, steps = minimise_in_trust_region(mean, x, max_steps, _GRADIENT, arrived)
-        x = _polished(mean, x) if steps < max_steps else x
+        # Threads of BLAS that wait keep their cores busy: beside XLA's, two of them took 30 times as long as one.
+        with threadpool_limits(1, user_api="blas"):
+            x, steps = minimise_in_trust_region(mean, x, max_steps, _GRADIENT, arrived)
+            x = _polished(mean, x) if steps < max_steps else x
     else:
 
         def told(intermediate_result: OptimizeResult) -> None:  # the name is SciPy's

@@ -1,8 +1,7 @@
 """Minimisation by Newton steps in a trust region, of functions of up to a few thousand weights.
 
 The Hessian at a point is decomposed once. Every radius that is tried there then costs no more than a few products of
-vectors, and curvature that is negative or zero needs no case of its own. SciPy's `trust-exact`, which takes the same
-steps, factors the matrix again for each shift and looks at it row by row in Python: 6 times the time for 576 weights.
+vectors, and curvature that is negative or zero needs no case of its own.
 
 Source: Nocedal and Wright, Numerical Optimization (2006), algorithm 4.1 and section 4.3.
 """
