@@ -160,7 +160,7 @@ def minimise(
         report(len(losses) - 1, value)
 
     if dense:
-        # Threads of BLAS that wait keep their cores busy: beside XLA's, two of them took 30 times as long as one.
+        # Threads of BLAS keep their cores busy while they wait; beside XLA's, several are far slower than one.
         with threadpool_limits(1, user_api="blas"):
             x, steps = minimise_in_trust_region(mean, x, max_steps, _GRADIENT, arrived)
             x = _polished(mean, x) if steps < max_steps else x
