@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 from orbax.checkpoint import v1 as ocp
@@ -201,7 +202,7 @@ def _run(
             start, state = 0, step_of.start()
         else:
             start = checkpointer.latest.step
-            state = _unflattened(checkpointer.load_pytree(start, _flattened(step_of.shapes)), step_of.shapes)
+            state = _restored(checkpointer.load_pytree(start, _stored(step_of.shapes)), step_of.shapes)
         good = start or None  # the last step that is in a checkpoint
         with closing(Log(directory, start)) as log:
             stopwatch, batches = Stopwatch(), texts.batches(start)
@@ -229,7 +230,7 @@ def _run(
                     finish(*under_way)  # before it is saved: no checkpoint holds what is not finite
                     under_way = None
                     log.flush()
-                    checkpointer.save_pytree_async(step, _flattened(state))
+                    checkpointer.save_pytree_async(step, _stored(state))
                     good = step
                 if stop:
                     raise Preempted(step)  # once what is being saved is saved
@@ -242,9 +243,23 @@ def _run(
 
 
 def _flattened(state: TrainState) -> dict:
-    """Return the state as it is stored: parameters by name, the optimizer's leaves in order."""
+    """Return parameters by name, and the optimizer's leaves in order."""
     return {"params": state.params, "optimizer": jax.tree.leaves(state.optimizer)}
 
 
-def _unflattened(stored: dict, like: TrainState) -> TrainState:
-    return TrainState(stored["params"], jax.tree.unflatten(jax.tree.structure(like.optimizer), stored["optimizer"]))
+def _stored(state: TrainState) -> dict:
+    """Return the state as it is stored: None for arrays without elements, which Orbax refuses.
+
+    The gate of a base without experts has such arrays.
+    """
+    return jax.tree.map(lambda x: x if x.size else None, _flattened(state))
+
+
+def _restored(stored: dict, like: TrainState) -> TrainState:
+    """Return the state that was stored; `like` has its shapes and shardings."""
+
+    def fill(like: jax.ShapeDtypeStruct, found: Array | None) -> Array:
+        return jnp.zeros(like.shape, like.dtype, device=like.sharding) if found is None else found
+
+    filled = jax.tree.map(fill, _flattened(like), stored)
+    return TrainState(filled["params"], jax.tree.unflatten(jax.tree.structure(like.optimizer), filled["optimizer"]))

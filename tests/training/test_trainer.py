@@ -34,9 +34,20 @@ SETTINGS = Training(learning_rate=3e-3, batch_size=4, epochs=3, checkpoint_every
 SETTINGS_OF_ONE_EPOCH = dataclasses.replace(SETTINGS, epochs=1, objective="sft")
 
 
-def run(directory, settings=SETTINGS, report=lambda *a: None, kernel=None, mesh=None, dtype="float32", online=False):
+def run(
+    directory,
+    settings=SETTINGS,
+    report=lambda *a: None,
+    kernel=None,
+    mesh=None,
+    dtype="float32",
+    online=False,
+    alone=False,
+):
     examples = texts(22)
     base, expert = tiny_decoder(dtype), tiny_decoder(seed=1)
+    if alone:
+        return train(base, Gate(32, 0), examples, None, [], settings, directory, report, mesh=mesh)
     inputs = settings.gate_inputs
     gate = Gate(32, 1, inputs) if kernel is None else make_gate(kernel, inputs)
     scores = (None, []) if online else (score_examples(base, examples), [score_examples(expert, examples)])
@@ -257,11 +268,15 @@ def test_lora_moves_only_its_own_matrices_and_comes_back_merged(tmp_path):
     assert moved == {("layers", "attention", name, "kernel") for name in ("query", "value")}
 
 
-def test_lora_resumes_to_the_same_bits(tmp_path):
-    settings = dataclasses.replace(SETTINGS, trainable="lora")
-    whole = leaves(run(tmp_path / "whole", settings))
-    run_until(7, tmp_path / "half", settings)
-    for one, two in zip(whole, leaves(run(tmp_path / "half", settings)), strict=True):
+@pytest.mark.parametrize("trainable, alone", [("lora", False), ("lora", True), ("all", True)])
+def test_lora_and_a_base_alone_resume_to_the_same_bits(tmp_path, trainable, alone):
+    settings = dataclasses.replace(SETTINGS, trainable=trainable, objective="sft" if alone else "marginal")
+    whole = leaves(run(tmp_path / "whole", settings, alone=alone))
+    run_until(7, tmp_path / "half", settings, alone=alone)  # past the checkpoint of step 4
+    resumed = []
+    again = run(tmp_path / "half", settings, lambda step, *_: resumed.append(step), alone=alone)
+    assert resumed[0] == 5
+    for one, two in zip(whole, leaves(again), strict=True):
         np.testing.assert_array_equal(one, two)
 
 
