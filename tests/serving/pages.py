@@ -13,6 +13,7 @@ import pytest
 from tests.report.test_browser import _luminance, _over, browser
 
 expect = pytest.importorskip("playwright.sync_api").expect
+expect.set_options(timeout=60_000)  # ms: a server beside other tests takes its time
 
 MESSAGE = "once upon a time"
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -74,7 +75,7 @@ class Page:
         self.window.get_by_label("Message", exact=True).fill(text)
         self.window.keyboard.press("Enter")
         turn = self.window.locator(".turn").nth(count)
-        expect(turn.locator('.answer[aria-busy="false"]')).to_have_count(answers, timeout=60_000)
+        expect(turn.locator('.answer[aria-busy="false"]')).to_have_count(answers)
         return turn
 
     def settings(self, **fields):

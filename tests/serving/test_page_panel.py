@@ -109,6 +109,8 @@ def test_candidates_belong_to_their_token_and_are_read_once(page):
     for number in (1, 2):
         with page.window.expect_request("**/v1/candidates"):
             turn.locator(f'[data-index="{number}"]').click()
+        while len(waiting) < number:  # the event of a request comes before its route
+            page.window.wait_for_timeout(10)
     for route, text in ((waiting[1], "new"), (waiting[0], "old")):
         models = {"base": [{"token": 5, "text": text, "logprob": -1.0}], "team": []}
         with page.window.expect_response("**/v1/candidates"):

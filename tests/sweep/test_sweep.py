@@ -29,7 +29,7 @@ Run.data = {write_lines(tmp_path / "train.jsonl", lines[:12])!r}
 Run.dev = {write_lines(tmp_path / "dev.jsonl", lines[12:])!r}
 Run.task = "exact"
 Run.max_new_tokens = 4
-Run.strategies = ("defer", "untrained")
+Run.strategies = ("base", "untrained")
 Calibration.rates = (0.5,)
 Calibration.max_new_tokens = 4
 Sweep.grid = {{"gin_file": ("gate.gin", "em.gin")}}
@@ -50,7 +50,7 @@ def test_a_sweep_computes_what_trials_share_once(tmp_path, sweep_file, capsys):
     assert links[0].is_symlink() and links[0].resolve() == links[1].resolve()
     rows = list(csv.DictReader((tmp_path / "out/results.csv").read_text().splitlines()))
     assert [(row["trial"], row["strategy"], row["state"]) for row in rows] == [
-        (name, strategy, "done") for name in ("gate", "em") for strategy in ("defer", "untrained")
+        (name, strategy, "done") for name in ("gate", "em") for strategy in ("base", "untrained")
     ]
     assert (tmp_path / "out/report/report.html").exists()
     config = (tmp_path / "out/trials/em/operative_config.gin").read_text()

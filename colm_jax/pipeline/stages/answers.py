@@ -13,7 +13,7 @@ from colm_jax.data.tokens import SUMMARY
 from colm_jax.decoding.strategies import definitions
 from colm_jax.errors import UserError
 from colm_jax.evaluation.marks import mark_figures
-from colm_jax.evaluation.mixture import bits_per_byte, fit_mixture
+from colm_jax.evaluation.mixture import bits_per_byte, fit_mixture, mixture_of
 from colm_jax.evaluation.tasks import score_answers
 from colm_jax.evaluation.text import evaluate_text
 from colm_jax.parallel import is_first, on_first
@@ -120,24 +120,30 @@ def evaluate_key(run: RunContext) -> StageKey:
     """Return the team, its answers and the test lines."""
     inputs = run.inputs
     hashes = run.digests("team", "generate") | {"test": inputs.hashes[test_split(inputs)]}
-    if not run.has("calibrate"):
-        hashes |= run.digests("scores")
-    return StageKey(hashes, {"task": inputs.config.task})
+    if not run.has("calibrate"):  # where the best constant mixture is chosen
+        hashes |= {"dev": inputs.hashes["dev"]} if "dev" in inputs.records else run.digests("scores")
+    return StageKey(hashes, {"task": inputs.config.task, "mixture_on": ["dev", "data of a frozen base"]})
 
 
-def _mixture(run: RunContext) -> list[float] | None:
-    """Return the weights of the best constant mixture: on the dev texts, or on the training texts as they were scored
-    before training. None: experts score online, and there are no dev texts.
+def _mixture(run: RunContext, team: CoLM) -> tuple[list[float], str] | None:
+    """Return the weights of the best constant mixture, and the split whose texts they are the best of.
+
+    That is dev; without it, the training texts for a frozen base, as they were scored. None: a base was trained, which
+    knows its training texts too well, or experts scored them online.
     """
+    inputs = run.inputs
     if run.has("calibrate"):
-        return read_json(run.directory("calibrate") / CALIBRATION)["mixture"]
-    experts = expert_scores(run) if run.inputs.config.experts else []
-    if not run.has("scores/base") or len(experts) < len(run.inputs.config.experts):
+        return read_json(run.directory("calibrate") / CALIBRATION)["mixture"], "dev"
+    if "dev" in inputs.records:
+        return mixture_of(team.score_examples(inputs.examples["dev"])), "dev"
+    experts = expert_scores(run) if inputs.config.experts else []
+    frozen = inputs.config.training.trainable == "gate"
+    if not frozen or not run.has("scores/base") or len(experts) < len(inputs.config.experts):
         return None
     counted = training_examples(run).counted()
     columns = [np.concatenate(scores.log_prob)[counted] for scores in (base_scores(run), *experts)]
     models = np.stack(columns, -1)
-    return fit_mixture(models[(models[:, 1:] > NEVER).all(axis=1)]).tolist()
+    return fit_mixture(models[(models[:, 1:] > NEVER).all(axis=1)]).tolist(), "data"
 
 
 def write_evaluation(run: RunContext, directory: Path) -> None:
@@ -145,11 +151,15 @@ def write_evaluation(run: RunContext, directory: Path) -> None:
     grade.
     """
     inputs, task = run.inputs, run.inputs.config.task
-    split = test_split(inputs)
-    scored = trained_team(run).score_examples(inputs.examples[split])
-    scores = evaluate_text(scored)
-    rates = bits_per_byte(scored, _mixture(run))
-    result: dict[str, Any] = {"split": split, "text": scores.__dict__, "bits_per_byte": rates}
+    split, team = test_split(inputs), trained_team(run)
+    scored, mixture = team.score_examples(inputs.examples[split]), _mixture(run, team)
+    weights, chosen_on = mixture or (None, None)
+    result: dict[str, Any] = {
+        "split": split,
+        "text": evaluate_text(scored).__dict__,
+        "bits_per_byte": bits_per_byte(scored, weights),
+        "mixture": {"weights": weights, "split": chosen_on},
+    }
     if task is not None:
         references = references_of(inputs.records[split], task)
         result["task"] = {"name": task}

@@ -150,8 +150,13 @@ def _text_table(run: RunContext, result: dict[str, Any]) -> Table:
     models += [(f"per-{unit} oracle", texts["oracle"], bits["oracle"]), ("team", texts["team"], bits["team"])]
     rows = tuple((name, *(None if value is None else round(value, 4) for value in values)) for name, *values in models)
     size = f"{texts['tokens']} tokens" if unit == "token" else f"{texts['units']} spans"
-    note = f"{size}, each text cut to the context of {run.inputs.context}; lower is better. The best constant mixture "
-    note += "has one weight a model, chosen on other texts: what the gate adds is the team's distance from it."
+    note = f"{size}, each text cut to the context of {run.inputs.context}; lower is better. "
+    chosen = {"dev": "the dev texts", "data": "the training texts"}.get(result["mixture"]["split"])
+    if chosen is None:
+        note += "The best constant mixture is unknown: choose its weights on dev texts (--dev)."
+    else:
+        note += f"The best constant mixture has one weight a model, chosen on {chosen}: what the gate adds is the "
+        note += "team's distance from it."
     columns = "model", f"nats per {unit}", "bits per byte"
     if unit == "span":  # of which other teams have others
         columns, rows = (columns[0], *columns[:0:-1]), tuple((row[0], *row[:0:-1]) for row in rows)
