@@ -28,8 +28,10 @@ def run(name, folder, monkeypatch, tag=None, **environment):
     return "\n".join(texts)
 
 
-@pytest.mark.soak  # minutes: it loads and compiles two published models
+@pytest.mark.real
+@pytest.mark.timeout(1200)
 def test_two_published_models_become_a_team(real, tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # which are for programs that compute little
     found = run("two_models.ipynb", tmp_path, monkeypatch, COLM_REAL_MODELS=real, COLM_NOTEBOOK_OUT=tmp_path / "out")
     assert "can pair, span by span" in found and "bits per byte" in found
     assert "expert calls;" in found and found.count("image/png") == 2
