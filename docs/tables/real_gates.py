@@ -210,8 +210,12 @@ def rate(units: Units, bits: Float[np.ndarray, "N"]) -> float:
 def gain(units: Units, worse: Float[np.ndarray, "N"], better: Float[np.ndarray, "N"]) -> str:
     """Return by how many bits per byte `better` is lower, with its 95 % interval over texts."""
     texts, places = np.unique(units.text, return_inverse=True)
-    saved, size = np.bincount(places, worse - better), units.bytes[texts]
-    drawn = np.random.default_rng(0).integers(0, len(texts), (SAMPLES, len(texts)))
+    return with_interval(np.bincount(places, worse - better), units.bytes[texts])
+
+
+def with_interval(saved: Float[np.ndarray, "T"], size: Int[np.ndarray, "T"]) -> str:
+    """Return saved bits per byte with their 95 % interval over texts; given are the bits and bytes of each text."""
+    drawn = np.random.default_rng(0).integers(0, len(saved), (SAMPLES, len(saved)))
     low, high = np.quantile(saved[drawn].sum(axis=1) / size[drawn].sum(axis=1), [0.025, 0.975])
     return f"{saved.sum() / size.sum():.3f} ({low:.3f} to {high:.3f})"
 

@@ -8,64 +8,40 @@ models is the best of dev. Intervals are 95 %, of paired differences, texts resa
 
 import argparse
 from dataclasses import dataclass
-from math import log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import logsumexp
 
 from colm_jax import CoLM
 from colm_jax.data.records import read_jsonl
-from colm_jax.evaluation.mixture import mixture_of
+from colm_jax.evaluation.mixture import bits_per_byte, mixture_of
+from colm_jax.evaluation.text import evaluate_text
+from docs.tables.real_gates import table, with_interval
 
-SAMPLES = 2000
+WAYS = ("base", "mixture", "team", "oracle")
 
 
 @dataclass(frozen=True)
 class Result:
-    """The bits of each test text under the ways to write of one team."""
+    """What the test texts cost a team."""
 
     name: str
-    bits: dict[str, Float[np.ndarray, "T"]]  # by way: base, mixture, team, oracle
+    bits: dict[str, Float[np.ndarray, "T"]]  # of each text, by way to write it
+    bytes: Int[np.ndarray, "T"]  # of each text
     weight: float  # the experts' together, in the mixture
     p_defer: float  # mean over units
 
 
-def measured(directory: Path, dev: list[dict], test: list[dict]) -> tuple[Result, Int[np.ndarray, "T"]]:
-    """Score the texts with a team; return their bits, and the bytes of each."""
+def measured(directory: Path, dev: list[dict[str, Any]], test: list[dict[str, Any]]) -> Result:
+    """Score the texts with a team."""
     team = CoLM.from_pretrained(directory)
-    weights = np.array(mixture_of(team.score(dev)))
-    found: dict[str, list[float]] = {"base": [], "mixture": [], "team": [], "oracle": []}
-    sizes, chances = [], []
-    for text in team.score(test):
-        kept = text.unit_has_text
-        models = text.unit_log_probs[kept].astype(np.float64)
-        assert text.unit_gate_logits is not None  # of a team
-        logits = text.unit_gate_logits[kept].astype(np.float64)
-        gate = np.concatenate([np.zeros((len(logits), 1)), logits], axis=1)
-        gate -= logsumexp(gate, axis=1, keepdims=True)
-        ways = {
-            "base": models[:, 0],
-            "mixture": logsumexp(models + np.log(weights), axis=1),
-            "team": logsumexp(models + gate, axis=1),
-            "oracle": models.max(axis=1),
-        }
-        for name, log_prob in ways.items():
-            found[name].append(-log_prob.sum() / log(2))
-        sizes.append(text.bytes)
-        chances.append(1 - np.exp(gate[:, 0]))
-    bits = {name: np.array(column) for name, column in found.items()}
-    result = Result(str(directory), bits, 1 - weights[0], float(np.concatenate(chances).mean()))
-    return result, np.array(sizes)
-
-
-def below(worse: Float[np.ndarray, "T"], better: Float[np.ndarray, "T"], sizes: Int[np.ndarray, "T"]) -> str:
-    """Return by how many bits per byte `better` is lower, with its 95 % interval over texts."""
-    saved = worse - better
-    drawn = np.random.default_rng(0).integers(0, len(saved), (SAMPLES, len(saved)))
-    low, high = np.quantile(saved[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), [0.025, 0.975])
-    return f"{saved.sum() / sizes.sum():.3f} ({low:.3f} to {high:.3f})"
+    weights, scored = mixture_of(team.score(dev)), team.score(test)
+    sizes = np.array([text.bytes for text in scored])
+    rates = [bits_per_byte([text], weights) for text in scored]
+    bits = {way: np.array([rate[way] for rate in rates]) * sizes for way in WAYS}
+    return Result(str(directory), bits, sizes, 1 - weights[0], evaluate_text(scored).deferral_rate)
 
 
 def main() -> None:
@@ -75,28 +51,27 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, required=True, metavar="DIR")
     flags = parser.parse_args()
     dev, test = ([line for _, line in read_jsonl(flags.texts / f"{split}.jsonl")] for split in ("dev", "test"))
-    results = []
-    for directory in flags.teams:
-        result, sizes = measured(directory, dev, test)
-        results.append(result)
+    results = [measured(directory, dev, test) for directory in flags.teams]
     domains = np.array([line["domain"] for line in test])
     for name in (*sorted(set(domains.tolist())), "all"):
-        kept = np.full(len(domains), True) if name == "all" else domains == name
-        print(f"\n{name}\n\n| team | base | mixture | team | oracle | mixture − team |\n|{' --- |' * 6}")
+        kept = (domains == name) | (name == "all")
+        rows: list[list[str | float]] = []
         for result in results:
-            columns = [f"{bits[kept].sum() / sizes[kept].sum():.3f}" for bits in result.bits.values()]
-            gained = below(result.bits["mixture"][kept], result.bits["team"][kept], sizes[kept])
-            print(f"| {result.name} | {' | '.join(columns)} | {gained} |")
-    print()
-    for result in results:
-        print(
-            f"{result.name}: the experts' weight in the mixture {result.weight:.3f}, mean p_defer {result.p_defer:.3f}"
-        )
-    for result in results:
-        for other in results:
-            for way in ("base", "mixture"):
-                gained = below(other.bits[way], result.bits["team"], sizes)
-                print(f"team of {result.name} below {way} of {other.name}: {gained}")
+            bits = {way: own[kept] for way, own in result.bits.items()}
+            size = result.bytes[kept]
+            gained = with_interval(bits["mixture"] - bits["team"], size)
+            rows.append([result.name, *(float(own.sum() / size.sum()) for own in bits.values()), gained])
+        table(name, ["team", *WAYS, "mixture − team"], rows)
+    others = [(other, way) for other in results for way in ("base", "mixture")]
+    below = [
+        [r.name, *(with_interval(other.bits[way] - r.bits["team"], r.bytes) for other, way in others)] for r in results
+    ]
+    table("By how much a team is below", ["team", *(f"{way} of {other.name}" for other, way in others)], below)
+    table(
+        "Deferral",
+        ["team", "experts' weight in the mixture", "mean p_defer"],
+        [[r.name, r.weight, r.p_defer] for r in results],
+    )
 
 
 if __name__ == "__main__":

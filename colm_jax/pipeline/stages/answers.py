@@ -32,6 +32,7 @@ from colm_jax.pipeline.stages.opened import (
 )
 from colm_jax.pipeline.stages.team import CALIBRATION
 from colm_jax.scoring import NEVER
+from colm_jax.scoring.texts import ScoredTexts
 from colm_jax.settings.generation import GenerationSettings
 from colm_jax.settings.run import UNTRAINED
 from colm_jax.storage import read_json, read_lines, write_json
@@ -125,17 +126,23 @@ def evaluate_key(run: RunContext) -> StageKey:
     return StageKey(hashes, {"task": inputs.config.task, "mixture_on": ["dev", "data of a frozen base"]})
 
 
-def _mixture(run: RunContext, team: CoLM) -> tuple[list[float], str] | None:
+def _mixture(run: RunContext, team: CoLM, scored: ScoredTexts) -> tuple[list[float], str] | None:
     """Return the weights of the best constant mixture, and the split whose texts they are the best of.
 
     That is dev; without it, the training texts for a frozen base, as they were scored. None: a base was trained, which
     knows its training texts too well, or experts scored them online.
+
+    Args:
+      run: the run.
+      team: as trained.
+      scored: the texts that are evaluated.
     """
     inputs = run.inputs
     if run.has("calibrate"):
         return read_json(run.directory("calibrate") / CALIBRATION)["mixture"], "dev"
     if "dev" in inputs.records:
-        return mixture_of(team.score_examples(inputs.examples["dev"])), "dev"
+        dev = scored if test_split(inputs) == "dev" else team.score_examples(inputs.examples["dev"])
+        return mixture_of(dev), "dev"
     experts = expert_scores(run) if inputs.config.experts else []
     frozen = inputs.config.training.trainable == "gate"
     if not frozen or not run.has("scores/base") or len(experts) < len(inputs.config.experts):
@@ -152,8 +159,8 @@ def write_evaluation(run: RunContext, directory: Path) -> None:
     """
     inputs, task = run.inputs, run.inputs.config.task
     split, team = test_split(inputs), trained_team(run)
-    scored, mixture = team.score_examples(inputs.examples[split]), _mixture(run, team)
-    weights, chosen_on = mixture or (None, None)
+    scored = team.score_examples(inputs.examples[split])
+    weights, chosen_on = _mixture(run, team, scored) or (None, None)
     result: dict[str, Any] = {
         "split": split,
         "text": evaluate_text(scored).__dict__,
