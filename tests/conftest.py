@@ -17,6 +17,8 @@ _JAXLIB = tuple(map(int, version("jaxlib").split(".")[:2]))
 _QUICK = " ".join(flag for flag, gone in _CPU_FLAGS.items() if gone > _JAXLIB)
 os.environ["XLA_FLAGS"] = f"{_FLAGS} {_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # what a test compiles does not depend on earlier runs
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches anything
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

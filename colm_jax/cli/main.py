@@ -85,10 +85,11 @@ def _run(flags: Flags) -> int:
     import jax
 
     from colm_jax import console
-    from colm_jax.cli import out
+    from colm_jax.cli import out, programs
     from colm_jax.parallel import is_first, join, watched
 
     out.check_flags(flags)
+    programs.keep(flags.command)
     several = getattr(flags, "distributed", None) is not None
     if several:
         join(flags.distributed)

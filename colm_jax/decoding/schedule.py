@@ -6,8 +6,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from colm_jax.models.arrays import AnyArray
+
 # By name: each slot's threshold during the warm-up, from its final value and the share of the warm-up that is done.
-SCHEDULES: dict[str, Callable[[Float[Array, "B"], Float[Array, "B"]], Float[Array, "B"]]] = {
+SCHEDULES: dict[str, Callable[[AnyArray, Array], AnyArray]] = {
     "constant": lambda threshold, done: threshold,
     "linear": lambda threshold, done: 1 + (threshold - 1) * done,
     "cosine": lambda threshold, done: threshold + (1 - threshold) / 2 * (jnp.cos(math.pi * done) + 1),
@@ -16,7 +18,7 @@ SCHEDULES: dict[str, Callable[[Float[Array, "B"], Float[Array, "B"]], Float[Arra
 
 
 def threshold_at(
-    token: Int[Array, "B"], threshold: Float[Array, "B"], schedule: Int[Array, "B"], warmup: Int[Array, "B"]
+    token: Int[Array, "B"], threshold: Float[AnyArray, "B"], schedule: Int[AnyArray, "B"], warmup: Int[AnyArray, "B"]
 ) -> Float[Array, "B"]:
     """Return η_t at the token-th written token (from 0) of each slot; the final value from token `warmup` on.
 

@@ -55,6 +55,10 @@ from colm_jax.settings.generation import (
 )
 from colm_jax.settings.strategies import STRATEGIES
 
+# Slots are made up to so many times longer than the requests at hand need, where a queued one needs it: another length
+# compiles another loop, which takes longer than reading the longer caches.
+_GROWTH = 4
+
 
 class Session:
     """A running batch: requests join and leave it at any time, and none changes another's result.
@@ -86,6 +90,7 @@ class Session:
         self.stalled = False  # all that runs waits for experts elsewhere
         self.keeps_caches = False  # while it is idle, too
         self._submitted = 0
+        self._longest = 0  # limit of the requests since the batch was made, those that are queued included
         self._shape = BatchShape()
         self._loop: LoopConfig | None = None
         self._state: DecodingState | None = None
@@ -137,6 +142,7 @@ class Session:
         self._check_views(request)
         settings.of_prompts(1)
         number, self._submitted = self._submitted, self._submitted + 1
+        self._longest = max(self._longest, self._engine.limit(request))
         self._queue.append((number, request))
         return number
 
@@ -238,9 +244,11 @@ class Session:
             return
         admitted = {slot: self._queue.popleft() for slot in empty}
         requests = [request for _, request in admitted.values()]
-        limit = max(map(self._engine.limit, requests))
+        positions = power_of_two(max(map(self._engine.limit, requests)))
+        if (longest := power_of_two(self._longest)) <= _GROWTH * positions:
+            positions = longest
         stop_ids = max(len(request.settings.stop_token_ids or ()) for request in requests)
-        self._grow(slots, power_of_two(limit), power_of_two(max(stop_ids, 1)))
+        self._grow(slots, positions, power_of_two(max(stop_ids, 1)))
         for slot, (number, request) in admitted.items():
             self._insert(slot, request)
             self._running[slot] = self._sequence(number, request)
@@ -284,21 +292,22 @@ class Session:
         tokens[:length] = request.prompt
         stop_ids = np.full(self._shape.stop_ids, -1, np.int32)
         stop_ids[: len(settings.stop_token_ids or ())] = settings.stop_token_ids or ()
-        own = SlotRequests(
-            prompt_lengths=jnp.int32(length),
-            limits=jnp.int32(self._engine.limit(request)),
-            thresholds=jnp.float32(DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold),
-            schedules=jnp.int32(SCHEDULE_NAMES.index(settings.schedule)),
-            warmups=jnp.int32(min(settings.warmup, INT32)),  # no context is so long
-            rates=jnp.float32(settings.rate),
+        threshold = DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold
+        own = SlotRequests(  # of NumPy's arrays: one of JAX's takes a dispatch to make
+            prompt_lengths=np.array(length, np.int32),
+            limits=np.array(self._engine.limit(request), np.int32),
+            thresholds=np.array(threshold, np.float32),
+            schedules=np.array(SCHEDULE_NAMES.index(settings.schedule), np.int32),
+            warmups=np.array(min(settings.warmup, INT32), np.int32),  # no context is so long
+            rates=np.array(settings.rate, np.float32),
             sampling=SamplingParams.of(settings),
-            stop_ids=jnp.asarray(stop_ids),
+            stop_ids=stop_ids,
             keys=key,
         )
         assert self._loop is not None
         known = self._engine.agreement.get(settings.strategy, (0.0, 0.0))
         agreement = Agreement.starting(self._loop.speculation, *known)
-        self._state = insert(self._state, jnp.int32(slot), jnp.asarray(tokens), own, agreement)
+        self._state = insert(self._state, np.int32(slot), tokens, own, agreement)
 
     def _scan(self, steps: int) -> None:
         """Run one scan of the loop, and prefill experts with what they must read before the next."""
@@ -417,4 +426,4 @@ class Session:
 
     def _drop(self) -> None:
         """Free the batch's caches."""
-        self._state, self._shape = None, BatchShape()
+        self._state, self._shape, self._longest = None, BatchShape(), 0

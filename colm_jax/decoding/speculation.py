@@ -11,12 +11,14 @@ slot by how often the base's choice was right so far and by what the passes cost
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from colm_jax.models.arrays import pytree
+from colm_jax.models.arrays import AnyArray, pytree
 from colm_jax.settings.strategies import Strategy
 
 DRAFTS, GUESSES = 16, 8  # most drafts of a slot, and most of them that stand for deferred tokens
@@ -197,22 +199,23 @@ class Drafts:
 class Agreement:
     """How often the base's choice of a deferred token was the one written; what follows for each slot."""
 
-    right: Float[Array, "*B"]  # weight of the deferred tokens for which it was
-    seen: Float[Array, "*B"]  # of all, the prior included
-    deferred: Int[Array, "*B"]  # deferred tokens of the answer so far
-    ahead: Int[Array, "*B"]  # deferred tokens that may be undecided at a time; 0: the base is not read for drafts
-    guesses: Int[Array, "*B"]  # drafts of deferred tokens after which the base ran on
-    hits: Int[Array, "*B"]  # of these, how many were right
+    right: Float[AnyArray, "*B"]  # weight of the deferred tokens for which it was
+    seen: Float[AnyArray, "*B"]  # of all, the prior included
+    deferred: Int[AnyArray, "*B"]  # deferred tokens of the answer so far
+    ahead: Int[AnyArray, "*B"]  # deferred tokens that may be undecided at a time; 0: the base is not read for drafts
+    guesses: Int[AnyArray, "*B"]  # drafts of deferred tokens after which the base ran on
+    hits: Int[AnyArray, "*B"]  # of these, how many were right
 
     @classmethod
     def starting(cls, speculation: Speculation, right: float = 0.0, seen: float = 0.0) -> "Agreement":
-        """Return that of a new request, scalars; `right` and `seen` are those of an earlier one."""
+        """Return that of a new request, without axes; `right` and `seen` are those of an earlier one."""
         scale = min(1.0, _KEPT_WEIGHT / seen) if seen else 0.0
         prior = _PRIOR_DRAFTED if speculation.draft_model else _PRIOR
         weight = prior.again if seen else prior.first
         right, seen = right * scale + prior.rate * weight, seen * scale + weight
-        one = cls(jnp.float32(right), jnp.float32(seen), *(jnp.int32(0) for _ in range(4)))
-        return replace(one, ahead=run_ahead(speculation, one, jnp.int32(0)))
+        none = np.array(0, np.int32)
+        one = cls(np.array(right, np.float32), np.array(seen, np.float32), none, none, none, none)
+        return replace(one, ahead=run_ahead(speculation, one, none))
 
     @classmethod
     def none(cls, batch: int) -> "Agreement":
@@ -224,7 +227,7 @@ class Agreement:
         """Add a deferred token of the slots in `rows`: was the draft right, and had the base run on after it."""
         drafted = rows & (self.ahead > 0)
 
-        def decayed(weight: Float[Array, "B"], new: Bool[Array, "B"]) -> Float[Array, "B"]:
+        def decayed(weight: Float[AnyArray, "B"], new: Bool[Array, "B"]) -> Float[Array, "B"]:
             return jnp.where(drafted, _DECAY * weight + new.astype(jnp.float32), weight)
 
         return replace(
@@ -237,6 +240,7 @@ class Agreement:
         )
 
 
+@partial(jax.jit, static_argnames="speculation")
 def run_ahead(speculation: Speculation, agreement: Agreement, written: Int[Array, "*B"]) -> Int[Array, "*B"]:
     """Return how many deferred tokens of each slot may be undecided at a time, for the least expected time.
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from colm_jax.decoding.correction import Trials
 from colm_jax.decoding.speculation import Agreement, Drafts, Speculation
 from colm_jax.decoding.strategies import Strategy
-from colm_jax.models.arrays import pytree
+from colm_jax.models.arrays import AnyArray, pytree
 from colm_jax.models.cache import KVCache
 from colm_jax.models.sampling import SamplingParams
 from colm_jax.settings.generation import Correction, ExpertBatching
@@ -87,16 +87,16 @@ class Graphs:
 @pytree
 @dataclass(frozen=True)
 class SlotRequests:
-    """What the request in each slot asks for; of a single request, without the leading axis."""
+    """What the request in each slot asks for; of a single request, in host memory and without the leading axis."""
 
-    prompt_lengths: Int[Array, "*B"]
-    limits: Int[Array, "*B"]  # sequence length at which it ends
-    thresholds: Float[Array, "*B"]
-    schedules: Int[Array, "*B"]  # index in SCHEDULE_NAMES
-    warmups: Int[Array, "*B"]  # tokens over which the threshold falls to its final value
-    rates: Float[Array, "*B"]  # of strategy `random`
+    prompt_lengths: Int[AnyArray, "*B"]
+    limits: Int[AnyArray, "*B"]  # sequence length at which it ends
+    thresholds: Float[AnyArray, "*B"]
+    schedules: Int[AnyArray, "*B"]  # index in SCHEDULE_NAMES
+    warmups: Int[AnyArray, "*B"]  # tokens over which the threshold falls to its final value
+    rates: Float[AnyArray, "*B"]  # of strategy `random`
     sampling: SamplingParams
-    stop_ids: Int[Array, "*B E"]  # tokens that end the text; -1: none
+    stop_ids: Int[AnyArray, "*B E"]  # tokens that end the text; -1: none
     keys: Array  # [*B] PRNG keys
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from colm_jax.checks import INT32
-from colm_jax.models.arrays import pytree
+from colm_jax.models.arrays import AnyArray, pytree
 from colm_jax.settings.generation import GenerationSettings
 
 # Within the bounds neither a temperature nor its reciprocal is flushed to 0 in float32; beyond them the distribution is
@@ -21,20 +22,20 @@ _COLDEST, _HOTTEST = 1e-37, 1e30
 class SamplingParams:
     """How each slot samples: arrays, so that one compiled program serves all values."""
 
-    temperature: Float[Array, "*B"]  # 0: greedy, and the rest has no effect
-    top_k: Int[Array, "*B"]  # 0: all
-    top_p: Float[Array, "*B"]
-    log_min_p: Float[Array, "*B"]  # -inf: all
+    temperature: Float[AnyArray, "*B"]  # 0: greedy, and the rest has no effect
+    top_k: Int[AnyArray, "*B"]  # 0: all
+    top_p: Float[AnyArray, "*B"]
+    log_min_p: Float[AnyArray, "*B"]  # -inf: all
 
     @classmethod
     def of(cls, settings: GenerationSettings) -> "SamplingParams":
-        """Return the parameters of one request, scalars."""
+        """Return the parameters of one request: arrays without axes, in host memory."""
         temperature = settings.temperature and min(max(settings.temperature, _COLDEST), _HOTTEST)
         return cls(
-            temperature=jnp.float32(temperature),
-            top_k=jnp.int32(min(settings.top_k, INT32)),
-            top_p=jnp.float32(settings.top_p),
-            log_min_p=jnp.float32(math.log(settings.min_p) if settings.min_p else -math.inf),
+            temperature=np.array(temperature, np.float32),
+            top_k=np.array(min(settings.top_k, INT32), np.int32),
+            top_p=np.array(settings.top_p, np.float32),
+            log_min_p=np.array(math.log(settings.min_p) if settings.min_p else -math.inf, np.float32),
         )
 
 

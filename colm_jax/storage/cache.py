@@ -1,4 +1,4 @@
-"""The folder of this machine for copies of objects, for what is made of other files, and for uploads in progress.
+"""The folder of this machine for copies of objects, what is made of other files, compiled programs, and uploads.
 
 It is COLM_CACHE, or ~/.cache/colm_jax.
 """
@@ -11,7 +11,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -83,6 +83,15 @@ def made_once(kind: str, identity: list[str], make: Callable[[Path], None]) -> P
 def is_made(kind: str, folder: Path) -> bool:
     """Return whether a folder is one that `made_once` made, or is within one."""
     return folder.is_relative_to(_folder() / kind)
+
+
+def programs_folder() -> Path | None:
+    """Return the folder in which JAX may keep compiled programs; None where nothing can be written."""
+    with suppress(OSError, UserError):
+        folder = _folder() / "programs"
+        folder.mkdir(exist_ok=True)
+        return folder if os.access(folder, os.W_OK) else None
+    return None
 
 
 @contextmanager

@@ -364,6 +364,7 @@ def test_killed_in_any_stage_it_ends_in_the_same_files(tmp_path, inputs):
     def start(name):
         command = [sys.executable, "-m", "colm_jax.cli.main", *arguments, "--out", str(tmp_path / name)]
         cache = {
+            "JAX_ENABLE_COMPILATION_CACHE": "true",
             "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
