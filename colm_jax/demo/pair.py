@@ -1,4 +1,4 @@
-"""The demo's base and expert, trained from scratch within two minutes on two CPU cores, and its data files.
+"""The demo's base and expert, trained from scratch within minutes on two CPU cores, and its data files.
 
 The base is trained on word problems with random results: it learns to set up a calculation and to repeat its result,
 and that results are digits, but not which. The expert is trained on bare calculations, each after arbitrary tokens, and
