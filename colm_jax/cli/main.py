@@ -89,10 +89,11 @@ def _run(flags: Flags) -> int:
     from colm_jax.parallel import is_first, join, watched
 
     out.check_flags(flags)
-    programs.keep(flags.command)
     several = getattr(flags, "distributed", None) is not None
     if several:
         join(flags.distributed)
+    else:
+        programs.keep(flags.command)
     speaks = not several or is_first()  # asked only then: it starts the devices, and some commands need none
     console.errors.quiet = not speaks
     together = several and jax.process_count() > 1

@@ -1,4 +1,7 @@
-"""Compiled programs, which JAX keeps on disk for later commands: compiling takes longer than much of the work."""
+"""Compiled programs, which JAX keeps on disk for later commands: compiling takes longer than much of the work.
+
+Those of several processes are not kept: each would find others on its own disk, and GPUs tune programs together.
+"""
 
 import os
 
