@@ -55,8 +55,8 @@ from colm_jax.settings.generation import (
 )
 from colm_jax.settings.strategies import STRATEGIES
 
-# Slots are made up to so many times longer than the requests at hand need, where a queued one needs it: another length
-# compiles another loop, which takes longer than reading the longer caches.
+# Slots are made up to so many times longer than the requests at hand need, where a queued one needs more: each length
+# compiles a loop, and for most jobs that takes longer than reading longer caches.
 _GROWTH = 4
 
 
@@ -90,7 +90,7 @@ class Session:
         self.stalled = False  # all that runs waits for experts elsewhere
         self.keeps_caches = False  # while it is idle, too
         self._submitted = 0
-        self._longest = 0  # limit of the requests since the batch was made, those that are queued included
+        self._longest = 0  # limit of the requests since the session was idle, queued and cancelled ones included
         self._shape = BatchShape()
         self._loop: LoopConfig | None = None
         self._state: DecodingState | None = None
@@ -245,8 +245,7 @@ class Session:
         admitted = {slot: self._queue.popleft() for slot in empty}
         requests = [request for _, request in admitted.values()]
         positions = power_of_two(max(map(self._engine.limit, requests)))
-        if (longest := power_of_two(self._longest)) <= _GROWTH * positions:
-            positions = longest
+        positions = min(power_of_two(self._longest), _GROWTH * positions)
         stop_ids = max(len(request.settings.stop_token_ids or ()) for request in requests)
         self._grow(slots, positions, power_of_two(max(stop_ids, 1)))
         for slot, (number, request) in admitted.items():

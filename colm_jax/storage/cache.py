@@ -87,9 +87,9 @@ def is_made(kind: str, folder: Path) -> bool:
 
 def programs_folder() -> Path | None:
     """Return the folder in which JAX may keep compiled programs; None where nothing can be written."""
-    with suppress(OSError, UserError):
+    with suppress(OSError, RuntimeError, UserError):  # RuntimeError: the user has no home
         folder = _folder() / "programs"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)  # what others write there would be run
         return folder if os.access(folder, os.W_OK) else None
     return None
 
