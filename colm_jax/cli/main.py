@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 
 from colm_jax.cli import faults
 from colm_jax.cli.flags import Flags
-from colm_jax.cli.parser import parse
+from colm_jax.cli.parser import FLAGS_ONLY, parse
 from colm_jax.errors import Stopped, UserError
 
 
@@ -46,6 +46,11 @@ def _main(arguments: list[str]) -> int:
     passed_on = rest[1:] if rest[:1] == ["lm_eval"] else []  # another program's flags
     flags = parse(rest[:1] if passed_on else rest)
     _check_paths(flags)
+    if bindings and flags.command in FLAGS_ONLY:
+        raise UserError(
+            f"--gin.{bindings[0]}: would change nothing, as {flags.command} reads no settings; "
+            f"see colm {flags.command} --help"
+        )
     flags.passed_on, flags.gin = passed_on, (files, bindings)
 
     from colm_jax.settings import gin_edge

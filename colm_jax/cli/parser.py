@@ -10,6 +10,8 @@ from colm_jax.cli.commands import GROUPS, SUMMARIES
 from colm_jax.errors import UserError
 
 _GIN = "settings: --gin_file FILE (repeatable) and --gin.NAME=VALUE, e.g. --gin.Training.learning_rate=1e-4"
+# Commands that read no settings. A file of settings may be there for others, but a single one must be a mistake.
+FLAGS_ONLY = ("convert", "demo", "evaluate", "export", "judge", "lm_eval", "push", "score", "show")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,7 +35,7 @@ def main_help() -> str:
     lines += [
         "",
         "`colm COMMAND --help` says more; `colm --version` prints the version.",
-        f"Every command takes {_GIN}.",
+        f"Most commands take {_GIN}.",
     ]
     return "\n".join(lines)
 
@@ -65,7 +67,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"colm {command}",
         description=getattr(module, "DESCRIPTION", SUMMARIES[command]),
-        epilog=f"example: {module.EXAMPLE}\n\n{_GIN}",
+        epilog=f"example: {module.EXAMPLE}" + ("" if command in FLAGS_ONLY else f"\n\n{_GIN}"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_flags(parser)

@@ -1,5 +1,6 @@
 """The contract at the command line: commands, files, and one clear line with exit status 2 for what is wrong."""
 
+import importlib
 import json
 import os
 import signal
@@ -13,8 +14,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from colm_jax import CoLM
-from colm_jax.cli.commands import score
+from colm_jax.cli.commands import SUMMARIES, score
 from colm_jax.cli.main import main
+from colm_jax.cli.parser import FLAGS_ONLY, parser_of
 from colm_jax.objectives import marginal_nll
 from colm_jax.settings.run import STAGES
 from tests.tiny import write_team
@@ -41,6 +43,20 @@ def refused(capsys, *arguments):
     assert len(lines) == 1
     assert "Traceback" not in captured.err
     return lines[0]
+
+
+@pytest.mark.parametrize("command", sorted(SUMMARIES))
+def test_the_help_of_commands_that_read_settings_says_so(command):
+    module = importlib.import_module(f"colm_jax.cli.commands.{command}")
+    reads = "bindings" in Path(module.__file__).read_text(encoding="utf-8") or command == "check"
+    assert reads == (command not in FLAGS_ONLY)
+    assert ("--gin.NAME=VALUE" in parser_of(command).format_help()) == reads
+
+
+@pytest.mark.parametrize("arguments", ["demo", "show RUN", "lm_eval run", "score --model M --data D --out O"])
+def test_a_setting_that_a_command_does_not_read_is_refused(arguments, capsys):
+    line = refused(capsys, *arguments.split(), "--gin.Training.epochs=1")
+    assert "--gin.Training.epochs=1: would change nothing, as" in line
 
 
 def test_generate_writes_the_contract_lines(shared, tmp_path, capsys):
