@@ -28,7 +28,7 @@ if given["jax_compilation_cache_dir"] is not None:
 jax.jit(lambda x: x * 3 + 1)(2.0)
 print(sum(hits))
 """
-_GIVEN = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")  # by whoever runs the tests, or by conftest.py
+_GIVEN = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")  # by the user, or by conftest.py
 _LIMITS = ["0.2", str(2 * 2**30)]  # shortest compilation, most bytes
 
 
